@@ -1,0 +1,21 @@
+"""How good an optimizer is: paired comparison, tuned baselines, recorded results."""
+
+from __future__ import annotations
+
+from l2l_kit.evaluation.compare import Curves, Interval, compare
+from l2l_kit.evaluation.results import machine, read_result, write_result
+from l2l_kit.evaluation.tuning import LEARNING_RATES, Tuning, tune, tuned_baselines, tuning_table
+
+__all__ = [
+    "LEARNING_RATES",
+    "Curves",
+    "Interval",
+    "Tuning",
+    "compare",
+    "machine",
+    "read_result",
+    "tune",
+    "tuned_baselines",
+    "tuning_table",
+    "write_result",
+]

@@ -1,0 +1,187 @@
+"""Paired comparison of optimizers: every one meets the same optimizees, starting points and minibatches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from l2l_kit.errors import UnknownNameError
+from l2l_kit.optimizers import Optimizer
+from l2l_kit.problems import Problem
+from l2l_kit.randomness import generator
+from l2l_kit.tensors import pick_device
+from l2l_kit.training.rollout import rollout
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Statistic = Literal["mean", "median"]
+QUANTILES = (0.1, 0.25, 0.75, 0.9)
+
+
+class Interval(NamedTuple):
+    """An estimate with its bootstrap confidence interval; scalars or one entry per step."""
+
+    value: Tensor
+    low: Tensor
+    high: Tensor
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Losses of several optimizers on the same optimizees.
+
+    Attributes:
+        losses: by optimizer, f(θ(0)) … f(θ(steps)) of every optimizee, shape ``(tasks, steps + 1)``, on the CPU.
+            A run that diverged counts as infinite from there on.
+        problem: configuration of the problem.
+        seed: of the optimizees.
+    """
+
+    losses: dict[str, Tensor]
+    problem: dict[str, Any]
+    seed: int
+
+    @property
+    def steps(self) -> int:
+        """Number of updates that each run took."""
+        return next(iter(self.losses.values())).shape[1] - 1
+
+    @property
+    def tasks(self) -> int:
+        """Number of optimizees."""
+        return len(next(iter(self.losses.values())))
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Losses of one optimizer, ``(tasks, steps + 1)``."""
+        if name not in self.losses:
+            raise UnknownNameError("optimizer in these curves", name, self.losses)
+        return self.losses[name]
+
+    def statistic(self, name: str, statistic: Statistic = "mean") -> Tensor:
+        """Mean or median over the optimizees at each step, shape ``(steps + 1,)``."""
+        return _over_tasks(self[name], statistic)
+
+    def quantiles(self, name: str, at: tuple[float, ...] = QUANTILES) -> Tensor:
+        """Quantiles over the optimizees at each step, shape ``(len(at), steps + 1)``."""
+        return torch.quantile(self[name], torch.tensor(at, dtype=self[name].dtype), dim=0)
+
+    def interval(
+        self,
+        name: str,
+        statistic: Statistic = "mean",
+        *,
+        over: str | None = None,
+        level: float = 0.95,
+        resamples: int = 1000,
+    ) -> Interval:
+        """A statistic at each step with its confidence interval, by bootstrap over the optimizees.
+
+        Args:
+            name: the optimizer.
+            statistic: "mean" or "median".
+            over: divide by the same statistic of this optimizer, on the same resampled optimizees (a paired ratio).
+            level: coverage of the interval.
+            resamples: number of bootstrap samples.
+
+        Returns:
+            Value, lower and upper bound, each of shape ``(steps + 1,)``.
+        """
+        draws = torch.randint(self.tasks, (resamples, self.tasks), generator=generator(self.seed, "bootstrap"))
+        value = self.statistic(name, statistic)
+        samples = _resampled(self[name], statistic, draws)
+        if over is not None:
+            value = value / self.statistic(over, statistic)
+            samples = samples / _resampled(self[over], statistic, draws)
+        tail = (1 - level) / 2
+        bounds = torch.quantile(samples, torch.tensor([tail, 1 - tail], dtype=samples.dtype), dim=0)
+        return Interval(value, bounds[0], bounds[1])
+
+    def to_frame(self) -> pd.DataFrame:
+        """A tidy table, one row per optimizer and step: mean, median and quantiles over the optimizees."""
+        import pandas as pd
+
+        frames = []
+        for name in self.losses:
+            columns = {"optimizer": name, "step": range(self.steps + 1)}
+            columns |= {kind: self.statistic(name, kind).numpy() for kind in ("mean", "median")}
+            rows = self.quantiles(name).numpy()
+            columns |= {f"q{round(100 * at)}": row for at, row in zip(QUANTILES, rows, strict=True)}
+            frames.append(pd.DataFrame(columns))
+        return pd.concat(frames, ignore_index=True)
+
+    def at_step(self, step: int) -> pd.DataFrame:
+        """The rows of `to_frame` at one step, indexed by optimizer.
+
+        Raises:
+            ValueError: if the runs did not go that far.
+        """
+        if not 0 <= step <= self.steps:
+            raise ValueError(f"step {step} is outside these curves, which go from 0 to {self.steps}.")
+        frame = self.to_frame()
+        return frame[frame["step"] == step].drop(columns="step").set_index("optimizer")
+
+
+def _over_tasks(losses: Tensor, statistic: Statistic) -> Tensor:
+    if statistic == "mean":
+        return losses.mean(dim=0)
+    if statistic == "median":
+        return torch.quantile(losses, 0.5, dim=0)
+    raise UnknownNameError("statistic", statistic, ("mean", "median"))
+
+
+def _resampled(losses: Tensor, statistic: Statistic, draws: Tensor) -> Tensor:
+    """The statistic of each resample, ``(resamples, steps + 1)``; draws are task indices ``(resamples, tasks)``."""
+    if statistic == "mean":
+        weights = torch.zeros(draws.shape, dtype=losses.dtype)
+        weights.scatter_add_(1, draws, torch.ones_like(weights))
+        return weights @ losses / len(losses)
+    # A median of a resample is that of its ranks, which are small integers and sorted once.
+    ordered, order = losses.sort(dim=0)
+    ranks = order.argsort(dim=0)
+    middle = (len(losses) - 1) // 2, len(losses) // 2
+    columns = []
+    for step in range(losses.shape[1]):
+        drawn = ranks[draws, step].sort(dim=1).values
+        columns.append(ordered[drawn[:, middle], step].mean(dim=1))
+    return torch.stack(columns, dim=1)
+
+
+def compare(
+    optimizers: Mapping[str, Optimizer[Any]],
+    problem: Problem,
+    *,
+    steps: int = 100,
+    tasks: int = 256,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+) -> Curves:
+    """Run optimizers, learned or not, on the same freshly drawn optimizees.
+
+    Args:
+        optimizers: by the name under which figures and tables show them.
+        problem: where the optimizees come from; the draws are other ones than in meta-training and tuning.
+        steps: updates per run.
+        tasks: number of optimizees.
+        seed: of the optimizees.
+        device: None for the best there is.
+
+    Raises:
+        ValueError: if there is nothing to compare, or `steps` or `tasks` is below 1.
+    """
+    if not optimizers:
+        raise ValueError("compare: no optimizers given.")
+    if steps < 1 or tasks < 1:
+        raise ValueError(f"compare: steps and tasks must be at least 1, got steps={steps!r}, tasks={tasks!r}.")
+    chosen = pick_device(device)
+    losses = {}
+    for name, optimizer in optimizers.items():
+        if isinstance(optimizer, torch.nn.Module):
+            optimizer.to(chosen)
+        optimizees = problem.sample(tasks, generator(seed, "test"), chosen)
+        losses[name] = rollout(optimizer, optimizees, steps).cpu().nan_to_num(nan=torch.inf)
+    return Curves(losses, problem.config(), seed)

@@ -1,0 +1,44 @@
+"""Who optimizes: the LSTM optimizer, and the hand-designed baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from l2l_kit.errors import UnknownNameError
+from l2l_kit.optimizers.base import Optimizer
+from l2l_kit.optimizers.baselines import BASELINES, Baseline, baseline
+from l2l_kit.optimizers.lstm import LSTMOptimizer, LSTMState
+from l2l_kit.optimizers.preprocessing import Identity, LogSign, Preprocessing, Scale
+from l2l_kit.optimizers.tape import LSTMTape
+
+__all__ = [
+    "BASELINES",
+    "Baseline",
+    "Identity",
+    "LSTMOptimizer",
+    "LSTMState",
+    "LSTMTape",
+    "LogSign",
+    "Optimizer",
+    "Preprocessing",
+    "Scale",
+    "baseline",
+    "make",
+]
+
+_LEARNED: dict[str, type[LSTMOptimizer]] = {LSTMOptimizer.kind: LSTMOptimizer}
+
+
+def make(config: Mapping[str, Any]) -> LSTMOptimizer:
+    """Build a learned optimizer, with its initial weights, from its configuration; inverse of `LSTMOptimizer.config`.
+
+    Raises:
+        UnknownNameError: if there is no learned optimizer of that kind; the message offers the nearest one.
+        TypeError: if it takes no such argument.
+    """
+    arguments = dict(config)
+    kind = arguments.pop("kind", LSTMOptimizer.kind)
+    if kind not in _LEARNED:
+        raise UnknownNameError("kind of learned optimizer", kind, _LEARNED)
+    return _LEARNED[kind](**arguments)

@@ -1,0 +1,70 @@
+"""The hand-designed optimizers of the paper's figures: torch.optim's own classes behind the kit's contract."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from l2l_kit.errors import UnknownNameError
+from l2l_kit.tensors import Tensors
+
+# Torch7's defaults, which the paper keeps (section 3): momentum 0.9, Adam 0.9/0.999/1e-8, RMSprop 0.99/1e-8.
+_TORCH_OPTIMIZERS = {
+    "sgd": partial(torch.optim.SGD),
+    "nag": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+    "rmsprop": partial(torch.optim.RMSprop, alpha=0.99, eps=1e-8),
+    "adam": partial(torch.optim.Adam, betas=(0.9, 0.999), eps=1e-8),
+}
+
+BASELINES: dict[str, str] = {"sgd": "SGD", "nag": "NAG", "rmsprop": "RMSprop", "adam": "Adam"}
+"""Names of the baselines, and how figures and tables write them."""
+
+
+@dataclass
+class BaselineState:
+    """A torch optimizer and the tensors that it moves."""
+
+    torch_optimizer: torch.optim.Optimizer
+    moved: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One of `BASELINES` with its learning rate. All of them are coordinatewise: on a batch, each optimizee is on its own."""
+
+    name: str
+    lr: float
+
+    def __post_init__(self) -> None:
+        if self.name not in _TORCH_OPTIMIZERS:
+            raise UnknownNameError("baseline", self.name, _TORCH_OPTIMIZERS)
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ValueError(f"baseline {self.name!r}: lr must be a positive number, got {self.lr!r}.")
+
+    def init(self, params: Tensors) -> BaselineState:
+        moved = {name: torch.zeros_like(tensor) for name, tensor in params.items()}
+        return BaselineState(_TORCH_OPTIMIZERS[self.name](moved.values(), lr=self.lr), moved)
+
+    @torch.no_grad()
+    def update(self, gradients: Tensors, state: BaselineState) -> tuple[Tensors, BaselineState]:
+        # None of these rules looks at the parameters, so the optimizer may move tensors that are zero: where they
+        # end up is the update itself.
+        for name, tensor in state.moved.items():
+            tensor.zero_()
+            tensor.grad = gradients[name]
+        state.torch_optimizer.step()
+        return {name: tensor.clone() for name, tensor in state.moved.items()}, state
+
+
+def baseline(name: str, lr: float) -> Baseline:
+    """A baseline by name ("sgd", "nag", "rmsprop" or "adam", in any case) and learning rate.
+
+    Raises:
+        UnknownNameError: for an unknown name; the message offers the nearest one.
+        ValueError: if the learning rate is not a positive number.
+    """
+    return Baseline(name.lower(), lr)

@@ -1,0 +1,28 @@
+"""What is optimized: one file per family of problems."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from l2l_kit.errors import UnknownNameError
+from l2l_kit.problems.base import Optimizees, Problem
+from l2l_kit.problems.quadratics import QuadraticOptimizees, Quadratics
+
+__all__ = ["Optimizees", "Problem", "QuadraticOptimizees", "Quadratics", "make"]
+
+_PROBLEMS: dict[str, type[Problem]] = {Quadratics.name: Quadratics}
+
+
+def make(config: Mapping[str, Any]) -> Problem:
+    """Build a problem from its configuration, ``{"name": "quadratics", "dim": 10}``; inverse of `Problem.config`.
+
+    Raises:
+        UnknownNameError: if no problem has that name; the message offers the nearest one.
+        TypeError: if the problem has no such field.
+    """
+    fields = dict(config)
+    name = fields.pop("name", None)
+    if name not in _PROBLEMS:
+        raise UnknownNameError("problem", name, _PROBLEMS)
+    return _PROBLEMS[name](**fields)

@@ -1,0 +1,54 @@
+"""What a problem is: a distribution over optimizees, sampled as batches of independent functions to minimize."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from l2l_kit.tensors import Layout, Tensors
+
+
+class Optimizees(ABC):
+    """A batch of ``n`` independent functions, each with a starting point of its own."""
+
+    @property
+    @abstractmethod
+    def start(self) -> Tensors:
+        """Starting points θ₀: named tensors of shape ``(n, *shape)``."""
+
+    @abstractmethod
+    def losses(self, params: Tensors, step: int) -> Tensor:
+        """Each optimizee's loss f(θ) at its own parameters, shape ``(n,)``, differentiable by autograd.
+
+        Args:
+            params: named tensors of shape ``(n, *shape)``.
+            step: which step of the run this is; optimizees on minibatches draw the batch of that step.
+        """
+
+    def losses_and_gradients(self, rows: Tensor, layout: Layout, step: int) -> tuple[Tensor, Tensor]:
+        """Losses ``(n,)`` and gradients ``(n, coordinates)`` at parameters ``(n, coordinates)``, both detached.
+
+        The optimizees are independent, so the gradient of the summed losses is every optimizee's own gradient.
+        """
+        with torch.enable_grad():
+            point = rows.detach().requires_grad_()
+            losses = self.losses(layout.unravel(point), step)
+            (gradients,) = torch.autograd.grad(losses.sum(), point)
+        return losses.detach(), gradients
+
+
+class Problem(ABC):
+    """A distribution over optimizees. Subclasses are frozen dataclasses: their fields are the whole configuration."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def sample(self, n: int, generator: torch.Generator, device: torch.device | None = None) -> Optimizees:
+        """Draw ``n`` optimizees from `generator` (a CPU generator) and put them on `device` (None: the CPU)."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """What `problems.make` needs to build this problem again: ``{"name": ..., field: value, ...}``."""

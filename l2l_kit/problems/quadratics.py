@@ -1,0 +1,67 @@
+"""Random quadratics (section 3.1 of the paper): the smallest problem on which learning to learn can be watched."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from l2l_kit.problems.base import Optimizees, Problem
+from l2l_kit.tensors import Tensors
+
+
+@dataclass(frozen=True)
+class QuadraticOptimizees(Optimizees):
+    """``n`` functions f(θ) = ‖Wθ − y‖² with their starting points.
+
+    Attributes:
+        W: shape ``(n, dim, dim)``.
+        y: shape ``(n, dim)``.
+        theta: starting points, shape ``(n, dim)``.
+    """
+
+    W: Tensor
+    y: Tensor
+    theta: Tensor
+
+    @property
+    def start(self) -> Tensors:
+        return {"theta": self.theta}
+
+    def losses(self, params: Tensors, step: int = 0) -> Tensor:
+        residual = torch.baddbmm(-self.y[:, :, None], self.W, params["theta"][:, :, None])
+        return residual.square().sum(dim=(1, 2))
+
+
+@dataclass(frozen=True)
+class Quadratics(Problem):
+    """f(θ) = ‖Wθ − y‖² with W, y and θ₀ drawn from a standard Gaussian (section 3.1).
+
+    The mean over functions is ruled by the rare W that are nearly singular: look at medians and quantiles beside it.
+
+    Args:
+        dim: number of parameters; the paper uses 10.
+    """
+
+    name: ClassVar[str] = "quadratics"
+
+    dim: int = 10
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.dim, int) or self.dim < 1:
+            raise ValueError(f"Quadratics: dim must be a whole number of at least 1, got {self.dim!r}.")
+
+    def sample(
+        self, n: int, generator: torch.Generator, device: torch.device | None = None
+    ) -> QuadraticOptimizees:
+        def gaussian(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator).to(device)
+
+        return QuadraticOptimizees(
+            W=gaussian(n, self.dim, self.dim), y=gaussian(n, self.dim), theta=gaussian(n, self.dim)
+        )
+
+    def config(self) -> dict[str, Any]:
+        return {"name": self.name, **asdict(self)}

@@ -1,0 +1,67 @@
+"""Named tensors: the currency between problems and optimizers.
+
+A batch of ``n`` optimizees is a dict of tensors whose first axis has length ``n``. An optimizer that works on every
+coordinate alike sees the same numbers as one row per optimizee, ``(n, coordinates)``; `ravel` and `Layout.unravel`
+go from one view to the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and shapes of one optimizee's parameters, in the order in which `ravel` lays them out."""
+
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Layout:
+        """The layout of a batch of tensors of shape ``(n, *shape)``."""
+        return cls(tuple((name, tuple(tensor.shape[1:])) for name, tensor in tensors.items()))
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of coordinates of each tensor, per optimizee."""
+        return [math.prod(shape) for _, shape in self.shapes]
+
+    def unravel(self, rows: Tensor) -> Tensors:
+        """Rows of shape ``(n, coordinates)`` as named tensors of shape ``(n, *shape)``; views, where torch can."""
+        pieces = rows.split(self.sizes, dim=1)
+        return {
+            name: piece.reshape(len(rows), *shape)
+            for (name, shape), piece in zip(self.shapes, pieces, strict=True)
+        }
+
+
+def ravel(tensors: Mapping[str, Tensor]) -> Tensor:
+    """Named tensors of shape ``(n, *shape)`` as one row per optimizee, ``(n, coordinates)``."""
+    rows = [tensor.flatten(1) if tensor.dim() > 1 else tensor[:, None] for tensor in tensors.values()]
+    return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
+
+
+def to_device(tensors: Mapping[str, Tensor], device: torch.device) -> Tensors:
+    """The same named tensors on `device`."""
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def pick_device(device: str | torch.device | None = None) -> torch.device:
+    """The device asked for, or with ``None`` the best there is: "cuda", else "cpu".
+
+    Raises:
+        ValueError: if "cuda" is asked for and torch sees no GPU.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f'device {str(device)!r} was asked for, but torch sees no GPU. Use device="cpu" or None.')
+    return chosen

@@ -1,0 +1,35 @@
+"""How an optimizer is learned: unrolling, meta-gradients, the meta-training loop, recipes and search."""
+
+from __future__ import annotations
+
+from l2l_kit.training.meta_training import (
+    EpochRecord,
+    History,
+    MetaTrainer,
+    MetaTraining,
+    Progress,
+    meta_train,
+)
+from l2l_kit.training.recipes import Recipe, Search, read_recipes
+from l2l_kit.training.rollout import rollout, trace
+from l2l_kit.training.search import search_meta_lr
+from l2l_kit.training.unroll import AutogradUnroller, ReplayUnroller, Unroller, Window
+
+__all__ = [
+    "AutogradUnroller",
+    "EpochRecord",
+    "History",
+    "MetaTrainer",
+    "MetaTraining",
+    "Progress",
+    "Recipe",
+    "ReplayUnroller",
+    "Search",
+    "Unroller",
+    "Window",
+    "meta_train",
+    "read_recipes",
+    "rollout",
+    "search_meta_lr",
+    "trace",
+]

@@ -1,0 +1,420 @@
+"""The meta-training loop: how a learned optimizer is learned (section 3 of the paper)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Generator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from l2l_kit.errors import MetaTrainingDivergedError, UnknownNameError, WeightsFileError
+from l2l_kit.optimizers import LSTMOptimizer
+from l2l_kit.problems import Problem
+from l2l_kit.randomness import generator
+from l2l_kit.storage import load_weights, read_tensors, write_tensors
+from l2l_kit.tensors import pick_device
+from l2l_kit.training.rollout import rollout
+from l2l_kit.training.unroll import AutogradUnroller, ReplayUnroller, Unroller
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CHECKPOINT_VERSION = 1
+Schedule = Literal["constant", "cosine"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaTraining:
+    """The settings of a meta-training run. Together with problem, optimizer and machine they determine every bit of it.
+
+    Args:
+        horizon: steps that the optimizees are run for, T in equation 3.
+        unroll: steps that are backpropagated through at once; each window ends in one meta-update. Where the horizon
+            is not a multiple of it, the last window is shorter.
+        epochs: how often the optimizer is validated; the best one by final validation loss is kept.
+        episodes_per_epoch: batches of optimizees between two validations.
+        batch_size: optimizees per batch; the meta-gradient is their mean.
+        meta_lr: learning rate of Adam, the meta-optimizer.
+        schedule: "constant", or "cosine": annealed from `meta_lr` to a hundredth of it over the run.
+        clip_norm: the meta-gradient's norm is clipped to this, so that the steep first window of an episode does not
+            drown the later ones; None for no clipping.
+        validation_tasks: optimizees to validate on: the same ones after each epoch, never trained on.
+        second_derivatives: keep the gradients along the dashed edges of figure 2.
+        seed: of all draws.
+
+    Raises:
+        ValueError: where a setting makes no sense, such as an unroll that is longer than the horizon.
+    """
+
+    horizon: int = 100
+    unroll: int = 20
+    epochs: int = 50
+    episodes_per_epoch: int = 20
+    batch_size: int = 128
+    meta_lr: float = 0.003
+    schedule: Schedule = "cosine"
+    clip_norm: float | None = 1.0
+    validation_tasks: int = 256
+    second_derivatives: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("horizon", "unroll", "epochs", "episodes_per_epoch", "batch_size", "validation_tasks"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"meta-training: {name} must be a whole number of at least 1, got {value!r}.")
+        if self.unroll > self.horizon:
+            raise ValueError(
+                f"meta-training: unroll {self.unroll} is longer than the horizon {self.horizon}; "
+                f"choose an unroll of at most {self.horizon}."
+            )
+        for name in ("meta_lr", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"meta-training: {name} must be a positive number, got {value!r}.")
+        if self.schedule not in ("constant", "cosine"):
+            raise ValueError(f'meta-training: schedule must be "constant" or "cosine", got {self.schedule!r}.')
+
+    @property
+    def episodes(self) -> int:
+        """Batches of optimizees in the whole run."""
+        return self.epochs * self.episodes_per_epoch
+
+    @property
+    def windows(self) -> list[int]:
+        """Lengths of the windows into which the horizon is cut."""
+        whole, rest = divmod(self.horizon, self.unroll)
+        return [self.unroll] * whole + [rest] * (rest > 0)
+
+    def meta_lr_at(self, episode: int) -> float:
+        """The meta-learning rate in an episode, counted from 0."""
+        if self.schedule == "constant":
+            return self.meta_lr
+        return self.meta_lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * episode / self.episodes)))
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One line of a `History`. Epoch 0 is the optimizer before any training.
+
+    Attributes:
+        epoch: number of the epoch.
+        training_loss: f(θ(t)), averaged over steps, optimizees and episodes; NaN in epoch 0.
+        validation_loss: f(θ(horizon)), averaged over the validation optimizees.
+        seconds: meta-training time up to here.
+    """
+
+    epoch: int
+    training_loss: float
+    validation_loss: float
+    seconds: float
+
+
+@dataclass
+class History:
+    """What happened in a meta-training run.
+
+    Attributes:
+        problem: configuration of the problem.
+        settings: of the run.
+        device: what it ran on.
+        records: one per epoch.
+        stopped: how it ended.
+    """
+
+    problem: dict[str, Any]
+    settings: MetaTraining
+    device: str
+    records: list[EpochRecord]
+    stopped: Literal["running", "finished", "cancelled"] = "running"
+
+    @property
+    def best(self) -> EpochRecord:
+        """The record of the epoch whose optimizer was kept."""
+        return min(self.records, key=lambda record: _nan_last(record.validation_loss))
+
+    def about(self) -> dict[str, Any]:
+        """The run in a few words, for the card of the optimizer that came out of it."""
+        settings, last = self.settings, self.records[-1]
+        return {
+            "problem": self.problem,
+            "training": asdict(settings),
+            "trained": {
+                "episodes": last.epoch * settings.episodes_per_epoch,
+                "meta_updates": last.epoch * settings.episodes_per_epoch * len(settings.windows),
+                "seconds": round(last.seconds),
+                "device": self.device,
+                "best_epoch": self.best.epoch,
+                "validation_loss": self.best.validation_loss,
+                "stopped": self.stopped,
+            },
+        }
+
+    def to_frame(self) -> pd.DataFrame:
+        """The records as a table, a row per epoch."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(record) for record in self.records]).set_index("epoch")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands; one comes after each episode and one after each validation.
+
+    Attributes:
+        epoch: the epoch under way, from 0.
+        epochs: how many there will be.
+        episode: episodes done.
+        episodes: how many there will be.
+        training_loss: mean f(θ(t)) over the steps and optimizees of the last episode; NaN before the first.
+        validation_losses: after an epoch, f(θ(0)) … f(θ(horizon)) of the validation optimizees, shape
+            ``(validation_tasks, horizon + 1)``; None between epochs.
+        best_validation_loss: final validation loss of the best optimizer so far.
+        seconds: meta-training time so far.
+    """
+
+    epoch: int
+    epochs: int
+    episode: int
+    episodes: int
+    training_loss: float
+    validation_losses: Tensor | None
+    best_validation_loss: float
+    seconds: float
+
+
+class MetaTrainer:
+    """Meta-trains an optimizer as a generator of `Progress`, for live plots, cancelling and headless runs alike.
+
+    Iterate over `run`; to cancel, stop iterating and close the generator. However it ends, the optimizer then holds the
+    weights with the best validation loss, and `history` tells the rest.
+
+    Args:
+        optimizer: is trained in place.
+        problem: where the optimizees come from.
+        settings: how.
+        checkpoint: file in which the run is saved after each epoch. If it exists the run continues from it, with the
+            same bits as if it had never stopped.
+        device: None for the best there is.
+
+    Raises:
+        WeightsFileError: if the checkpoint cannot be read or belongs to another run.
+    """
+
+    def __init__(
+        self,
+        optimizer: LSTMOptimizer,
+        problem: Problem,
+        settings: MetaTraining | None = None,
+        *,
+        checkpoint: str | Path | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        self.device = pick_device(device)
+        self.optimizer = optimizer.to(self.device)
+        self.problem = problem
+        self.settings = settings or MetaTraining()
+        self.history = History(problem.config(), self.settings, str(self.device), [])
+        self._checkpoint = None if checkpoint is None else Path(checkpoint)
+        self._meta_optimizer = torch.optim.Adam(optimizer.parameters(), lr=self.settings.meta_lr)
+        self._best = self._weights()
+        self._earlier_seconds = 0.0
+        self._started = time.monotonic()
+        if self._checkpoint is not None and self._checkpoint.exists():
+            self._resume(self._checkpoint)
+
+    @property
+    def seconds(self) -> float:
+        """Meta-training time so far, that of earlier sessions included."""
+        return self._earlier_seconds + time.monotonic() - self._started
+
+    def run(self) -> Generator[Progress]:
+        """Train, one `Progress` at a time.
+
+        Raises:
+            MetaTrainingDivergedError: if a loss or meta-gradient becomes NaN or infinite. The optimizer then holds
+                the best weights so far, and the checkpoint the last good epoch.
+        """
+        settings = self.settings
+        unroller: Unroller
+        if settings.second_derivatives:
+            unroller = AutogradUnroller(self.optimizer, second_derivatives=True)
+        else:
+            unroller = ReplayUnroller(self.optimizer)
+        self._started = time.monotonic()
+        self.history.stopped = "running"
+        validation = self.problem.sample(
+            settings.validation_tasks, generator(settings.seed, "validation"), self.device
+        )
+        try:
+            if not self.history.records:
+                yield self._validate(0, math.nan, rollout(self.optimizer, validation, settings.horizon))
+            for epoch in range(len(self.history.records), settings.epochs + 1):
+                total = 0.0
+                for number in range(settings.episodes_per_epoch):
+                    episode = (epoch - 1) * settings.episodes_per_epoch + number
+                    try:
+                        loss = self._episode(unroller, episode)
+                    except MetaTrainingDivergedError as error:
+                        raise MetaTrainingDivergedError(
+                            f"{error} of episode {episode} (epoch {epoch}, meta_lr {settings.meta_lr:g}). The optimizer "
+                            f"now holds the best weights so far, those of epoch {self.history.best.epoch} (validation "
+                            f"loss {self.history.best.validation_loss:.4g}). A lower meta_lr usually helps."
+                        ) from error
+                    total += loss
+                    yield self._progress(epoch, episode + 1, loss, None)
+                mean = total / settings.episodes_per_epoch
+                yield self._validate(epoch, mean, rollout(self.optimizer, validation, settings.horizon))
+            self.history.stopped = "finished"
+        finally:
+            if self.history.stopped == "running":
+                self.history.stopped = "cancelled"
+            self.optimizer.load_state_dict(self._best)
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def _episode(self, unroller: Unroller, episode: int) -> float:
+        """One batch of optimizees over the horizon; returns the mean loss along it."""
+        settings = self.settings
+        optimizees = self.problem.sample(
+            settings.batch_size, generator(settings.seed, "meta-train", episode), self.device
+        )
+        for group in self._meta_optimizer.param_groups:
+            group["lr"] = settings.meta_lr_at(episode)
+        unroller.begin(optimizees)
+        total, step = 0.0, 0
+        for unroll in settings.windows:
+            window = unroller.advance(unroll)
+            step += unroll
+            for name, weight in self.optimizer.named_parameters():
+                weight.grad = window.meta_gradient[name]
+            norm = torch.nn.utils.clip_grad_norm_(
+                self.optimizer.parameters(), settings.clip_norm or math.inf
+            )
+            if not norm.isfinite():
+                raise MetaTrainingDivergedError(f"the meta-gradient became {norm.item()} at step {step}")
+            self._meta_optimizer.step()
+            total += window.losses.mean(dim=1).sum().item()
+        return total / settings.horizon
+
+    def _validate(self, epoch: int, training_loss: float, losses: Tensor) -> Progress:
+        """Book the end of an epoch: record, keep if best, save."""
+        final = losses[:, -1].mean().item()
+        best = min((record.validation_loss for record in self.history.records), key=_nan_last, default=math.nan)
+        self.history.records.append(EpochRecord(epoch, training_loss, final, self.seconds))
+        if _nan_last(final) < _nan_last(best):
+            self._best = self._weights()
+        if self._checkpoint is not None:
+            self._save(self._checkpoint)
+        return self._progress(epoch, epoch * self.settings.episodes_per_epoch, training_loss, losses)
+
+    def _progress(self, epoch: int, episode: int, training_loss: float, losses: Tensor | None) -> Progress:
+        settings = self.settings
+        best = self.history.best.validation_loss
+        return Progress(
+            epoch, settings.epochs, episode, settings.episodes, training_loss, losses, best, self.seconds
+        )
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self.optimizer.state_dict().items()}
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a checkpoint to be continued."""
+        return {
+            "optimizer": self.optimizer.config(),
+            "problem": self.problem.config(),
+            "settings": asdict(self.settings),
+        }
+
+    def _save(self, path: Path) -> None:
+        tensors = {f"weights.{name}": tensor for name, tensor in self._weights().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self._best.items()}
+        for index, state in self._meta_optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{index}.{name}": tensor for name, tensor in state.items()}
+        records = [asdict(record) for record in self.history.records]
+        write_tensors(path, tensors, {**self._identity(), "history": records}, CHECKPOINT_VERSION)
+
+    def _resume(self, path: Path) -> None:
+        tensors, about = read_tensors(path, CHECKPOINT_VERSION)
+        for part, mine in self._identity().items():
+            theirs = about.get(part, {})
+            differing = sorted(key for key in mine | theirs if mine.get(key) != theirs.get(key))
+            if differing:
+                listed = ", ".join(f"{key} {theirs.get(key)!r} (now {mine.get(key)!r})" for key in differing)
+                raise WeightsFileError(
+                    f"{path}: a checkpoint of another run, whose {part} had {listed}. Continue it with those, or name "
+                    "another file, or delete this one to start anew."
+                )
+        self._best = _with_prefix(tensors, "best.")
+        load_weights(self.optimizer, self._best, f"{path} (best weights)")
+        load_weights(self.optimizer, _with_prefix(tensors, "weights."), str(path))
+        adam = self._meta_optimizer.state_dict()
+        for index in adam["param_groups"][0]["params"]:
+            if state := _with_prefix(tensors, f"adam.{index}."):
+                adam["state"][index] = state
+        self._meta_optimizer.load_state_dict(adam)
+        self.history.records = [EpochRecord(**record) for record in about["history"]]
+        self._earlier_seconds = self.history.records[-1].seconds
+
+
+def _nan_last(loss: float) -> float:
+    return math.inf if math.isnan(loss) else loss
+
+
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def meta_train(
+    optimizer: LSTMOptimizer,
+    problem: Problem,
+    *,
+    checkpoint: str | Path | None = None,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> History:
+    """Meta-train an optimizer in place, with a progress bar; afterwards it holds the best weights by validation.
+
+    Interrupting it (Ctrl-C, or "stop" in a notebook) ends the training and keeps the best weights so far.
+
+    Args:
+        optimizer: is trained in place.
+        problem: where the optimizees come from.
+        checkpoint: as in `MetaTrainer`.
+        device: as in `MetaTrainer`.
+        progress: show a progress bar.
+        settings: the fields of `MetaTraining`: horizon, unroll, epochs, meta_lr, seed and the rest.
+
+    Returns:
+        A record per epoch, and how the run ended.
+
+    Raises:
+        ValueError: for settings that make no sense.
+        WeightsFileError: if the checkpoint cannot be read or belongs to another run.
+        MetaTrainingDivergedError: if a loss or meta-gradient becomes NaN or infinite.
+    """
+    known = [field.name for field in fields(MetaTraining)]
+    for name in settings:
+        if name not in known:
+            raise UnknownNameError("meta-training setting", name, known)
+    trainer = MetaTrainer(
+        optimizer, problem, MetaTraining(**settings), checkpoint=checkpoint, device=device
+    )
+    done = (len(trainer.history.records) - 1) * trainer.settings.episodes_per_epoch
+    events = trainer.run()
+    with tqdm(total=trainer.settings.episodes, initial=max(done, 0), unit="episode", disable=not progress) as bar:
+        try:
+            for event in events:
+                bar.update(event.episode - bar.n)
+                bar.set_postfix(
+                    loss=f"{event.training_loss:.3g}", validation=f"{event.best_validation_loss:.3g}", refresh=False
+                )
+        except KeyboardInterrupt:
+            events.close()
+    return trainer.history

@@ -1,0 +1,127 @@
+"""Recipes: files that say how a pretrained optimizer was made, so that one command makes it again.
+
+A recipe is a TOML file with the sections ``[problem]``, ``[optimizer]`` and ``[training]`` (the arguments of
+`problems.make`, `optimizers.make` and `MetaTraining`), and optionally ``[search]`` (how the meta-learning rate is
+searched) and ``[grid]``: lists of values, such as ``"training.unroll" = [1, 20]``, that turn it into a family.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from l2l_kit import optimizers, problems
+from l2l_kit.errors import UnknownNameError
+from l2l_kit.optimizers import LSTMOptimizer
+from l2l_kit.paths import RECIPES
+from l2l_kit.problems import Problem
+from l2l_kit.training.meta_training import MetaTraining
+
+
+@dataclass(frozen=True)
+class Search:
+    """Random search of the meta-learning rate, as in the paper: short runs, the best final validation loss wins.
+
+    Attributes:
+        trials: number of runs.
+        epochs: length of each.
+        meta_lr: bounds between which its logarithm is drawn uniformly.
+    """
+
+    trials: int
+    epochs: int
+    meta_lr: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        low, high = self.meta_lr
+        if self.trials < 1 or self.epochs < 1 or not 0 < low <= high:
+            raise ValueError(f"search: trials and epochs must be at least 1 and 0 < low <= high, got {self}.")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one pretrained optimizer is made."""
+
+    name: str
+    problem: Mapping[str, Any]
+    optimizer: Mapping[str, Any]
+    training: MetaTraining
+    search: Search | None = None
+
+    def make_problem(self) -> Problem:
+        """The problem that the optimizer is trained on."""
+        return problems.make(self.problem)
+
+    def make_optimizer(self) -> LSTMOptimizer:
+        """The optimizer with its initial weights."""
+        return optimizers.make(self.optimizer)
+
+
+_SECTIONS = ("name", "problem", "optimizer", "training", "search", "grid")
+
+
+def read_recipes(name_or_path: str | Path) -> list[Recipe]:
+    """The recipes in a file: one, or the whole family where it has a grid.
+
+    Args:
+        name_or_path: a recipe of data/recipes by name, or a path to a TOML file.
+
+    Raises:
+        UnknownNameError: if there is no such recipe; the message offers the nearest one.
+        ValueError: if the file is no valid recipe; the message says which part is wrong.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = RECIPES / f"{name_or_path}.toml"
+    if not path.is_file():
+        raise UnknownNameError("recipe", str(name_or_path), (known.stem for known in RECIPES.glob("*.toml")))
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        for section in content:
+            if section not in _SECTIONS:
+                raise UnknownNameError("section", section, _SECTIONS)
+        return [_recipe(member, path.stem) for member in _members(content)]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: not a valid recipe: {error}") from error
+
+
+def _members(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """The recipe once for each combination of the grid's values, with the name's placeholders filled in."""
+    grid = content.pop("grid", {})
+    members = []
+    for values in itertools.product(*grid.values()):
+        member = deepcopy(content)
+        chosen = {}
+        for key, value in zip(grid, values, strict=True):
+            section, _, field = key.partition(".")
+            member[section][field] = chosen[field] = value
+        if chosen:
+            member["name"] = member["name"].format(**chosen)
+        members.append(member)
+    return members
+
+
+def _recipe(content: dict[str, Any], default_name: str) -> Recipe:
+    known = [field.name for field in fields(MetaTraining)]
+    for setting in content["training"]:
+        if setting not in known:
+            raise UnknownNameError("training setting", setting, known)
+    search = content.get("search")
+    if search is not None:
+        low, high = search["meta_lr"]
+        search = Search(search["trials"], search["epochs"], (low, high))
+    recipe = Recipe(
+        content.get("name", default_name),
+        content["problem"],
+        content["optimizer"],
+        MetaTraining(**content["training"]),
+        search,
+    )
+    recipe.make_problem()
+    recipe.make_optimizer()
+    return recipe

@@ -1,0 +1,35 @@
+"""Running a frozen optimizer, learned or not, on a batch of optimizees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2l_kit.optimizers import Optimizer
+from l2l_kit.problems import Optimizees
+from l2l_kit.tensors import Layout, ravel
+
+
+def trace(optimizer: Optimizer[Any], optimizees: Optimizees, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Follow the optimizees from their starting points: yields θ(t) and f(θ(t)) for t = 0 … `steps`.
+
+    Yields:
+        Parameters ``(n, coordinates)`` and losses ``(n,)``.
+    """
+    start = optimizees.start
+    layout, rows = Layout.of(start), ravel(start)
+    state = optimizer.init(start)
+    for step in range(steps + 1):
+        losses, gradients = optimizees.losses_and_gradients(rows, layout, step)
+        yield rows, losses
+        if step < steps:
+            updates, state = optimizer.update(layout.unravel(gradients), state)
+            rows = rows + ravel(updates)
+
+
+def rollout(optimizer: Optimizer[Any], optimizees: Optimizees, steps: int) -> Tensor:
+    """Losses f(θ(0)) … f(θ(steps)) of every optimizee, shape ``(n, steps + 1)``."""
+    return torch.stack([losses for _, losses in trace(optimizer, optimizees, steps)], dim=1)

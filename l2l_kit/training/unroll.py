@@ -1,0 +1,176 @@
+"""Meta-gradients of truncated backpropagation through time, one window of the trajectory after the other.
+
+The learned optimizer is trained on L(φ) = E[Σ_t f(θ(t))], all weights w(t) = 1 (equation 3). A trajectory is cut into
+windows of `unroll` steps; θ and the LSTM's state are carried over from window to window, gradients are not.
+
+The paper drops the gradients along the dashed edges of figure 2: ∇f(θ(t)) counts as independent of φ. Then θ depends on
+φ only through the sum of the updates g, and the meta-gradient of a window is
+
+    dL/dφ = Σ_t G(t) · ∂g(t)/∂φ,    G(t) = Σ_{s>t} ∇f(θ(s)),
+
+where every ∇f(θ(s)) was computed anyway, as the optimizer's next input. So no graph through the optimizee is needed:
+`ReplayUnroller` runs forward, forms G by one reversed cumulative sum and backpropagates through the LSTM alone.
+`AutogradUnroller` is the same by ordinary autograd, and the only way to keep the dashed edges.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from l2l_kit.errors import MetaTrainingDivergedError
+from l2l_kit.optimizers import LSTMOptimizer, LSTMTape
+from l2l_kit.optimizers.lstm import LSTMState
+from l2l_kit.optimizers.tape import floats_per_step
+from l2l_kit.problems import Optimizees
+from l2l_kit.tensors import Layout, ravel
+
+TAPE_BYTES = 400 * 2**20
+"""Memory that the recorded activations of a window may take; longer or wider windows are replayed in chunks."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """What one window of a trajectory gave.
+
+    Attributes:
+        losses: f(θ(t)) after each of the window's updates, shape ``(unroll, n)``.
+        meta_gradient: gradient of Σ_t mean_n f(θ(t)) by the optimizer's weights, by name.
+    """
+
+    losses: Tensor
+    meta_gradient: dict[str, Tensor]
+
+
+class Unroller(ABC):
+    """Runs a learned optimizer on a batch of optimizees, window by window: `begin`, then `advance` as often as wanted."""
+
+    def __init__(self, optimizer: LSTMOptimizer) -> None:
+        self.optimizer = optimizer
+
+    def begin(self, optimizees: Optimizees) -> None:
+        """Go to the starting points of these optimizees, with the optimizer's initial state."""
+        start = optimizees.start
+        self._optimizees = optimizees
+        self._layout = Layout.of(start)
+        self._rows = ravel(start)
+        self._state = self.optimizer.initial_state(self._rows.numel())
+        self._step = 0
+
+    @abstractmethod
+    def advance(self, unroll: int) -> Window:
+        """Take `unroll` steps and give their losses and meta-gradient.
+
+        Raises:
+            MetaTrainingDivergedError: if a loss is NaN or infinite; the message says at which step.
+        """
+
+    def _check(self, losses: Tensor, first_step: int) -> None:
+        finite = losses.isfinite().all(dim=1)
+        if not finite.all():
+            step = first_step + int(finite.logical_not().nonzero()[0])
+            bad = losses[step - first_step]
+            value = bad[~bad.isfinite()][0].item()
+            raise MetaTrainingDivergedError(f"the optimizee's loss became {value} at step {step}")
+
+
+class ReplayUnroller(Unroller):
+    """First-order meta-gradients with no graph through the optimizee; needs nothing of it but gradients.
+
+    Where the activations of a window fit into `tape_bytes` they are recorded on the way. Where not, only the inputs are,
+    and the LSTM is replayed over them chunk by chunk: given its inputs a coordinate depends on no other, so memory is
+    bounded by the chunk however large the optimizee.
+    """
+
+    def __init__(self, optimizer: LSTMOptimizer, tape_bytes: int = TAPE_BYTES) -> None:
+        super().__init__(optimizer)
+        self._tape_bytes = tape_bytes
+        self._tapes: dict[tuple[int, int], LSTMTape] = {}  # by coordinates and steps; kept from batch to batch
+
+    def begin(self, optimizees: Optimizees) -> None:
+        super().begin(optimizees)
+        _, self._gradients = optimizees.losses_and_gradients(self._rows, self._layout, 0)
+
+    def advance(self, unroll: int) -> Window:
+        coordinates = self._rows.numel()
+        per_coordinate = unroll * floats_per_step(self.optimizer) * self._rows.element_size()
+        chunk = min(coordinates, max(1, self._tape_bytes // per_coordinate))
+        start, tape = self._state, None
+        if chunk == coordinates:
+            tape = self._tape(coordinates, unroll)
+            tape.start(start)
+        losses = self._rows.new_empty(unroll, len(self._rows))
+        gradients = self._rows.new_empty(unroll + 1, coordinates)
+        gradients[0] = self._gradients.flatten()
+        for t in range(unroll):
+            if tape is not None:
+                updates = tape.step(gradients[t])
+            else:
+                with torch.no_grad():
+                    updates, self._state = self.optimizer(gradients[t], self._state)
+            self._rows = self._rows + updates.view_as(self._rows)
+            self._step += 1
+            losses[t], self._gradients = self._optimizees.losses_and_gradients(
+                self._rows, self._layout, self._step
+            )
+            gradients[t + 1] = self._gradients.flatten()
+        self._check(losses, self._step - unroll + 1)
+
+        upstream = gradients[1:].flip(0).cumsum(0).flip(0).div_(len(self._rows))
+        if tape is not None:
+            self._state = tape.state
+            return Window(losses, tape.backward(upstream))
+        total = {name: torch.zeros_like(weight) for name, weight in self.optimizer.named_parameters()}
+        for first in range(0, coordinates, chunk):
+            part = slice(first, min(first + chunk, coordinates))
+            tape = self._tape(part.stop - part.start, unroll)
+            tape.start(LSTMState(start.hidden[..., part], start.cell[..., part]))
+            for t in range(unroll):
+                tape.step(gradients[t, part])
+            for name, gradient in tape.backward(upstream[:, part]).items():
+                total[name] += gradient
+        return Window(losses, total)
+
+    def _tape(self, coordinates: int, steps: int) -> LSTMTape:
+        key = coordinates, steps
+        if key not in self._tapes:
+            self._tapes[key] = LSTMTape(self.optimizer, coordinates, steps)
+        return self._tapes[key]
+
+
+class AutogradUnroller(Unroller):
+    """Meta-gradients by autograd through optimizer and optimizee: the readable reference, and the dashed edges.
+
+    Args:
+        second_derivatives: keep the dashed edges of figure 2, i.e. backpropagate through ∇f(θ(t)) as well. The
+            optimizee's losses must then be twice differentiable by autograd.
+    """
+
+    def __init__(self, optimizer: LSTMOptimizer, *, second_derivatives: bool) -> None:
+        super().__init__(optimizer)
+        self._second_derivatives = second_derivatives
+
+    def advance(self, unroll: int) -> Window:
+        rows = self._rows.requires_grad_()
+        state = self._state
+        losses: list[Tensor] = []
+        loss = self._optimizees.losses(self._layout.unravel(rows), self._step)
+        for _ in range(unroll):
+            (gradients,) = torch.autograd.grad(
+                loss.sum(), rows, create_graph=self._second_derivatives, retain_graph=True
+            )
+            updates, state = self.optimizer(gradients.flatten(), state)
+            rows = rows + updates.view_as(rows)
+            self._step += 1
+            loss = self._optimizees.losses(self._layout.unravel(rows), self._step)
+            losses.append(loss)
+        stacked = torch.stack(losses)
+        self._check(stacked.detach(), self._step - unroll + 1)
+        names, weights = zip(*self.optimizer.named_parameters(), strict=True)
+        meta_gradient = torch.autograd.grad(stacked.mean(dim=1).sum(), weights)
+        self._rows = rows.detach()
+        self._state = LSTMState(state.hidden.detach(), state.cell.detach())
+        return Window(stacked.detach(), dict(zip(names, meta_gradient, strict=True)))

@@ -1,0 +1,137 @@
+"""Pretrained optimizers: weights as safetensors, and beside them a JSON card that says where they come from."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from l2l_kit import optimizers
+from l2l_kit.errors import UnknownNameError, WeightsFileError
+from l2l_kit.evaluation import machine, write_result
+from l2l_kit.optimizers import LSTMOptimizer
+from l2l_kit.paths import DATA, PRETRAINED
+from l2l_kit.storage import load_weights, read_tensors, write_atomically, write_tensors
+from l2l_kit.tensors import pick_device
+from l2l_kit.training import History, Recipe, meta_train, search_meta_lr
+
+FORMAT_VERSION = 1
+
+
+def names() -> list[str]:
+    """Names of the pretrained optimizers that come with the kit."""
+    return sorted(path.stem for path in PRETRAINED.glob("*.safetensors"))
+
+
+def load(name_or_path: str | Path, device: str | torch.device | None = None) -> LSTMOptimizer:
+    """A learned optimizer with its weights.
+
+    Args:
+        name_or_path: a pretrained one by name (see `names`), or a path to a ``.safetensors`` file that `save` wrote.
+        device: where to put it; None leaves it on the CPU.
+
+    Raises:
+        UnknownNameError: if there is no such pretrained optimizer; the message offers the nearest one.
+        WeightsFileError: if the file is missing, truncated, not safetensors, of another shape or a newer version.
+    """
+    path = _path(name_or_path)
+    weights, about = read_tensors(path, FORMAT_VERSION)
+    try:
+        optimizer = optimizers.make(about["optimizer"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsFileError(f"{path}: its description of the optimizer cannot be used ({error}).") from error
+    load_weights(optimizer, weights, str(path))
+    return optimizer if device is None else optimizer.to(device)
+
+
+def card(name_or_path: str | Path) -> dict[str, Any]:
+    """What is known of a saved optimizer: what it was trained on, how, for how long, and how well it did.
+
+    Raises:
+        UnknownNameError: as `load`.
+        WeightsFileError: as `load`.
+    """
+    return read_tensors(_path(name_or_path), FORMAT_VERSION)[1]
+
+
+def save(optimizer: LSTMOptimizer, path: str | Path, history: History | None = None) -> Path:
+    """Save a learned optimizer as ``path`` (``.safetensors``) and its card beside it (``.json``).
+
+    The card stands in the header of the weights as well, so the one file is enough to load it.
+
+    Args:
+        optimizer: what to save.
+        path: a file name; ``.safetensors`` is added if missing.
+        history: of its meta-training; without it the card says nothing of that.
+
+    Raises:
+        WeightsFileError: if a weight is NaN or infinite.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        path = path.with_name(f"{path.name}.safetensors")
+    weights = optimizer.state_dict()
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise WeightsFileError(f"{path}: not saved, since the optimizer is broken: {name} is not finite.")
+    from l2l_kit import __version__
+
+    about: dict[str, Any] = {"optimizer": optimizer.config()}
+    if history is not None:
+        about |= history.about()
+    about["versions"] = {"l2l_kit": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    write_tensors(path, weights, about, FORMAT_VERSION)
+    write_atomically(path.with_suffix(".json"), (json.dumps(about, indent=2) + "\n").encode())
+    return path
+
+
+def _path(name_or_path: str | Path) -> Path:
+    path = Path(name_or_path)
+    if path.suffix == ".safetensors" or len(path.parts) > 1:
+        return path
+    path = PRETRAINED / f"{name_or_path}.safetensors"
+    if not path.is_file():
+        raise UnknownNameError("pretrained optimizer", str(name_or_path), names())
+    return path
+
+
+def follow_recipe(
+    recipe: Recipe, data: Path = DATA, *, device: str | torch.device | None = None, progress: bool = True
+) -> Path:
+    """Make a pretrained optimizer: search its meta-learning rate, train it, save it, and record how that went.
+
+    Everything is kept under ``data/cache/runs`` on the way: a run that was interrupted goes on where it was, and one
+    that is finished is not run again.
+
+    Args:
+        recipe: what to make.
+        data: where ``pretrained/``, ``results/`` and ``cache/`` are.
+        device: None for the best there is.
+        progress: show a progress bar.
+
+    Returns:
+        Path of the saved optimizer.
+    """
+    runs = data / "cache" / "runs" / recipe.name
+    about = {"recipe": recipe.name, "problem": recipe.problem, **machine(pick_device(device))}
+    if recipe.search is not None:
+        trials = search_meta_lr(recipe, runs / "search.db", device=device)
+        write_result(f"search/{recipe.name}", trials, {**about, **asdict(recipe.search)}, data / "results")
+        recipe = replace(recipe, training=replace(recipe.training, meta_lr=float(trials["meta_lr"].iloc[0])))
+    optimizer = recipe.make_optimizer()
+    history = meta_train(
+        optimizer,
+        recipe.make_problem(),
+        checkpoint=runs / "checkpoint.safetensors",
+        device=device,
+        progress=progress,
+        **asdict(recipe.training),
+    )
+    if history.stopped != "finished":
+        raise KeyboardInterrupt(f"{recipe.name}: interrupted; the same command goes on from {runs}.")
+    write_result(f"training/{recipe.name}", history.to_frame().reset_index(), about, data / "results")
+    return save(optimizer, data / "pretrained" / recipe.name, history)
