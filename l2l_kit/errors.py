@@ -11,8 +11,9 @@ class UnknownNameError(ValueError):
 
     def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
         names = sorted(known)
-        near = get_close_matches(str(name).lower(), names, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        spelt = {known_name.lower(): known_name for known_name in names}
+        near = get_close_matches(str(name).lower(), spelt, n=1)
+        hint = f" Did you mean {spelt[near[0]]!r}?" if near else ""
         listed = ", ".join(map(repr, names)) or "none"
         super().__init__(f"unknown {kind} {name!r}.{hint} Known: {listed}.")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,15 @@ from l2l_kit.errors import WeightsFileError
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader, or a kill at any moment, finds the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # with the usual permissions, unlike mkstemp's
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -60,7 +60,7 @@ def read_tensors(path: Path, version: int) -> tuple[dict[str, Tensor], dict[str,
         ) from error
     try:
         about = json.loads(metadata["l2l_kit"])
-        found = about.pop("version")
+        found = int(about.pop("version"))
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise WeightsFileError(
             f"{path}: a safetensors file, but not one of l2l_kit (no description in its header)."

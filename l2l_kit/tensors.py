@@ -35,10 +35,9 @@ class Layout:
 
     def unravel(self, rows: Tensor) -> Tensors:
         """Rows of shape ``(n, coordinates)`` as named tensors of shape ``(n, *shape)``; views, where torch can."""
-        pieces = rows.split(self.sizes, dim=1)
+        pieces = rows.split_with_sizes(self.sizes, dim=1)
         return {
-            name: piece.reshape(len(rows), *shape)
-            for (name, shape), piece in zip(self.shapes, pieces, strict=True)
+            name: piece.reshape(len(rows), *shape) for (name, shape), piece in zip(self.shapes, pieces, strict=True)
         }
 
 

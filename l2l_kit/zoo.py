@@ -37,6 +37,7 @@ def load(name_or_path: str | Path, device: str | torch.device | None = None) -> 
     Raises:
         UnknownNameError: if there is no such pretrained optimizer; the message offers the nearest one.
         WeightsFileError: if the file is missing, truncated, not safetensors, of another shape or a newer version.
+        ValueError: if "cuda" is asked for and torch sees no GPU.
     """
     path = _path(name_or_path)
     weights, about = read_tensors(path, FORMAT_VERSION)
@@ -45,7 +46,7 @@ def load(name_or_path: str | Path, device: str | torch.device | None = None) -> 
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsFileError(f"{path}: its description of the optimizer cannot be used ({error}).") from error
     load_weights(optimizer, weights, str(path))
-    return optimizer if device is None else optimizer.to(device)
+    return optimizer if device is None else optimizer.to(pick_device(device))
 
 
 def card(name_or_path: str | Path) -> dict[str, Any]:
@@ -71,9 +72,7 @@ def save(optimizer: LSTMOptimizer, path: str | Path, history: History | None = N
     Raises:
         WeightsFileError: if a weight is NaN or infinite.
     """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        path = path.with_name(f"{path.name}.safetensors")
+    path = _with_suffix(Path(path))
     weights = optimizer.state_dict()
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
@@ -89,10 +88,14 @@ def save(optimizer: LSTMOptimizer, path: str | Path, history: History | None = N
     return path
 
 
+def _with_suffix(path: Path) -> Path:
+    return path if path.suffix == ".safetensors" else path.with_name(f"{path.name}.safetensors")
+
+
 def _path(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if path.suffix == ".safetensors" or len(path.parts) > 1:
-        return path
+        return _with_suffix(path)
     path = PRETRAINED / f"{name_or_path}.safetensors"
     if not path.is_file():
         raise UnknownNameError("pretrained optimizer", str(name_or_path), names())

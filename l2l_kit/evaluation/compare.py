@@ -68,7 +68,7 @@ class Curves:
 
     def quantiles(self, name: str, at: tuple[float, ...] = QUANTILES) -> Tensor:
         """Quantiles over the optimizees at each step, shape ``(len(at), steps + 1)``."""
-        return torch.quantile(self[name], torch.tensor(at, dtype=self[name].dtype), dim=0)
+        return _quantiles(self[name], at)
 
     def interval(
         self,
@@ -98,8 +98,8 @@ class Curves:
             value = value / self.statistic(over, statistic)
             samples = samples / _resampled(self[over], statistic, draws)
         tail = (1 - level) / 2
-        bounds = torch.quantile(samples, torch.tensor([tail, 1 - tail], dtype=samples.dtype), dim=0)
-        return Interval(value, bounds[0], bounds[1])
+        low, high = _quantiles(samples, (tail, 1 - tail))
+        return Interval(value, low, high)
 
     def to_frame(self) -> pd.DataFrame:
         """A tidy table, one row per optimizer and step: mean, median and quantiles over the optimizees."""
@@ -107,7 +107,7 @@ class Curves:
 
         frames = []
         for name in self.losses:
-            columns = {"optimizer": name, "step": range(self.steps + 1)}
+            columns: dict[str, Any] = {"optimizer": name, "step": range(self.steps + 1)}
             columns |= {kind: self.statistic(name, kind).numpy() for kind in ("mean", "median")}
             rows = self.quantiles(name).numpy()
             columns |= {f"q{round(100 * at)}": row for at, row in zip(QUANTILES, rows, strict=True)}
@@ -126,11 +126,20 @@ class Curves:
         return frame[frame["step"] == step].drop(columns="step").set_index("optimizer")
 
 
+def _quantiles(values: Tensor, at: tuple[float, ...]) -> Tensor:
+    """Quantiles over the first axis. Values may be infinite: torch.quantile would interpolate ∞ - ∞ to NaN."""
+    ordered = values.sort(dim=0).values
+    position = torch.tensor(at, dtype=torch.float64) * (len(values) - 1)
+    below, above = ordered[position.floor().long()], ordered[position.ceil().long()]
+    weight = position.frac().to(values.dtype)[:, None]
+    return torch.where(below == above, below, below + weight * (above - below))
+
+
 def _over_tasks(losses: Tensor, statistic: Statistic) -> Tensor:
     if statistic == "mean":
         return losses.mean(dim=0)
     if statistic == "median":
-        return torch.quantile(losses, 0.5, dim=0)
+        return _quantiles(losses, (0.5,))[0]
     raise UnknownNameError("statistic", statistic, ("mean", "median"))
 
 
@@ -139,7 +148,9 @@ def _resampled(losses: Tensor, statistic: Statistic, draws: Tensor) -> Tensor:
     if statistic == "mean":
         weights = torch.zeros(draws.shape, dtype=losses.dtype)
         weights.scatter_add_(1, draws, torch.ones_like(weights))
-        return weights @ losses / len(losses)
+        diverged = losses.isinf()
+        means = weights @ losses.masked_fill(diverged, 0) / len(losses)
+        return means.masked_fill(weights @ diverged.to(losses.dtype) > 0, torch.inf)
     # A median of a resample is that of its ranks, which are small integers and sorted once.
     ordered, order = losses.sort(dim=0)
     ranks = order.argsort(dim=0)
@@ -183,5 +194,5 @@ def compare(
         if isinstance(optimizer, torch.nn.Module):
             optimizer.to(chosen)
         optimizees = problem.sample(tasks, generator(seed, "test"), chosen)
-        losses[name] = rollout(optimizer, optimizees, steps).cpu().nan_to_num(nan=torch.inf)
+        losses[name] = rollout(optimizer, optimizees, steps).cpu().nan_to_num(nan=torch.inf, posinf=torch.inf)
     return Curves(losses, problem.config(), seed)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.evaluation.compare import Statistic
+from l2l_kit.evaluation.compare import Curves, Statistic
 from l2l_kit.evaluation.results import read_result
 from l2l_kit.optimizers import BASELINES, Baseline, baseline
 from l2l_kit.problems import Problem
@@ -38,7 +38,7 @@ class Tuning:
 
     def best_lr(self, statistic: Statistic = "mean") -> float:
         """The learning rate with the best final error."""
-        return float(self.table[statistic].idxmin())
+        return float(self.table.index[int(self.table[statistic].argmin())])
 
     def best(self, statistic: Statistic = "mean") -> Baseline:
         """The baseline with that learning rate."""
@@ -68,17 +68,20 @@ def tune(
 
     Raises:
         UnknownNameError: for an unknown baseline.
-        ValueError: if the grid is empty or a learning rate is not a positive number.
+        ValueError: if the grid is empty, a learning rate is not a positive number, or `steps` or `tasks` is below 1.
     """
     import pandas as pd
 
     if not learning_rates:
         raise ValueError("tune: the grid of learning rates is empty.")
+    if steps < 1 or tasks < 1:
+        raise ValueError(f"tune: steps and tasks must be at least 1, got steps={steps!r}, tasks={tasks!r}.")
     optimizees = problem.sample(tasks, generator(seed, "tuning"), pick_device(device))
     rows = []
     for optimizer in [baseline(name, lr) for lr in learning_rates]:
-        final = rollout(optimizer, optimizees, steps)[:, -1].nan_to_num(nan=torch.inf)
-        rows.append({"lr": optimizer.lr, "mean": final.mean().item(), "median": final.median().item()})
+        final = rollout(optimizer, optimizees, steps)[:, -1].cpu().nan_to_num(nan=torch.inf, posinf=torch.inf)
+        curves = Curves({name: final[:, None]}, problem.config(), seed)
+        rows.append({"lr": optimizer.lr, **{kind: curves.statistic(name, kind).item() for kind in ("mean", "median")}})
     return Tuning(name.lower(), pd.DataFrame(rows).set_index("lr"))
 
 

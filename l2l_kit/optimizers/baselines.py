@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,7 +14,7 @@ from l2l_kit.errors import UnknownNameError
 from l2l_kit.tensors import Tensors
 
 # Torch7's defaults, which the paper keeps (section 3): momentum 0.9, Adam 0.9/0.999/1e-8, RMSprop 0.99/1e-8.
-_TORCH_OPTIMIZERS = {
+_TORCH_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD),
     "nag": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
     "rmsprop": partial(torch.optim.RMSprop, alpha=0.99, eps=1e-8),
@@ -34,7 +35,10 @@ class BaselineState:
 
 @dataclass(frozen=True)
 class Baseline:
-    """One of `BASELINES` with its learning rate. All of them are coordinatewise: on a batch, each optimizee is on its own."""
+    """One of `BASELINES` with its learning rate.
+
+    All of them are coordinatewise, so that on a batch every optimizee is on its own.
+    """
 
     name: str
     lr: float
@@ -46,11 +50,13 @@ class Baseline:
             raise ValueError(f"baseline {self.name!r}: lr must be a positive number, got {self.lr!r}.")
 
     def init(self, params: Tensors) -> BaselineState:
+        """A fresh torch optimizer for parameters of these shapes."""
         moved = {name: torch.zeros_like(tensor) for name, tensor in params.items()}
         return BaselineState(_TORCH_OPTIMIZERS[self.name](moved.values(), lr=self.lr), moved)
 
     @torch.no_grad()
     def update(self, gradients: Tensors, state: BaselineState) -> tuple[Tensors, BaselineState]:
+        """What torch's optimizer adds to the parameters when it meets these gradients."""
         # None of these rules looks at the parameters, so the optimizer may move tensors that are zero: where they
         # end up is the update itself.
         for name, tensor in state.moved.items():

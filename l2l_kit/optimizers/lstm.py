@@ -128,10 +128,12 @@ class LSTMOptimizer(nn.Module):
         return self.output_scale * update[0], LSTMState(torch.stack(hidden), torch.stack(cell))
 
     def init(self, params: Tensors) -> LSTMState:
+        """State h(0) = 0 for every coordinate of the parameters."""
         return self.initial_state(sum(tensor.numel() for tensor in params.values()))
 
     @torch.no_grad()
     def update(self, gradients: Tensors, state: LSTMState) -> tuple[Tensors, LSTMState]:
+        """`forward` on named tensors, without a graph."""
         rows = ravel(gradients)
         updates, state = self(rows.flatten(), state)
         return Layout.of(gradients).unravel(updates.view_as(rows)), state

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from l2l_kit.errors import UnknownNameError
 
@@ -36,6 +37,7 @@ class Identity(Preprocessing):
     name: ClassVar[str] = "none"
     features: ClassVar[int] = 1
 
+    @override
     def __call__(self, gradients: Tensor) -> Tensor:
         return gradients[None]
 
@@ -57,6 +59,7 @@ class Scale(Preprocessing):
         if not (math.isfinite(self.factor) and self.factor > 0):
             raise ValueError(f"Scale: factor must be a positive number, got {self.factor!r}.")
 
+    @override
     def __call__(self, gradients: Tensor) -> Tensor:
         return (self.factor * gradients)[None]
 
@@ -80,6 +83,7 @@ class LogSign(Preprocessing):
         if not 0 < self.p <= 80:  # e^p must be a float32
             raise ValueError(f"LogSign: p must lie in (0, 80], got {self.p!r}.")
 
+    @override
     def __call__(self, gradients: Tensor) -> Tensor:
         # Clamping does what the case distinction asks for: below e^-p the logarithm stays at -p and the scaled
         # gradient inside (-1, 1); above, the scaled gradient is clipped to the sign.

@@ -1,86 +1,142 @@
 """The fast twin of `LSTMOptimizer.forward`: a forward pass that records, and its backward pass written by hand.
 
 Since every step runs the same recurrence, backpropagation through it fits on a page and needs no autograd graph.
-Everything is kept "coordinates last", so each gate is one contiguous block, and works in place in buffers that are
-allocated once and used for every window.
+Everything is kept "coordinates last", so each gate is one contiguous block, and works in place in buffers (and views of
+them) that are made once and used for every window. The gradient by the gates overwrites the gates, so that the weights'
+gradients are one batched product over all steps at the end.
 """
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
-from l2l_kit.optimizers.lstm import LSTMOptimizer, LSTMState
+from l2l_kit.optimizers.lstm import LSTMLayer, LSTMOptimizer, LSTMState
 
 
 def floats_per_step(optimizer: LSTMOptimizer) -> int:
     """Numbers that a tape keeps per coordinate and step."""
     hidden, layers = optimizer.hidden_size, optimizer.num_layers
     inputs = optimizer.preprocessing.features + hidden * (layers - 1)
-    return inputs + 7 * hidden * layers  # and per layer: its old output, four gates, cell, tanh(cell)
+    return inputs + 7 * hidden * layers  # and per layer: its last output, four gates, cell, tanh(cell)
+
+
+class _LayerTape:
+    """Buffers of one layer, and views of them for each step t.
+
+    Attributes:
+        inputs: [input of the layer at t; its output at t - 1], ``(steps + 1, inputs + hidden, coordinates)``: what the
+            layer's weight multiplies. The output of step t is written straight into the input of step t + 1.
+        gates: input, forget, output and candidate, ``(steps, 4 · hidden, coordinates)``; after `backward` the gradient
+            by their pre-activations.
+        cell: ``(steps + 1, hidden, coordinates)``.
+        tanh_cell: ``(steps, hidden, coordinates)``.
+    """
+
+    def __init__(self, layer: LSTMLayer, hidden: int, coordinates: int, steps: int) -> None:
+        new = layer.weight.detach().new_empty
+        width = layer.weight.shape[1]
+        self.layer = layer
+        self.width = width - hidden
+        self.inputs = new(steps + 1, width, coordinates)
+        self.gates = new(steps, 4 * hidden, coordinates)
+        self.cell = new(steps + 1, hidden, coordinates)
+        self.tanh_cell = new(steps, hidden, coordinates)
+        self.d_hidden = new(hidden, coordinates)
+        self.d_cell = new(hidden, coordinates)
+        self.at = self.inputs.unbind()
+        self.signal_at = self.inputs[:, : self.width].unbind()
+        self.output_at = self.inputs[:, self.width :].unbind()
+        self.gates_at = self.gates.unbind()
+        self.sigmoids_at = self.gates[:, : 3 * hidden].unbind()
+        self.split_at = [gates.chunk(4) for gates in self.gates_at]
+        self.cell_at = self.cell.unbind()
+        self.tanh_cell_at = self.tanh_cell.unbind()
+        # tanh(x) = 2σ(2x) - 1, and torch's σ is ten times as fast as its tanh: all four gates become one σ if the
+        # candidate's weights are doubled.
+        self._doubling = new(4 * hidden, 1).fill_(1.0)
+        self._doubling[3 * hidden :] = 2.0
+
+    def read_weights(self) -> None:
+        """Take over the layer's current weights."""
+        self.weight = self.layer.weight.detach() * self._doubling
+        self.bias = self.layer.bias.detach()[:, None] * self._doubling
+
+    def step(self, t: int) -> Tensor:
+        """The layer's output at step t, ``(hidden, coordinates)``, from its input there."""
+        torch.addmm(self.bias, self.weight, self.at[t], out=self.gates_at[t]).sigmoid_()
+        take, keep, give, candidate = self.split_at[t]
+        candidate.mul_(2).sub_(1)
+        cell = torch.mul(keep, self.cell_at[t], out=self.cell_at[t + 1]).addcmul_(take, candidate)
+        tanh_cell = torch.mul(cell, 2, out=self.tanh_cell_at[t]).sigmoid_().mul_(2).sub_(1)
+        return torch.mul(give, tanh_cell, out=self.output_at[t + 1])
+
+    def step_back(self, t: int, scratch: Tensor) -> None:
+        """From the gradients by output and cell at step t to those by the gates there and by the cell at t - 1.
+
+        Args:
+            t: the step.
+            scratch: ``(4 · hidden, coordinates)``, overwritten.
+        """
+        sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
+        tanh_backward = torch.ops.aten.tanh_backward.grad_input
+        take, keep, give, candidate = self.split_at[t]
+        d_take, d_keep, d_give, d_candidate = scratch.chunk(4)
+        tanh_cell, d_hidden, d_cell = self.tanh_cell_at[t], self.d_hidden, self.d_cell
+        torch.mul(d_hidden, give, out=d_give)
+        d_cell.add_(tanh_backward(d_give, tanh_cell, grad_input=d_give))
+        torch.mul(d_hidden, tanh_cell, out=d_give)
+        torch.mul(d_cell, candidate, out=d_take)
+        torch.mul(d_cell, self.cell_at[t], out=d_keep)
+        torch.mul(d_cell, take, out=d_candidate)
+        d_cell.mul_(keep)
+        sigmoids = self.sigmoids_at[t]
+        sigmoid_backward(scratch[: len(sigmoids)], sigmoids, grad_input=sigmoids)
+        tanh_backward(d_candidate, candidate, grad_input=candidate)
 
 
 class LSTMTape:
     """Records up to `steps` steps of an `LSTMOptimizer` on `coordinates` coordinates and backpropagates through them.
 
     Usage: `start` a window from a state, call `step` for each gradient, then `backward` once; `state` is where the
-    next window begins. The optimizer's weights are read at each call, so a meta-update between windows takes effect.
+    next window begins. The optimizer's weights are read at `start`, so a meta-update between windows takes effect.
     """
 
     def __init__(self, optimizer: LSTMOptimizer, coordinates: int, steps: int) -> None:
-        hidden, layers = optimizer.hidden_size, optimizer.num_layers
-        new = optimizer.output.weight.detach().new_empty
+        hidden = optimizer.hidden_size
         self._optimizer = optimizer
-        self._features = optimizer.preprocessing.features
-        # inputs[l][t] is [input of layer l at step t; its output at step t-1]: what the layer's weight multiplies.
-        widths = [self._features] + [hidden] * (layers - 1)
-        self._inputs = [new(steps + 1, width + hidden, coordinates) for width in widths]
-        self._gates = new(layers, steps, 4 * hidden, coordinates)
-        self._cell = new(layers, steps + 1, hidden, coordinates)
-        self._tanh_cell = new(layers, steps, hidden, coordinates)
-        self._d_gates = new(4 * hidden, coordinates)
-        self._d_cell = new(layers, hidden, coordinates)
-        self._d_hidden = new(layers, hidden, coordinates)
-        self._scratch = new(hidden, coordinates)
+        self._layers = [_LayerTape(cast(LSTMLayer, layer), hidden, coordinates, steps) for layer in optimizer.layers]
+        self._scratch = optimizer.output.weight.detach().new_empty(4 * hidden, coordinates)
         self._length = 0
 
-    def _outputs(self, layer: int, t: int) -> Tensor:
-        """Where the output of `layer` before step `t` lives: the recurrent half of that layer's input."""
-        return self._inputs[layer][t, -self._optimizer.hidden_size :]
-
+    @torch.no_grad()
     def start(self, state: LSTMState) -> None:
         """Begin a window at `state`."""
         self._length = 0
-        self._cell[:, 0].copy_(state.cell)
-        for layer in range(self._optimizer.num_layers):
-            self._outputs(layer, 0).copy_(state.hidden[layer])
+        for tape, hidden, cell in zip(self._layers, state.hidden, state.cell, strict=True):
+            tape.read_weights()
+            tape.output_at[0].copy_(hidden)
+            tape.cell_at[0].copy_(cell)
 
     @property
     def state(self) -> LSTMState:
         """The state after the last step, as tensors of its own."""
         t = self._length
-        hidden = torch.stack([self._outputs(layer, t) for layer in range(self._optimizer.num_layers)])
-        return LSTMState(hidden, self._cell[:, t].clone())
+        hidden = torch.stack([tape.output_at[t] for tape in self._layers])
+        return LSTMState(hidden, torch.stack([tape.cell_at[t] for tape in self._layers]))
 
     @torch.no_grad()
     def step(self, gradients: Tensor) -> Tensor:
         """Updates ``(coordinates,)`` for gradients ``(coordinates,)``, recording what `backward` needs."""
-        optimizer, t, size = self._optimizer, self._length, self._optimizer.hidden_size
-        self._inputs[0][t, : self._features] = optimizer.preprocessing(gradients)
-        for index, layer in enumerate(optimizer.layers):
-            gates = torch.addmm(
-                layer.bias[:, None], layer.weight, self._inputs[index][t], out=self._gates[index, t]
-            )
-            gates[: 3 * size].sigmoid_()
-            take, keep, give, candidate = gates.split(size)
-            candidate.tanh_()
-            cell = torch.mul(keep, self._cell[index, t], out=self._cell[index, t + 1]).addcmul_(take, candidate)
-            tanh_cell = torch.tanh(cell, out=self._tanh_cell[index, t])
-            output = torch.mul(give, tanh_cell, out=self._outputs(index, t + 1))
-            if index + 1 < optimizer.num_layers:
-                self._inputs[index + 1][t, :size] = output
+        optimizer, t = self._optimizer, self._length
+        signal = optimizer.preprocessing(gradients)
+        for tape in self._layers:
+            tape.signal_at[t].copy_(signal)
+            signal = tape.step(t)
         self._length += 1
-        update = torch.addmm(optimizer.output.bias[:, None], optimizer.output.weight, output)[0]
+        update = torch.addmm(optimizer.output.bias[:, None], optimizer.output.weight, signal)[0]
         return update if optimizer.output_scale == 1.0 else update.mul_(optimizer.output_scale)
 
     @torch.no_grad()
@@ -88,40 +144,34 @@ class LSTMTape:
         """Gradients of Σ_t upstream(t) · g(t) by the optimizer's weights, under their names in its `state_dict`.
 
         The state in which the window began counts as a constant: this is truncated backpropagation through time.
+        It can be called once per window, since it overwrites what was recorded.
 
         Args:
             upstream: shape ``(steps taken, coordinates)``.
         """
-        optimizer, size = self._optimizer, self._optimizer.hidden_size
-        sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
-        tanh_backward = torch.ops.aten.tanh_backward.grad_input
-        result = {name: torch.zeros_like(weight) for name, weight in optimizer.named_parameters()}
-        d_gates, scratch = self._d_gates, self._scratch
-        d_take, d_keep, d_give, d_candidate = d_gates.split(size)
-        upstream = upstream * optimizer.output_scale
-        self._d_cell.zero_()
-        self._d_hidden.zero_()
-        result["output.bias"] += upstream.sum()
-        for t in reversed(range(self._length)):
-            result["output.weight"].addmm_(upstream[t, None], self._outputs(-1, t + 1).T)
-            self._d_hidden[-1].addmm_(optimizer.output.weight.T, upstream[t, None])
-            for index in reversed(range(optimizer.num_layers)):
-                gates, tanh_cell = self._gates[index, t], self._tanh_cell[index, t]
-                take, keep, give, candidate = gates.split(size)
-                d_cell, d_hidden = self._d_cell[index], self._d_hidden[index]
-                torch.mul(d_hidden, give, out=scratch)
-                d_cell.add_(tanh_backward(scratch, tanh_cell, grad_input=scratch))
-                torch.mul(d_cell, candidate, out=d_take)
-                torch.mul(d_cell, self._cell[index, t], out=d_keep)
-                torch.mul(d_hidden, tanh_cell, out=d_give)
-                torch.mul(d_cell, take, out=d_candidate)
-                sigmoid_backward(d_gates[: 3 * size], gates[: 3 * size], grad_input=d_gates[: 3 * size])
-                tanh_backward(d_candidate, candidate, grad_input=d_candidate)
-                d_cell.mul_(keep)
-                result[f"layers.{index}.weight"].addmm_(d_gates, self._inputs[index][t].T)
-                result[f"layers.{index}.bias"] += d_gates.sum(dim=1)
-                weight = optimizer.layers[index].weight
-                torch.mm(weight[:, -size:].T, d_gates, out=d_hidden)
+        size, length, last = self._optimizer.hidden_size, self._length, self._layers[-1]
+        upstream = upstream * self._optimizer.output_scale
+        output_weight = self._optimizer.output.weight.T
+        for tape in self._layers:
+            tape.d_hidden.zero_()
+            tape.d_cell.zero_()
+        for t in reversed(range(length)):
+            last.d_hidden.addcmul_(output_weight, upstream[t, None])
+            for index in reversed(range(len(self._layers))):
+                tape = self._layers[index]
+                tape.step_back(t, self._scratch)
+                weight = tape.layer.weight.T
+                torch.mm(weight[tape.width :], tape.gates_at[t], out=tape.d_hidden)
                 if index > 0:
-                    self._d_hidden[index - 1].addmm_(weight[:, :size].T, d_gates)
+                    self._layers[index - 1].d_hidden.addmm_(weight[:size], tape.gates_at[t])
+        outputs = last.inputs[1 : length + 1, last.width :]
+        result = {
+            "output.weight": torch.bmm(upstream[:, None], outputs.transpose(1, 2)).sum(0),
+            "output.bias": upstream.sum().view(1),
+        }
+        for index, tape in enumerate(self._layers):
+            d_gates = tape.gates[:length]
+            # (this way round the product is up to twice as fast as its transpose)
+            result[f"layers.{index}.weight"] = torch.bmm(tape.inputs[:length], d_gates.transpose(1, 2)).sum(0).T
+            result[f"layers.{index}.bias"] = d_gates.sum((0, 2))
         return result

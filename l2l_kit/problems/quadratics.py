@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from l2l_kit.problems.base import Optimizees, Problem
 from l2l_kit.tensors import Tensors
@@ -27,9 +28,11 @@ class QuadraticOptimizees(Optimizees):
     theta: Tensor
 
     @property
+    @override
     def start(self) -> Tensors:
         return {"theta": self.theta}
 
+    @override
     def losses(self, params: Tensors, step: int = 0) -> Tensor:
         residual = torch.baddbmm(-self.y[:, :, None], self.W, params["theta"][:, :, None])
         return residual.square().sum(dim=(1, 2))
@@ -53,9 +56,8 @@ class Quadratics(Problem):
         if not isinstance(self.dim, int) or self.dim < 1:
             raise ValueError(f"Quadratics: dim must be a whole number of at least 1, got {self.dim!r}.")
 
-    def sample(
-        self, n: int, generator: torch.Generator, device: torch.device | None = None
-    ) -> QuadraticOptimizees:
+    @override
+    def sample(self, n: int, generator: torch.Generator, device: torch.device | None = None) -> QuadraticOptimizees:
         def gaussian(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator).to(device)
 
@@ -63,5 +65,6 @@ class Quadratics(Problem):
             W=gaussian(n, self.dim, self.dim), y=gaussian(n, self.dim), theta=gaussian(n, self.dim)
         )
 
+    @override
     def config(self) -> dict[str, Any]:
         return {"name": self.name, **asdict(self)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Generator
@@ -76,7 +77,9 @@ class MetaTraining:
             )
         for name in ("meta_lr", "clip_norm"):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
+            if value is None and name == "clip_norm":
+                continue
+            if value is None or not (math.isfinite(value) and value > 0):
                 raise ValueError(f"meta-training: {name} must be a positive number, got {value!r}.")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f'meta-training: schedule must be "constant" or "cosine", got {self.schedule!r}.')
@@ -249,9 +252,7 @@ class MetaTrainer:
             unroller = ReplayUnroller(self.optimizer)
         self._started = time.monotonic()
         self.history.stopped = "running"
-        validation = self.problem.sample(
-            settings.validation_tasks, generator(settings.seed, "validation"), self.device
-        )
+        validation = self.problem.sample(settings.validation_tasks, generator(settings.seed, "validation"), self.device)
         try:
             if not self.history.records:
                 yield self._validate(0, math.nan, rollout(self.optimizer, validation, settings.horizon))
@@ -262,10 +263,11 @@ class MetaTrainer:
                     try:
                         loss = self._episode(unroller, episode)
                     except MetaTrainingDivergedError as error:
+                        best = self.history.best
                         raise MetaTrainingDivergedError(
-                            f"{error} of episode {episode} (epoch {epoch}, meta_lr {settings.meta_lr:g}). The optimizer "
-                            f"now holds the best weights so far, those of epoch {self.history.best.epoch} (validation "
-                            f"loss {self.history.best.validation_loss:.4g}). A lower meta_lr usually helps."
+                            f"{error} of episode {episode} (epoch {epoch}, meta_lr {settings.meta_lr:g}). The "
+                            f"optimizer now holds the best weights so far, those of epoch {best.epoch} (validation "
+                            f"loss {best.validation_loss:.4g}). A lower meta_lr usually helps."
                         ) from error
                     total += loss
                     yield self._progress(epoch, episode + 1, loss, None)
@@ -293,9 +295,7 @@ class MetaTrainer:
             step += unroll
             for name, weight in self.optimizer.named_parameters():
                 weight.grad = window.meta_gradient[name]
-            norm = torch.nn.utils.clip_grad_norm_(
-                self.optimizer.parameters(), settings.clip_norm or math.inf
-            )
+            norm = torch.nn.utils.clip_grad_norm_(self.optimizer.parameters(), settings.clip_norm or math.inf)
             if not norm.isfinite():
                 raise MetaTrainingDivergedError(f"the meta-gradient became {norm.item()} at step {step}")
             self._meta_optimizer.step()
@@ -316,20 +316,20 @@ class MetaTrainer:
     def _progress(self, epoch: int, episode: int, training_loss: float, losses: Tensor | None) -> Progress:
         settings = self.settings
         best = self.history.best.validation_loss
-        return Progress(
-            epoch, settings.epochs, episode, settings.episodes, training_loss, losses, best, self.seconds
-        )
+        return Progress(epoch, settings.epochs, episode, settings.episodes, training_loss, losses, best, self.seconds)
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in self.optimizer.state_dict().items()}
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to be continued."""
-        return {
+        identity = {
             "optimizer": self.optimizer.config(),
             "problem": self.problem.config(),
             "settings": asdict(self.settings),
         }
+        plain: dict[str, Any] = json.loads(json.dumps(identity))  # as a checkpoint has it: tuples are lists there
+        return plain
 
     def _save(self, path: Path) -> None:
         tensors = {f"weights.{name}": tensor for name, tensor in self._weights().items()}
@@ -403,9 +403,7 @@ def meta_train(
     for name in settings:
         if name not in known:
             raise UnknownNameError("meta-training setting", name, known)
-    trainer = MetaTrainer(
-        optimizer, problem, MetaTraining(**settings), checkpoint=checkpoint, device=device
-    )
+    trainer = MetaTrainer(optimizer, problem, MetaTraining(**settings), checkpoint=checkpoint, device=device)
     done = (len(trainer.history.records) - 1) * trainer.settings.episodes_per_epoch
     events = trainer.run()
     with tqdm(total=trainer.settings.episodes, initial=max(done, 0), unit="episode", disable=not progress) as bar:

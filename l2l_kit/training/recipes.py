@@ -85,7 +85,10 @@ def read_recipes(name_or_path: str | Path) -> list[Recipe]:
         for section in content:
             if section not in _SECTIONS:
                 raise UnknownNameError("section", section, _SECTIONS)
-        return [_recipe(member, path.stem) for member in _members(content)]
+        recipes = [_recipe(member, path.stem) for member in _members(content)]
+        if len({recipe.name for recipe in recipes}) < len(recipes):
+            raise ValueError(f"several members of its grid have the name {recipes[0].name!r}; use placeholders in it")
+        return recipes
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: not a valid recipe: {error}") from error
 
@@ -107,10 +110,11 @@ def _members(content: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _recipe(content: dict[str, Any], default_name: str) -> Recipe:
-    known = [field.name for field in fields(MetaTraining)]
-    for setting in content["training"]:
-        if setting not in known:
-            raise UnknownNameError("training setting", setting, known)
+    for section, kind in (("training", MetaTraining), ("search", Search)):
+        known = [field.name for field in fields(kind)]
+        for setting in content.get(section, {}):
+            if setting not in known:
+                raise UnknownNameError(f"{section} setting", setting, known)
     search = content.get("search")
     if search is not None:
         low, high = search["meta_lr"]

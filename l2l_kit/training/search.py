@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -61,13 +62,14 @@ def search_meta_lr(
             return float("inf")
         finally:
             trial.set_user_attr("seconds", round(trainer.seconds, 1))
-        return trainer.history.records[-1].validation_loss
+        loss = trainer.history.records[-1].validation_loss
+        return float("inf") if math.isnan(loss) else loss  # optuna would count NaN as a failure and try again for ever
 
     def table() -> pd.DataFrame:
         import pandas as pd
 
         rows = [
-            {"trial": trial.number, "meta_lr": trial.params["meta_lr"], "validation_loss": trial.value, **trial.user_attrs}
+            {"trial": trial.number, **trial.params, "validation_loss": trial.value, **trial.user_attrs}
             for trial in study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
         ]
         return pd.DataFrame(rows).sort_values("validation_loss", ignore_index=True)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from l2l_kit.errors import MetaTrainingDivergedError
 from l2l_kit.optimizers import LSTMOptimizer, LSTMTape
@@ -46,7 +47,10 @@ class Window:
 
 
 class Unroller(ABC):
-    """Runs a learned optimizer on a batch of optimizees, window by window: `begin`, then `advance` as often as wanted."""
+    """Runs a learned optimizer on a batch of optimizees, window by window.
+
+    `begin` a batch, then `advance` as often as wanted.
+    """
 
     def __init__(self, optimizer: LSTMOptimizer) -> None:
         self.optimizer = optimizer
@@ -80,9 +84,9 @@ class Unroller(ABC):
 class ReplayUnroller(Unroller):
     """First-order meta-gradients with no graph through the optimizee; needs nothing of it but gradients.
 
-    Where the activations of a window fit into `tape_bytes` they are recorded on the way. Where not, only the inputs are,
-    and the LSTM is replayed over them chunk by chunk: given its inputs a coordinate depends on no other, so memory is
-    bounded by the chunk however large the optimizee.
+    Where the activations of a window fit into `tape_bytes` they are recorded on the way. Where not, only the inputs
+    are, and the LSTM is replayed over them chunk by chunk: given its inputs a coordinate depends on no other, so memory
+    is bounded by the chunk however large the optimizee.
     """
 
     def __init__(self, optimizer: LSTMOptimizer, tape_bytes: int = TAPE_BYTES) -> None:
@@ -90,10 +94,13 @@ class ReplayUnroller(Unroller):
         self._tape_bytes = tape_bytes
         self._tapes: dict[tuple[int, int], LSTMTape] = {}  # by coordinates and steps; kept from batch to batch
 
+    @override
     def begin(self, optimizees: Optimizees) -> None:
         super().begin(optimizees)
-        _, self._gradients = optimizees.losses_and_gradients(self._rows, self._layout, 0)
+        losses, self._gradients = optimizees.losses_and_gradients(self._rows, self._layout, 0)
+        self._check(losses[None], 0)
 
+    @override
     def advance(self, unroll: int) -> Window:
         coordinates = self._rows.numel()
         per_coordinate = unroll * floats_per_step(self.optimizer) * self._rows.element_size()
@@ -113,9 +120,7 @@ class ReplayUnroller(Unroller):
                     updates, self._state = self.optimizer(gradients[t], self._state)
             self._rows = self._rows + updates.view_as(self._rows)
             self._step += 1
-            losses[t], self._gradients = self._optimizees.losses_and_gradients(
-                self._rows, self._layout, self._step
-            )
+            losses[t], self._gradients = self._optimizees.losses_and_gradients(self._rows, self._layout, self._step)
             gradients[t + 1] = self._gradients.flatten()
         self._check(losses, self._step - unroll + 1)
 
@@ -153,11 +158,13 @@ class AutogradUnroller(Unroller):
         super().__init__(optimizer)
         self._second_derivatives = second_derivatives
 
+    @override
     def advance(self, unroll: int) -> Window:
-        rows = self._rows.requires_grad_()
+        rows = self._rows.detach().requires_grad_()
         state = self._state
         losses: list[Tensor] = []
         loss = self._optimizees.losses(self._layout.unravel(rows), self._step)
+        self._check(loss.detach()[None], self._step)
         for _ in range(unroll):
             (gradients,) = torch.autograd.grad(
                 loss.sum(), rows, create_graph=self._second_derivatives, retain_graph=True

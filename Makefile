@@ -1,0 +1,48 @@
+# Two commands do everything on a fresh machine with Python 3.11 or newer: `make reproduce` and `make test`.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# Two test processes with a thread each; threads that wait for a busy core make small tensors many times slower.
+ONE_THREAD := OMP_NUM_THREADS=1
+
+.PHONY: help setup reproduce test lab notebooks benchmark clean
+
+help:
+	@echo "make reproduce   execute every lesson headless and write a report of the paper's claims"
+	@echo "make lab         open JupyterLab"
+	@echo "make test        ruff, mypy, pytest (with a real browser where there is one) and nbval"
+	@echo "make notebooks   execute the lessons in place, to commit them with fresh outputs"
+	@echo "make benchmark   speed as ratios in one run"
+	@echo "make clean       remove the environment and what was built"
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+reproduce: setup
+	$(BIN)/l2l reproduce --profile quick
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile tests
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout 300 \
+		--nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
+
+lab: setup
+	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+
+notebooks: setup
+	TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
+		--ExecutePreprocessor.store_widget_state=False notebooks/[0-9]*.ipynb
+
+benchmark: setup
+	$(BIN)/python benchmarks/episode.py
+
+clean:
+	rm -rf .venv build

@@ -1,0 +1,235 @@
+"""The command line: ``l2l train | compare | tune | reproduce | zoo``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from l2l_kit import problems, zoo
+from l2l_kit.errors import UnknownNameError
+from l2l_kit.evaluation import compare as run_comparison
+from l2l_kit.evaluation import machine, tuned_baselines, tuning_table, write_result
+from l2l_kit.evaluation import tune as tune_baseline
+from l2l_kit.optimizers import BASELINES, Optimizer, baseline
+from l2l_kit.paths import DATA
+from l2l_kit.problems import Problem
+from l2l_kit.reproduce import Lesson, find_lessons
+from l2l_kit.reproduce import reproduce as run_lessons
+from l2l_kit.tensors import pick_device
+from l2l_kit.training import Recipe, read_recipes
+
+app = typer.Typer(
+    help="Learning to learn by gradient descent by gradient descent.", no_args_is_help=True, add_completion=False
+)
+# A pipe has no width: give it room, so that a name is never cut.
+console = Console(width=None if sys.stdout.isatty() else 160)
+
+Device = Annotated[str | None, typer.Option(help='"cpu" or "cuda"; the best there is if not given.')]
+Seed = Annotated[int, typer.Option(help="Seed of all draws.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", "-p", help="A field, as name=value; may be repeated.")]
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Show what the user can mend as one line, without a traceback."""
+    try:
+        yield
+    except (ValueError, ArithmeticError, FileNotFoundError) as error:
+        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt as error:
+        console.print(f"stopped. {error}", highlight=False)
+        raise typer.Exit(130) from error
+
+
+def _pairs(settings: list[str] | None) -> dict[str, str]:
+    pairs = {}
+    for setting in settings or []:
+        name, separator, value = setting.partition("=")
+        if not separator:
+            raise ValueError(f"{setting!r} is not of the form name=value.")
+        pairs[name] = value
+    return pairs
+
+
+def _problem(name: str, settings: list[str] | None) -> Problem:
+    def number(text: str) -> int | float | str:
+        for kind in (int, float):
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+        return text
+
+    return problems.make({"name": name, **{key: number(value) for key, value in _pairs(settings).items()}})
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe of data/recipes, or a path to one (.toml).")],
+    only: Annotated[list[str] | None, typer.Option(help="Only these members of the recipe's grid.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Members to train at once, the cores shared among them.")] = 1,
+    data: Annotated[Path, typer.Option(help="Where pretrained/, results/ and cache/ are.")] = DATA,
+    device: Device = None,
+) -> None:
+    """Make pretrained optimizers: search the meta-learning rate, train, save. Goes on where it was interrupted."""
+    with _clear_errors():
+        recipes = {member.name: member for member in read_recipes(recipe)}
+        for name in only or []:
+            if name not in recipes:
+                raise UnknownNameError(f"member of recipe {recipe!r}", name, recipes)
+        chosen = [member for name, member in recipes.items() if not only or name in only]
+        jobs = min(jobs, len(chosen))
+        if jobs == 1:
+            for member in chosen:
+                console.print(_trained(zoo.follow_recipe(member, data, device=device)))
+            return
+        threads = max(1, (os.cpu_count() or 1) // jobs)
+        with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+            running = [pool.submit(_follow_quietly, member, data, device) for member in chosen]
+            for number, finished in enumerate(as_completed(running), start=1):
+                console.print(f"({number}/{len(chosen)}) {_trained(finished.result())}")
+
+
+def _follow_quietly(recipe: Recipe, data: Path, device: str | None) -> Path:
+    return zoo.follow_recipe(recipe, data, device=device, progress=False)
+
+
+def _trained(path: Path) -> str:
+    trained = zoo.card(path)["trained"]
+    loss, episodes, seconds = trained["validation_loss"], trained["episodes"], trained["seconds"]
+    return f"{path}: validation loss {loss:.4g} after {episodes} episodes, {seconds} s"
+
+
+@app.command()
+def tune(
+    problem: Annotated[str, typer.Argument(help="The problem, such as quadratics.")],
+    settings: Settings = None,
+    steps: Annotated[int, typer.Option(help="Updates per run.")] = 100,
+    tasks: Annotated[int, typer.Option(help="Number of optimizees.")] = 1000,
+    seed: Seed = 0,
+    data: Annotated[Path, typer.Option(help="Where results/ is.")] = DATA,
+    device: Device = None,
+) -> None:
+    """Find the learning rate of every baseline that gives the best final loss, and record it in data/results."""
+    with _clear_errors():
+        chosen = _problem(problem, settings)
+        tunings = []
+        with console.status("tuning") as status:
+            for name, label in BASELINES.items():
+                status.update(f"tuning {label}")
+                tunings.append(tune_baseline(name, chosen, steps=steps, tasks=tasks, seed=seed, device=device))
+        about = {
+            "problem": chosen.config(),
+            "steps": steps,
+            "tasks": tasks,
+            "seed": seed,
+            **machine(pick_device(device)),
+        }
+        path = write_result(f"{problem}/tuning", tuning_table(tunings), about, data / "results")
+        table = Table("baseline", "lr, best mean", "mean", "lr, best median", "median")
+        for tuning in tunings:
+            best = [f"{value:.4g}" for s in ("mean", "median") for value in (tuning.best_lr(s), tuning.table[s].min())]
+            table.add_row(BASELINES[tuning.name], *best)
+        console.print(table)
+        console.print(f"recorded in {path}")
+
+
+def _optimizer(text: str, tuned_on: str) -> tuple[str, Optimizer[Any]]:
+    """An optimizer as the command line names it: "adam", "adam=0.1", a pretrained one or a path."""
+    name, _, lr = text.partition("=")
+    if name.lower() not in BASELINES:
+        return Path(text).stem, zoo.load(text)
+    label = BASELINES[name.lower()]
+    return (f"{label} {lr}", baseline(name, float(lr))) if lr else (label, tuned_baselines(tuned_on)[label])
+
+
+@app.command()
+def compare(
+    optimizers: Annotated[
+        list[str], typer.Argument(help="Pretrained ones by name or path, baselines as adam (tuned) or adam=0.1.")
+    ],
+    problem: Annotated[str, typer.Option(help="The problem.")] = "quadratics",
+    settings: Settings = None,
+    steps: Annotated[int, typer.Option(help="Updates per run.")] = 100,
+    tasks: Annotated[int, typer.Option(help="Number of optimizees.")] = 1000,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="Write the whole curves to this CSV file.")] = None,
+    device: Device = None,
+) -> None:
+    """Run optimizers on the same fresh optimizees and print their losses after the last step."""
+    with _clear_errors():
+        optimizees = _problem(problem, settings)
+        chosen = dict(_optimizer(text, problem) for text in optimizers)
+        curves = run_comparison(chosen, optimizees, steps=steps, tasks=tasks, seed=seed, device=device)
+        table = Table(
+            "optimizer", "mean", "95% CI", "median", "95% CI", title=f"f after {steps} steps, {tasks} optimizees"
+        )
+        for name in curves.losses:
+            cells = []
+            for statistic in ("mean", "median"):
+                value, low, high = (part[-1].item() for part in curves.interval(name, statistic))
+                cells += [f"{value:.4g}", f"{low:.4g} to {high:.4g}"]
+            table.add_row(name, *cells)
+        console.print(table)
+        if out is not None:
+            curves.to_frame().to_csv(out, index=False)
+            console.print(f"curves written to {out}")
+
+
+@app.command()
+def reproduce(
+    profile: Annotated[str, typer.Option(help="quick or full.")] = "quick",
+    lesson: Annotated[list[str] | None, typer.Option(help="Only these lessons, such as 01; may be repeated.")] = None,
+    settings: Settings = None,
+    out: Annotated[Path, typer.Option(help="Where executed notebooks and the report go.")] = Path("build/report"),
+    device: Device = None,
+) -> None:
+    """Execute the lessons headless and write a report of the paper's claims and figures."""
+    with _clear_errors():
+        if profile not in ("quick", "full"):
+            raise UnknownNameError("profile", profile, ("quick", "full"))
+        parameters = {"profile": profile, **({"device": device} if device else {}), **_pairs(settings)}
+
+        def tell(done: Lesson) -> None:
+            verdict = f"[red]failed: {done.error}[/red]" if done.error else "done"
+            holding = sum(claim.holds for claim in done.claims)
+            console.print(
+                f"{done.name}: {verdict} in {done.seconds:.0f} s, {holding} of {len(done.claims)} claims hold"
+            )
+
+        lessons = run_lessons(find_lessons(lesson or ()), out, parameters, tell)
+        console.print(f"report: {(out / 'report.html').resolve()}", soft_wrap=True)
+        if any(done.error for done in lessons):
+            raise typer.Exit(1)
+
+
+@app.command("zoo")
+def list_zoo() -> None:
+    """List the pretrained optimizers."""
+    table = Table("name", "trained on", "preprocessing", "unroll", "horizon", "episodes", "validation loss")
+    with _clear_errors():
+        for name in zoo.names():
+            about = zoo.card(name)
+            training, trained = about["training"], about["trained"]
+            table.add_row(
+                name,
+                about["problem"]["name"],
+                about["optimizer"]["preprocessing"]["name"],
+                str(training["unroll"]),
+                str(training["horizon"]),
+                str(trained["episodes"]),
+                f"{trained['validation_loss']:.4g}",
+            )
+        console.print(table)

@@ -1,0 +1,142 @@
+"""A learned optimizer on one's own model, as a `torch.optim.Optimizer`."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT, StateDict
+
+from l2l_kit import zoo
+from l2l_kit.errors import WeightsFileError
+from l2l_kit.optimizers import LSTMOptimizer, LSTMState
+
+CHUNK = 2**16
+"""Coordinates that are updated at once: it bounds the memory that a large parameter takes on top of its state."""
+
+
+class LearnedOptimizer(torch.optim.Optimizer):
+    """Moves parameters by a learned update rule where torch.optim.Adam would move them by Adam's.
+
+    Each coordinate has an LSTM state of its own: ``2 · layers · hidden`` floats (80 with the paper's sizes, so 320
+    bytes), kept in the rule's precision, whatever that of the parameter.
+
+    Args:
+        params: parameters or parameter groups, as for every torch optimizer.
+        rule: a pretrained optimizer by name, a path to a saved one, or an `LSTMOptimizer` (a copy of it is used).
+        lr: factor on the learned updates. 1.0 is what the rule was trained for; learning-rate schedulers may move it.
+
+    Raises:
+        UnknownNameError: if no pretrained optimizer has that name.
+        WeightsFileError: if the saved optimizer cannot be read.
+        ValueError: for a negative `lr`.
+        TypeError: for parameters that are not real floating-point tensors.
+    """
+
+    def __init__(self, params: ParamsT, rule: str | Path | LSTMOptimizer, lr: float = 1.0) -> None:
+        loaded = copy.deepcopy(rule) if isinstance(rule, LSTMOptimizer) else zoo.load(rule)
+        self._rule = loaded.cpu().requires_grad_(False)
+        self._rule_on: dict[torch.device, LSTMOptimizer] = {}
+        super().__init__(params, {"lr": lr, "rule": _fingerprint(self._rule)})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters; they begin with a fresh state."""
+        super().add_param_group(param_group)
+        group = self.param_groups.pop()  # a group that is refused is not kept
+        if group["rule"] != self.defaults["rule"]:
+            raise ValueError(
+                "LearnedOptimizer: a group cannot have a rule of its own; use one optimizer for each rule."
+            )
+        if not (math.isfinite(group["lr"]) and group["lr"] >= 0):
+            raise ValueError(f"LearnedOptimizer: lr must be a number of at least 0, got {group['lr']!r}.")
+        for param in group["params"]:
+            if not param.is_floating_point():
+                raise TypeError(f"LearnedOptimizer: parameters must be floating-point tensors, got {param.dtype}.")
+        self.param_groups.append(group)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update every parameter that has a gradient.
+
+        Args:
+            closure: evaluates the model again and returns the loss, as for every torch optimizer.
+
+        Returns:
+            What the closure returned, if there is one.
+
+        Raises:
+            RuntimeError: for sparse gradients.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    self._move(param, group["lr"])
+        return loss
+
+    def _move(self, param: Tensor, lr: float) -> None:
+        if param.grad is None or param.grad.is_sparse:
+            raise RuntimeError("LearnedOptimizer does not support sparse gradients; use dense ones.")
+        rule = self._rule_for(param.device)
+        state = self.state[param]
+        if not state:
+            state["hidden"], state["cell"] = rule.initial_state(param.numel())
+        gradient = param.grad.to(state["cell"].dtype).flatten()
+        updates = torch.empty_like(gradient)
+        for first in range(0, len(gradient), CHUNK):
+            part = slice(first, first + CHUNK)
+            updates[part], new = rule(gradient[part], LSTMState(state["hidden"][..., part], state["cell"][..., part]))
+            state["hidden"][..., part], state["cell"][..., part] = new
+        param.add_(updates.view(param.shape).to(param.dtype), alpha=lr)
+
+    def _rule_for(self, device: torch.device) -> LSTMOptimizer:
+        if device not in self._rule_on:
+            self._rule_on[device] = copy.deepcopy(self._rule).to(device)
+        return self._rule_on[device]
+
+    def load_state_dict(self, state_dict: StateDict) -> None:
+        """Continue from a `state_dict`, bit for bit.
+
+        Raises:
+            WeightsFileError: if it is the state of another learned rule, for which it has no meaning.
+            ValueError: if its parameter groups differ from this optimizer's.
+        """
+        for group in state_dict["param_groups"]:
+            if group.get("rule") != self.defaults["rule"]:
+                raise WeightsFileError(
+                    f"LearnedOptimizer: this state belongs to another learned rule ({group.get('rule')}, not "
+                    f"{self.defaults['rule']}). Build the optimizer with the rule that made it."
+                )
+        super().load_state_dict(state_dict)
+        # torch casts the state to each parameter's type; the LSTM's keeps its own.
+        mine = (param for group in self.param_groups for param in group["params"])
+        theirs = (index for group in state_dict["param_groups"] for index in group["params"])
+        for param, index in zip(mine, theirs, strict=True):
+            for name, value in state_dict["state"].get(index, {}).items():
+                self.state[param][name] = value.to(param.device, copy=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_rule": self._rule, "_rule_on": {}}
+
+
+def _fingerprint(rule: LSTMOptimizer) -> str:
+    """Identifies the rule to which an optimizer's state belongs."""
+    digest = hashlib.blake2b(repr(sorted(rule.config().items())).encode(), digest_size=8)
+    for tensor in rule.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

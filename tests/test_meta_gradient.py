@@ -1,0 +1,272 @@
+"""Meta-gradients: replay against autograd, autograd against a loop written out here, and that against differences."""
+
+import pytest
+import torch
+
+from l2l_kit.errors import MetaTrainingDivergedError
+from l2l_kit.optimizers import LSTMOptimizer
+from l2l_kit.problems import Optimizees, QuadraticOptimizees
+from l2l_kit.training import AutogradUnroller, ReplayUnroller, rollout, unroll
+from l2l_kit.training.unroll import floats_per_step
+
+OPTIMIZERS = {
+    "one layer": {"num_layers": 1},
+    "two layers": {"num_layers": 2},
+    "three layers": {"num_layers": 3},
+    "scaled output": {"output_scale": 0.1},
+    "scale": {"preprocessing": {"name": "scale", "factor": 0.3}},
+    "log-sign": {"preprocessing": "log-sign"},
+    "log-sign, one layer, scaled output": {"preprocessing": "log-sign", "num_layers": 1, "output_scale": 0.1},
+}
+WINDOWS = {"one window": [5], "windows": [4, 4, 4], "a shorter last window": [4, 4, 1], "single steps": [1, 1, 1]}
+
+
+def make_optimizer(**arguments):
+    return LSTMOptimizer(hidden_size=6, **arguments).double()
+
+
+def quadratics(n=3, dim=5, seed=0):
+    draws = torch.Generator().manual_seed(seed)
+    shapes = {"W": (n, dim, dim), "y": (n, dim), "theta": (n, dim)}
+    return QuadraticOptimizees(
+        **{name: torch.randn(shape, generator=draws, dtype=torch.float64) for name, shape in shapes.items()}
+    )
+
+
+class Network(Optimizees):
+    """Tiny tanh networks with a matrix, a vector and a single number each, and other data at each step."""
+
+    def __init__(self, n=3, seed=0):
+        draws = torch.Generator().manual_seed(seed)
+
+        def gaussian(*shape):
+            return torch.randn(*shape, generator=draws, dtype=torch.float64)
+
+        self.data = gaussian(20, n, 4)
+        self._start = {"weight": gaussian(n, 2, 4), "bias": gaussian(n, 2), "offset": gaussian(n)}
+
+    @property
+    def start(self):
+        return self._start
+
+    def losses(self, params, step):
+        hidden = torch.einsum("noi,ni->no", params["weight"], self.data[step]) + params["bias"]
+        return (hidden.tanh().sum(dim=1) + params["offset"] - 1).square()
+
+
+def run(unroller, optimizees, windows):
+    unroller.begin(optimizees)
+    return [unroller.advance(steps) for steps in windows]
+
+
+def assert_equal_windows(found, expected, tolerance=1e-12):
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.losses, other.losses, rtol=tolerance, atol=0)
+        assert one.meta_gradient.keys() == other.meta_gradient.keys()
+        for name, gradient in other.meta_gradient.items():
+            difference = (one.meta_gradient[name] - gradient).norm() / gradient.norm()
+            assert difference <= tolerance, f"{name}: {difference:.1e}"
+
+
+@pytest.mark.parametrize("windows", WINDOWS.values(), ids=WINDOWS)
+@pytest.mark.parametrize("arguments", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("optimizees", [quadratics(), Network()], ids=["quadratics", "network"])
+def test_replay_equals_autograd(optimizees, arguments, windows):
+    optimizer = make_optimizer(**arguments)
+    replay = run(ReplayUnroller(optimizer), optimizees, windows)
+    autograd = run(AutogradUnroller(optimizer, second_derivatives=False), optimizees, windows)
+    assert_equal_windows(replay, autograd)
+
+
+@pytest.mark.parametrize("arguments", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize(("chunk", "sizes"), [(1, {1}), (4, {4, 3}), (7, {7, 1}), (14, {14, 1})])
+def test_replay_in_chunks_equals_replay_at_once(monkeypatch, arguments, chunk, sizes):
+    """15 coordinates, in chunks that do not divide them."""
+    taped = set()
+
+    class Tape(unroll.LSTMTape):
+        def __init__(self, optimizer, coordinates, steps):
+            taped.add(coordinates)
+            super().__init__(optimizer, coordinates, steps)
+
+    optimizer, windows = make_optimizer(**arguments), [4, 4, 2]
+    whole = run(ReplayUnroller(optimizer), quadratics(), windows)
+    monkeypatch.setattr(unroll, "LSTMTape", Tape)
+    tape_bytes = chunk * 4 * floats_per_step(optimizer) * 8
+    unroller = ReplayUnroller(optimizer, tape_bytes)
+    unroller.begin(quadratics())
+    chunked = [unroller.advance(steps) for steps in windows[:2]]
+    assert taped == sizes
+    chunked.append(unroller.advance(windows[2]))
+    assert_equal_windows(chunked, whole)
+
+
+def test_a_tape_that_holds_not_even_one_coordinate_still_replays():
+    optimizer = make_optimizer()
+    assert_equal_windows(
+        run(ReplayUnroller(optimizer, tape_bytes=1), quadratics(), [4]),
+        run(ReplayUnroller(optimizer), quadratics(), [4]),
+    )
+
+
+def test_replay_equals_autograd_while_the_optimizer_learns():
+    """Weights that move between windows, as in meta-training, must not leave anything stale behind."""
+    found = []
+    for kind in (ReplayUnroller, lambda optimizer: AutogradUnroller(optimizer, second_derivatives=False)):
+        optimizer = make_optimizer(preprocessing="log-sign")
+        unroller = kind(optimizer)
+        windows = []
+        for seed in range(2):
+            unroller.begin(quadratics(seed=seed))
+            for _ in range(3):
+                windows.append(unroller.advance(4))
+                with torch.no_grad():
+                    for name, weight in optimizer.named_parameters():
+                        weight -= 0.01 * windows[-1].meta_gradient[name]
+        found.append(windows)
+    assert_equal_windows(*found, tolerance=1e-11)
+
+
+def written_out(optimizer, optimizees, windows, *, second_derivatives):
+    """Windows on quadratics by plain autograd, where 2 Wᵀ(Wθ − y) is written out as a function of θ."""
+    W, y, theta = optimizees.W, optimizees.y, optimizees.theta
+    state = optimizer.initial_state(theta.numel())
+    result = []
+    for steps in windows:
+        theta, state = theta.detach(), type(state)(*(part.detach() for part in state))
+        losses = []
+        for _ in range(steps):
+            gradient = 2 * (W.mT @ (W @ theta[:, :, None] - y[:, :, None]))[:, :, 0]
+            if not second_derivatives:
+                gradient = gradient.detach()
+            update, state = optimizer(gradient.flatten(), state)
+            theta = theta + update.view_as(theta)
+            losses.append(((W @ theta[:, :, None])[:, :, 0] - y).square().sum(dim=1))
+        losses = torch.stack(losses)
+        optimizer.zero_grad()
+        losses.mean(dim=1).sum().backward()
+        gradients = {name: weight.grad.clone() for name, weight in optimizer.named_parameters()}
+        result.append(unroll.Window(losses.detach(), gradients))
+    optimizer.zero_grad()
+    return result
+
+
+@pytest.mark.parametrize("second_derivatives", [False, True])
+@pytest.mark.parametrize("arguments", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_autograd_equals_the_loop_written_out(arguments, second_derivatives):
+    optimizer, optimizees, windows = make_optimizer(**arguments), quadratics(), [4, 4, 1]
+    found = run(AutogradUnroller(optimizer, second_derivatives=second_derivatives), optimizees, windows)
+    expected = written_out(optimizer, optimizees, windows, second_derivatives=second_derivatives)
+    assert_equal_windows(found, expected)
+
+
+def create_graph_loop(optimizer, optimizees, steps):
+    """One window on any optimizees, through `create_graph`, one loss.backward() at the end."""
+    params = {name: tensor.clone().requires_grad_() for name, tensor in optimizees.start.items()}
+    state = optimizer.initial_state(sum(tensor.numel() for tensor in params.values()))
+    total, losses = 0.0, []
+    for step in range(steps):
+        gradients = torch.autograd.grad(optimizees.losses(params, step).sum(), list(params.values()), create_graph=True)
+        rows = torch.cat(
+            [gradient.flatten(1) if gradient.dim() > 1 else gradient[:, None] for gradient in gradients], 1
+        )
+        update, state = optimizer(rows.flatten(), state)
+        first, moved = 0, {}
+        for name, tensor in params.items():
+            size = tensor[0].numel()
+            moved[name] = tensor + update.view_as(rows)[:, first : first + size].reshape(tensor.shape)
+            first += size
+        params = moved
+        losses.append(optimizees.losses(params, step + 1))
+        total = total + losses[-1].mean()
+    names, weights = zip(*optimizer.named_parameters(), strict=True)
+    return unroll.Window(
+        torch.stack(losses).detach(), dict(zip(names, torch.autograd.grad(total, weights), strict=True))
+    )
+
+
+@pytest.mark.parametrize("arguments", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_second_derivatives_equal_create_graph(arguments):
+    optimizer, optimizees = make_optimizer(**arguments), Network()
+    found = run(AutogradUnroller(optimizer, second_derivatives=True), optimizees, [6])
+    assert_equal_windows(found, [create_graph_loop(optimizer, optimizees, 6)])
+
+
+@pytest.mark.parametrize("arguments", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_second_derivatives_make_a_difference(arguments):
+    optimizer = make_optimizer(**arguments)
+    (first,), (second,) = (
+        run(AutogradUnroller(optimizer, second_derivatives=flag), quadratics(), [5]) for flag in (False, True)
+    )
+    torch.testing.assert_close(first.losses, second.losses, rtol=1e-12, atol=0)
+    gap = (first.meta_gradient["output.weight"] - second.meta_gradient["output.weight"]).norm()
+    assert gap > 1e-6 * second.meta_gradient["output.weight"].norm()
+
+
+@pytest.mark.parametrize("arguments", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("optimizees", [quadratics(), Network()], ids=["quadratics", "network"])
+def test_second_derivatives_give_the_slope_of_the_meta_loss(optimizees, arguments):
+    """Nothing but losses on both sides: central differences of Σ_t mean f(θ(t)) along random directions of φ."""
+    optimizer = make_optimizer(**arguments)
+    (window,) = run(AutogradUnroller(optimizer, second_derivatives=True), optimizees, [6])
+    weights = {name: weight.detach().clone() for name, weight in optimizer.named_parameters()}
+    draws = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        direction = {
+            name: torch.randn(weight.shape, generator=draws, dtype=torch.float64) for name, weight in weights.items()
+        }
+        meta_loss = {}
+        for shift in (-1e-6, 1e-6):
+            optimizer.load_state_dict({name: weight + shift * direction[name] for name, weight in weights.items()})
+            meta_loss[shift] = rollout(optimizer, optimizees, 6)[:, 1:].mean(dim=0).sum()
+        slope = (meta_loss[1e-6] - meta_loss[-1e-6]) / 2e-6
+        expected = sum((window.meta_gradient[name] * direction[name]).sum() for name in weights)
+        torch.testing.assert_close(slope, expected, rtol=1e-6, atol=1e-7)
+
+
+UNROLLERS = {
+    "replay": ReplayUnroller,
+    "replay in chunks": lambda optimizer: ReplayUnroller(optimizer, tape_bytes=1),
+    "autograd": lambda optimizer: AutogradUnroller(optimizer, second_derivatives=False),
+    "second derivatives": lambda optimizer: AutogradUnroller(optimizer, second_derivatives=True),
+}
+
+
+@pytest.mark.parametrize("kind", UNROLLERS.values(), ids=UNROLLERS)
+class TestEveryUnroller:
+    def test_losses_are_those_of_a_rollout(self, kind):
+        optimizer = make_optimizer()
+        windows = run(kind(optimizer), Network(), [4, 4, 1])
+        losses = torch.cat([window.losses for window in windows]).T
+        torch.testing.assert_close(losses, rollout(optimizer, Network(), 9)[:, 1:], rtol=1e-12, atol=0)
+
+    def test_begin_forgets_what_was_before(self, kind):
+        optimizer = make_optimizer(preprocessing="log-sign")
+        unroller = kind(optimizer)
+        run(unroller, quadratics(seed=1), [4, 4])
+        assert_equal_windows(
+            run(unroller, quadratics(seed=2), [4, 2]), run(kind(optimizer), quadratics(seed=2), [4, 2])
+        )
+
+    def test_leaves_the_optimizees_as_they_were(self, kind):
+        optimizees = quadratics()
+        theta = optimizees.theta.clone()
+        run(kind(make_optimizer()), optimizees, [4, 4])
+        assert torch.equal(optimizees.theta, theta)
+        assert not optimizees.theta.requires_grad
+
+    def test_leaves_no_gradients_on_the_optimizer(self, kind):
+        optimizer = make_optimizer()
+        run(kind(optimizer), quadratics(), [4, 4])
+        assert all(weight.grad is None for weight in optimizer.parameters())
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    @pytest.mark.parametrize("step", [0, 1, 3, 4, 5, 9])
+    def test_a_loss_that_is_not_finite_is_named_with_its_step(self, kind, step, value):
+        class Broken(Network):
+            def losses(self, params, at):
+                losses = super().losses(params, at)
+                return torch.cat([losses[:1], losses[1:2] * value, losses[2:]]) if at == step else losses
+
+        with pytest.raises(MetaTrainingDivergedError, match=rf"became {value} at step {step}$"):
+            run(kind(make_optimizer()), Broken(), [4, 4, 1])

@@ -1,0 +1,123 @@
+"""Recipes: those that come with the kit can be followed, and mistakes in one are named."""
+
+import pytest
+
+from l2l_kit.errors import UnknownNameError
+from l2l_kit.paths import RECIPES
+from l2l_kit.training import MetaTraining, Search, read_recipes
+
+VALID = """
+[problem]
+name = "quadratics"
+dim = 3
+
+[optimizer]
+hidden_size = 5
+preprocessing = "log-sign"
+
+[training]
+horizon = 10
+unroll = 5
+
+[search]
+trials = 4
+epochs = 2
+meta_lr = [1e-3, 1e-1]
+"""
+
+KIT = sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def read(tmp_path, text):
+    path = tmp_path / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    return read_recipes(path)
+
+
+@pytest.mark.parametrize("name", KIT)
+def test_a_recipe_of_the_kit_can_be_followed(name):
+    for recipe in read_recipes(name):
+        assert recipe.make_problem().config() == {**recipe.make_problem().config(), **recipe.problem}
+        assert recipe.make_optimizer().config()["seed"] == 0
+        assert recipe.training.epochs >= 1
+
+
+def test_the_kit_makes_no_optimizer_twice():
+    names = [recipe.name for file in KIT for recipe in read_recipes(file)]
+    assert names
+    assert len(set(names)) == len(names)
+
+
+def test_a_recipe_says_all_that_is_in_the_file(tmp_path):
+    (recipe,) = read(tmp_path, VALID)
+    assert recipe.name == "mine"
+    assert recipe.make_problem().config() == {"name": "quadratics", "dim": 3}
+    assert recipe.make_optimizer().config()["hidden_size"] == 5
+    assert recipe.training == MetaTraining(horizon=10, unroll=5)
+    assert recipe.search == Search(4, 2, (1e-3, 1e-1))
+
+
+def test_the_search_may_be_left_out(tmp_path):
+    (recipe,) = read(tmp_path, VALID.partition("[search]")[0])
+    assert recipe.search is None
+
+
+def test_a_grid_makes_a_family(tmp_path):
+    grid = '\n[grid]\n"optimizer.preprocessing" = ["none", "log-sign"]\n"training.unroll" = [1, 5, 10]\n'
+    family = read(tmp_path, 'name = "{preprocessing}-{unroll}"\n' + VALID + grid)
+    assert [recipe.name for recipe in family] == [
+        f"{preprocessing}-{unroll}" for preprocessing in ("none", "log-sign") for unroll in (1, 5, 10)
+    ]
+    for recipe in family:
+        preprocessing, _, unroll = recipe.name.rpartition("-")
+        assert recipe.make_optimizer().preprocessing.name == preprocessing
+        assert recipe.training.unroll == int(unroll)
+        assert recipe.training.horizon == 10
+
+
+MISTAKES = {
+    "not TOML": ("[problem", "]", "not a valid recipe"),
+    "unknown section": ("[training]", "[trainig]", "unknown section 'trainig'. Did you mean 'training'"),
+    "unknown setting": ("unroll", "unrol", "unknown training setting 'unrol'. Did you mean 'unroll'"),
+    "unknown problem": ('"quadratics"', '"quadratic"', "unknown problem 'quadratic'. Did you mean 'quadratics'"),
+    "unknown preprocessing": ("log-sign", "log_sign", "unknown preprocessing 'log_sign'. Did you mean 'log-sign'"),
+    "unknown field of the problem": ("dim", "dims", "dims"),
+    "unknown argument of the optimizer": ("hidden_size", "hiden_size", "hiden_size"),
+    "unknown search setting": ("[search]", "[search]\ntirals = 9", "search setting 'tirals'. Did you mean 'trials'"),
+    "lost section": ('[problem]\nname = "quadratics"\ndim = 3\n', "", "'problem'"),
+    "lost search setting": ("epochs = 2\n", "", "epochs"),
+    "unroll over horizon": ("unroll = 5", "unroll = 11", "unroll 11 is longer than the horizon 10"),
+    "negative size": ("dim = 3", "dim = -3", "dim must be a whole number of at least 1, got -3"),
+    "size in words": ("horizon = 10", 'horizon = "ten"', "horizon must be a whole number of at least 1, got 'ten'"),
+    "no trials": ("trials = 4", "trials = 0", "trials and epochs must be at least 1"),
+    "bounds reversed": ("[1e-3, 1e-1]", "[1e-1, 1e-3]", "0 < low <= high"),
+    "bound of zero": ("[1e-3, 1e-1]", "[0, 1e-1]", "0 < low <= high"),
+    "one bound": ("[1e-3, 1e-1]", "[1e-3]", "not a valid recipe"),
+    "grid of an unknown section": ("\n[problem]", 'name = "{x}"\n[grid]\n"trainig.x" = [1]\n[problem]', "trainig"),
+    "grid of an unknown setting": ("\n[problem]", 'name = "{x}"\n[grid]\n"training.x" = [1]\n[problem]', "setting 'x'"),
+    "grid that is no list": ("\n[problem]", 'name = "{x}"\n[grid]\n"training.unroll" = 5\n[problem]', "not a valid"),
+    "grid with a placeholder that is none": (
+        "\n[problem]", 'name = "{x}"\n[grid]\n"training.unroll" = [1, 5]\n[problem]', "x",
+    ),
+    "grid whose members have one name": (
+        "\n[problem]", 'name = "one"\n[grid]\n"training.unroll" = [1, 5]\n[problem]', "one",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("right", "wrong", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_named(tmp_path, right, wrong, message):
+    assert VALID.count(right) >= 1
+    with pytest.raises(ValueError, match=r"mine\.toml: not a valid recipe: .") as caught:
+        read(tmp_path, VALID.replace(right, wrong, 1))
+    assert message in str(caught.value)
+
+
+def test_an_unknown_recipe_gives_the_near_match():
+    with pytest.raises(UnknownNameError, match=r"unknown recipe 'quadratic'\. Did you mean 'quadratics'"):
+        read_recipes("quadratic")
+
+
+def test_a_file_that_is_not_there_is_an_unknown_recipe(tmp_path):
+    with pytest.raises(UnknownNameError, match=r"none\.toml"):
+        read_recipes(tmp_path / "none.toml")

@@ -1,0 +1,214 @@
+"""Pretrained optimizers: those that come with the kit, saving, loading, and making one from its recipe."""
+
+import itertools
+import json
+import math
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+import l2l_kit as l2l
+from l2l_kit import optimizers, paths, problems, storage, zoo
+from l2l_kit.errors import UnknownNameError, WeightsFileError
+from l2l_kit.evaluation import read_result
+from l2l_kit.optimizers import LSTMOptimizer
+from l2l_kit.problems import Quadratics
+from l2l_kit.training import MetaTrainer, MetaTraining, Recipe, Search, meta_train
+
+TRAINING = MetaTraining(horizon=4, unroll=2, epochs=2, episodes_per_epoch=2, batch_size=3, validation_tasks=5)
+
+
+def make_optimizer(**arguments):
+    return LSTMOptimizer(**{"hidden_size": 4, "preprocessing": "log-sign", "output_scale": 0.1, "seed": 5, **arguments})
+
+
+def assert_same(one, other):
+    assert one.config() == other.config()
+    for name, weight in other.state_dict().items():
+        assert torch.equal(one.state_dict()[name], weight)
+
+
+@pytest.mark.parametrize("name", zoo.names())
+class TestPretrained:
+    def test_loads_with_finite_weights(self, name):
+        optimizer = l2l.load(name)
+        assert all(weight.isfinite().all() for weight in optimizer.state_dict().values())
+        fresh = optimizers.make(optimizer.config())
+        assert all(not torch.equal(weight, fresh.state_dict()[key]) for key, weight in optimizer.state_dict().items())
+
+    def test_has_a_card_that_says_where_it_comes_from(self, name):
+        card = zoo.card(name)
+        assert card.keys() >= {"optimizer", "problem", "training", "trained", "versions"}
+        assert card["versions"].keys() == {"l2l_kit", "torch", "python"}
+        assert card["optimizer"] == json.loads(json.dumps(zoo.load(name).config()))
+        assert problems.make(card["problem"]).config() == card["problem"]
+        training, trained = MetaTraining(**card["training"]), card["trained"]
+        assert trained["stopped"] == "finished"
+        assert trained["episodes"] == training.episodes
+        assert trained["meta_updates"] == training.episodes * len(training.windows)
+        assert 0 < trained["best_epoch"] <= training.epochs
+        assert math.isfinite(trained["validation_loss"])
+
+    def test_its_card_beside_it_equals_the_one_in_its_header(self, name):
+        beside = (paths.PRETRAINED / f"{name}.json").read_text(encoding="utf-8")
+        assert json.loads(beside, parse_constant=pytest.fail) == zoo.card(name)
+
+    def test_lowers_the_loss_of_its_problem(self, name):
+        problem = problems.make(zoo.card(name)["problem"])
+        curves = l2l.compare({"learned": l2l.load(name)}, problem, steps=20, tasks=20, device="cpu")
+        assert curves.statistic("learned", "median")[-1] < curves.statistic("learned", "median")[0]
+
+
+class TestSaveAndLoad:
+    @pytest.mark.parametrize("file", ["mine", "mine.safetensors", "v1.5", "deep/er/mine"])
+    def test_what_was_saved_is_loaded_by_the_same_path(self, tmp_path, file):
+        """With and without the suffix, which `save` adds where it is missing."""
+        optimizer = make_optimizer()
+        with torch.no_grad():
+            optimizer.output.bias.fill_(0.25)
+        path = zoo.save(optimizer, tmp_path / file)
+        assert path.suffix == ".safetensors"
+        assert path.with_suffix(".json").exists()
+        for source in (path, str(path), tmp_path / file):
+            assert_same(zoo.load(source), optimizer)
+
+    def test_a_pretrained_one_comes_by_name(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(zoo, "PRETRAINED", tmp_path)
+        for name in ("mnist", "cifar10", "quadratics"):
+            zoo.save(make_optimizer(), tmp_path / name)
+        assert zoo.names() == ["cifar10", "mnist", "quadratics"]
+        assert_same(zoo.load("mnist"), make_optimizer())
+        for name, near in (("mnits", "mnist"), ("quadratic", "quadratics"), ("MNIST", "mnist")):
+            with pytest.raises(UnknownNameError, match=f"unknown pretrained optimizer '{name}'. Did you mean '{near}'"):
+                zoo.load(name)
+            with pytest.raises(UnknownNameError, match=f"Did you mean '{near}'"):
+                zoo.card(name)
+
+    def test_the_card_tells_of_the_training(self, tmp_path):
+        optimizer = make_optimizer()
+        history = meta_train(optimizer, Quadratics(dim=2), device="cpu", progress=False, **asdict(TRAINING))
+        path = zoo.save(optimizer, tmp_path / "mine", history)
+        card = zoo.card(path)
+        assert card["problem"] == {"name": "quadratics", "dim": 2}
+        assert MetaTraining(**card["training"]) == TRAINING
+        assert card["trained"]["validation_loss"] == history.best.validation_loss
+        assert json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) == card
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    @pytest.mark.parametrize("name", ["layers.1.weight", "output.bias"])
+    def test_a_weight_that_is_not_finite_is_not_saved(self, tmp_path, name, value):
+        optimizer = make_optimizer()
+        with torch.no_grad():
+            optimizer.get_parameter(name).view(-1)[0] = value
+        with pytest.raises(WeightsFileError, match=f"{name} is not finite"):
+            zoo.save(optimizer, tmp_path / "broken")
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("part", [0, 0.01, 0.5, 0.99])
+    def test_a_truncated_file_is_refused(self, tmp_path, part):
+        path = zoo.save(make_optimizer(), tmp_path / "mine")
+        content = path.read_bytes()
+        path.write_bytes(content[: int(part * len(content))])
+        for read in (zoo.load, zoo.card):
+            with pytest.raises(WeightsFileError, match=r"mine\.safetensors: not a whole safetensors file"):
+                read(path)
+
+    def test_a_missing_file_is_named(self, tmp_path):
+        with pytest.raises(WeightsFileError, match=r"none\.safetensors: there is no such file"):
+            zoo.load(tmp_path / "none.safetensors")
+
+    def test_a_newer_version_is_refused(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(zoo, "FORMAT_VERSION", zoo.FORMAT_VERSION + 1)
+        path = zoo.save(make_optimizer(), tmp_path / "mine")
+        monkeypatch.undo()
+        with pytest.raises(WeightsFileError, match="Update l2l_kit"):
+            zoo.load(path)
+
+    def test_weights_of_another_shape_are_refused(self, tmp_path):
+        path = tmp_path / "mine.safetensors"
+        about = {"optimizer": make_optimizer(hidden_size=5).config()}
+        storage.write_tensors(path, make_optimizer().state_dict(), about, zoo.FORMAT_VERSION)
+        with pytest.raises(WeightsFileError, match=r"output\.weight \(expected \(1, 5\), found \(1, 4\)\)"):
+            zoo.load(path)
+
+    @pytest.mark.parametrize(
+        ("about", "message"),
+        [
+            ({}, "optimizer"),
+            ({"optimizer": {"kind": "lsmt"}}, "Did you mean 'lstm'"),
+            ({"optimizer": {"hidden_size": -4}}, "hidden_size must be"),
+            ({"optimizer": {"hiden_size": 4}}, "hiden_size"),
+            ({"optimizer": {"preprocessing": {"name": "log"}}}, "unknown preprocessing 'log'"),
+            ({"optimizer": None}, "cannot be used"),
+        ],
+        ids=str,
+    )
+    def test_a_description_that_cannot_be_used_is_refused(self, tmp_path, about, message):
+        path = tmp_path / "mine.safetensors"
+        storage.write_tensors(path, make_optimizer().state_dict(), about, zoo.FORMAT_VERSION)
+        with pytest.raises(WeightsFileError, match=message):
+            zoo.load(path)
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+    def test_a_gpu_that_is_not_there_is_refused(self, tmp_path):
+        path = zoo.save(make_optimizer(), tmp_path / "mine")
+        with pytest.raises(ValueError, match="torch sees no GPU"):
+            zoo.load(path, device="cuda")
+
+
+class TestFollowRecipe:
+    RECIPE = Recipe("tiny", {"name": "quadratics", "dim": 2}, {"hidden_size": 3}, TRAINING)
+
+    def follow(self, data, recipe=RECIPE):
+        return zoo.follow_recipe(recipe, data, device="cpu", progress=False)
+
+    def test_makes_the_optimizer_its_card_and_its_history(self, tmp_path):
+        path = self.follow(tmp_path)
+        assert path == tmp_path / "pretrained" / "tiny.safetensors"
+        card = zoo.card(path)
+        assert card["problem"] == self.RECIPE.problem
+        assert MetaTraining(**card["training"]) == TRAINING
+        history = read_result("training/tiny", tmp_path / "results")
+        assert list(history["epoch"]) == [0, 1, 2]
+        assert history["validation_loss"].min() == pytest.approx(card["trained"]["validation_loss"], rel=1e-5)
+
+    def test_trains_with_the_best_rate_of_the_search(self, tmp_path):
+        recipe = replace(self.RECIPE, search=Search(trials=3, epochs=1, meta_lr=(1e-3, 1e-1)))
+        path = self.follow(tmp_path, recipe)
+        trials = read_result("search/tiny", tmp_path / "results")
+        assert len(trials) == 3
+        assert trials["validation_loss"].is_monotonic_increasing
+        assert zoo.card(path)["training"]["meta_lr"] == pytest.approx(trials["meta_lr"][0], rel=1e-5)
+
+    def test_what_is_finished_is_not_run_again(self, tmp_path, monkeypatch):
+        recipe = replace(self.RECIPE, search=Search(trials=2, epochs=1, meta_lr=(1e-3, 1e-1)))
+        first = zoo.load(self.follow(tmp_path, recipe))
+        monkeypatch.setattr(MetaTrainer, "_episode", lambda *_: pytest.fail("it was run again"))
+        assert_same(zoo.load(self.follow(tmp_path, recipe)), first)
+
+    @pytest.mark.parametrize("interrupt_at", [1, 6])
+    def test_what_was_interrupted_goes_on_with_the_same_bits(self, tmp_path, monkeypatch, interrupt_at):
+        """Two trials of one epoch are episodes 0 to 3, the training is 4 to 7."""
+        recipe = replace(self.RECIPE, search=Search(trials=2, epochs=1, meta_lr=(1e-3, 1e-1)))
+        calls, original = itertools.count(), MetaTrainer._episode
+
+        def interrupted(*arguments):
+            if next(calls) == interrupt_at:
+                raise KeyboardInterrupt
+            return original(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(MetaTrainer, "_episode", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                self.follow(tmp_path / "one", recipe)
+        assert not (tmp_path / "one" / "pretrained").exists()
+        one, other = (self.follow(tmp_path / data, recipe) for data in ("one", "other"))
+        assert_same(zoo.load(one), zoo.load(other))
+        assert zoo.card(one)["training"] == zoo.card(other)["training"]
+
+
+def test_lives_in_the_checkout():
+    """`paths` finds data/ beside the package, where the recipes are."""
+    assert list(paths.RECIPES.glob("*.toml"))
+    assert paths.RECIPES.parent == paths.PRETRAINED.parent == paths.RESULTS.parent == paths.DATA
