@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import shutil
 from dataclasses import replace
 
 import pandas as pd
@@ -29,8 +30,13 @@ def with_search(**changes):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return search(tmp_path_factory.mktemp("whole") / "search.db")
+def database(tmp_path_factory):
+    return tmp_path_factory.mktemp("whole") / "search.db"
+
+
+@pytest.fixture(scope="module")
+def whole(database):
+    return search(database)
 
 
 def test_the_table_has_the_trials_with_the_best_first(whole):
@@ -139,8 +145,8 @@ def test_a_recipe_without_search_is_refused(tmp_path):
     ],
     ids=["problem", "optimizer", "training", "epochs", "bounds"],
 )
-def test_the_trials_of_another_recipe_are_not_taken_for_its_own(tmp_path, other):
+def test_the_trials_of_another_recipe_are_not_taken_for_its_own(tmp_path, database, whole, other):
     """As with a checkpoint: refused, not continued."""
-    search(tmp_path / "search.db", with_search(trials=1))
+    shutil.copy(database, tmp_path / "search.db")
     with pytest.raises(ValueError, match="another"):
         search(tmp_path / "search.db", other)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
@@ -49,6 +50,6 @@ class Problem(ABC):
     def sample(self, n: int, generator: torch.Generator, device: torch.device | None = None) -> Optimizees:
         """Draw ``n`` optimizees from `generator` (a CPU generator) and put them on `device` (None: the CPU)."""
 
-    @abstractmethod
     def config(self) -> dict[str, Any]:
         """What `problems.make` needs to build this problem again: ``{"name": ..., field: value, ...}``."""
+        return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -64,7 +64,3 @@ class Quadratics(Problem):
         return QuadraticOptimizees(
             W=gaussian(n, self.dim, self.dim), y=gaussian(n, self.dim), theta=gaussian(n, self.dim)
         )
-
-    @override
-    def config(self) -> dict[str, Any]:
-        return {"name": self.name, **asdict(self)}

@@ -1,0 +1,402 @@
+"""Figures: plotly, each a pure function of results.
+
+They carry three forms of themselves: JSON that is alive in JupyterLab, a static picture for places that run no
+JavaScript (GitHub, papermill's output), and a word for the rest.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import plotly.graph_objects as go
+import torch
+from torch import Tensor
+
+from l2l_kit import static
+from l2l_kit.evaluation.compare import Curves, Statistic
+from l2l_kit.evaluation.trajectories import Trajectories
+from l2l_kit.optimizers import BASELINES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Band = Literal["interval", "quantiles"]
+Values = Sequence[float | None]
+
+GREY = "#7a7a7a"  # text: as far from white as from the dark theme's black
+GRID = "rgba(128, 128, 128, 0.25)"
+WIDTH, HEIGHT = 720, 420
+
+
+@dataclass(frozen=True)
+class Style:
+    """How an optimizer is drawn: colour and dash, so that neither has to be told apart alone."""
+
+    color: str
+    dash: str = "solid"
+    width: float = 2
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """As plotly wants it."""
+        return {"color": self.color, "dash": self.dash, "width": self.width}
+
+    def tint(self, opacity: float) -> str:
+        """The colour, see-through."""
+        red, green, blue = (int(self.color[at : at + 2], 16) for at in (1, 3, 5))
+        return f"rgba({red}, {green}, {blue}, {opacity})"
+
+
+# Okabe and Ito's palette, which the colour-blind can tell apart; all but its yellow and black show on white and black.
+STYLES: dict[str, Style] = {
+    "LSTM": Style("#0072B2", width=3.5),
+    "SGD": Style("#E69F00", "dot"),
+    "NAG": Style("#CC79A7", "dash"),
+    "RMSprop": Style("#009E73", "dashdot"),
+    "Adam": Style("#D55E00", "longdash"),
+}
+_OTHERS = (Style("#56B4E9"), Style("#D55E00"), Style("#009E73"), Style("#CC79A7"), Style("#E69F00"), Style("#8C6D31"))
+
+
+def styles(names: Iterable[str]) -> dict[str, Style]:
+    """A style for each name: the optimizers of the paper have their own, others are given those left, in order."""
+    names = list(names)
+    taken = {STYLES[name].color for name in names if name in STYLES}
+    left = itertools.cycle([style for style in _OTHERS if style.color not in taken] or _OTHERS)
+    return {name: STYLES[name] if name in STYLES else next(left) for name in names}
+
+
+class Figure(go.Figure):  # type: ignore[misc]  # plotly has no types
+    """A plotly figure that shows itself in JupyterLab (alive), on GitHub (a picture) and in a terminal (a word)."""
+
+    # IPython asks for these before the bundle, and plotly's answers load a script from the network.
+    _ipython_display_ = None
+    _repr_html_ = None
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **_: Any) -> dict[str, Any]:
+        return {
+            "application/vnd.plotly.v1+json": {**json.loads(self.to_json()), "config": {"displaylogo": False}},
+            "image/png": base64.b64encode(static.png(self)).decode(),
+            "text/plain": "Figure",
+        }
+
+
+def layout(title: str | None = None, x: str = "", y: str = "", *, width: int = WIDTH, height: int = HEIGHT) -> Any:
+    """What all figures share: no background of its own, so that it fits light and dark pages."""
+    axis = {"gridcolor": GRID, "linecolor": GREY, "zeroline": False, "showline": True, "exponentformat": "power"}
+    return go.Layout(
+        template="none",
+        title={"text": title, "x": 0.02, "xanchor": "left", "font": {"size": 15}},
+        width=width,
+        height=height,
+        margin={"l": 65, "r": 20, "t": 75 if title else 40, "b": 50},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": GREY, "size": 13},
+        legend={"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom"},
+        hoverlabel={"bgcolor": "#ffffff", "font": {"color": "#333333"}},
+        xaxis={**axis, "title": x},
+        yaxis={**axis, "title": y},
+    )
+
+
+def rounded(values: Iterable[float] | Tensor, digits: int = 5) -> list[float | None]:
+    """Numbers short enough for a notebook; where a run diverged there is a gap."""
+    numbers = values.tolist() if isinstance(values, Tensor) else values
+    return [float(f"{value:.{digits}g}") if math.isfinite(value) else None for value in numbers]
+
+
+def loss_range(curves: Iterable[Values]) -> list[float]:
+    """A range for a logarithmic loss axis, as plotly wants it: powers of ten.
+
+    It ends at half decades, so that it stays where it is while a slider moves the curves a little, and ten times above
+    the highest first loss, so that a diverging run does not squeeze the others into a line.
+    """
+    positive = [[value for value in curve if value is not None and value > 0] for curve in curves]
+    positive = [curve for curve in positive if curve]
+    if not positive:
+        return [-1.0, 1.0]
+    top = min(max(map(max, positive)), 10 * max(curve[0] for curve in positive))
+    bottom = min(map(min, positive))
+    return [math.floor(2 * math.log10(bottom)) / 2, math.ceil(2 * math.log10(top)) / 2 + 0.02]
+
+
+def learning_curves(
+    curves: Curves, statistic: Statistic = "mean", band: Band | None = "interval", title: str | None = None
+) -> Figure:
+    """Loss over steps, a line for each optimizer.
+
+    Args:
+        curves: what `compare` measured.
+        statistic: "mean" or "median" over the optimizees.
+        band: "interval" for the statistic's 95% confidence interval, "quantiles" for the middle half of the optimizees,
+            None for none.
+        title: None says statistic and number of optimizees.
+    """
+    title = title or f"{statistic.capitalize()} loss over {curves.tasks} functions"
+    figure = Figure(layout=layout(title, "step", "loss"))
+    steps = list(range(curves.steps + 1))
+    by_name = styles(curves.losses)
+    lines = {name: rounded(curves.statistic(name, statistic)) for name in curves.losses}
+    if band is not None:
+        for name in lines:
+            figure.add_trace(_band(name, steps, *_bounds(curves, name, statistic, band), by_name[name]))
+    for name, line in lines.items():
+        figure.add_scatter(name=name, x=steps, y=line, mode="lines", line=by_name[name].line, legendgroup=name)
+    figure.update_yaxes(type="log", range=loss_range(lines.values()))
+    return figure
+
+
+def _bounds(curves: Curves, name: str, statistic: Statistic, band: Band) -> tuple[Tensor, Tensor]:
+    if band == "interval":
+        interval = curves.interval(name, statistic)
+        return interval.low, interval.high
+    low, high = curves.quantiles(name, (0.25, 0.75))
+    return low, high
+
+
+def _band(name: str, x: Sequence[float], low: Iterable[float], high: Iterable[float], style: Style) -> Any:
+    """The area between two lines, as one outline; points that a logarithmic axis cannot show are left out."""
+    bounds = zip(x, rounded(low), rounded(high), strict=True)
+    points = [(at, down, up) for at, down, up in bounds if down is not None and up is not None and down > 0]
+    there, back = [at for at, _, _ in points], [up for _, _, up in points]
+    return go.Scatter(
+        name=f"{name}, band",
+        x=there + there[::-1],
+        y=[down for _, down, _ in points] + back[::-1],
+        fill="toself",
+        fillcolor=style.tint(0.18),
+        mode="lines",
+        line={"width": 0, "color": style.color},
+        hoverinfo="skip",
+        showlegend=False,
+        legendgroup=name,
+    )
+
+
+def tuning(table: pd.DataFrame, statistic: Statistic = "mean") -> Figure:
+    """Final loss over learning rate, a line for each baseline, the best learning rate marked.
+
+    Args:
+        table: what `evaluation.tuning_table` gives: columns `lr`, `mean`, `median` and `baseline`.
+        statistic: the column to show.
+    """
+    figure = Figure(layout=layout(f"{statistic.capitalize()} final loss by learning rate", "learning rate", "loss"))
+    groups = {BASELINES.get(str(name), str(name)): group for name, group in table.groupby("baseline", sort=False)}
+    lines = {name: rounded(group[statistic]) for name, group in groups.items()}
+    by_name = styles(lines)
+    for name, line in lines.items():
+        rates = rounded(groups[name]["lr"])
+        figure.add_scatter(name=name, x=rates, y=line, mode="lines", line=by_name[name].line, legendgroup=name)
+    for name, line in lines.items():
+        found = [(loss, rate) for loss, rate in zip(line, groups[name]["lr"], strict=True) if loss is not None]
+        if not found:
+            continue
+        loss, rate = min(found)
+        figure.add_scatter(
+            name=f"{name}, best: {rate:g}",
+            x=[rate],
+            y=[loss],
+            mode="markers",
+            marker={"color": by_name[name].color, "size": 11, "symbol": "star"},
+            legendgroup=name,
+            showlegend=False,
+        )
+    figure.update_xaxes(type="log", dtick=1)
+    figure.update_yaxes(type="log", range=loss_range(lines.values()))
+    return figure
+
+
+def validation(histories: Mapping[str, pd.DataFrame], title: str = "Validation loss in meta-training") -> Figure:
+    """Validation loss over the course of meta-training, a line for each run.
+
+    Args:
+        histories: tables with a column `validation_loss`, such as `History.to_frame` gives; the horizontal axis is
+            the index, or a column `epoch` if there is one.
+        title: of the figure.
+    """
+    figure = Figure(layout=layout(title, "epoch", "validation loss"))
+    by_name = styles(histories)
+    lines = {name: rounded(history["validation_loss"]) for name, history in histories.items()}
+    for name, history in histories.items():
+        epochs = history.get("epoch", history.index).tolist()
+        figure.add_scatter(name=name, x=epochs, y=lines[name], mode="lines", line=by_name[name].line)
+    figure.update_layout(showlegend=True)
+    # Untrained weights may do anything: the loss of epoch 0 must not set the scale.
+    figure.update_yaxes(type="log", range=loss_range(line[1:] for line in lines.values()))
+    return figure
+
+
+def unroll_lengths(table: pd.DataFrame, statistic: Statistic = "mean", title: str | None = None) -> Figure:
+    """Final loss of optimizers over the unroll length that they were trained with, a line for each preprocessing.
+
+    Args:
+        table: columns `unroll`, `preprocessing`, and the statistic; `low` and `high`, where there are such, are drawn
+            as error bounds.
+        statistic: "mean" or "median", the column to show.
+        title: None says the statistic.
+    """
+    title = title or f"{statistic.capitalize()} final loss by unroll length"
+    figure = Figure(layout=layout(title, "unroll length", "loss"))
+    groups = {str(name): rows.sort_values("unroll") for name, rows in table.groupby("preprocessing", sort=False)}
+    by_name = {name: Style(style.color, width=3) for name, style in styles(groups).items()}
+    lines = {name: rounded(group[statistic]) for name, group in groups.items()}
+    if {"low", "high"} <= set(table.columns):
+        for name, group in groups.items():
+            bounds = group["low"].tolist(), group["high"].tolist()
+            figure.add_trace(_band(name, group["unroll"].tolist(), *bounds, by_name[name]))
+    for name, group in groups.items():
+        figure.add_scatter(
+            name=f"preprocessing: {name}",
+            x=group["unroll"].tolist(),
+            y=lines[name],
+            mode="lines+markers",
+            line=by_name[name].line,
+            marker={"color": by_name[name].color, "size": 8},
+            legendgroup=name,
+        )
+    lengths = sorted({int(length) for length in table["unroll"]})
+    figure.update_layout(showlegend=True)
+    figure.update_xaxes(type="log", tickvals=lengths, ticktext=[str(length) for length in lengths])
+    figure.update_yaxes(type="log", range=loss_range(lines.values()))
+    return figure
+
+
+def landscape(trajectories: Trajectories, title: str = "The paths of the optimizers over one function") -> Figure:
+    """Contours of a function of two parameters with each optimizer's path; Play and a slider walk along the steps.
+
+    Steps are frames of the figure: moving through them needs no kernel.
+
+    Args:
+        trajectories: on a problem with two parameters.
+        title: of the figure.
+
+    Raises:
+        ValueError: if the function has not two parameters.
+    """
+    coordinates = trajectories.best.numel()
+    if coordinates != 2:
+        raise ValueError(f"plots.landscape draws functions of 2 parameters; this one has {coordinates}.")
+    by_name = styles(trajectories.positions)
+    view = _View.around(trajectories)
+    paths = {
+        name: tuple(rounded(column, 4) for column in view.clip(path).T) for name, path in trajectories.positions.items()
+    }
+    figure = Figure(layout=layout(title, "θ₁", "θ₂", width=640, height=690))
+    figure.add_trace(view.contours(trajectories))
+    for name, (x, y) in paths.items():
+        line = {**by_name[name].line, "dash": "solid"}  # a dashed path would look like steps
+        figure.add_scatter(name=name, x=x, y=y, mode="lines", line=line)
+    colors = [by_name[name].color for name in paths]
+    marker = {"color": colors, "size": 11, "line": {"color": "#ffffff", "width": 1.5}}
+    figure.add_scatter(**_heads(paths, trajectories.steps), mode="markers", marker=marker, showlegend=False)
+    figure.frames = [_frame(paths, step) for step in range(trajectories.steps + 1)]
+    figure.update_layout(
+        margin_b=130, sliders=[_step_slider(trajectories.steps)], updatemenus=[_play_buttons()], hovermode="closest"
+    )
+    figure.update_xaxes(range=rounded(view.x, 4), showgrid=False)
+    figure.update_yaxes(range=rounded(view.y, 4), showgrid=False, scaleanchor="x")
+    return figure
+
+
+@dataclass(frozen=True)
+class _View:
+    """The square of the plane that a landscape shows."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+
+    @classmethod
+    def around(cls, trajectories: Trajectories) -> _View:
+        """Start, best point and as much of the paths as stays near them: a diverging run must not set the scale."""
+        points = torch.cat(list(trajectories.positions.values()))
+        start, best = points[0], trajectories.best
+        reach = 1.5 * (start - best).norm().clamp_min(1e-3)
+        near = points[(points - best).norm(dim=1) <= reach]
+        middle = (near.amax(dim=0) + near.amin(dim=0)) / 2
+        half = 1.15 * (near.amax(dim=0) - near.amin(dim=0)).max().item() / 2
+        (x, y) = middle.tolist()
+        return cls((x - half, x + half), (y - half, y + half))
+
+    def clip(self, path: Tensor) -> Tensor:
+        """A path cut off where it left for good: what is far outside says nothing but costs space."""
+        low, high = (torch.tensor([self.x[end], self.y[end]]) for end in (0, 1))
+        span = high - low
+        return torch.minimum(torch.maximum(path.nan_to_num(nan=torch.inf), low - 5 * span), high + 5 * span)
+
+    def contours(self, trajectories: Trajectories, cells: int = 60, levels: int = 12) -> Any:
+        """Contour lines at log-spaced losses; a darker grey is a lower loss."""
+        x, y = (torch.linspace(*ends, cells) for ends in (self.x, self.y))
+        grid = torch.cartesian_prod(y, x).flip(1)
+        losses = trajectories.losses_at(grid).clamp_min(1e-12).log10().view(cells, cells)
+        low, high = torch.quantile(losses, 0.002).item(), losses.max().item()
+        return go.Contour(
+            x=rounded(x, 4),
+            y=rounded(y, 4),
+            z=[rounded(row, 4) for row in losses],
+            contours={"start": low, "end": high, "size": (high - low) / levels},
+            colorscale=[[0, "rgba(128, 128, 128, 0.6)"], [1, "rgba(128, 128, 128, 0.02)"]],
+            line={"color": "rgba(128, 128, 128, 0.5)", "width": 1},
+            showscale=False,
+            hoverinfo="skip",
+        )
+
+
+Paths = Mapping[str, tuple[list[float | None], ...]]
+
+
+def _heads(paths: Paths, step: int) -> dict[str, Any]:
+    """Where every optimizer is at one step, as one trace."""
+    x, y = ([path[axis][step] for path in paths.values()] for axis in (0, 1))
+    return {"x": x, "y": y, "text": list(paths), "hoverinfo": "text"}
+
+
+def _frame(paths: Paths, step: int) -> Any:
+    grown = [{"type": "scatter", "x": x[: step + 1], "y": y[: step + 1]} for x, y in paths.values()]
+    heads = {"type": "scatter", **{axis: _heads(paths, step)[axis] for axis in "xy"}}
+    return go.Frame(name=str(step), data=[*grown, heads], traces=list(range(1, len(paths) + 2)))
+
+
+def _step_slider(steps: int) -> dict[str, Any]:
+    at_once = {"mode": "immediate", "frame": {"duration": 0, "redraw": False}, "transition": {"duration": 0}}
+    return {
+        "active": steps,
+        "steps": [{"label": str(s), "method": "animate", "args": [[str(s)], at_once]} for s in range(steps + 1)],
+        "currentvalue": {"prefix": "step "},
+        "x": 0.22,
+        "len": 0.78,
+        "y": -0.09,
+        "pad": {"t": 10},
+        "bgcolor": GRID,
+        "bordercolor": GREY,
+        "tickcolor": GREY,
+        "minorticklen": 0,
+        "font": {"color": GREY, "size": 11},
+    }
+
+
+def _play_buttons() -> dict[str, Any]:
+    play = {"fromcurrent": True, "frame": {"duration": 90, "redraw": False}, "transition": {"duration": 0}}
+    stop = {"mode": "immediate", "frame": {"duration": 0, "redraw": False}, "transition": {"duration": 0}}
+    return {
+        "type": "buttons",
+        "direction": "left",
+        "showactive": False,
+        "x": 0,
+        "xanchor": "left",
+        "y": -0.16,
+        "yanchor": "top",
+        "bgcolor": "rgba(128, 128, 128, 0.15)",
+        "bordercolor": GREY,
+        "font": {"color": GREY},
+        "buttons": [
+            {"label": "Play", "method": "animate", "args": [None, play]},
+            {"label": "Pause", "method": "animate", "args": [[None], stop]},
+        ],
+    }

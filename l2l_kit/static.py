@@ -1,0 +1,146 @@
+"""A still picture of a plotly figure, drawn with matplotlib: for GitHub and other places where no JavaScript runs.
+
+It knows the kinds of traces that the kit's figures are made of and refuses others. Figures are drawn on white, with
+matplotlib's objects and not pyplot, which keeps global state and belongs to the main thread.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+PIXELS_PER_INCH = 100  # of plotly's sizes
+POINTS_PER_PIXEL = 72 / PIXELS_PER_INCH
+_DASHES = {"solid": "-", "dot": (0, (1, 1.5)), "dash": (0, (4, 2)), "longdash": (0, (7, 2)), "dashdot": "-."}
+_SYMBOLS = {"circle": "o", "star": "*", "square": "s", "diamond": "D", "x": "x"}
+_INK = "#333333"
+
+
+def png(figure: Any, *, dpi: int = 100) -> bytes:
+    """A plotly figure as a PNG; the same figure gives the same bytes.
+
+    Args:
+        figure: a plotly figure, live or not.
+        dpi: dots per inch; plotly's sizes in pixels count as hundredths of an inch.
+
+    Raises:
+        TypeError: for kinds of traces that the kit does not use.
+    """
+    layout = figure.layout
+    size = (layout.width or 700) / PIXELS_PER_INCH, (layout.height or 450) / PIXELS_PER_INCH
+    picture = Figure(figsize=size, dpi=dpi, layout="constrained", facecolor="white")
+    FigureCanvasAgg(picture)
+    axes = picture.subplots()
+    for trace in figure.data:
+        if trace.visible in (None, True):
+            _painter(trace.type)(axes, trace)
+    _dress(axes, layout)
+    if layout.showlegend is not False:
+        _legend(axes)
+    buffer = io.BytesIO()
+    picture.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _painter(kind: str) -> Callable[[Axes, Any], None]:
+    painters = {"scatter": _scatter, "contour": _contour}
+    if kind not in painters:
+        raise TypeError(f"static.png cannot draw traces of kind {kind!r}; it knows {', '.join(painters)}.")
+    return painters[kind]
+
+
+def _scatter(axes: Axes, trace: Any) -> None:
+    x, y = _numbers(trace.x), _numbers(trace.y)
+    label = _text(trace.name) if trace.showlegend is not False and trace.name else None
+    if trace.fill == "toself":
+        axes.fill(x, y, facecolor=_colour(trace.fillcolor), linewidth=0, label=label)
+        return
+    mode = trace.mode or "lines"
+    if "lines" in mode:
+        width = (2 if trace.line.width is None else trace.line.width) * POINTS_PER_PIXEL
+        dash = _DASHES[trace.line.dash or "solid"]
+        axes.plot(x, y, color=_colour(trace.line.color), linewidth=width, linestyle=dash, label=label)
+        label = None
+    if "markers" in mode:
+        _markers(axes, x, y, trace.marker, label)
+
+
+def _markers(axes: Axes, x: Any, y: Any, marker: Any, label: str | None) -> None:
+    colors = marker.color
+    color = _colour(colors) if isinstance(colors, str) else [_colour(each) for each in colors or [_INK]]
+    area = ((marker.size or 6) * POINTS_PER_PIXEL) ** 2
+    edge = {"linewidths": (marker.line.width or 0) * POINTS_PER_PIXEL, "edgecolors": _colour(marker.line.color)}
+    axes.scatter(x, y, s=area, c=color, marker=_SYMBOLS[marker.symbol or "circle"], zorder=3, label=label, **edge)
+
+
+def _contour(axes: Axes, trace: Any) -> None:
+    z = np.array([_numbers(row) for row in trace.z])
+    levels = np.arange(trace.contours.start, trace.contours.end + trace.contours.size / 2, trace.contours.size)
+    stops = [(position, _colour(color)) for position, color in trace.colorscale]
+    shades = LinearSegmentedColormap.from_list("figure", stops)
+    x, y = _numbers(trace.x), _numbers(trace.y)
+    axes.contourf(x, y, z, levels=levels, cmap=shades, extend="min")
+    axes.contour(x, y, z, levels=levels, colors=[_colour(trace.line.color)], linestyles="-", linewidths=0.6)
+
+
+def _dress(axes: Axes, layout: Any) -> None:
+    """Titles, scales, ranges and grid, as the layout has them."""
+    if layout.title.text:
+        axes.set_title(_text(layout.title.text), loc="left", fontsize=11, color=_INK)
+    sides: tuple[tuple[Literal["x", "y"], Any], ...] = (("x", layout.xaxis), ("y", layout.yaxis))
+    for name, axis in sides:
+        logarithmic = axis.type == "log"
+        axes.set(**{f"{name}scale": "log" if logarithmic else "linear", f"{name}label": _text(axis.title.text or "")})
+        if axis.range is not None:
+            ends = [10.0**end for end in axis.range] if logarithmic else list(axis.range)
+            axes.set(**{f"{name}lim": ends})
+        if axis.tickvals is not None:
+            axes.set(**{f"{name}ticks": list(axis.tickvals), f"{name}ticklabels": list(axis.ticktext)})
+            axes.tick_params(axis=name, which="minor", length=0, labelsize=0)
+        if axis.showgrid is not False:
+            axes.grid(axis=name, color="#dddddd", linewidth=0.6)
+    if layout.yaxis.scaleanchor:
+        axes.set_aspect("equal")
+    axes.tick_params(colors=_INK, labelsize=9)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _legend(axes: Axes) -> None:
+    """The legend in rows above the axes, and the title above it."""
+    handles, labels = axes.get_legend_handles_labels()
+    if not handles:
+        return
+    columns = min(len(labels), max(1, 85 // (max(map(len, labels)) + 8)))
+    rows = math.ceil(len(labels) / columns)
+    style: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": _INK, "handlelength": 3}
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=columns, borderaxespad=0.2, **style)
+    axes.set_title(axes.get_title(loc="left"), loc="left", fontsize=11, color=_INK, pad=10 + 15 * rows)
+
+
+def _numbers(values: Iterable[float | None] | None) -> Any:
+    return np.array([math.nan if value is None else value for value in ([] if values is None else values)], dtype=float)
+
+
+def _text(text: str) -> str:
+    """Plain text of a label: plotly's are HTML."""
+    return re.sub(r"<[^>]+>", "", text.replace("<br>", "\n"))
+
+
+def _colour(color: str | None) -> Any:
+    """A plotly colour as matplotlib wants it."""
+    if color is None:
+        return _INK
+    if not color.startswith("rgb"):
+        return color
+    parts = [float(part) for part in re.findall(r"[\d.]+", color)]
+    return tuple(part / 255 for part in parts[:3]) + tuple(parts[3:])

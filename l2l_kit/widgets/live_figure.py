@@ -1,0 +1,89 @@
+"""What the widgets share: a live plotly figure, the picture that stands in for it, and the look of the controls."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from typing import Any
+
+import ipywidgets
+import plotly.graph_objects as go
+
+from l2l_kit import static
+
+CONTROLS_WIDTH, FIGURE_WIDTH = 320, 640
+
+
+class LiveFigure(go.FigureWidget):  # type: ignore[misc]  # plotly has no types
+    """A plotly figure that a notebook keeps up to date, also after the page was loaded anew.
+
+    plotly's own sends a page that reconnects the figure as it was when it was made; this one sends it as it is.
+    """
+
+    def get_state(self, key: Any = None, drop_defaults: bool = False) -> Any:
+        """The state that a page is sent; `key` as in ipywidgets: None for all of it."""
+        if key is None and self.comm is not None and hasattr(self, "_layout_obj"):
+            self._trait_values["_widget_data"] = deepcopy(self._data)
+            self._trait_values["_widget_layout"] = deepcopy(self._layout_obj._props)
+        return super().get_state(key, drop_defaults)
+
+
+class WithPicture:
+    """Displays as controls beside a live figure where there is a kernel, elsewhere as a picture of the figure.
+
+    Attributes:
+        figure: the live figure.
+        view: the whole widget.
+    """
+
+    def __init__(self, figure: LiveFigure, controls: Iterable[ipywidgets.Widget]) -> None:
+        self.figure = figure
+        # A scroll bar would be shown where a control is as wide as its column.
+        column = ipywidgets.VBox(
+            list(controls), layout={"flex": f"0 0 {CONTROLS_WIDTH}px", "width": f"{CONTROLS_WIDTH}px"}
+        )
+        plot = ipywidgets.Box([figure], layout={"flex": f"0 0 {FIGURE_WIDTH}px"})
+        self.view = ipywidgets.HBox([column, plot], layout={"flex_flow": "row wrap", "overflow": "visible"})
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **_: Any) -> dict[str, Any]:
+        live = self.view._repr_mimebundle_() or {}
+        return {
+            **live,
+            "image/png": base64.b64encode(static.png(self.figure)).decode(),
+            "text/plain": "Interactive figure: run this cell in JupyterLab to use it.",
+        }
+
+
+def options(values: Iterable[float], *more: float) -> list[tuple[str, float]]:
+    """Values of a slider in order, with those that it must be able to show."""
+    return [(f"{value:g}", value) for value in sorted({*values, *more})]
+
+
+def selection(label: str, choices: Sequence[tuple[str, Any]], value: Any, tooltip: str) -> ipywidgets.SelectionSlider:
+    """A slider over given values that fills the control column."""
+    return ipywidgets.SelectionSlider(
+        options=choices, value=value, description=label, tooltip=tooltip, **described("300px")
+    )
+
+
+def described(width: str, label: str = "100px") -> dict[str, Any]:
+    """Size of a control and of its label."""
+    return {"style": {"description_width": label}, "layout": {"width": width}}
+
+
+def heading(text: str) -> ipywidgets.HTML:
+    """A heading within the control column."""
+    return ipywidgets.HTML(f"<b>{html.escape(text)}</b>")
+
+
+def message(text: str) -> str:
+    """Text for an HTML widget, as it is."""
+    return f'<span style="line-height: 1.4">{html.escape(text)}</span>'
+
+
+def error_message(error: BaseException) -> str:
+    """An error, for an HTML widget: readers must see what went wrong where they look."""
+    text = html.escape(f"{type(error).__name__}: {error}")
+    return f'<div role="alert" style="color: var(--jp-error-color1, #d32f2f); line-height: 1.4">{text}</div>'

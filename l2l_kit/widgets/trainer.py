@@ -1,0 +1,232 @@
+"""Meta-training to watch: the learned optimizer's curve after each epoch, against the tuned baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import replace
+
+import ipywidgets
+from torch import Tensor
+
+from l2l_kit import plots
+from l2l_kit.evaluation import Curves, compare, tuned_baselines
+from l2l_kit.optimizers import Baseline, LSTMOptimizer
+from l2l_kit.problems import Problem, Quadratics
+from l2l_kit.randomness import generator
+from l2l_kit.training import History, MetaTrainer, MetaTraining, Progress, rollout
+from l2l_kit.widgets.job import Job, Outcome
+from l2l_kit.widgets.live_figure import (
+    CONTROLS_WIDTH,
+    FIGURE_WIDTH,
+    LiveFigure,
+    WithPicture,
+    error_message,
+    heading,
+    message,
+    options,
+    selection,
+)
+
+UNROLLS = (1, 2, 5, 10, 20, 50, 100)
+EPOCHS = (5, 10, 25, 50, 100)
+META_LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+LEARNED = "LSTM"
+TEST_FUNCTIONS = 512
+
+
+def trainer(
+    problem: Problem | None = None,
+    settings: MetaTraining | None = None,
+    seed: int = 0,
+    *,
+    baselines: Mapping[str, Baseline] | None = None,
+) -> Trainer:
+    """Meta-train an optimizer and watch it learn: end a notebook cell with it.
+
+    Args:
+        problem: what to train on; None for the quadratics in 10 dimensions.
+        settings: how; the controls begin there. None for half a minute on two cores: 25 epochs of 10 episodes.
+        seed: of the LSTM's initial weights and, if no settings are given, of all draws.
+        baselines: what to compare with; None for the tuned ones recorded for this problem.
+
+    Raises:
+        FileNotFoundError: if no tuned baselines are recorded for this problem and none are given.
+    """
+    problem = Quadratics() if problem is None else problem
+    if settings is None:
+        settings = MetaTraining(epochs=25, episodes_per_epoch=10, meta_lr=0.01, seed=seed)
+    return Trainer(problem, settings, seed, tuned_baselines(problem.name) if baselines is None else baselines)
+
+
+class Trainer(WithPicture):
+    """See `trainer`. Its controls are attributes; `run` does in a script what the Train button does in a page.
+
+    Attributes:
+        trained: the optimizer that came out of the last run that got through an epoch, with its best weights; or None.
+        history: of that run, or None.
+    """
+
+    def __init__(self, problem: Problem, settings: MetaTraining, seed: int, baselines: Mapping[str, Baseline]) -> None:
+        self.trained: LSTMOptimizer | None = None
+        self.history: History | None = None
+        self._problem, self._settings, self._seed, self._baselines = problem, settings, seed, dict(baselines)
+        self._verdict = ""
+        self._lines: dict[str, list[float | None]] = {}
+        self._job = Job(self._train, self._show, self._end, important=lambda event: event.validation_losses is not None)
+        self._make_controls()
+        super().__init__(self._make_figure(), self._column())
+
+    def _make_controls(self) -> None:
+        settings = self._settings
+        self.unroll = selection(
+            "Unroll",
+            [(label, int(length)) for label, length in options(UNROLLS, settings.unroll) if length <= settings.horizon],
+            settings.unroll,
+            "Steps that are backpropagated through at once",
+        )
+        self.preprocessing = ipywidgets.ToggleButtons(
+            options=("none", "log-sign"),
+            value="none",
+            description="Preprocessing",
+            tooltips=["The gradient as it is", "Its logarithm and sign (appendix A)"],
+            style={"description_width": "100px", "button_width": "90px"},
+            layout={"width": "310px"},
+        )
+        rates = options(META_LEARNING_RATES, settings.meta_lr)
+        self.meta_lr = selection("Meta rate", rates, settings.meta_lr, "Learning rate of Adam, the meta-optimizer")
+        epochs = [(label, int(number)) for label, number in options(EPOCHS, settings.epochs)]
+        self.epochs = selection("Epochs", epochs, settings.epochs, f"Of {settings.episodes_per_epoch} episodes each")
+        self.train = ipywidgets.Button(description="Train", button_style="primary", layout={"width": "145px"})
+        self.cancel = ipywidgets.Button(description="Cancel", disabled=True, layout={"width": "145px"})
+        self.train.on_click(lambda _: self.start())
+        self.cancel.on_click(lambda _: self._job.cancel())
+        self.bar = ipywidgets.IntProgress(0, 0, settings.episodes, layout={"width": "300px"})
+        self.status = ipywidgets.HTML(layout={"width": f"{CONTROLS_WIDTH - 20}px"})
+        self._set_status(message("Choose, then press Train."))
+
+    def _column(self) -> list[ipywidgets.Widget]:
+        buttons = ipywidgets.HBox([self.train, self.cancel])
+        settings = [self.unroll, self.preprocessing, self.meta_lr, self.epochs]
+        return [heading("Meta-training"), *settings, buttons, self.bar, self.status]
+
+    def _make_figure(self) -> LiveFigure:
+        settings = self._settings
+        title = f"Mean loss over {settings.validation_tasks} validation functions"
+        figure = LiveFigure(layout=plots.layout(title, "step", "loss", width=FIGURE_WIDTH))
+        # The very functions that meta-training validates on: on others, the rare hard ones would decide.
+        draws = generator(settings.seed, "validation")
+        functions = self._problem.sample(settings.validation_tasks, draws)
+        for name, baseline in self._baselines.items():
+            self._lines[name] = _mean(rollout(baseline, functions, settings.horizon))
+        steps, by_name = list(range(settings.horizon + 1)), plots.styles([LEARNED, *self._baselines])
+        for name in (LEARNED, *self._baselines):
+            figure.add_scatter(name=name, x=steps, y=self._lines.get(name, []), mode="lines", line=by_name[name].line)
+        figure.update_layout(showlegend=True)
+        figure.update_xaxes(range=[0, settings.horizon])
+        figure.update_yaxes(type="log", range=plots.loss_range(self._lines.values()))
+        return figure
+
+    def start(self) -> None:
+        """Train in the background, as the Train button does."""
+        if not self._job.running:
+            self._begin()
+            self._job.start()
+
+    def run(self) -> LSTMOptimizer:
+        """Train here and now, without a page, and return the optimizer with its best weights. Ctrl-C stops early.
+
+        Raises:
+            RuntimeError: if it is training already, or was stopped before it got through an epoch.
+            MetaTrainingDivergedError: if the training diverged.
+            ValueError: for settings that make no sense.
+        """
+        self._begin()
+        self._job.run()
+        if self._job.error is not None:
+            raise self._job.error
+        if self.trained is None:
+            raise RuntimeError("the training was stopped before it got through an epoch.")
+        return self.trained
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until training in the background has ended, for at most `timeout` seconds."""
+        self._job.join(timeout)
+
+    def _begin(self) -> None:
+        self._set_running(True)
+        self._verdict = ""
+        self.bar.value, self.bar.bar_style = 0, ""
+        self.bar.max = self.epochs.value * self._settings.episodes_per_epoch
+        self._set_status(message("Training begins."))
+
+    def _train(self) -> Generator[Progress, None, None]:
+        """The work of the job: train as the controls say, then try the result on fresh functions."""
+        settings = replace(
+            self._settings, unroll=self.unroll.value, meta_lr=self.meta_lr.value, epochs=self.epochs.value
+        )
+        optimizer = LSTMOptimizer(preprocessing=self.preprocessing.value, seed=self._seed)
+        meta_trainer = MetaTrainer(optimizer, self._problem, settings)
+        try:
+            yield from meta_trainer.run()
+        finally:
+            if len(meta_trainer.history.records) > 1:
+                self.trained, self.history = optimizer, meta_trainer.history
+        contenders = {LEARNED: optimizer, **self._baselines}
+        horizon, seed = settings.horizon, settings.seed
+        self._verdict = _verdict(compare(contenders, self._problem, steps=horizon, tasks=TEST_FUNCTIONS, seed=seed))
+
+    def _show(self, event: Progress) -> None:
+        self.bar.value = event.episode
+        if event.validation_losses is not None:
+            self._draw(event.validation_losses)
+        best = min((line[-1], name) for name, line in self._lines.items() if name != LEARNED and line[-1] is not None)
+        self._set_status(
+            message(
+                f"Epoch {event.epoch} of {event.epochs}, {event.seconds:.0f} s. Best loss after "
+                f"{self._settings.horizon} steps so far: {event.best_validation_loss:.3g}; {best[1]}: {best[0]:.3g}."
+            )
+        )
+
+    def _draw(self, losses: Tensor) -> None:
+        self._lines[LEARNED] = _mean(losses)
+        with self.figure.batch_update():
+            self.figure.data[0].y = self._lines[LEARNED]
+            self.figure.layout.yaxis.range = plots.loss_range(self._lines.values())
+
+    def _end(self, outcome: Outcome) -> None:
+        self._set_running(False)
+        self.bar.bar_style = {"finished": "success", "cancelled": "warning", "failed": "danger"}[outcome]
+        kept = "" if self.trained is None else " The best weights so far are in .trained."
+        if self._job.error is not None:
+            self._set_status(error_message(self._job.error))
+        elif outcome == "cancelled":
+            self._set_status(message(f"Cancelled.{kept}"))
+        else:
+            self._set_status(message(self._verdict))
+
+    def _set_running(self, running: bool) -> None:
+        self.train.disabled, self.cancel.disabled = running, not running
+        for control in (self.unroll, self.preprocessing, self.meta_lr, self.epochs):
+            control.disabled = running
+
+    def _set_status(self, text: str) -> None:
+        self.status.value = text
+
+
+def _mean(losses: Tensor) -> list[float | None]:
+    return plots.rounded(losses.mean(dim=0))
+
+
+def _verdict(curves: Curves) -> str:
+    """Whether the learned optimizer ends below the best of the others, and how sure that is."""
+    finals = {name: curves.statistic(name)[-1].item() for name in curves.losses}
+    mine = finals.pop(LEARNED)
+    text = f"Trained: after {curves.steps} steps on {curves.tasks} fresh functions the mean loss is {mine:.3g}"
+    if not finals:
+        return f"{text}."
+    best = min(finals, key=lambda name: finals[name])
+    low, high = (bound[-1].item() for bound in curves.interval(LEARNED, over=best)[1:])
+    verdict = "beats every baseline" if high < 1 else "does not beat every baseline"
+    return (
+        f"{text}, of {best}, the best baseline, {finals[best]:.3g} (ratio {low:.2f} to {high:.2f}, 95%): it {verdict}."
+    )
