@@ -31,6 +31,7 @@ Values = Sequence[float | None]
 
 GREY = "#7a7a7a"  # text: as far from white as from the dark theme's black
 GRID = "rgba(128, 128, 128, 0.25)"
+LOGARITHMIC = {"type": "log", "dtick": 1}
 WIDTH, HEIGHT = 720, 420
 
 
@@ -59,7 +60,7 @@ STYLES: dict[str, Style] = {
     "SGD": Style("#E69F00", "dot"),
     "NAG": Style("#CC79A7", "dash"),
     "RMSprop": Style("#009E73", "dashdot"),
-    "Adam": Style("#D55E00", "longdash"),
+    "Adam": Style("#D55E00", "12px,3px"),
 }
 _OTHERS = (Style("#56B4E9"), Style("#D55E00"), Style("#009E73"), Style("#CC79A7"), Style("#E69F00"), Style("#8C6D31"))
 
@@ -89,10 +90,11 @@ class Figure(go.Figure):  # type: ignore[misc]  # plotly has no types
 
 def layout(title: str | None = None, x: str = "", y: str = "", *, width: int = WIDTH, height: int = HEIGHT) -> Any:
     """What all figures share: no background of its own, so that it fits light and dark pages."""
-    axis = {"gridcolor": GRID, "linecolor": GREY, "zeroline": False, "showline": True, "exponentformat": "power"}
+    axis = {"gridcolor": GRID, "linecolor": GREY, "zeroline": False, "showline": True}
+    axis |= {"exponentformat": "power", "minor": {"ticks": "outside", "ticklen": 3, "tickcolor": GRID}}
     return go.Layout(
         template="none",
-        title={"text": title, "x": 0.02, "xanchor": "left", "font": {"size": 15}},
+        title={"text": title, "x": 0.02, "xanchor": "left", "y": 0.97, "yanchor": "top", "font": {"size": 15}},
         width=width,
         height=height,
         margin={"l": 65, "r": 20, "t": 75 if title else 40, "b": 50},
@@ -124,7 +126,8 @@ def loss_range(curves: Iterable[Values]) -> list[float]:
         return [-1.0, 1.0]
     top = min(max(map(max, positive)), 10 * max(curve[0] for curve in positive))
     bottom = min(map(min, positive))
-    return [math.floor(2 * math.log10(bottom)) / 2, math.ceil(2 * math.log10(top)) / 2 + 0.02]
+    low, high = math.floor(2 * math.log10(bottom)) / 2, math.ceil(2 * math.log10(top)) / 2
+    return [min(low, high - 1), high + 0.02]  # a decade at least, so that two ticks are to be seen
 
 
 def learning_curves(
@@ -149,7 +152,7 @@ def learning_curves(
             figure.add_trace(_band(name, steps, *_bounds(curves, name, statistic, band), by_name[name]))
     for name, line in lines.items():
         figure.add_scatter(name=name, x=steps, y=line, mode="lines", line=by_name[name].line, legendgroup=name)
-    figure.update_yaxes(type="log", range=loss_range(lines.values()))
+    figure.update_yaxes(LOGARITHMIC, range=loss_range(lines.values()))
     return figure
 
 
@@ -208,8 +211,8 @@ def tuning(table: pd.DataFrame, statistic: Statistic = "mean") -> Figure:
             legendgroup=name,
             showlegend=False,
         )
-    figure.update_xaxes(type="log", dtick=1)
-    figure.update_yaxes(type="log", range=loss_range(lines.values()))
+    figure.update_xaxes(LOGARITHMIC)
+    figure.update_yaxes(LOGARITHMIC, range=loss_range(lines.values()))
     return figure
 
 
@@ -229,7 +232,7 @@ def validation(histories: Mapping[str, pd.DataFrame], title: str = "Validation l
         figure.add_scatter(name=name, x=epochs, y=lines[name], mode="lines", line=by_name[name].line)
     figure.update_layout(showlegend=True)
     # Untrained weights may do anything: the loss of epoch 0 must not set the scale.
-    figure.update_yaxes(type="log", range=loss_range(line[1:] for line in lines.values()))
+    figure.update_yaxes(LOGARITHMIC, range=loss_range(line[1:] for line in lines.values()))
     return figure
 
 
@@ -264,7 +267,7 @@ def unroll_lengths(table: pd.DataFrame, statistic: Statistic = "mean", title: st
     lengths = sorted({int(length) for length in table["unroll"]})
     figure.update_layout(showlegend=True)
     figure.update_xaxes(type="log", tickvals=lengths, ticktext=[str(length) for length in lengths])
-    figure.update_yaxes(type="log", range=loss_range(lines.values()))
+    figure.update_yaxes(LOGARITHMIC, range=loss_range(lines.values()))
     return figure
 
 

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 PIXELS_PER_INCH = 100  # of plotly's sizes
 POINTS_PER_PIXEL = 72 / PIXELS_PER_INCH
-_DASHES = {"solid": "-", "dot": (0, (1, 1.5)), "dash": (0, (4, 2)), "longdash": (0, (7, 2)), "dashdot": "-."}
+_DASHES = {"solid": "-", "dot": ":", "dash": "--", "dashdot": "-."}
 _SYMBOLS = {"circle": "o", "star": "*", "square": "s", "diamond": "D", "x": "x"}
 _INK = "#333333"
 
@@ -60,6 +60,7 @@ def _painter(kind: str) -> Callable[[Axes, Any], None]:
 
 def _scatter(axes: Axes, trace: Any) -> None:
     x, y = _numbers(trace.x), _numbers(trace.y)
+    x, y = x[: len(y)], y[: len(x)]  # plotly draws as many points as both have
     label = _text(trace.name) if trace.showlegend is not False and trace.name else None
     if trace.fill == "toself":
         axes.fill(x, y, facecolor=_colour(trace.fillcolor), linewidth=0, label=label)
@@ -67,11 +68,18 @@ def _scatter(axes: Axes, trace: Any) -> None:
     mode = trace.mode or "lines"
     if "lines" in mode:
         width = (2 if trace.line.width is None else trace.line.width) * POINTS_PER_PIXEL
-        dash = _DASHES[trace.line.dash or "solid"]
+        dash = _dash(trace.line.dash or "solid", trace.line.width or 2)
         axes.plot(x, y, color=_colour(trace.line.color), linewidth=width, linestyle=dash, label=label)
         label = None
     if "markers" in mode:
         _markers(axes, x, y, trace.marker, label)
+
+
+def _dash(dash: str, width: float) -> Any:
+    """A plotly dash: one of its names, or lengths in pixels such as "12px,3px"."""
+    if dash in _DASHES:
+        return _DASHES[dash]
+    return (0, [float(length.removesuffix("px")) / width for length in dash.split(",")])
 
 
 def _markers(axes: Axes, x: Any, y: Any, marker: Any, label: str | None) -> None:

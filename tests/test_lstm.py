@@ -83,6 +83,18 @@ class TestTape:
         assert_same(tape.state.hidden, state.hidden)
         assert_same(tape.state.cell, state.cell)
 
+    def test_step_is_as_exact_as_forward_in_single_precision(self, arguments):
+        """Both against double precision: the tape may round elsewhere, but not much worse."""
+        exact, single = make_optimizer(**arguments), make_optimizer(**arguments).float()
+        sequence = gradients(20)
+        expected, _ = forward(exact, sequence)
+        reference, _ = forward(single, sequence.float())
+        tape = LSTMTape(single, COORDINATES, steps=20)
+        tape.start(single.initial_state(COORDINATES))
+        updates = torch.stack([tape.step(gradient) for gradient in sequence.float()])
+        error, error_of_forward = ((found - expected).abs().max() for found in (updates, reference))
+        assert error <= 10 * error_of_forward
+
     @pytest.mark.parametrize("steps", [1, 2, 6])
     def test_backward_equals_autograd(self, arguments, steps):
         """From a state that is not zero, on a tape with room for more steps than are taken."""

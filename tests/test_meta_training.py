@@ -171,6 +171,22 @@ class TestBits:
         first, other = (outcome(finish(make_trainer(seed=seed))) for seed in (0, 1))
         assert not torch.equal(first[0]["output.weight"], other[0]["output.weight"])
 
+    @pytest.mark.parametrize("second_derivatives", [False, True])
+    def test_every_episode_and_the_validation_meet_other_optimizees(self, second_derivatives):
+        starts = []
+
+        @dataclass(frozen=True)
+        class Watched(Quadratics):
+            def sample(self, n, generator, device=None):
+                optimizees = super().sample(n, generator, device)
+                starts.append(optimizees.theta)
+                return optimizees
+
+        finish(make_trainer(problem=Watched(dim=2), second_derivatives=second_derivatives))
+        assert [len(start) for start in starts] == [7, *[5] * 6]
+        numbers = torch.cat(starts).flatten()
+        assert len(numbers.unique()) == len(numbers)
+
     def test_a_checkpoint_does_not_change_the_run(self, tmp_path):
         assert_same_bits(outcome(finish(make_trainer(tmp_path / "run"))), outcome(finish(make_trainer())))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,7 +32,9 @@ class Claim:
         return f"{self.source}: {self.text}\n  measured: {self.measured}\n  on: {self.conditions}\n  claim {verdict}"
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, str], dict[str, Any]]:
-        return {"text/plain": str(self)}, {"l2l_claim": asdict(self)}
+        verdict = "✅ holds" if self.holds else "❌ **does not hold**"
+        markdown = f"> **{self.source}** {verdict}: {self.text}.\n>\n> {self.measured}\n>\n> *On {self.conditions}.*"
+        return {"text/plain": str(self), "text/markdown": markdown}, {"l2l_claim": asdict(self)}
 
 
 def beats_baselines(
@@ -69,5 +72,11 @@ def beats_baselines(
         f"{finals[best]:.3g}, ratio {value:.3g} (95% CI {low:.3g} to {high:.3g}); "
         f"below every baseline at every step from {from_step} on: {below}"
     )
-    conditions = f"{curves.tasks} fresh optimizees of {curves.problem}, seed {curves.seed}"
+    conditions = f"{curves.tasks} fresh optimizees of {_named(curves.problem)}, seed {curves.seed}"
     return Claim(source, text, measured, conditions, below and high < 1)
+
+
+def _named(problem: Mapping[str, Any]) -> str:
+    """A problem's configuration in one word, such as ``quadratics(dim=10)``."""
+    fields = ", ".join(f"{name}={value}" for name, value in problem.items() if name != "name")
+    return f"{problem.get('name')}({fields})"

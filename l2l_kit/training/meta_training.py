@@ -406,7 +406,8 @@ def meta_train(
     trainer = MetaTrainer(optimizer, problem, MetaTraining(**settings), checkpoint=checkpoint, device=device)
     done = (len(trainer.history.records) - 1) * trainer.settings.episodes_per_epoch
     events = trainer.run()
-    with tqdm(total=trainer.settings.episodes, initial=max(done, 0), unit="episode", disable=not progress) as bar:
+    quiet: dict[str, Any] = {} if progress else {"disable": True}  # (else TQDM_DISABLE decides)
+    with tqdm(total=trainer.settings.episodes, initial=max(done, 0), unit="episode", **quiet) as bar:
         try:
             for event in events:
                 bar.update(event.episode - bar.n)

@@ -16,18 +16,22 @@ from l2l_kit.problems import Quadratics
 from l2l_kit.widgets.live_figure import (
     CONTROLS_WIDTH,
     FIGURE_WIDTH,
+    PREPROCESSING_TOOLTIPS,
+    PREPROCESSINGS,
+    UNROLLS,
     LiveFigure,
     WithPicture,
     described,
     error_message,
     heading,
+    labelled,
     message,
     options,
     selection,
+    toggle,
 )
 
 FUNCTIONS = 64
-UNROLLS = (1, 2, 5, 10, 20, 50, 100)
 STEPS = (50, 100, 200)
 LEARNED = "LSTM"
 
@@ -53,16 +57,16 @@ class Explorer(WithPicture):
     def __init__(self, seed: int = 0, unroll: int = 20, preprocessing: str = "none") -> None:
         if unroll not in UNROLLS:
             raise UnknownNameError("unroll length", unroll, map(str, UNROLLS))
-        if preprocessing not in ("none", "log-sign"):
-            raise UnknownNameError("preprocessing", preprocessing, ("none", "log-sign"))
+        if preprocessing not in PREPROCESSINGS:
+            raise UnknownNameError("preprocessing", preprocessing, PREPROCESSINGS)
         self._run = lru_cache(maxsize=256)(_run)
         self._paused = False
         self._make_controls(seed, unroll, preprocessing)
-        figure = LiveFigure(layout=plots.layout("", "step", "loss", width=FIGURE_WIDTH))
+        figure = LiveFigure(layout=plots.layout(" ", "step", "loss", width=FIGURE_WIDTH))
         for name in self.shown:
             figure.add_scatter(name=name, mode="lines", line=plots.STYLES[name].line)
         figure.update_layout(showlegend=True)
-        figure.update_yaxes(type="log")
+        figure.update_yaxes(plots.LOGARITHMIC)
         super().__init__(figure, self._column())
         for control in self._controls:
             control.observe(self._update, names="value")
@@ -81,12 +85,14 @@ class Explorer(WithPicture):
         self.tuned.on_click(lambda _: self.reset_learning_rates())
         lengths = [(str(length), length) for length in UNROLLS]
         self.unroll = selection("Unroll", lengths, unroll, "Steps that it was trained to look ahead")
-        self.preprocessing = _choice("Preprocessing", ("none", "log-sign"), preprocessing, "Of the LSTM's gradients")
-        self.dimension = ipywidgets.IntSlider(10, 2, 20, description="Dimension", **described("300px"))
+        self.preprocessing = toggle(PREPROCESSINGS, preprocessing, PREPROCESSING_TOOLTIPS)
+        self.dimension = ipywidgets.IntSlider(
+            10, 2, 20, description="Dimension", tooltip="Number of parameters", **described("300px")
+        )
         lengths = [(str(steps), steps) for steps in STEPS]
         self.steps = selection("Steps", lengths, 100, "Updates per run; the LSTMs were trained on 100")
         self.seed = ipywidgets.BoundedIntText(seed, 0, 2**31, description="Seed", **described("300px"))
-        self.statistic = _choice("Show the", ("mean", "median"), "mean", "Over the functions")
+        self.statistic = toggle(("mean", "median"), "mean", ("Over the functions", "Half the functions are below"))
         self.status = ipywidgets.HTML(layout={"width": f"{CONTROLS_WIDTH - 20}px"})
 
     @property
@@ -96,8 +102,8 @@ class Explorer(WithPicture):
 
     def _column(self) -> list[ipywidgets.Widget]:
         rows = [ipywidgets.HBox([self.shown[name], slider]) for name, slider in self.learning_rates.items()]
-        learned = [self.shown[LEARNED], self.unroll, self.preprocessing]
-        functions = [heading("Functions"), self.dimension, self.steps, self.seed, self.statistic]
+        learned = [self.shown[LEARNED], self.unroll, labelled("Preprocessing", self.preprocessing)]
+        functions = [heading("Functions"), self.dimension, self.steps, self.seed, labelled("Show the", self.statistic)]
         return [heading("Optimizers"), *learned, *rows, self.tuned, *functions, self.status]
 
     def reset_learning_rates(self) -> None:
@@ -191,15 +197,4 @@ def _learning_rate(name: str, tuned: float) -> ipywidgets.SelectionSlider:
         description="lr",
         tooltip=f"Learning rate of {name}",
         **described("210px", "20px"),
-    )
-
-
-def _choice(label: str, choices: tuple[str, ...], value: str, tooltip: str) -> ipywidgets.ToggleButtons:
-    return ipywidgets.ToggleButtons(
-        options=choices,
-        value=value,
-        description=label,
-        tooltips=[tooltip] * len(choices),
-        style={"description_width": "100px", "button_width": "90px"},
-        layout={"width": "310px"},
     )

@@ -51,8 +51,8 @@ class Job(Generic[Event]):
 
     def start(self) -> None:
         """Run in a thread of its own; does nothing if it is under way."""
-        if not self.running:
-            self._thread = threading.Thread(target=self.run, daemon=True)
+        if self._claim():
+            self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
 
     def cancel(self) -> None:
@@ -70,11 +70,20 @@ class Job(Generic[Event]):
         Raises:
             RuntimeError: if it is under way already.
         """
-        if not self._running.acquire(blocking=False):
+        if not self._claim():
             raise RuntimeError("this job is running already.")
+        return self._run()
+
+    def _claim(self) -> bool:
+        """Become the one run under way. Not left to the thread, so that a `cancel` right after `start` counts."""
+        if not self._running.acquire(blocking=False):
+            return False
+        self._cancelled.clear()
+        return True
+
+    def _run(self) -> Outcome:
+        self.error = None
         try:
-            self.error = None
-            self._cancelled.clear()
             outcome = self._drive()
         finally:
             self._running.release()

@@ -14,6 +14,9 @@ import plotly.graph_objects as go
 from l2l_kit import static
 
 CONTROLS_WIDTH, FIGURE_WIDTH = 320, 640
+UNROLLS = (1, 2, 5, 10, 20, 50, 100)
+PREPROCESSINGS = ("none", "log-sign")
+PREPROCESSING_TOOLTIPS = ("The LSTM is given the gradient as it is", "Its logarithm and sign (appendix A)")
 
 
 class LiveFigure(go.FigureWidget):  # type: ignore[misc]  # plotly has no types
@@ -73,6 +76,17 @@ def described(width: str, label: str = "100px") -> dict[str, Any]:
     return {"style": {"description_width": label}, "layout": {"width": width}}
 
 
+def toggle(choices: Sequence[str], value: str, tooltips: Sequence[str]) -> ipywidgets.ToggleButtons:
+    """Buttons of which one is down; `labelled` sets its label, for which its own description leaves no room."""
+    return ipywidgets.ToggleButtons(options=choices, value=value, tooltips=tooltips, style={"button_width": "88px"})
+
+
+def labelled(label: str, control: ipywidgets.Widget) -> ipywidgets.HBox:
+    """A control with a label before it, in line with the other controls' labels."""
+    text = ipywidgets.Label(label, layout={"width": "100px", "display": "flex", "justify_content": "flex-end"})
+    return ipywidgets.HBox([text, control])
+
+
 def heading(text: str) -> ipywidgets.HTML:
     """A heading within the control column."""
     return ipywidgets.HTML(f"<b>{html.escape(text)}</b>")
@@ -80,7 +94,7 @@ def heading(text: str) -> ipywidgets.HTML:
 
 def message(text: str) -> str:
     """Text for an HTML widget, as it is."""
-    return f'<span style="line-height: 1.4">{html.escape(text)}</span>'
+    return f'<div style="line-height: 1.4">{html.escape(text)}</div>'
 
 
 def error_message(error: BaseException) -> str:

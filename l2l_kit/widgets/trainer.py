@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import ipywidgets
 from torch import Tensor
 
 from l2l_kit import plots
 from l2l_kit.evaluation import Curves, compare, tuned_baselines
-from l2l_kit.optimizers import Baseline, LSTMOptimizer
+from l2l_kit.optimizers import Baseline, LSTMOptimizer, Optimizer
 from l2l_kit.problems import Problem, Quadratics
 from l2l_kit.randomness import generator
 from l2l_kit.training import History, MetaTrainer, MetaTraining, Progress, rollout
@@ -18,16 +19,20 @@ from l2l_kit.widgets.job import Job, Outcome
 from l2l_kit.widgets.live_figure import (
     CONTROLS_WIDTH,
     FIGURE_WIDTH,
+    PREPROCESSING_TOOLTIPS,
+    PREPROCESSINGS,
+    UNROLLS,
     LiveFigure,
     WithPicture,
     error_message,
     heading,
+    labelled,
     message,
     options,
     selection,
+    toggle,
 )
 
-UNROLLS = (1, 2, 5, 10, 20, 50, 100)
 EPOCHS = (5, 10, 25, 50, 100)
 META_LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 LEARNED = "LSTM"
@@ -70,7 +75,7 @@ class Trainer(WithPicture):
         self.trained: LSTMOptimizer | None = None
         self.history: History | None = None
         self._problem, self._settings, self._seed, self._baselines = problem, settings, seed, dict(baselines)
-        self._verdict = ""
+        self._result = ""
         self._lines: dict[str, list[float | None]] = {}
         self._job = Job(self._train, self._show, self._end, important=lambda event: event.validation_losses is not None)
         self._make_controls()
@@ -84,14 +89,7 @@ class Trainer(WithPicture):
             settings.unroll,
             "Steps that are backpropagated through at once",
         )
-        self.preprocessing = ipywidgets.ToggleButtons(
-            options=("none", "log-sign"),
-            value="none",
-            description="Preprocessing",
-            tooltips=["The gradient as it is", "Its logarithm and sign (appendix A)"],
-            style={"description_width": "100px", "button_width": "90px"},
-            layout={"width": "310px"},
-        )
+        self.preprocessing = toggle(PREPROCESSINGS, "none", PREPROCESSING_TOOLTIPS)
         rates = options(META_LEARNING_RATES, settings.meta_lr)
         self.meta_lr = selection("Meta rate", rates, settings.meta_lr, "Learning rate of Adam, the meta-optimizer")
         epochs = [(label, int(number)) for label, number in options(EPOCHS, settings.epochs)]
@@ -106,7 +104,7 @@ class Trainer(WithPicture):
 
     def _column(self) -> list[ipywidgets.Widget]:
         buttons = ipywidgets.HBox([self.train, self.cancel])
-        settings = [self.unroll, self.preprocessing, self.meta_lr, self.epochs]
+        settings = [self.unroll, labelled("Preprocessing", self.preprocessing), self.meta_lr, self.epochs]
         return [heading("Meta-training"), *settings, buttons, self.bar, self.status]
 
     def _make_figure(self) -> LiveFigure:
@@ -123,7 +121,7 @@ class Trainer(WithPicture):
             figure.add_scatter(name=name, x=steps, y=self._lines.get(name, []), mode="lines", line=by_name[name].line)
         figure.update_layout(showlegend=True)
         figure.update_xaxes(range=[0, settings.horizon])
-        figure.update_yaxes(type="log", range=plots.loss_range(self._lines.values()))
+        figure.update_yaxes(plots.LOGARITHMIC, range=plots.loss_range(self._lines.values()))
         return figure
 
     def start(self) -> None:
@@ -140,11 +138,12 @@ class Trainer(WithPicture):
             MetaTrainingDivergedError: if the training diverged.
             ValueError: for settings that make no sense.
         """
+        before = self.trained
         self._begin()
         self._job.run()
         if self._job.error is not None:
             raise self._job.error
-        if self.trained is None:
+        if self.trained is None or self.trained is before:
             raise RuntimeError("the training was stopped before it got through an epoch.")
         return self.trained
 
@@ -154,7 +153,7 @@ class Trainer(WithPicture):
 
     def _begin(self) -> None:
         self._set_running(True)
-        self._verdict = ""
+        self._result = ""
         self.bar.value, self.bar.bar_style = 0, ""
         self.bar.max = self.epochs.value * self._settings.episodes_per_epoch
         self._set_status(message("Training begins."))
@@ -169,21 +168,22 @@ class Trainer(WithPicture):
         try:
             yield from meta_trainer.run()
         finally:
-            if len(meta_trainer.history.records) > 1:
-                self.trained, self.history = optimizer, meta_trainer.history
-        contenders = {LEARNED: optimizer, **self._baselines}
+            history = meta_trainer.history
+            if len(history.records) > 1:
+                self.trained, self.history = optimizer, history
+                self._result = f"The best weights so far, of epoch {history.best.epoch}, are in .trained."
+        contenders: dict[str, Optimizer[Any]] = {LEARNED: optimizer, **self._baselines}
         horizon, seed = settings.horizon, settings.seed
-        self._verdict = _verdict(compare(contenders, self._problem, steps=horizon, tasks=TEST_FUNCTIONS, seed=seed))
+        self._result = _verdict(compare(contenders, self._problem, steps=horizon, tasks=TEST_FUNCTIONS, seed=seed))
 
     def _show(self, event: Progress) -> None:
         self.bar.value = event.episode
         if event.validation_losses is not None:
             self._draw(event.validation_losses)
-        best = min((line[-1], name) for name, line in self._lines.items() if name != LEARNED and line[-1] is not None)
         self._set_status(
             message(
-                f"Epoch {event.epoch} of {event.epochs}, {event.seconds:.0f} s. Best loss after "
-                f"{self._settings.horizon} steps so far: {event.best_validation_loss:.3g}; {best[1]}: {best[0]:.3g}."
+                f"Epoch {event.epoch} of {event.epochs}, {event.seconds:.0f} s. Lowest loss after "
+                f"{self._settings.horizon} steps so far: {event.best_validation_loss:.3g}{self._to_beat}."
             )
         )
 
@@ -196,13 +196,19 @@ class Trainer(WithPicture):
     def _end(self, outcome: Outcome) -> None:
         self._set_running(False)
         self.bar.bar_style = {"finished": "success", "cancelled": "warning", "failed": "danger"}[outcome]
-        kept = "" if self.trained is None else " The best weights so far are in .trained."
         if self._job.error is not None:
             self._set_status(error_message(self._job.error))
         elif outcome == "cancelled":
-            self._set_status(message(f"Cancelled.{kept}"))
+            self._set_status(message(f"Cancelled. {self._result}"))
         else:
-            self._set_status(message(self._verdict))
+            self._set_status(message(self._result))
+
+    @property
+    def _to_beat(self) -> str:
+        """The best baseline on the validation functions."""
+        lines = ((line[-1], name) for name, line in self._lines.items() if name != LEARNED)
+        finals = [(loss, name) for loss, name in lines if loss is not None]
+        return " ({1}: {0:.3g})".format(*min(finals)) if finals else ""
 
     def _set_running(self, running: bool) -> None:
         self.train.disabled, self.cancel.disabled = running, not running

@@ -1,0 +1,186 @@
+"""What a reader sees and does: the widgets and the live figures in a real page."""
+
+import base64
+import logging
+import statistics
+
+import nbformat
+import plotly.graph_objects as go
+import pytest
+
+from l2l_kit import static
+
+pytestmark = pytest.mark.timeout(400)
+log = logging.getLogger(__name__)
+
+IMPORT = "import l2l_kit as l2l"
+LINES = ".js-plotly-plot .scatterlayer path.js-line"
+# Notes when a key goes down and when the first line of the figure changes after it.
+WATCH = """() => {
+    window.redraws = 0;
+    window.addEventListener('keydown', () => { window.pressed = performance.now(); window.redrawn = null; }, true);
+    new MutationObserver(() => { window.redraws++; window.redrawn ??= performance.now(); }).observe(
+        document.querySelector('.js-plotly-plot'), {subtree: true, attributes: true, attributeFilter: ['d']});
+}"""
+
+
+def lines(page):
+    return page.eval_on_selector_all(LINES, "paths => paths.map(path => path.getAttribute('d'))")
+
+
+def handle(page, tooltip):
+    return page.locator(f".widget-slider:has([title='{tooltip}']) .noUi-handle").first
+
+
+def press(page, key):
+    """Milliseconds from a key press to the redraw that follows."""
+    before = page.evaluate("window.redraws")
+    page.keyboard.press(key)
+    page.wait_for_function(f"window.redraws > {before} && window.redrawn !== null", timeout=20_000, polling=5)
+    latency = page.evaluate("window.redrawn - window.pressed")
+    page.wait_for_timeout(250)
+    return latency
+
+
+@pytest.fixture
+def explorer_page(open_notebook):
+    page = open_notebook("explorer.ipynb", IMPORT, "explorer = l2l.widgets.explorer()\nexplorer")
+    page.wait_for_selector(LINES, timeout=30_000, state="attached")
+    return page
+
+
+def test_a_slider_moves_the_curve(explorer_page, tmp_path, record_property):
+    page = explorer_page
+    page.wait_for_timeout(500)
+    page.screenshot(path=tmp_path / "explorer.png")
+    assert len(lines(page)) == 5
+    before = lines(page)
+    handle(page, "Learning rate of Adam").focus()
+    page.evaluate(WATCH)
+    latencies = [press(page, "ArrowLeft") for _ in range(10)]
+    after = lines(page)
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, True, True, True, False]
+    record("lr slider, curves computed", latencies, record_property)
+    record("lr slider, curves cached", [press(page, "ArrowRight") for _ in range(8)], record_property)
+    handle(page, "Number of parameters").focus()
+    record("dimension slider, all curves computed", [press(page, "ArrowLeft") for _ in range(8)], record_property)
+    page.screenshot(path=tmp_path / "explorer_moved.png")
+
+
+def record(what, latencies, record_property):
+    """Times depend on the machine, so they are told and not asserted."""
+    text = f"{what}: median {statistics.median(latencies):.0f} ms of {[round(each) for each in latencies]}"
+    record_property(what, text)
+    log.warning(text)
+    print(text)
+
+
+def test_ticking_and_choosing(explorer_page, tmp_path):
+    page = explorer_page
+    page.get_by_label("SGD").click()
+    page.wait_for_function(f"document.querySelectorAll('{LINES}').length === 4")
+    page.get_by_role("button", name="median", exact=True).click()
+    page.wait_for_function("document.querySelector('.js-plotly-plot .gtitle').textContent.startsWith('Median')")
+    page.wait_for_function("document.body.innerText.includes('is best: median loss')")
+    page.screenshot(path=tmp_path / "median.png")
+
+
+def test_a_reload_shows_the_present_state(explorer_page, tmp_path):
+    page = explorer_page
+    page.get_by_label("RMSprop").click()
+    page.get_by_role("button", name="median", exact=True).click()
+    page.wait_for_function("document.querySelector('.js-plotly-plot .gtitle').textContent.startsWith('Median')")
+    before = lines(page)
+    page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
+    page.wait_for_timeout(1000)
+    page.goto(page.url.replace("&reset", "").replace("?reset", ""), wait_until="domcontentloaded")
+    page.wait_for_selector(LINES, timeout=60_000, state="attached")
+    page.wait_for_function(f"document.querySelectorAll('{LINES}').length === 4", timeout=20_000)
+    page.screenshot(path=tmp_path / "reloaded.png")
+    assert page.locator(".js-plotly-plot .gtitle").first.text_content().startswith("Median")
+    assert lines(page) == before
+
+
+def test_a_notebook_that_was_not_run_shows_the_picture(lab, page, tmp_path):
+    """As it comes from GitHub: with outputs, but with no kernel behind them."""
+    picture = base64.b64encode(static.png(go.Figure())).decode()
+    view = {"model_id": "0" * 32, "version_major": 2, "version_minor": 0}
+    data = {"application/vnd.jupyter.widget-view+json": view, "image/png": picture, "text/plain": "Interactive"}
+    address = lab.notebook("picture.ipynb", "1", outputs=[nbformat.v4.new_output("display_data", data)])
+    page.goto(address, wait_until="domcontentloaded")
+    page.wait_for_selector(".jp-OutputArea-output img", timeout=90_000)
+    page.screenshot(path=tmp_path / "picture.png")
+
+
+def test_an_error_is_shown(open_notebook):
+    page = open_notebook("error.ipynb", IMPORT, "explorer = l2l.widgets.explorer()\nexplorer", BREAK)
+    page.wait_for_selector(".js-plotly-plot [role=alert], .widget-html [role=alert]", timeout=20_000)
+    assert "no such optimizer" in page.locator("[role=alert]").first.inner_text()
+
+
+BREAK = """
+def broken(*_):
+    raise ValueError("no such optimizer")
+explorer._run = broken
+explorer.dimension.value = 5
+"""
+
+
+def test_training_shows_progress_and_cancels(open_notebook, tmp_path):
+    cells = [IMPORT, "trainer = l2l.widgets.trainer()\ntrainer"]
+    page = open_notebook("trainer.ipynb", *cells)
+    page.wait_for_selector(LINES, timeout=30_000, state="attached")
+    page.wait_for_timeout(500)
+    page.screenshot(path=tmp_path / "trainer.png")
+    assert len(lines(page)) == 4
+    page.get_by_role("button", name="Train", exact=True).click()
+    page.wait_for_function("document.body.innerText.match(/Epoch 2 of 25/)", timeout=120_000)
+    assert len(lines(page)) == 5
+    curve = lines(page)
+    page.screenshot(path=tmp_path / "training.png")
+    page.wait_for_function("document.body.innerText.match(/Epoch 4 of 25/)", timeout=120_000)
+    assert lines(page) != curve
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    page.wait_for_function("document.body.innerText.includes('Cancelled. The best weights')", timeout=20_000)
+    assert page.get_by_role("button", name="Train", exact=True).is_enabled()
+    page.screenshot(path=tmp_path / "cancelled.png")
+
+
+def test_play_moves_along_the_landscape(open_notebook, tmp_path):
+    cells = [
+        IMPORT,
+        "from l2l_kit.evaluation.trajectories import trajectories\n"
+        "optimizers = {'LSTM': l2l.load('quadratics-none-unroll20'), **l2l.tuned_baselines('quadratics')}\n"
+        "l2l.plots.landscape(trajectories(optimizers, l2l.problems.Quadratics(2), steps=60, seed=4))",
+    ]
+    page = open_notebook("landscape.ipynb", *cells)
+    page.wait_for_selector(LINES, timeout=30_000, state="attached")
+    page.wait_for_timeout(500)
+    page.screenshot(path=tmp_path / "landscape.png")
+    label = page.locator(".js-plotly-plot .slider-label").first
+    whole = lines(page)
+    assert len(whole) == 5
+    page.locator(".js-plotly-plot .updatemenu-button").first.click()
+    page.wait_for_function("document.querySelector('.js-plotly-plot .slider-label').textContent === 'step 8'")
+    moved = lines(page)
+    page.screenshot(path=tmp_path / "landscape_playing.png")
+    assert all(len(part) < len(path) for part, path in zip(moved, whole, strict=True))
+    page.locator(".js-plotly-plot .updatemenu-button").nth(1).click()
+    page.wait_for_timeout(300)
+    paused = label.text_content()
+    page.wait_for_timeout(500)
+    assert label.text_content() == paused
+
+
+def test_dark_theme(explorer_page, tmp_path):
+    page = explorer_page
+    change = "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})"
+    page.evaluate(change, "JupyterLab Dark")
+    page.wait_for_function("document.body.dataset.jpThemeLight === 'false'", timeout=20_000)
+    page.wait_for_timeout(1500)
+    page.screenshot(path=tmp_path / "dark.png")
+    page.evaluate(change, "JupyterLab Light")
+    background = page.locator(".js-plotly-plot .main-svg").first.evaluate(
+        "svg => getComputedStyle(svg).backgroundColor"
+    )
+    assert background == "rgba(0, 0, 0, 0)"
