@@ -74,7 +74,11 @@ def styles(names: Iterable[str]) -> dict[str, Style]:
 
 
 class Figure(go.Figure):  # type: ignore[misc]  # plotly has no types
-    """A plotly figure that shows itself in JupyterLab (alive), on GitHub (a picture) and in a terminal (a word)."""
+    """A plotly figure that shows itself in JupyterLab, on GitHub (a picture) and in a terminal (a word).
+
+    JupyterLab shows the picture until the pointer touches it, and the live figure, of the same size, from then on: that
+    is how plotly's renderer treats a figure that comes with a picture.
+    """
 
     # IPython asks for these before the bundle, and plotly's answers load a script from the network.
     _ipython_display_ = None

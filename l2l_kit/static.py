@@ -23,6 +23,7 @@ POINTS_PER_PIXEL = 72 / PIXELS_PER_INCH
 _DASHES = {"solid": "-", "dot": ":", "dash": "--", "dashdot": "-."}
 _SYMBOLS = {"circle": "o", "star": "*", "square": "s", "diamond": "D", "x": "x"}
 _INK = "#333333"
+ANIMATED = "In JupyterLab, point at this picture and it can be played."
 
 
 def png(figure: Any, *, dpi: int = 100) -> bytes:
@@ -46,8 +47,10 @@ def png(figure: Any, *, dpi: int = 100) -> bytes:
     _dress(axes, layout)
     if layout.showlegend is not False:
         _legend(axes)
+    if figure.frames:
+        picture.supxlabel(ANIMATED, fontsize=10, color=_INK)
     buffer = io.BytesIO()
-    picture.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None})
+    picture.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 

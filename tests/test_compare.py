@@ -167,6 +167,12 @@ class TestDivergedRuns:
         assert torch.equal(wild.isinf().int().cummax(dim=1).values.bool(), wild.isinf())
         assert curves["tame"].isfinite().all()
 
+    def test_count_as_infinite_where_the_loss_overflows(self):
+        """θ after one such step is finite still, and its square no longer."""
+        losses = run({"wild": baseline("sgd", 1e25)}, steps=1)["wild"]
+        assert losses[:, 0].isfinite().all()
+        assert losses[:, 1].isinf().all()
+
     @pytest.mark.parametrize("statistic", ["mean", "median"])
     def test_make_statistics_infinite_not_nan(self, curves, statistic):
         assert curves.statistic("wild", statistic)[-1] == math.inf

@@ -122,9 +122,10 @@ def test_replay_equals_autograd_while_the_optimizer_learns():
                 windows.append(unroller.advance(4))
                 with torch.no_grad():
                     for name, weight in optimizer.named_parameters():
-                        weight -= 0.01 * windows[-1].meta_gradient[name]
+                        gradient = windows[-1].meta_gradient[name]
+                        weight -= 0.01 * gradient / gradient.norm()
         found.append(windows)
-    assert_equal_windows(*found, tolerance=1e-11)
+    assert_equal_windows(*found)
 
 
 def written_out(optimizer, optimizees, windows, *, second_derivatives):
@@ -243,10 +244,8 @@ class TestEveryUnroller:
     def test_begin_forgets_what_was_before(self, kind):
         optimizer = make_optimizer(preprocessing="log-sign")
         unroller = kind(optimizer)
-        run(unroller, quadratics(seed=1), [4, 4])
-        assert_equal_windows(
-            run(unroller, quadratics(seed=2), [4, 2]), run(kind(optimizer), quadratics(seed=2), [4, 2])
-        )
+        run(unroller, Network(seed=1), [4, 4])
+        assert_equal_windows(run(unroller, Network(seed=2), [4, 2]), run(kind(optimizer), Network(seed=2), [4, 2]))
 
     def test_leaves_the_optimizees_as_they_were(self, kind):
         optimizees = quadratics()

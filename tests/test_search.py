@@ -133,7 +133,6 @@ def test_a_recipe_without_search_is_refused(tmp_path):
         search(tmp_path / "search.db", replace(RECIPE, search=None))
 
 
-@pytest.mark.xfail(strict=True, reason="search.db does not say which recipe its trials are of")
 @pytest.mark.parametrize(
     "other",
     [

@@ -135,7 +135,7 @@ class History:
     settings: MetaTraining
     device: str
     records: list[EpochRecord]
-    stopped: Literal["running", "finished", "cancelled"] = "running"
+    stopped: Literal["ready", "running", "finished", "cancelled", "diverged"] = "ready"
 
     @property
     def best(self) -> EpochRecord:
@@ -144,11 +144,11 @@ class History:
 
     def about(self) -> dict[str, Any]:
         """The run in a few words, for the card of the optimizer that came out of it."""
-        settings, last = self.settings, self.records[-1]
-        return {
-            "problem": self.problem,
-            "training": asdict(settings),
-            "trained": {
+        settings = self.settings
+        about: dict[str, Any] = {"problem": self.problem, "training": asdict(settings)}
+        if self.records:  # it may have been cancelled before the first validation
+            last = self.records[-1]
+            about["trained"] = {
                 "episodes": last.epoch * settings.episodes_per_epoch,
                 "meta_updates": last.epoch * settings.episodes_per_epoch * len(settings.windows),
                 "seconds": round(last.seconds),
@@ -156,8 +156,8 @@ class History:
                 "best_epoch": self.best.epoch,
                 "validation_loss": self.best.validation_loss,
                 "stopped": self.stopped,
-            },
-        }
+            }
+        return about
 
     def to_frame(self) -> pd.DataFrame:
         """The records as a table, a row per epoch."""
@@ -243,7 +243,10 @@ class MetaTrainer:
         Raises:
             MetaTrainingDivergedError: if a loss or meta-gradient becomes NaN or infinite. The optimizer then holds
                 the best weights so far, and the checkpoint the last good epoch.
+            RuntimeError: if this trainer has run before.
         """
+        if self.history.stopped != "ready":
+            raise RuntimeError("a MetaTrainer runs once; make another one, with the same checkpoint to go on.")
         settings = self.settings
         unroller: Unroller
         if settings.second_derivatives:
@@ -263,6 +266,7 @@ class MetaTrainer:
                     try:
                         loss = self._episode(unroller, episode)
                     except MetaTrainingDivergedError as error:
+                        self.history.stopped = "diverged"
                         best = self.history.best
                         raise MetaTrainingDivergedError(
                             f"{error} of episode {episode} (epoch {epoch}, meta_lr {settings.meta_lr:g}). The "

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ def search_meta_lr(
         A row per trial, best first: meta_lr, validation_loss (infinite where the trial diverged), seconds.
 
     Raises:
-        ValueError: if the recipe has no search, or every trial diverged.
+        ValueError: if the recipe has no search, `storage` is that of another recipe, or every trial diverged.
     """
     import optuna
 
@@ -50,6 +51,20 @@ def search_meta_lr(
     study = optuna.create_study(
         study_name=recipe.name, storage=f"sqlite:///{storage}", direction="minimize", load_if_exists=True
     )
+
+    asked = {
+        "problem": recipe.make_problem().config(),
+        "optimizer": recipe.make_optimizer().config(),
+        "training": asdict(replace(recipe.training, meta_lr=low, epochs=search.epochs)),
+        "meta_lr": [low, high],
+    }
+    asked = json.loads(json.dumps(asked))
+    if study.user_attrs.get("asked", asked) != asked:
+        raise ValueError(
+            f"{storage}: holds the trials of another recipe named {recipe.name!r}. Delete it to search anew, or give "
+            "this recipe another name."
+        )
+    study.set_user_attr("asked", asked)
 
     def trial_loss(trial: optuna.Trial) -> float:
         meta_lr = trial.suggest_float("meta_lr", low, high, log=True)
