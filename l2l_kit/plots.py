@@ -33,6 +33,7 @@ GREY = "#7a7a7a"  # text: as far from white as from the dark theme's black
 GRID = "rgba(128, 128, 128, 0.25)"
 LOGARITHMIC = {"type": "log", "dtick": 1}
 WIDTH, HEIGHT = 720, 420
+LEVELS = 12
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def layout(title: str | None = None, x: str = "", y: str = "", *, width: int = W
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": GREY, "size": 13},
         legend={"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom"},
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": STYLES["LSTM"].color},
         hoverlabel={"bgcolor": "#ffffff", "font": {"color": "#333333"}},
         xaxis={**axis, "title": x},
         yaxis={**axis, "title": y},
@@ -295,8 +297,8 @@ def landscape(trajectories: Trajectories, title: str = "The paths of the optimiz
     paths = {
         name: tuple(rounded(column, 4) for column in view.clip(path).T) for name, path in trajectories.positions.items()
     }
-    figure = Figure(layout=layout(title, "θ₁", "θ₂", width=640, height=690))
-    figure.add_trace(view.contours(trajectories))
+    figure = Figure(layout=layout(title, "θ₁", "θ₂", width=600, height=720))
+    figure.add_traces(view.contours(trajectories))
     for name, (x, y) in paths.items():
         line = {**by_name[name].line, "dash": "solid"}  # a dashed path would look like steps
         figure.add_scatter(name=name, x=x, y=y, mode="lines", line=line)
@@ -337,22 +339,25 @@ class _View:
         span = high - low
         return torch.minimum(torch.maximum(path.nan_to_num(nan=torch.inf), low - 5 * span), high + 5 * span)
 
-    def contours(self, trajectories: Trajectories, cells: int = 60, levels: int = 12) -> Any:
-        """Contour lines at log-spaced losses; a darker grey is a lower loss."""
+    def contours(self, trajectories: Trajectories, cells: int = 60) -> list[Any]:
+        """Contour lines at log-spaced losses; a lower loss is a darker grey.
+
+        They are lines like others and not a contour trace, which plotly loses while it plays frames.
+        """
         x, y = (torch.linspace(*ends, cells) for ends in (self.x, self.y))
-        grid = torch.cartesian_prod(y, x).flip(1)
-        losses = trajectories.losses_at(grid).clamp_min(1e-12).log10().view(cells, cells)
-        low, high = torch.quantile(losses, 0.002).item(), losses.max().item()
-        return go.Contour(
-            x=rounded(x, 4),
-            y=rounded(y, 4),
-            z=[rounded(row, 4) for row in losses],
-            contours={"start": low, "end": high, "size": (high - low) / levels},
-            colorscale=[[0, "rgba(128, 128, 128, 0.6)"], [1, "rgba(128, 128, 128, 0.02)"]],
-            line={"color": "rgba(128, 128, 128, 0.5)", "width": 1},
-            showscale=False,
-            hoverinfo="skip",
-        )
+        losses = trajectories.losses_at(torch.cartesian_prod(y, x).flip(1)).clamp_min(1e-12).log10().view(cells, cells)
+        levels = torch.linspace(torch.quantile(losses, 0.002).item(), losses.max().item(), LEVELS + 1)[:-1]
+        style = {"mode": "lines", "hoverinfo": "skip", "showlegend": False}
+        lines = (static.contour_line(x.numpy(), y.numpy(), losses.numpy(), level) for level in levels.tolist())
+        return [
+            go.Scatter(
+                x=rounded(line[0], 4),
+                y=rounded(line[1], 4),
+                line={"color": f"rgba(128, 128, 128, {0.9 - 0.6 * height / LEVELS:.2f})", "width": 1},
+                **style,
+            )
+            for height, line in enumerate(lines)
+        ]
 
 
 Paths = Mapping[str, tuple[list[float | None], ...]]
@@ -367,7 +372,8 @@ def _heads(paths: Paths, step: int) -> dict[str, Any]:
 def _frame(paths: Paths, step: int) -> Any:
     grown = [{"type": "scatter", "x": x[: step + 1], "y": y[: step + 1]} for x, y in paths.values()]
     heads = {"type": "scatter", **{axis: _heads(paths, step)[axis] for axis in "xy"}}
-    return go.Frame(name=str(step), data=[*grown, heads], traces=list(range(1, len(paths) + 2)))
+    moving = range(LEVELS, LEVELS + len(paths) + 1)  # the contours come first and stay
+    return go.Frame(name=str(step), data=[*grown, heads], traces=list(moving))
 
 
 def _step_slider(steps: int) -> dict[str, Any]:

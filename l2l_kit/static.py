@@ -9,13 +9,13 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
+from contourpy import contour_generator
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 PIXELS_PER_INCH = 100  # of plotly's sizes
@@ -43,22 +43,31 @@ def png(figure: Any, *, dpi: int = 100) -> bytes:
     axes = picture.subplots()
     for trace in figure.data:
         if trace.visible in (None, True):
-            _painter(trace.type)(axes, trace)
+            if trace.type != "scatter":
+                raise TypeError(f"static.png cannot draw traces of kind {trace.type!r}, only 'scatter'.")
+            _scatter(axes, trace)
     _dress(axes, layout)
     if layout.showlegend is not False:
         _legend(axes)
     if figure.frames:
-        picture.supxlabel(ANIMATED, fontsize=10, color=_INK)
+        axes.set_xlabel(f"{axes.get_xlabel()}\n\n{ANIMATED}")
     buffer = io.BytesIO()
     picture.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
-def _painter(kind: str) -> Callable[[Axes, Any], None]:
-    painters = {"scatter": _scatter, "contour": _contour}
-    if kind not in painters:
-        raise TypeError(f"static.png cannot draw traces of kind {kind!r}; it knows {', '.join(painters)}.")
-    return painters[kind]
+def contour_line(x: Any, y: Any, z: Any, level: float) -> tuple[list[float], list[float]]:
+    """Where a function on a grid has one value: a line, with NaN where its pieces are apart.
+
+    Args:
+        x: shape ``(columns,)``.
+        y: shape ``(rows,)``.
+        z: the function, shape ``(rows, columns)``.
+        level: the value.
+    """
+    chunks: Any = contour_generator(x, y, z, line_type="ChunkCombinedNan").lines(level)
+    points = chunks[0][0]
+    return ([], []) if points is None else (points[:, 0].tolist(), points[:, 1].tolist())
 
 
 def _scatter(axes: Axes, trace: Any) -> None:
@@ -91,16 +100,6 @@ def _markers(axes: Axes, x: Any, y: Any, marker: Any, label: str | None) -> None
     area = ((marker.size or 6) * POINTS_PER_PIXEL) ** 2
     edge = {"linewidths": (marker.line.width or 0) * POINTS_PER_PIXEL, "edgecolors": _colour(marker.line.color)}
     axes.scatter(x, y, s=area, c=color, marker=_SYMBOLS[marker.symbol or "circle"], zorder=3, label=label, **edge)
-
-
-def _contour(axes: Axes, trace: Any) -> None:
-    z = np.array([_numbers(row) for row in trace.z])
-    levels = np.arange(trace.contours.start, trace.contours.end + trace.contours.size / 2, trace.contours.size)
-    stops = [(position, _colour(color)) for position, color in trace.colorscale]
-    shades = LinearSegmentedColormap.from_list("figure", stops)
-    x, y = _numbers(trace.x), _numbers(trace.y)
-    axes.contourf(x, y, z, levels=levels, cmap=shades, extend="min")
-    axes.contour(x, y, z, levels=levels, colors=[_colour(trace.line.color)], linestyles="-", linewidths=0.6)
 
 
 def _dress(axes: Axes, layout: Any) -> None:

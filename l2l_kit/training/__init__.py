@@ -9,6 +9,7 @@ from l2l_kit.training.meta_training import (
     MetaTraining,
     Progress,
     meta_train,
+    validation_optimizees,
 )
 from l2l_kit.training.recipes import Recipe, Search, read_recipes
 from l2l_kit.training.rollout import rollout, trace
@@ -32,4 +33,5 @@ __all__ = [
     "rollout",
     "search_meta_lr",
     "trace",
+    "validation_optimizees",
 ]

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from l2l_kit.errors import MetaTrainingDivergedError, UnknownNameError, WeightsFileError
 from l2l_kit.optimizers import LSTMOptimizer
-from l2l_kit.problems import Problem
+from l2l_kit.problems import Optimizees, Problem
 from l2l_kit.randomness import generator
 from l2l_kit.storage import load_weights, read_tensors, write_tensors
 from l2l_kit.tensors import pick_device
@@ -192,6 +192,11 @@ class Progress:
     seconds: float
 
 
+def validation_optimizees(problem: Problem, settings: MetaTraining, device: torch.device | None = None) -> Optimizees:
+    """The optimizees on which a run with these settings validates after each epoch."""
+    return problem.sample(settings.validation_tasks, generator(settings.seed, "validation"), device)
+
+
 class MetaTrainer:
     """Meta-trains an optimizer as a generator of `Progress`, for live plots, cancelling and headless runs alike.
 
@@ -255,7 +260,7 @@ class MetaTrainer:
             unroller = ReplayUnroller(self.optimizer)
         self._started = time.monotonic()
         self.history.stopped = "running"
-        validation = self.problem.sample(settings.validation_tasks, generator(settings.seed, "validation"), self.device)
+        validation = validation_optimizees(self.problem, settings, self.device)
         try:
             if not self.history.records:
                 yield self._validate(0, math.nan, rollout(self.optimizer, validation, settings.horizon))

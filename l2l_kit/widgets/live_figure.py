@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import html
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, ClassVar
 
 import ipywidgets
 import plotly.graph_objects as go
@@ -14,6 +15,7 @@ import plotly.graph_objects as go
 from l2l_kit import static
 
 CONTROLS_WIDTH, FIGURE_WIDTH = 320, 640
+ALIVE = 2
 UNROLLS = (1, 2, 5, 10, 20, 50, 100)
 PREPROCESSINGS = ("none", "log-sign")
 PREPROCESSING_TOOLTIPS = ("The LSTM is given the gradient as it is", "Its logarithm and sign (appendix A)")
@@ -36,10 +38,15 @@ class LiveFigure(go.FigureWidget):  # type: ignore[misc]  # plotly has no types
 class WithPicture:
     """Displays as controls beside a live figure where there is a kernel, elsewhere as a picture of the figure.
 
+    Widgets live as long as the kernel, also when their cell was run again, and a page that is loaded anew loads all of
+    them, 5 MB for each figure. So only the newest `ALIVE` of each kind stay alive, and older ones are closed.
+
     Attributes:
         figure: the live figure.
         view: the whole widget.
     """
+
+    _alive: ClassVar[defaultdict[type, list[WithPicture]]] = defaultdict(list)
 
     def __init__(self, figure: LiveFigure, controls: Iterable[ipywidgets.Widget]) -> None:
         self.figure = figure
@@ -49,6 +56,14 @@ class WithPicture:
         )
         plot = ipywidgets.Box([figure], layout={"flex": f"0 0 {FIGURE_WIDTH}px"})
         self.view = ipywidgets.HBox([column, plot], layout={"flex_flow": "row wrap", "overflow": "visible"})
+        alive = self._alive[type(self)]
+        alive.append(self)
+        if len(alive) > ALIVE:
+            alive.pop(0).close()
+
+    def close(self) -> None:
+        """Take it off the page and out of the kernel."""
+        _close(self.view)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **_: Any) -> dict[str, Any]:
         live = self.view._repr_mimebundle_() or {}
@@ -57,6 +72,12 @@ class WithPicture:
             "image/png": base64.b64encode(static.png(self.figure)).decode(),
             "text/plain": "Interactive figure: run this cell in JupyterLab to use it.",
         }
+
+
+def _close(widget: ipywidgets.Widget) -> None:
+    for child in getattr(widget, "children", ()):
+        _close(child)
+    widget.close()
 
 
 def options(values: Iterable[float], *more: float) -> list[tuple[str, float]]:

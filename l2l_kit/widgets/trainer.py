@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,8 +14,7 @@ from l2l_kit import plots
 from l2l_kit.evaluation import Curves, compare, tuned_baselines
 from l2l_kit.optimizers import Baseline, LSTMOptimizer, Optimizer
 from l2l_kit.problems import Problem, Quadratics
-from l2l_kit.randomness import generator
-from l2l_kit.training import History, MetaTrainer, MetaTraining, Progress, rollout
+from l2l_kit.training import History, MetaTrainer, MetaTraining, Progress, rollout, validation_optimizees
 from l2l_kit.widgets.job import Job, Outcome
 from l2l_kit.widgets.live_figure import (
     CONTROLS_WIDTH,
@@ -76,6 +76,7 @@ class Trainer(WithPicture):
         self.history: History | None = None
         self._problem, self._settings, self._seed, self._baselines = problem, settings, seed, dict(baselines)
         self._result = ""
+        self._best: list[float | None] | None = None
         self._lines: dict[str, list[float | None]] = {}
         self._job = Job(self._train, self._show, self._end, important=lambda event: event.validation_losses is not None)
         self._make_controls()
@@ -112,8 +113,7 @@ class Trainer(WithPicture):
         title = f"Mean loss over {settings.validation_tasks} validation functions"
         figure = LiveFigure(layout=plots.layout(title, "step", "loss", width=FIGURE_WIDTH))
         # The very functions that meta-training validates on: on others, the rare hard ones would decide.
-        draws = generator(settings.seed, "validation")
-        functions = self._problem.sample(settings.validation_tasks, draws)
+        functions = validation_optimizees(self._problem, settings)
         for name, baseline in self._baselines.items():
             self._lines[name] = _mean(rollout(baseline, functions, settings.horizon))
         steps, by_name = list(range(settings.horizon + 1)), plots.styles([LEARNED, *self._baselines])
@@ -151,9 +151,14 @@ class Trainer(WithPicture):
         """Wait until training in the background has ended, for at most `timeout` seconds."""
         self._job.join(timeout)
 
+    def close(self) -> None:
+        """Stop training, and take it off the page and out of the kernel."""
+        self._job.cancel()
+        super().close()
+
     def _begin(self) -> None:
         self._set_running(True)
-        self._result = ""
+        self._result, self._best = "", None
         self.bar.value, self.bar.bar_style = 0, ""
         self.bar.max = self.epochs.value * self._settings.episodes_per_epoch
         self._set_status(message("Training begins."))
@@ -179,7 +184,10 @@ class Trainer(WithPicture):
     def _show(self, event: Progress) -> None:
         self.bar.value = event.episode
         if event.validation_losses is not None:
-            self._draw(event.validation_losses)
+            line = _mean(event.validation_losses)
+            self._draw(line)
+            if self._best is None or _final(line) <= _final(self._best):
+                self._best = line
         self._set_status(
             message(
                 f"Epoch {event.epoch} of {event.epochs}, {event.seconds:.0f} s. Lowest loss after "
@@ -187,14 +195,16 @@ class Trainer(WithPicture):
             )
         )
 
-    def _draw(self, losses: Tensor) -> None:
-        self._lines[LEARNED] = _mean(losses)
+    def _draw(self, line: list[float | None]) -> None:
+        self._lines[LEARNED] = line
         with self.figure.batch_update():
             self.figure.data[0].y = self._lines[LEARNED]
             self.figure.layout.yaxis.range = plots.loss_range(self._lines.values())
 
     def _end(self, outcome: Outcome) -> None:
         self._set_running(False)
+        if self._best is not None:
+            self._draw(self._best)
         self.bar.bar_style = {"finished": "success", "cancelled": "warning", "failed": "danger"}[outcome]
         if self._job.error is not None:
             self._set_status(error_message(self._job.error))
@@ -221,6 +231,10 @@ class Trainer(WithPicture):
 
 def _mean(losses: Tensor) -> list[float | None]:
     return plots.rounded(losses.mean(dim=0))
+
+
+def _final(line: list[float | None]) -> float:
+    return math.inf if line[-1] is None else line[-1]
 
 
 def _verdict(curves: Curves) -> str:
