@@ -1,7 +1,6 @@
 """What a reader sees and does: the widgets and the live figures in a real page."""
 
 import base64
-import logging
 import statistics
 
 import nbformat
@@ -11,7 +10,6 @@ import pytest
 from l2l_kit import static
 
 pytestmark = pytest.mark.timeout(400)
-log = logging.getLogger(__name__)
 
 RUN_ALL = """milliseconds => Promise.race([
     window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => 'done'),
@@ -73,9 +71,7 @@ def test_a_slider_moves_the_curve(explorer_page, tmp_path, record_property):
 def record(what, latencies, record_property):
     """Times depend on the machine, so they are told and not asserted."""
     text = f"{what}: median {statistics.median(latencies):.0f} ms of {[round(each) for each in latencies]}"
-    record_property(what, text)
-    log.warning(text)
-    print(text)
+    record_property(what, text)  # tests/conftest.py tells it at the end
 
 
 def test_ticking_and_choosing(explorer_page, tmp_path):
