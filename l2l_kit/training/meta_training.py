@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Generator
 from dataclasses import asdict, dataclass, fields
@@ -415,8 +416,9 @@ def meta_train(
     trainer = MetaTrainer(optimizer, problem, MetaTraining(**settings), checkpoint=checkpoint, device=device)
     done = (len(trainer.history.records) - 1) * trainer.settings.episodes_per_epoch
     events = trainer.run()
-    quiet: dict[str, Any] = {} if progress else {"disable": True}  # (else TQDM_DISABLE decides)
-    with tqdm(total=trainer.settings.episodes, initial=max(done, 0), unit="episode", **quiet) as bar:
+    # tqdm's own switch for headless runs, which its notebook bar does not look at.
+    quiet = not progress or bool(os.environ.get("TQDM_DISABLE"))
+    with tqdm(total=trainer.settings.episodes, initial=max(done, 0), unit="episode", disable=quiet) as bar:
         try:
             for event in events:
                 bar.update(event.episode - bar.n)
