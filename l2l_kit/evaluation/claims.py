@@ -32,7 +32,7 @@ class Claim:
         return f"{self.source}: {self.text}\n  measured: {self.measured}\n  on: {self.conditions}\n  claim {verdict}"
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, str], dict[str, Any]]:
-        verdict = "✅ holds" if self.holds else "❌ **does not hold**"
+        verdict = "holds" if self.holds else "**does not hold**"
         markdown = f"> **{self.source}** {verdict}: {self.text}.\n>\n> {self.measured}\n>\n> *On {self.conditions}.*"
         return {"text/plain": str(self), "text/markdown": markdown}, {"l2l_claim": asdict(self)}
 
