@@ -47,11 +47,6 @@ def ravel(tensors: Mapping[str, Tensor]) -> Tensor:
     return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
 
-def to_device(tensors: Mapping[str, Tensor], device: torch.device) -> Tensors:
-    """The same named tensors on `device`."""
-    return {name: tensor.to(device) for name, tensor in tensors.items()}
-
-
 def pick_device(device: str | torch.device | None = None) -> torch.device:
     """The device asked for, or with ``None`` the best there is: "cuda", else "cpu".
 

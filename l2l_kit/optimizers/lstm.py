@@ -103,9 +103,9 @@ class LSTMOptimizer(nn.Module):
             "seed": self.seed,
         }
 
-    def initial_state(self, coordinates: int, device: torch.device | None = None) -> LSTMState:
+    def initial_state(self, coordinates: int) -> LSTMState:
         """State h(0) = 0 for that many coordinates."""
-        zeros = self.output.weight.new_zeros(self.num_layers, self.hidden_size, coordinates, device=device)
+        zeros = self.output.weight.new_zeros(self.num_layers, self.hidden_size, coordinates)
         return LSTMState(zeros, zeros.clone())
 
     def forward(self, gradients: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
