@@ -11,7 +11,7 @@ from torch import Tensor
 
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.optimizers import Optimizer
-from l2l_kit.problems import Problem
+from l2l_kit.problems import Optimizees, Problem
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import pick_device
 from l2l_kit.training.rollout import rollout
@@ -162,6 +162,11 @@ def _resampled(losses: Tensor, statistic: Statistic, draws: Tensor) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
+def measured(optimizer: Optimizer[Any], optimizees: Optimizees, steps: int) -> Tensor:
+    """`rollout` as statistics want it: on the CPU, and a run that diverged counts as infinite."""
+    return rollout(optimizer, optimizees, steps).cpu().nan_to_num(nan=torch.inf, posinf=torch.inf)
+
+
 def compare(
     optimizers: Mapping[str, Optimizer[Any]],
     problem: Problem,
@@ -194,5 +199,5 @@ def compare(
         if isinstance(optimizer, torch.nn.Module):
             optimizer.to(chosen)
         optimizees = problem.sample(tasks, generator(seed, "test"), chosen)
-        losses[name] = rollout(optimizer, optimizees, steps).cpu().nan_to_num(nan=torch.inf, posinf=torch.inf)
+        losses[name] = measured(optimizer, optimizees, steps)
     return Curves(losses, problem.config(), seed)

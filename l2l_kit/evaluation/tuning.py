@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.evaluation.compare import Curves, Statistic
+from l2l_kit.evaluation.compare import Curves, Statistic, measured
 from l2l_kit.evaluation.results import read_result
 from l2l_kit.optimizers import BASELINES, Baseline, baseline
 from l2l_kit.problems import Problem
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import pick_device
-from l2l_kit.training.rollout import rollout
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,8 +78,8 @@ def tune(
     optimizees = problem.sample(tasks, generator(seed, "tuning"), pick_device(device))
     rows = []
     for optimizer in [baseline(name, lr) for lr in learning_rates]:
-        final = rollout(optimizer, optimizees, steps)[:, -1].cpu().nan_to_num(nan=torch.inf, posinf=torch.inf)
-        curves = Curves({name: final[:, None]}, problem.config(), seed)
+        final = measured(optimizer, optimizees, steps)[:, -1:]
+        curves = Curves({name: final}, problem.config(), seed)
         rows.append({"lr": optimizer.lr, **{kind: curves.statistic(name, kind).item() for kind in ("mean", "median")}})
     return Tuning(name.lower(), pd.DataFrame(rows).set_index("lr"))
 
