@@ -24,3 +24,7 @@ class WeightsFileError(ValueError):
 
 class MetaTrainingDivergedError(ArithmeticError):
     """Meta-training met a loss or meta-gradient that is NaN or infinite; the message says at which step."""
+
+
+class DataError(ValueError):
+    """A data set cannot be had from any of its sources; the message says why and what to do."""

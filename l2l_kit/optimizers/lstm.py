@@ -13,6 +13,9 @@ from l2l_kit.optimizers.preprocessing import Preprocessing, make_preprocessing
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, Tensors, ravel
 
+BLOCK = 4096
+"""Coordinates at a time on a CPU: their gates fit into its cache."""
+
 
 class LSTMState(NamedTuple):
     """What the LSTM remembers of each coordinate.
@@ -43,8 +46,13 @@ class LSTMLayer(nn.Module):
         size = len(hidden)
         gates = torch.addmm(self.bias[:, None], self.weight, torch.cat([inputs, hidden]))
         take, keep, give = gates[: 3 * size].sigmoid().chunk(3)
-        cell = keep * cell + take * gates[3 * size :].tanh()
-        return give * cell.tanh(), cell
+        cell = keep * cell + take * _tanh(gates[3 * size :])
+        return give * _tanh(cell), cell
+
+
+def _tanh(values: Tensor) -> Tensor:
+    """tanh(x) = 2σ(2x) - 1, since torch's σ is ten times as fast as its tanh on a CPU."""
+    return 2 * (2 * values).sigmoid() - 1
 
 
 class LSTMOptimizer(nn.Module):
@@ -132,8 +140,20 @@ class LSTMOptimizer(nn.Module):
         return self.initial_state(sum(tensor.numel() for tensor in params.values()))
 
     @torch.no_grad()
+    def step(self, gradients: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
+        """`forward` without a graph, a block of coordinates at a time: in the cache of the CPU, and in little memory."""
+        block = max(1, len(gradients)) if gradients.is_cuda else BLOCK
+        updates = torch.empty_like(gradients)
+        after = LSTMState(torch.empty_like(state.hidden), torch.empty_like(state.cell))
+        for first in range(0, len(gradients), block):
+            part = slice(first, first + block)
+            updates[part], new = self(gradients[part], LSTMState(state.hidden[..., part], state.cell[..., part]))
+            after.hidden[..., part], after.cell[..., part] = new
+        return updates, after
+
+    @torch.no_grad()
     def update(self, gradients: Tensors, state: LSTMState) -> tuple[Tensors, LSTMState]:
-        """`forward` on named tensors, without a graph."""
+        """`step` on named tensors."""
         rows = ravel(gradients)
-        updates, state = self(rows.flatten(), state)
+        updates, state = self.step(rows.flatten(), state)
         return Layout.of(gradients).unravel(updates.view_as(rows)), state

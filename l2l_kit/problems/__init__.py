@@ -7,11 +7,12 @@ from typing import Any
 
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.problems.base import Optimizees, Problem
+from l2l_kit.problems.mnist import MNIST, MNISTOptimizees
 from l2l_kit.problems.quadratics import QuadraticOptimizees, Quadratics
 
-__all__ = ["Optimizees", "Problem", "QuadraticOptimizees", "Quadratics", "make"]
+__all__ = ["MNIST", "MNISTOptimizees", "Optimizees", "Problem", "QuadraticOptimizees", "Quadratics", "make"]
 
-_PROBLEMS: dict[str, type[Problem]] = {Quadratics.name: Quadratics}
+_PROBLEMS: dict[str, type[Problem]] = {kind.name: kind for kind in (Quadratics, MNIST)}
 
 
 def make(config: Mapping[str, Any]) -> Problem:

@@ -116,8 +116,7 @@ class ReplayUnroller(Unroller):
             if tape is not None:
                 updates = tape.step(gradients[t])
             else:
-                with torch.no_grad():
-                    updates, self._state = self.optimizer(gradients[t], self._state)
+                updates, self._state = self.optimizer.step(gradients[t], self._state)
             self._rows = self._rows + updates.view_as(self._rows)
             self._step += 1
             losses[t], self._gradients = self._optimizees.losses_and_gradients(self._rows, self._layout, self._step)

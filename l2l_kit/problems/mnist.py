@@ -1,0 +1,140 @@
+"""MNIST (section 3.2 of the paper): small multilayer perceptrons that learn to tell digits apart, from minibatches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from typing_extensions import override
+
+from l2l_kit import data
+from l2l_kit.errors import UnknownNameError
+from l2l_kit.problems.base import Optimizees, Problem
+from l2l_kit.randomness import generator
+from l2l_kit.tensors import Tensors
+
+Activation = Literal["sigmoid", "relu", "tanh"]
+
+PIXELS, CLASSES = 28 * 28, 10
+_ACTIVATIONS = {"sigmoid": torch.sigmoid, "relu": torch.relu, "tanh": torch.tanh}
+
+
+@dataclass(frozen=True)
+class MNISTOptimizees(Optimizees):
+    """``n`` networks of one architecture, each with initial weights and an order of minibatches of its own.
+
+    Attributes:
+        initial: starting points: ``weight0`` of shape ``(n, 784, hidden)``, ``bias0`` ``(n, hidden)``, and so on.
+        images: what the minibatches are drawn from, in 0 … 1 times 255 as bytes, shape ``(images, 784)``.
+        labels: digits 0 … 9, shape ``(images,)``.
+        batch_size: images per minibatch.
+        activation: of the hidden layers.
+        order: seed of the minibatches.
+    """
+
+    initial: Tensors
+    images: Tensor
+    labels: Tensor
+    batch_size: int
+    activation: Activation
+    order: int
+
+    @property
+    @override
+    def start(self) -> Tensors:
+        return self.initial
+
+    @override
+    def losses(self, params: Tensors, step: int) -> Tensor:
+        """Cross entropy, in nats, averaged over each network's minibatch of that step."""
+        # A minibatch is a function of the step alone, so that every optimizer meets the same ones. They are drawn with
+        # replacement: no order of the whole data has to be kept for each network.
+        n = len(next(iter(params.values())))
+        draws = generator(self.order, "minibatch", step)
+        chosen = torch.randint(len(self.images), (n, self.batch_size), generator=draws).to(self.images.device)
+        logits = self.logits(params, self.images[chosen])
+        losses = functional.cross_entropy(logits.flatten(0, 1), self.labels[chosen].flatten(), reduction="none")
+        return losses.view(n, self.batch_size).mean(dim=1)
+
+    def logits(self, params: Tensors, images: Tensor) -> Tensor:
+        """Outputs of the networks, ``(n, images, 10)``, for images of shape ``(n or 1, images, 784)`` in bytes."""
+        signal = images.to(next(iter(params.values())).dtype) / 255
+        layers = len(params) // 2
+        for layer in range(layers):
+            signal = signal @ params[f"weight{layer}"] + params[f"bias{layer}"][:, None]
+            if layer < layers - 1:
+                signal = _ACTIVATIONS[self.activation](signal)
+        return signal
+
+
+@dataclass(frozen=True)
+class MNIST(Problem):
+    """A multilayer perceptron on MNIST digits: cross entropy over minibatches, all parameters drawn from N(0, s²).
+
+    The paper does not give the scale s of the initial parameters, and which optimizer is best depends on it; so it is
+    a parameter here, and whatever is measured says which one it used.
+
+    Args:
+        hidden: units of each hidden layer; the paper trains its optimizer on one layer of 20.
+        activation: "sigmoid" (the paper's), "relu" or "tanh".
+        batch_size: images per minibatch; the paper uses 128.
+        init_scale: standard deviation s of all initial weights and biases.
+        split: which digits the minibatches come from, "train" or "test".
+        digits: "full" for the 60,000 and 10,000 digits of MNIST, "embedded" for the 4,000 and 1,000 that come by pip,
+            "auto" for the best there is; after construction it says which one that is.
+
+    Raises:
+        UnknownNameError: for an unknown activation, split or kind of digits.
+        ValueError: for sizes below 1, or a scale that is not positive.
+        DataError: if the digits asked for cannot be had.
+    """
+
+    name: ClassVar[str] = "mnist"
+
+    hidden: tuple[int, ...] = (20,)
+    activation: Activation = "sigmoid"
+    batch_size: int = 128
+    init_scale: float = 0.1
+    split: data.Split = "train"
+    digits: data.Variant = "auto"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.hidden, str) or not all(isinstance(units, int) and units > 0 for units in self.hidden):
+            raise ValueError(f"MNIST: hidden must be the units of each layer, such as (20, 20), got {self.hidden!r}.")
+        if not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise ValueError(f"MNIST: batch_size must be a whole number of at least 1, got {self.batch_size!r}.")
+        if not (math.isfinite(self.init_scale) and self.init_scale > 0):
+            raise ValueError(f"MNIST: init_scale must be a positive number, got {self.init_scale!r}.")
+        for kind, value, known in (
+            ("activation", self.activation, _ACTIVATIONS),
+            ("split", self.split, get_args(data.Split)),
+        ):
+            if value not in known:
+                raise UnknownNameError(kind, value, known)
+        object.__setattr__(self, "hidden", tuple(self.hidden))  # from a file it comes as a list
+        object.__setattr__(self, "digits", data.load("mnist", self.digits).variant)
+
+    @property
+    def images(self) -> data.Images:
+        """The digits, and where they come from."""
+        return data.load("mnist", self.digits)
+
+    @override
+    def sample(self, n: int, generator: torch.Generator, device: torch.device | None = None) -> MNISTOptimizees:
+        def gaussian(*shape: int) -> Tensor:
+            return (self.init_scale * torch.randn(n, *shape, generator=generator)).to(device)
+
+        widths = (PIXELS, *self.hidden, CLASSES)
+        initial: Tensors = {}
+        for layer, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+            initial[f"weight{layer}"] = gaussian(inputs, outputs)
+            initial[f"bias{layer}"] = gaussian(outputs)
+        order = int(torch.randint(2**62, (), generator=generator))
+        images, labels = self.images.split(self.split)
+        return MNISTOptimizees(
+            initial, images.flatten(1).to(device), labels.to(device), self.batch_size, self.activation, order
+        )
