@@ -42,7 +42,9 @@ notebooks: setup
 		--ExecutePreprocessor.store_widget_state=False notebooks/[0-9]*.ipynb
 
 benchmark: setup
-	$(BIN)/python benchmarks/episode.py
+	$(BIN)/python benchmarks/episode.py quadratics
+	$(BIN)/python benchmarks/episode.py mnist
+	$(BIN)/python benchmarks/episode.py mnist --memory
 
 clean:
 	rm -rf .venv build

@@ -1,18 +1,21 @@
 """Speed of one meta-training episode: the kit's replay against LSTMCell-and-autograd loops, in the same run.
 
-All train the paper's optimizer (two layers of 20) on the same batch of quadratics over 100 steps with unroll 20:
+All train the paper's optimizer (two layers of 20) on the same optimizees over 100 steps with unroll 20:
 
 published  what the published re-implementations do: at each step `backward(retain_graph=True)` for the optimizee's
            gradient, which walks the whole unroll again
 mended     the same, with one `autograd.grad` for that gradient, which stops at the parameters
 replay     the kit: no graph at all, backpropagation through the LSTM alone
 
-    python benchmarks/episode.py --functions 128 --repeats 7
+    python benchmarks/episode.py quadratics          # 128 functions of dimension 10
+    python benchmarks/episode.py mnist               # one 784-20-10 network
+    python benchmarks/episode.py mnist --memory      # peak memory of the replay, with unroll 100
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -22,23 +25,29 @@ from torch import nn
 
 from l2l_kit.evaluation import machine
 from l2l_kit.optimizers import LSTMOptimizer
-from l2l_kit.problems import Quadratics
-from l2l_kit.problems.base import Optimizees
+from l2l_kit.problems import MNIST, Optimizees, Quadratics
 from l2l_kit.randomness import generator
+from l2l_kit.tensors import Layout, ravel
 from l2l_kit.training import ReplayUnroller
 
-HORIZON, UNROLL = 100, 20
+HORIZON = 100
 
 
-def replay_episode(optimizees: Optimizees) -> Callable[[], None]:
-    optimizer = LSTMOptimizer()
+def make(problem: str) -> tuple[Optimizees, LSTMOptimizer]:
+    draws = generator(0, "benchmark")
+    if problem == "quadratics":
+        return Quadratics(10).sample(128, draws), LSTMOptimizer()
+    return MNIST().sample(1, draws), LSTMOptimizer(preprocessing="log-sign", output_scale=0.1)
+
+
+def replay_episode(optimizees: Optimizees, optimizer: LSTMOptimizer, unroll: int) -> Callable[[], None]:
     meta_optimizer = torch.optim.Adam(optimizer.parameters(), lr=1e-3)
     unroller = ReplayUnroller(optimizer)
 
     def episode() -> None:
         unroller.begin(optimizees)
-        for _ in range(HORIZON // UNROLL):
-            window = unroller.advance(UNROLL)
+        for _ in range(HORIZON // unroll):
+            window = unroller.advance(unroll)
             for name, weight in optimizer.named_parameters():
                 weight.grad = window.meta_gradient[name]
             meta_optimizer.step()
@@ -46,18 +55,23 @@ def replay_episode(optimizees: Optimizees) -> Callable[[], None]:
     return episode
 
 
-def autograd_episode(optimizees: Optimizees, *, mended: bool) -> Callable[[], None]:
-    cells = nn.ModuleList([nn.LSTMCell(1, 20), nn.LSTMCell(20, 20)])
+def autograd_episode(
+    optimizees: Optimizees, optimizer: LSTMOptimizer, unroll: int, *, mended: bool
+) -> Callable[[], None]:
+    inputs = optimizer.preprocessing.features
+    cells = nn.ModuleList([nn.LSTMCell(inputs, 20), nn.LSTMCell(20, 20)])
     output = nn.Linear(20, 1)
     meta_optimizer = torch.optim.Adam([*cells.parameters(), *output.parameters()], lr=1e-3)
+    layout = Layout.of(optimizees.start)
 
     def episode() -> None:
-        theta = optimizees.start["theta"].clone().requires_grad_()
+        theta = ravel(optimizees.start).clone().requires_grad_()
         states = [(torch.zeros(theta.numel(), 20), torch.zeros(theta.numel(), 20)) for _ in cells]
-        loss = optimizees.losses({"theta": theta}, 0)
-        for _ in range(HORIZON // UNROLL):
+        step = 0
+        loss = optimizees.losses(layout.unravel(theta), step)
+        for _ in range(HORIZON // unroll):
             total = torch.zeros(())
-            for _ in range(UNROLL):
+            for _ in range(unroll):
                 if mended:
                     (gradient,) = torch.autograd.grad(loss.sum(), theta, retain_graph=True)
                 else:
@@ -65,49 +79,67 @@ def autograd_episode(optimizees: Optimizees, *, mended: bool) -> Callable[[], No
                     loss.sum().backward(retain_graph=True)
                     assert theta.grad is not None
                     gradient = theta.grad.clone()
-                signal = gradient.reshape(-1, 1)
+                signal = optimizer.preprocessing(gradient.flatten()).T
                 for index, cell in enumerate(cells):
                     states[index] = cell(signal, states[index])
                     signal = states[index][0]
-                theta = theta + output(signal).view_as(theta)
-                loss = optimizees.losses({"theta": theta}, 0)
+                theta = theta + optimizer.output_scale * output(signal).view_as(theta)
+                step += 1
+                loss = optimizees.losses(layout.unravel(theta), step)
                 total = total + loss.mean()
             meta_optimizer.zero_grad()
             total.backward()
             meta_optimizer.step()
             theta = theta.detach().requires_grad_()
             states = [(h.detach(), c.detach()) for h, c in states]
-            loss = optimizees.losses({"theta": theta}, 0)
+            loss = optimizees.losses(layout.unravel(theta), step)
 
     return episode
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--functions", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=7)
-    arguments = parser.parse_args()
-    optimizees = Quadratics(10).sample(arguments.functions, generator(0, "benchmark"))
+def speed(problem: str, repeats: int) -> None:
+    optimizees, optimizer = make(problem)
     episodes = {
-        "published": autograd_episode(optimizees, mended=False),
-        "mended": autograd_episode(optimizees, mended=True),
-        "replay": replay_episode(optimizees),
+        "published": autograd_episode(optimizees, optimizer, 20, mended=False),
+        "mended": autograd_episode(optimizees, optimizer, 20, mended=True),
+        "replay": replay_episode(optimizees, optimizer, 20),
     }
     for episode in episodes.values():  # warm up
         episode()
     times: dict[str, list[float]] = {name: [] for name in episodes}
-    for _ in range(arguments.repeats):  # in turn, so that a drift of the machine's speed meets all
+    for _ in range(repeats):  # in turn, so that a drift of the machine's speed meets all
         for name, episode in episodes.items():
             started = time.perf_counter()
             episode()
             times[name].append(time.perf_counter() - started)
-    print(f"{machine()}; {arguments.functions} functions of dimension 10, {HORIZON} steps, unroll {UNROLL}")
     for name, seconds in times.items():
         ratio = statistics.median(slow / fast for slow, fast in zip(seconds, times["replay"], strict=True))
         print(
             f"{name:10} median {statistics.median(seconds):.3f} s (min {min(seconds):.3f}, max {max(seconds):.3f}), "
             f"{ratio:.1f} times replay"
         )
+
+
+def memory(problem: str, unroll: int) -> None:
+    """Peak memory above that of an interpreter that has made the optimizees."""
+    optimizees, optimizer = make(problem)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    replay_episode(optimizees, optimizer, unroll)()
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"replay, unroll {unroll}: {(after - before) / 1024:.0f} MiB above {before / 1024:.0f} MiB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("problem", choices=("quadratics", "mnist"))
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--memory", action="store_true")
+    arguments = parser.parse_args()
+    print(f"{machine()}; {arguments.problem}, {HORIZON} steps")
+    if arguments.memory:
+        memory(arguments.problem, unroll=HORIZON)
+    else:
+        speed(arguments.problem, arguments.repeats)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,39 @@
-"""The command line: ``l2l train | compare | tune | reproduce | zoo``."""
+"""The command line: ``l2l train | tune | compare | sweep | reproduce | fetch | zoo``."""
 
 from __future__ import annotations
 
+import ast
+import itertools
 import os
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, get_args
 
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from l2l_kit import data as data_sets
 from l2l_kit import problems, zoo
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation import compare as run_comparison
-from l2l_kit.evaluation import machine, tuned_baselines, tuning_table, write_result
+from l2l_kit.evaluation import (
+    learning_rates,
+    machine,
+    read_sweep,
+    run_setting,
+    tuned_baselines,
+    tuning_table,
+    write_result,
+)
 from l2l_kit.evaluation import tune as tune_baseline
+from l2l_kit.evaluation.compare import Statistic
 from l2l_kit.optimizers import BASELINES, Optimizer, baseline
 from l2l_kit.paths import DATA
 from l2l_kit.problems import Problem
@@ -35,6 +48,7 @@ app = typer.Typer(
 # A pipe has no width: give it room, so that a name is never cut.
 console = Console(width=None if sys.stdout.isatty() else 160)
 
+Result = TypeVar("Result")
 Device = Annotated[str | None, typer.Option(help='"cpu" or "cuda"; the best there is if not given.')]
 Seed = Annotated[int, typer.Option(help="Seed of all draws.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", "-p", help="A field, as name=value; may be repeated.")]
@@ -64,15 +78,14 @@ def _pairs(settings: list[str] | None) -> dict[str, str]:
 
 
 def _problem(name: str, settings: list[str] | None) -> Problem:
-    def number(text: str) -> int | float | str:
-        for kind in (int, float):
-            try:
-                return kind(text)
-            except ValueError:
-                continue
-        return text
+    def value(text: str) -> object:
+        """As in Python: 3, 0.1, True, "20,20" or "20," for tuples; what is none of that is a word."""
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            return text
 
-    return problems.make({"name": name, **{key: number(value) for key, value in _pairs(settings).items()}})
+    return problems.make({"name": name, **{key: value(text) for key, text in _pairs(settings).items()}})
 
 
 @app.command()
@@ -90,20 +103,26 @@ def train(
             if name not in recipes:
                 raise UnknownNameError(f"member of recipe {recipe!r}", name, recipes)
         chosen = [member for name, member in recipes.items() if not only or name in only]
-        jobs = min(jobs, len(chosen))
-        if jobs == 1:
-            for member in chosen:
-                console.print(_trained(zoo.follow_recipe(member, data, device=device)))
-            return
-        threads = max(1, (os.cpu_count() or 1) // jobs)
-        with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
-            running = [pool.submit(_follow_quietly, member, data, device) for member in chosen]
-            for number, finished in enumerate(as_completed(running), start=1):
-                console.print(f"({number}/{len(chosen)}) {_trained(finished.result())}")
+        progress = min(jobs, len(chosen)) == 1
+        work = [(member, data, device, progress) for member in chosen]
+        for number, path in enumerate(_in_order(_follow, work, jobs), start=1):
+            console.print(f"({number}/{len(chosen)}) {_trained(path)}")
 
 
-def _follow_quietly(recipe: Recipe, data: Path, device: str | None) -> Path:
-    return zoo.follow_recipe(recipe, data, device=device, progress=False)
+def _follow(recipe: Recipe, data: Path, device: str | None, progress: bool) -> Path:
+    return zoo.follow_recipe(recipe, data, device=device, progress=progress)
+
+
+def _in_order(function: Callable[..., Result], work: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[Result]:
+    """Results of calls in their order, here or in several processes that share the cores."""
+    jobs = min(jobs, len(work))
+    if jobs == 1:
+        yield from itertools.starmap(function, work)
+        return
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+        for running in [pool.submit(function, *arguments) for arguments in work]:
+            yield running.result()
 
 
 def _trained(path: Path) -> str:
@@ -116,8 +135,9 @@ def _trained(path: Path) -> str:
 def tune(
     problem: Annotated[str, typer.Argument(help="The problem, such as quadratics.")],
     settings: Settings = None,
-    steps: Annotated[int, typer.Option(help="Updates per run.")] = 100,
+    steps: Annotated[list[int], typer.Option(help="Updates per run; repeat it to tune for several lengths.")] = [100],  # noqa: B006
     tasks: Annotated[int, typer.Option(help="Number of optimizees.")] = 1000,
+    rates: Annotated[int, typer.Option(min=1, help="Learning rates per decade that are tried.")] = 8,
     seed: Seed = 0,
     data: Annotated[Path, typer.Option(help="Where results/ is.")] = DATA,
     device: Device = None,
@@ -129,7 +149,17 @@ def tune(
         with console.status("tuning") as status:
             for name, label in BASELINES.items():
                 status.update(f"tuning {label}")
-                tunings.append(tune_baseline(name, chosen, steps=steps, tasks=tasks, seed=seed, device=device))
+                tunings.append(
+                    tune_baseline(
+                        name,
+                        chosen,
+                        steps=steps,
+                        tasks=tasks,
+                        learning_rates=learning_rates(rates),
+                        seed=seed,
+                        device=device,
+                    )
+                )
         about = {
             "problem": chosen.config(),
             "steps": steps,
@@ -138,10 +168,14 @@ def tune(
             **machine(pick_device(device)),
         }
         path = write_result(f"{problem}/tuning", tuning_table(tunings), about, data / "results")
-        table = Table("baseline", "lr, best mean", "mean", "lr, best median", "median")
+        table = Table("baseline", "step", "lr, best mean", "mean", "lr, best median", "median")
         for tuning in tunings:
-            best = [f"{value:.4g}" for s in ("mean", "median") for value in (tuning.best_lr(s), tuning.table[s].min())]
-            table.add_row(BASELINES[tuning.name], *best)
+            for step in steps:
+                cells = []
+                for statistic in get_args(Statistic):
+                    best = tuning.best(statistic, step).lr, tuning.final(statistic, step).min()
+                    cells += [f"{value:.4g}" for value in best]
+                table.add_row(BASELINES[tuning.name], str(step), *cells)
         console.print(table)
         console.print(f"recorded in {path}")
 
@@ -189,6 +223,30 @@ def compare(
 
 
 @app.command()
+def sweep(
+    name: Annotated[str, typer.Argument(help="A sweep of data/sweeps, or a path to one (.toml).")],
+    jobs: Annotated[int, typer.Option(min=1, help="Settings to run at once, the cores shared among them.")] = 1,
+    data: Annotated[Path, typer.Option(help="Where results/ and cache/ are.")] = DATA,
+    device: Device = None,
+) -> None:
+    """Compare optimizers, baselines freshly tuned, over a grid of problems. Goes on where it was interrupted."""
+    import pandas as pd
+
+    with _clear_errors():
+        plan = read_sweep(name)
+        learned = {label: zoo.load(optimizer) for label, optimizer in plan.learned.items()}
+        parts = data / "cache" / "runs" / "sweeps"
+        work = [(plan, setting, learned, parts, device) for setting in plan.settings]
+        tables = []
+        for number, table in enumerate(_in_order(run_setting, work, jobs), start=1):
+            console.print(f"({number}/{len(work)}) {plan.settings[number - 1]}")
+            tables.append(table)
+        about = {**asdict(plan), "command": f"l2l sweep {name}", **machine(pick_device(device))}
+        path = write_result(f"sweeps/{plan.name}", pd.concat(tables, ignore_index=True), about, data / "results")
+        console.print(f"recorded in {path}")
+
+
+@app.command()
 def reproduce(
     profile: Annotated[str, typer.Option(help="quick or full.")] = "quick",
     lesson: Annotated[list[str] | None, typer.Option(help="Only these lessons, such as 01; may be repeated.")] = None,
@@ -213,6 +271,36 @@ def reproduce(
         console.print(f"report: {(out / 'report.html').resolve()}", soft_wrap=True)
         if any(done.error for done in lessons):
             raise typer.Exit(1)
+
+
+@app.command()
+def fetch(
+    name: Annotated[str | None, typer.Argument(help="A data set, such as mnist; all of them if not given.")] = None,
+    show: Annotated[bool, typer.Option("--list", help="Only show what is there and whether it is whole.")] = False,
+) -> None:
+    """Download data sets into the cache, $L2L_DATA_DIR or data/cache."""
+    with _clear_errors():
+        found = [data_sets.status(each) for each in ([name] if name else data_sets.names())]
+        if show:
+            console.print(_data_table(found))
+            return
+        for before in found:
+            if before.state == "verified":
+                console.print(f"{before.name}: already in {before.path}", soft_wrap=True)
+                continue
+            if before.damage:
+                console.print(before.damage, soft_wrap=True)
+            console.print(f"{before.name}: downloading from {before.official}", soft_wrap=True)
+            console.print(f"{before.name}: verified and written to {data_sets.fetch(before.name)}", soft_wrap=True)
+
+
+def _data_table(found: list[data_sets.Status]) -> Table:
+    table = Table("name", "in the cache", "checksum", "from", "without it")
+    verdicts = {"verified": "[green]holds[/green]", "damaged": "[red]does not hold[/red]", "missing": ""}
+    for one in found:
+        file = "nothing" if one.state == "missing" else str(one.path)
+        table.add_row(one.name, file, verdicts[one.state], one.official, one.stand_in)
+    return table
 
 
 @app.command("zoo")

@@ -6,8 +6,8 @@ Each has an ordered list of sources, and what is loaded says which one it came f
 2. the official files, downloaded and put into the cache;
 3. an embedded stand-in, made of what pip has installed anyway. It always works and has a title of its own.
 
-The arrays themselves have a checksum, whoever wrote the file. A file in the cache that is truncated or was tampered
-with is named and downloaded anew.
+The checksum is over the arrays, so it does not matter who wrote the file. One in the cache that is truncated or was
+tampered with is named and downloaded anew.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ import os
 import tempfile
 import threading
 import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +39,7 @@ Split = Literal["train", "test"]
 Array = npt.NDArray[np.uint8]
 Arrays = Mapping[str, Array]
 
-_CONNECT_SECONDS = 3.0
+_ANSWER_SECONDS = 3.0
 _READ_SECONDS = 30.0
 _RETRIES = 2
 
@@ -82,7 +81,7 @@ class _DataSet:
         files: their names and checksums, as pooch wants them.
         read: from the folder with the official files to the arrays.
         embedded: makes the stand-in's arrays.
-        embedded_in: where the stand-in comes from.
+        embedded_in: the package that the stand-in comes from.
     """
 
     title: str
@@ -97,18 +96,30 @@ class _DataSet:
 
 @dataclass(frozen=True)
 class Status:
-    """What `l2l fetch --list` shows of a data set."""
+    """What the cache has of a data set.
+
+    Attributes:
+        name: of the data set.
+        title: what figures and tables call it.
+        path: where its file is, or would be.
+        state: "verified" if its checksum holds, "damaged" if not, "missing" if there is no file.
+        damage: what is wrong with the file; empty unless it is damaged.
+        official: where the official files are.
+        stand_in: what is used where neither is to be had.
+    """
 
     name: str
     title: str
     path: Path
     state: Literal["verified", "damaged", "missing"]
-    detail: str
+    damage: str
+    official: str
+    stand_in: str
 
 
 def cache_folder() -> Path:
     """Where data sets are kept: ``$L2L_DATA_DIR``, else ``data/cache``."""
-    return Path(os.environ.get("L2L_DATA_DIR") or DATA / "cache")
+    return Path(os.environ.get("L2L_DATA_DIR") or DATA / "cache").expanduser()
 
 
 def names() -> list[str]:
@@ -119,7 +130,7 @@ def names() -> list[str]:
 def load(name: str, variant: Variant = "auto") -> Images:
     """A data set from the first of its sources that has it.
 
-    It is read once per process.
+    It is looked for once per process, and so is the network; `fetch` looks again.
 
     Args:
         name: such as "mnist".
@@ -135,7 +146,7 @@ def load(name: str, variant: Variant = "auto") -> Images:
         raise UnknownNameError("variant", variant, get_args(Variant))
     if variant == "embedded":
         return _embedded(name)
-    full = _full(name, cache_folder())
+    full = _full(name, _path(name))
     if isinstance(full, Images):
         return full
     if variant == "full":
@@ -152,28 +163,26 @@ def fetch(name: str) -> Path:
     """
     data_set, path = _known(name), _path(name)
     if _read(path, data_set)[0] is None:
-        arrays = _download(name, data_set)
+        arrays = _download(data_set, path)
         try:
             write_atomically(path, _npz(arrays))
         except OSError as error:
-            raise DataError(f"{path}: cannot be written ({error}). Set L2L_DATA_DIR to a folder that can.") from error
-        _full.cache_clear()
+            raise DataError(_unwritable(path, error)) from error
+    _full.cache_clear()  # `load` may remember that it was not there
     return path
 
 
 def status(name: str) -> Status:
-    """Whether a data set is in the cache, from where, and whether its checksum holds.
+    """Whether a data set is in the cache and its checksum holds. Asks no network.
 
     Raises:
         UnknownNameError: for an unknown data set.
     """
     data_set, path = _known(name), _path(name)
-    arrays, problem = _read(path, data_set)
-    if arrays is not None:
-        return Status(name, data_set.title, path, "verified", f"{path.stat().st_size / 1e6:.1f} MB in {path}")
-    if not path.exists():
-        return Status(name, data_set.title, path, "missing", f"official files: {data_set.official}")
-    return Status(name, data_set.title, path, "damaged", problem)
+    arrays, damage = _read(path, data_set)
+    state: Literal["verified", "damaged", "missing"]
+    state = "verified" if arrays is not None else "damaged" if damage else "missing"
+    return Status(name, data_set.title, path, state, damage, data_set.official, data_set.stand_in)
 
 
 def _known(name: str) -> _DataSet:
@@ -182,8 +191,8 @@ def _known(name: str) -> _DataSet:
     return _DATA_SETS[name]
 
 
-def _path(name: str, folder: Path | None = None) -> Path:
-    return (folder or cache_folder()) / f"{name}.npz"
+def _path(name: str) -> Path:
+    return cache_folder() / f"{name}.npz"
 
 
 @cache
@@ -193,37 +202,40 @@ def _embedded(name: str) -> Images:
 
 
 @cache
-def _full(name: str, folder: Path) -> Images | str:
+def _full(name: str, path: Path) -> Images | str:
     """The whole data set, or why it cannot be had. Either answer is kept: a process that is offline asks once."""
-    data_set, path = _DATA_SETS[name], _path(name, folder)
-    arrays, problem = _read(path, data_set)
+    data_set = _DATA_SETS[name]
+    arrays, damage = _read(path, data_set)
     if arrays is not None:
         return _images(arrays, "full", data_set.title, f"cache, {path.name}")
-    if path.exists():
-        warnings.warn(f"{problem} It is not used, and fetched anew.", stacklevel=4)
+    if damage:
+        warnings.warn(f"{damage} It is not used, and fetched anew.", stacklevel=3)  # the caller of `load`
     try:
-        arrays = _download(name, data_set)
+        arrays = _download(data_set, path)
     except DataError as error:
         return str(error)
     try:
         write_atomically(path, _npz(arrays))
     except OSError as error:
-        warnings.warn(f"{path}: cannot be written ({error}), so the download is not kept.", stacklevel=4)
+        warnings.warn(f"{_unwritable(path, error)} The download is used, but not kept.", stacklevel=3)
     return _images(arrays, "full", data_set.title, data_set.official)
 
 
+def _unwritable(path: Path, error: OSError) -> str:
+    return f"{path}: cannot be written ({error}). Set L2L_DATA_DIR to a folder that can."
+
+
 def _images(arrays: Arrays, variant: Variant, title: str, source: str) -> Images:
-    x_train, y_train, x_test, y_test = (torch.from_numpy(arrays[key]) for key in _KEYS)
-    return Images(variant, title, source, x_train, y_train.long(), x_test, y_test.long())
-
-
-_KEYS = ("x_train", "y_train", "x_test", "y_test")
+    tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+    for split in get_args(Split):
+        tensors[f"y_{split}"] = tensors[f"y_{split}"].long()
+    return Images(variant, title, source, **tensors)
 
 
 def _checksum(arrays: Arrays) -> str:
-    """SHA-256 over names, shapes and bytes of the arrays, which two zip files of the same content share."""
+    """SHA-256 over names, types, shapes and bytes of the arrays."""
     digest = hashlib.sha256()
-    for key in _KEYS:
+    for key in sorted(arrays):
         array = np.ascontiguousarray(arrays[key])
         digest.update(f"{key}{array.dtype.str}{array.shape}".encode())
         digest.update(array.data)
@@ -231,76 +243,84 @@ def _checksum(arrays: Arrays) -> str:
 
 
 def _read(path: Path, data_set: _DataSet) -> tuple[Arrays | None, str]:
-    """The arrays of a file in the cache, or None and what is wrong with it."""
+    """The arrays of a file in the cache, or None and what is wrong with it; nothing is if there is no such file."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in _KEYS}
+        # Opened here, because numpy leaves a truncated file open.
+        with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
+            arrays = dict(file)
         if _checksum(arrays) == data_set.checksum:
             return arrays, ""
         return None, f"{path}: its content is not {data_set.title} (the checksum differs)."
-    except FileNotFoundError:
-        return None, f"{path}: there is no such file."
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        return None, f"{path}: truncated or damaged ({error})."
+    except (FileNotFoundError, NotADirectoryError):
+        return None, ""
+    except Exception as error:  # a damaged file can fail in any way: zlib.error, TypeError, MemoryError, ...
+        return None, f"{path}: truncated, damaged or not readable ({error})."
 
 
 def _npz(arrays: Arrays) -> bytes:
     content = io.BytesIO()
-    np.savez(content, **arrays)
+    np.savez(content, **arrays)  # type: ignore[arg-type]  # mypy sees the option allow_pickle among them
     return content.getvalue()
 
 
-def _download(name: str, data_set: _DataSet) -> Arrays:
+def _download(data_set: _DataSet, path: Path) -> Arrays:
     """The arrays from the official files, checked.
+
+    Args:
+        data_set: what to download.
+        path: the file in the cache that is missing; the caller writes it.
 
     Raises:
         DataError: if there is no network, or what came is not what was expected.
     """
-    first = data_set.official + next(iter(data_set.files))
-    if problem := _unreachable(first):
-        raise DataError(
-            f"{data_set.title} is not in {cache_folder()}, and {data_set.official} cannot be reached ({problem}). "
-            f"Run `l2l fetch {name}` where there is a network and copy {name}.npz there, or set L2L_DATA_DIR to the "
-            "folder that has it."
-        )
     import pooch
-    import requests
+    from tqdm.auto import tqdm
 
+    if problem := _unreachable(data_set.official + next(iter(data_set.files))):
+        raise DataError(
+            f"{data_set.title} is not in {path.parent}, and {data_set.official} cannot be reached ({problem}). "
+            f"Run `l2l fetch {path.stem}` where there is a network and copy {path.name} there, or set L2L_DATA_DIR to "
+            "the folder that has it."
+        )
+    pooch.get_logger().setLevel("WARNING")  # the bar says it, and without temporary paths
+    quiet = bool(os.environ.get("TQDM_DISABLE"))
     try:
+        # Official files never touch the cache: whatever interrupts this leaves nothing there.
         with tempfile.TemporaryDirectory(prefix="l2l-") as folder:
             files = pooch.create(folder, data_set.official, registry=dict(data_set.files), retry_if_failed=_RETRIES)
-            download = pooch.HTTPDownloader(
-                progressbar=not os.environ.get("TQDM_DISABLE"), timeout=(_CONNECT_SECONDS, _READ_SECONDS)
-            )
-            for file in data_set.files:
-                files.fetch(file, downloader=download)
+            for name in data_set.files:
+                # pooch sets the total; until then it must not be 0 or None, which would make the bar false.
+                with tqdm(desc=name, total=1, unit="B", unit_scale=True, disable=quiet) as bar:
+                    files.fetch(name, downloader=pooch.HTTPDownloader(bar, timeout=(_ANSWER_SECONDS, _READ_SECONDS)))
             arrays = data_set.read(Path(folder))
-    except (requests.RequestException, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # the network's errors are OSErrors; a wrong checksum is a ValueError
         raise DataError(f"{data_set.title} could not be downloaded from {data_set.official}: {error}") from error
     if _checksum(arrays) != data_set.checksum:
         raise DataError(f"{data_set.official} holds something else than {data_set.title}: the checksum differs.")
     return arrays
 
 
-@cache
 def _unreachable(url: str) -> str:
-    """Why a server does not answer, within a few seconds; empty if it does."""
-    import requests
+    """Why a server does not answer, within a few seconds; empty if it does, whatever the answer."""
+    import pooch
 
-    answer = [f"no answer in {2 * _CONNECT_SECONDS:.0f} s"]
+    ask = pooch.HTTPDownloader(timeout=_ANSWER_SECONDS)
+    outcome = f"no answer in {2 * _ANSWER_SECONDS:.0f} s"
 
-    def ask() -> None:
+    def asking() -> None:
+        nonlocal outcome
         try:
-            requests.head(url, timeout=_CONNECT_SECONDS, allow_redirects=True)
-            answer[0] = ""
-        except requests.RequestException as error:
-            answer[0] = type(error).__name__
+            ask(url, None, None, check_only=True)
+            outcome = ""
+        except Exception as error:  # a broken proxy or certificate setting can fail in any way
+            outcome = type(error).__name__
 
-    # In a thread of its own, because requests' time-out does not bound the look-up of the server's name.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(2 * _CONNECT_SECONDS)
-    return answer[0]
+    # In a thread of its own, because the time-out bounds neither the look-up of the server's name nor the sum over its
+    # addresses. A daemon, so that a look-up that hangs does not keep the process from ending.
+    thread = threading.Thread(target=asking, daemon=True)
+    thread.start()
+    thread.join(2 * _ANSWER_SECONDS)
+    return outcome
 
 
 def _read_idx(path: Path) -> Array:
@@ -336,7 +356,7 @@ _DATA_SETS: dict[str, _DataSet] = {
     "mnist": _DataSet(
         title="MNIST",
         stand_in="MNIST subset (5,000 digits)",
-        checksum="6946275feb5793ebd0c7a36c31b1f425e25cc7416cb60447cb53cc9825fde6a6",
+        checksum="fadf99fc9111ed5d4023fadb460ee658bd76626160724260ec01c48ac769561b",
         official="https://ossci-datasets.s3.amazonaws.com/mnist/",
         files={
             "train-images-idx3-ubyte.gz": "md5:f68b3c2dcbeaaa9fbdd348bbdeb94873",

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from l2l_kit import static
+from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation.compare import Curves, Statistic
 from l2l_kit.evaluation.trajectories import Trajectories
 from l2l_kit.optimizers import BASELINES
@@ -32,6 +33,7 @@ Values = Sequence[float | None]
 GREY = "#7a7a7a"  # text: as far from white as from the dark theme's black
 GRID = "rgba(128, 128, 128, 0.25)"
 LOGARITHMIC = {"type": "log", "dtick": 1}
+WIDE = 2  # decades over which powers of ten are ticks enough
 WIDTH, HEIGHT = 720, 420
 LEVELS = 12
 
@@ -120,20 +122,34 @@ def rounded(values: Iterable[float] | Tensor, digits: int = 5) -> list[float | N
     return [float(f"{value:.{digits}g}") if math.isfinite(value) else None for value in numbers]
 
 
+def loss_axis(curves: Iterable[Values]) -> dict[str, Any]:
+    """A logarithmic loss axis, as plotly wants it, with the range of `loss_range` and ticks that suit it."""
+    low, high = loss_range(curves)
+    if high - low > WIDE:
+        return {**LOGARITHMIC, "range": [low, high], "tickvals": None, "ticktext": None, "minor": {"ticks": "outside"}}
+    digits = (1, 1.5, 2, 3, 5, 7) if high - low < 1.2 else (1, 2, 5)
+    ticks = [float(f"{digit}e{power}") for power in range(math.floor(low), math.ceil(high)) for digit in digits]
+    ticks = [tick for tick in ticks if low <= math.log10(tick) <= high]
+    labels = [f"{tick:g}" for tick in ticks]
+    return {"type": "log", "range": [low, high], "tickvals": ticks, "ticktext": labels, "minor": {"ticks": ""}}
+
+
 def loss_range(curves: Iterable[Values]) -> list[float]:
     """A range for a logarithmic loss axis, as plotly wants it: powers of ten.
 
-    It ends at half decades, so that it stays where it is while a slider moves the curves a little, and ten times above
-    the highest first loss, so that a diverging run does not squeeze the others into a line.
+    It ends at half decades, or eighths where the losses are close, so that it stays where it is while a slider moves
+    the curves a little; and ten times above the highest first loss, so that a diverging run does not squeeze the others
+    into a line.
     """
     positive = [[value for value in curve if value is not None and value > 0] for curve in curves]
     positive = [curve for curve in positive if curve]
     if not positive:
         return [-1.0, 1.0]
-    top = min(max(map(max, positive)), 10 * max(curve[0] for curve in positive))
-    bottom = min(map(min, positive))
-    low, high = math.floor(2 * math.log10(bottom)) / 2, math.ceil(2 * math.log10(top)) / 2
-    return [min(low, high - 1), high + 0.02]  # a decade at least, so that two ticks are to be seen
+    top = math.log10(min(max(map(max, positive)), 10 * max(curve[0] for curve in positive)))
+    bottom = math.log10(min(map(min, positive)))
+    parts = 2 if top - bottom > WIDE else 8
+    low, high = math.floor(parts * bottom) / parts, math.ceil(parts * top) / parts
+    return [min(low, high - 0.5), high + 0.02]  # half a decade at least, so that two ticks are to be seen
 
 
 def learning_curves(
@@ -158,7 +174,7 @@ def learning_curves(
             figure.add_trace(_band(name, steps, *_bounds(curves, name, statistic, band), by_name[name]))
     for name, line in lines.items():
         figure.add_scatter(name=name, x=steps, y=line, mode="lines", line=by_name[name].line, legendgroup=name)
-    figure.update_yaxes(LOGARITHMIC, range=loss_range(lines.values()))
+    figure.update_yaxes(loss_axis(lines.values()))
     return figure
 
 
@@ -218,7 +234,7 @@ def tuning(table: pd.DataFrame, statistic: Statistic = "mean") -> Figure:
             showlegend=False,
         )
     figure.update_xaxes(LOGARITHMIC)
-    figure.update_yaxes(LOGARITHMIC, range=loss_range(lines.values()))
+    figure.update_yaxes(loss_axis(lines.values()))
     return figure
 
 
@@ -238,7 +254,7 @@ def validation(histories: Mapping[str, pd.DataFrame], title: str = "Validation l
         figure.add_scatter(name=name, x=epochs, y=lines[name], mode="lines", line=by_name[name].line)
     figure.update_layout(showlegend=True)
     # Untrained weights may do anything: the loss of epoch 0 must not set the scale.
-    figure.update_yaxes(LOGARITHMIC, range=loss_range(line[1:] for line in lines.values()))
+    figure.update_yaxes(loss_axis(line[1:] for line in lines.values()))
     return figure
 
 
@@ -273,8 +289,117 @@ def unroll_lengths(table: pd.DataFrame, statistic: Statistic = "mean", title: st
     lengths = sorted({int(length) for length in table["unroll"]})
     figure.update_layout(showlegend=True)
     figure.update_xaxes(type="log", tickvals=lengths, ticktext=[str(length) for length in lengths])
-    figure.update_yaxes(LOGARITHMIC, range=loss_range(lines.values()))
+    figure.update_yaxes(loss_axis(lines.values()))
     return figure
+
+
+def by_setting(table: pd.DataFrame, setting: str, *, x: str, title: str, ticks: Sequence[str] | None = None) -> Figure:
+    """Loss after the last step over a setting that was swept, a line for each optimizer with its 95% interval.
+
+    Args:
+        table: rows of a sweep: columns `optimizer`, `mean`, `low`, `high` and the setting's.
+        setting: the column that varies; numbers are placed on a logarithmic axis.
+        x: what the axis says.
+        title: of the figure.
+        ticks: labels of the setting's values; None for the values themselves.
+    """
+    figure = Figure(layout=layout(title, x, "loss"))
+    figure.add_traces(_swept(table, setting))
+    values = table[setting].drop_duplicates().tolist()
+    figure.update_xaxes(type="log", tickvals=values, ticktext=ticks or [f"{value:g}" for value in values])
+    figure.update_yaxes(_swept_axis(table))
+    return figure
+
+
+def architectures(table: pd.DataFrame, trained_on: str, title: str, learned: str = "LSTM") -> Figure:
+    """Loss after the last step for networks of several layers and widths (figure 6), layer by layer from left to right.
+
+    Args:
+        table: rows of a sweep: columns `hidden` ("20-20" for two layers of 20), `optimizer`, `mean`, `low`, `high`.
+        trained_on: the architecture on which the learned optimizer was trained, marked by dashed lines.
+        title: of the figure.
+        learned: name of that optimizer.
+
+    Raises:
+        UnknownNameError: if that optimizer was not measured on that architecture.
+    """
+    table = table.assign(hidden=table["hidden"].astype(str))
+    parsed = {hidden: tuple(map(int, hidden.split("-"))) for hidden in table["hidden"].unique()}
+    order = sorted(parsed, key=lambda hidden: (len(parsed[hidden]), parsed[hidden]))
+    # One place after the other, with a gap between numbers of layers.
+    place = {hidden: round(index + 0.7 * len(parsed[hidden]), 2) for index, hidden in enumerate(order)}
+    table = table.assign(place=table["hidden"].map(place)).sort_values("place", kind="stable")
+    measured = table[table["optimizer"] == learned].set_index("hidden")["mean"]
+    if trained_on not in measured:
+        raise UnknownNameError(f"architecture of {learned}", trained_on, measured.index)
+    figure = Figure(layout=layout(title, "units per layer", "loss", height=470))
+    labels = {place[hidden]: str(units[0]) if len(set(units)) == 1 else hidden for hidden, units in parsed.items()}
+    for layers, panel in table.groupby(table["hidden"].map(lambda hidden: len(parsed[hidden]))):
+        figure.add_traces(_swept(panel, "place", showlegend=not figure.data))
+        middle = round((panel["place"].min() + panel["place"].max()) / 2, 2)
+        labels[middle] = f"{labels.get(middle, '')}<br>{layers} layer{'s' if layers > 1 else ''}"
+    axis = _swept_axis(table)
+    left, right = place[order[0]] - 0.5, place[order[-1]] + 0.5
+    still = {"mode": "lines", "line": {"color": GREY, "dash": "dash", "width": 1.5}, "hoverinfo": "skip"}
+    level = rounded([measured[trained_on]]) * 2
+    figure.add_scatter(name=f"where {learned} was trained", x=[left, right], y=level, **still)
+    ends = [10.0**end for end in axis["range"]]
+    figure.add_scatter(x=[place[trained_on]] * 2, y=ends, showlegend=False, **still)
+    figure.update_xaxes(tickvals=list(labels), ticktext=list(labels.values()), ticks="", showgrid=False)
+    figure.update_xaxes(range=[left, right], minor_ticks="")
+    figure.update_layout(margin_b=75)  # for two lines of labels
+    figure.update_yaxes(axis)
+    return figure
+
+
+def over_steps(table: pd.DataFrame, column: str, *, y: str, title: str, logarithmic: bool = False) -> Figure:
+    """Something that was measured along the way, a line for each optimizer.
+
+    Args:
+        table: columns `optimizer`, `step` and the one to show.
+        column: what to show.
+        y: what the axis says.
+        title: of the figure.
+        logarithmic: whether the vertical axis is.
+    """
+    figure = Figure(layout=layout(title, "step", y))
+    groups = {str(name): rows for name, rows in table.groupby("optimizer", sort=False)}
+    by_name = styles(groups)
+    lines = {name: rounded(rows[column]) for name, rows in groups.items()}
+    for name, rows in groups.items():
+        figure.add_scatter(
+            name=name, x=rows["step"].tolist(), y=lines[name], mode="lines", line=by_name[name].line, legendgroup=name
+        )
+    if logarithmic:
+        figure.update_yaxes(loss_axis(lines.values()))
+    return figure
+
+
+def _swept(table: pd.DataFrame, setting: str, *, showlegend: bool = True) -> list[Any]:
+    """Bands and then lines of the optimizers over a setting: columns `optimizer`, `mean`, `low`, `high`."""
+    groups = {str(name): rows for name, rows in table.groupby("optimizer", sort=False)}
+    by_name = styles(groups)
+    bands = [
+        _band(name, rows[setting].tolist(), rows["low"], rows["high"], by_name[name]) for name, rows in groups.items()
+    ]
+    lines = [
+        go.Scatter(
+            name=name,
+            x=rows[setting].tolist(),
+            y=rounded(rows["mean"]),
+            mode="lines+markers",
+            line=by_name[name].line,
+            marker={"color": by_name[name].color, "size": 7},
+            legendgroup=name,
+            showlegend=showlegend,
+        )
+        for name, rows in groups.items()
+    ]
+    return bands + lines
+
+
+def _swept_axis(table: pd.DataFrame) -> dict[str, Any]:
+    return loss_axis(rounded(rows["mean"]) for _, rows in table.groupby("optimizer"))
 
 
 def landscape(trajectories: Trajectories, title: str = "The paths of the optimizers over one function") -> Figure:

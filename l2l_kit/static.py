@@ -17,6 +17,7 @@ from contourpy import contour_generator
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 PIXELS_PER_INCH = 100  # of plotly's sizes
 POINTS_PER_PIXEL = 72 / PIXELS_PER_INCH
@@ -36,6 +37,13 @@ def png(figure: Any, *, dpi: int = 100) -> bytes:
     Raises:
         TypeError: for kinds of traces that the kit does not use.
     """
+    buffer = io.BytesIO()
+    draw(figure, dpi=dpi).savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def draw(figure: Any, *, dpi: int = 100) -> Figure:
+    """A plotly figure as matplotlib's; arguments as in `png`."""
     layout = figure.layout
     size = (layout.width or 700) / PIXELS_PER_INCH, (layout.height or 450) / PIXELS_PER_INCH
     picture = Figure(figsize=size, dpi=dpi, layout="constrained", facecolor="white")
@@ -51,9 +59,7 @@ def png(figure: Any, *, dpi: int = 100) -> bytes:
         _legend(axes)
     if figure.frames:
         axes.set_xlabel(f"{axes.get_xlabel()}\n\n{ANIMATED}")
-    buffer = io.BytesIO()
-    picture.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    return picture
 
 
 def contour_line(x: Any, y: Any, z: Any, level: float) -> tuple[list[float], list[float]]:
@@ -114,8 +120,11 @@ def _dress(axes: Axes, layout: Any) -> None:
             ends = [10.0**end for end in axis.range] if logarithmic else list(axis.range)
             axes.set(**{f"{name}lim": ends})
         if axis.tickvals is not None:
-            axes.set(**{f"{name}ticks": list(axis.tickvals), f"{name}ticklabels": list(axis.ticktext)})
-            axes.tick_params(axis=name, which="minor", length=0, labelsize=0)
+            axes.set(**{f"{name}ticks": list(axis.tickvals), f"{name}ticklabels": [_text(t) for t in axis.ticktext]})
+            axes.tick_params(axis=name, which="minor", length=0)
+            getattr(axes, f"{name}axis").set_minor_formatter(NullFormatter())
+        if axis.ticks == "":
+            axes.tick_params(axis=name, length=0)
         if axis.showgrid is not False:
             axes.grid(axis=name, color="#dddddd", linewidth=0.6)
     if layout.yaxis.scaleanchor:
@@ -130,8 +139,11 @@ def _legend(axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if not handles:
         return
-    columns = min(len(labels), max(1, 85 // (max(map(len, labels)) + 8)))
-    rows = math.ceil(len(labels) / columns)
+    # A column is as wide as its longest entry, its line as eight letters; 85 letters are as wide as a figure.
+    rows, columns = 1, len(labels)
+    while columns > 1 and sum(max(map(len, part)) + 8 for part in np.array_split(labels, columns)) > 85:
+        rows += 1
+        columns = math.ceil(len(labels) / rows)
     style: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": _INK, "handlelength": 3}
     axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=columns, borderaxespad=0.2, **style)
     axes.set_title(axes.get_title(loc="left"), loc="left", fontsize=11, color=_INK, pad=10 + 15 * rows)

@@ -17,7 +17,7 @@ from l2l_kit.optimizers import LSTMOptimizer
 from l2l_kit.paths import DATA, PRETRAINED
 from l2l_kit.storage import load_weights, read_tensors, write_atomically, write_tensors
 from l2l_kit.tensors import pick_device
-from l2l_kit.training import History, Recipe, meta_train, search_meta_lr
+from l2l_kit.training import History, Recipe, find_recipe, meta_train, search_meta_lr
 
 FORMAT_VERSION = 1
 
@@ -59,7 +59,9 @@ def card(name_or_path: str | Path) -> dict[str, Any]:
     return read_tensors(_path(name_or_path), FORMAT_VERSION)[1]
 
 
-def save(optimizer: LSTMOptimizer, path: str | Path, history: History | None = None) -> Path:
+def save(
+    optimizer: LSTMOptimizer, path: str | Path, history: History | None = None, *, start: str | None = None
+) -> Path:
     """Save a learned optimizer as ``path`` (``.safetensors``) and its card beside it (``.json``).
 
     The card stands in the header of the weights as well, so the one file is enough to load it.
@@ -68,6 +70,7 @@ def save(optimizer: LSTMOptimizer, path: str | Path, history: History | None = N
         optimizer: what to save.
         path: a file name; ``.safetensors`` is added if missing.
         history: of its meta-training; without it the card says nothing of that.
+        start: name of the optimizer from whose weights the meta-training went on, if there was one.
 
     Raises:
         WeightsFileError: if a weight is NaN or infinite.
@@ -82,6 +85,8 @@ def save(optimizer: LSTMOptimizer, path: str | Path, history: History | None = N
     about: dict[str, Any] = {"optimizer": optimizer.config()}
     if history is not None:
         about |= history.about()
+    if start is not None:
+        about["start"] = start
     about["versions"] = {"l2l_kit": __version__, "torch": torch.__version__, "python": platform.python_version()}
     write_tensors(path, weights, about, FORMAT_VERSION)
     write_atomically(path.with_suffix(".json"), (json.dumps(about, indent=2) + "\n").encode())
@@ -121,6 +126,12 @@ def follow_recipe(
     """
     runs = data / "cache" / "runs" / recipe.name
     about = {"recipe": recipe.name, "problem": recipe.problem, **machine(pick_device(device))}
+    if recipe.start is not None:
+        start = data / "pretrained" / f"{recipe.start}.safetensors"
+        if not start.is_file():
+            follow_recipe(find_recipe(recipe.start), data, device=device, progress=progress)
+        recipe = replace(recipe, initial=load(start).state_dict())
+        about["start"] = recipe.start
     if recipe.search is not None:
         trials = search_meta_lr(recipe, runs / "search.db", device=device)
         write_result(f"search/{recipe.name}", trials, {**about, **asdict(recipe.search)}, data / "results")
@@ -137,4 +148,4 @@ def follow_recipe(
     if history.stopped != "finished":
         raise KeyboardInterrupt(f"{recipe.name}: interrupted; the same command goes on from {runs}.")
     write_result(f"training/{recipe.name}", history.to_frame().reset_index(), about, data / "results")
-    return save(optimizer, data / "pretrained" / recipe.name, history)
+    return save(optimizer, data / "pretrained" / recipe.name, history, start=recipe.start)

@@ -1,13 +1,15 @@
 """The command line as a user meets it: real commands on small problems, and errors of one line."""
 
+import json
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from l2l_kit import zoo
+from l2l_kit import cli, zoo
 from l2l_kit.cli import app
 from l2l_kit.evaluation import read_result
+from l2l_kit.problems import MNIST
 
 RECIPE = """
 name = "tiny-unroll{unroll}"
@@ -33,6 +35,26 @@ validation_tasks = 8
 trials = 2
 epochs = 1
 meta_lr = [1e-3, 1e-2]
+"""
+
+
+SWEEP = """
+steps = [2, 4]
+tasks = 3
+tuning_tasks = 2
+
+[learned]
+LSTM = "quadratics"
+
+[problem]
+name = "quadratics"
+
+[grid]
+dim = [2, 3, 4]
+
+[learning_rates]
+sgd = [0.01, 0.1]
+adam = [0.1]
 """
 
 
@@ -77,6 +99,61 @@ def test_tune_records_the_grid(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     table = read_result("quadratics/tuning", tmp_path / "results")
     assert set(table["baseline"]) == {"sgd", "nag", "rmsprop", "adam"}
+    assert set(table["step"]) == {5}
+    assert len(table) == 4 * 41
+
+
+def test_tune_notes_several_lengths_and_as_many_rates_as_asked_for(tmp_path: Path) -> None:
+    settings = ("-p", "dim=2", "--tasks", 8, "--rates", 2, "--data", tmp_path, "--device", "cpu")
+    result = l2l("tune", "quadratics", "--steps", 6, "--steps", 3, *settings)
+    assert result.exit_code == 0, result.output
+    table = read_result("quadratics/tuning", tmp_path / "results")
+    assert list(table.columns) == ["lr", "step", "mean", "median", "baseline"]
+    assert table.groupby(["baseline", "step"], sort=False)["lr"].count().to_dict() == {
+        (name, step): 5 * 2 + 1 for name in ("sgd", "nag", "rmsprop", "adam") for step in (3, 6)
+    }
+    for name in ("SGD", "NAG", "RMSprop", "Adam"):
+        assert [line.split()[3] for line in result.output.splitlines() if f" {name} " in line] == ["6", "3"]
+    assert json.loads((tmp_path / "results" / "quadratics" / "tuning.json").read_text())["steps"] == [6, 3]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_sweep_records_all_settings_in_their_order(tmp_path: Path, jobs: int) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text(SWEEP)
+    result = l2l("sweep", path, "--data", tmp_path, "--jobs", jobs, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert [line for line in result.output.splitlines() if line.startswith("(")] == [
+        f"({dim - 1}/3) {{'dim': {dim}}}" for dim in (2, 3, 4)
+    ]
+    recorded = tmp_path / "results" / "sweeps" / "tiny.csv"
+    table = read_result("sweeps/tiny", tmp_path / "results")
+    assert list(zip(table["dim"], table["step"], table["optimizer"], strict=True)) == [
+        (dim, step, name) for dim in (2, 3, 4) for step in (2, 4) for name in ("LSTM", "SGD", "Adam")
+    ]
+    about = json.loads(recorded.with_suffix(".json").read_text())
+    assert about["learned"] == {"LSTM": "quadratics"}
+    assert about["grid"] == {"dim": [2, 3, 4]}
+    assert len(list((tmp_path / "cache" / "runs" / "sweeps").iterdir())) == 3
+
+
+def test_sweep_again_changes_nothing_and_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text(SWEEP)
+    assert l2l("sweep", path, "--data", tmp_path).exit_code == 0
+    recorded = tmp_path / "results" / "sweeps" / "tiny.csv"
+    before = recorded.read_bytes()
+    monkeypatch.setattr("l2l_kit.evaluation.sweep.compare", None)
+    assert l2l("sweep", path, "--data", tmp_path).exit_code == 0
+    assert recorded.read_bytes() == before
+
+
+def test_sweep_of_an_optimizer_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text(SWEEP.replace('"quadratics"', '"quadratic"', 1))
+    result = l2l("sweep", path, "--data", tmp_path)
+    assert result.exit_code == 2
+    assert "unknown pretrained optimizer 'quadratic'. Did you mean 'quadratics'?" in result.output
 
 
 def test_compare_prints_and_writes_the_curves(tmp_path: Path) -> None:
@@ -85,6 +162,20 @@ def test_compare_prints_and_writes_the_curves(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "SGD 0.01" in result.output
     assert len(out.read_text().splitlines()) == 1 + 3 * 6
+
+
+def test_fields_of_a_problem_are_written_as_in_python() -> None:
+    settings = ["hidden=20,30", "activation=relu", "init_scale=1e-3", "batch_size=64", "digits=embedded"]
+    fields = {"hidden": (20, 30), "activation": "relu", "init_scale": 0.001, "batch_size": 64, "digits": "embedded"}
+    assert cli._problem("mnist", settings) == MNIST(**fields)
+    assert cli._problem("mnist", ["hidden=20,", "digits=embedded"]).hidden == (20,)
+
+
+def test_compare_runs_networks_of_any_depth() -> None:
+    settings = ("-p", "hidden=3,2", "-p", "batch_size=4", "-p", "digits=embedded")
+    result = l2l("compare", "adam=0.1", "--problem", "mnist", *settings, "--tasks", 2, "--steps", 2)
+    assert result.exit_code == 0, result.output
+    assert "Adam 0.1" in result.output
 
 
 def test_zoo_lists_the_pretrained_optimizers() -> None:
@@ -102,6 +193,13 @@ def test_zoo_lists_the_pretrained_optimizers() -> None:
         (("compare", "adam", "-p", "dim"), "name=value"),
         (("compare", "adam", "--tasks", "0"), "at least 1"),
         (("tune", "quadratics", "-p", "dim=0"), "at least 1"),
+        (("compare", "adam", "--problem", "mnist", "-p", "hidden=20"), "such as (20,), got 20"),
+        (("compare", "adam", "--problem", "mnist", "-p", "hidden=twenty"), "got 'twenty'"),
+        (("fetch", "minst"), "Did you mean 'mnist'?"),
+        (("fetch", "minst", "--list"), "Did you mean 'mnist'?"),
+        (("tune", "quadratics", "--steps", "0"), "at least 1"),
+        (("tune", "quadratics", "--rates", "0"), "--rates"),
+        (("sweep", "mnist-figure7"), "unknown sweep 'mnist-figure7'"),
         (("train", "quadratic"), "Did you mean 'quadratics'?"),
         (("train", "quadratics", "--only", "quadratic"), "Did you mean 'quadratics'?"),
         (("reproduce", "--profile", "fast"), "profile"),

@@ -5,7 +5,7 @@ import torch
 
 from l2l_kit import optimizers
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.optimizers import LSTMOptimizer, LSTMState, LSTMTape
+from l2l_kit.optimizers import LSTMOptimizer, LSTMState, LSTMTape, lstm
 
 SHAPES = {
     "one layer": {"num_layers": 1},
@@ -148,6 +148,62 @@ class TestTape:
                     weight *= factor
             tape.start(optimizer.initial_state(COORDINATES))
             assert_same(torch.stack([tape.step(gradient) for gradient in sequence]), forward(optimizer, sequence)[0])
+
+
+BLOCK = 4
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.05}
+
+
+@every_shape
+@pytest.mark.parametrize("coordinates", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 3])
+def test_step_in_blocks_equals_forward(monkeypatch, arguments, coordinates):
+    """From a state that differs from coordinate to coordinate."""
+    monkeypatch.setattr("l2l_kit.optimizers.lstm.BLOCK", BLOCK)
+    sizes = 10 ** torch.linspace(-6, 2, 2 * BLOCK + 3, dtype=torch.float64)[:coordinates]
+    draws = torch.Generator().manual_seed(0)
+    for dtype, tolerance in TOLERANCES.items():
+        optimizer = make_optimizer(**arguments).to(dtype)
+        gradients = [(torch.randn(coordinates, generator=draws) * sizes).to(dtype) for _ in range(3)]
+        state = expected_state = optimizer.initial_state(coordinates)
+        for gradient in gradients:
+            before = [part.clone() for part in state]
+            updates, after = optimizer.step(gradient, state)
+            assert all(torch.equal(part, copy) for part, copy in zip(state, before, strict=True))
+            with torch.no_grad():
+                expected, expected_state = optimizer(gradient, expected_state)
+            state = after
+            for found, wanted in zip((updates, *state), (expected, *expected_state), strict=True):
+                assert found.dtype == dtype
+                assert not found.requires_grad
+                assert_same(found, wanted, tolerance)
+
+
+def test_step_never_runs_more_than_a_block_at_a_time(monkeypatch):
+    monkeypatch.setattr("l2l_kit.optimizers.lstm.BLOCK", BLOCK)
+    optimizer, seen = make_optimizer(), []
+    optimizer.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-1]))
+    optimizer.step(torch.zeros(2 * BLOCK + 3, dtype=torch.float64), optimizer.initial_state(2 * BLOCK + 3))
+    assert seen == [BLOCK, BLOCK, 3]
+
+
+def test_an_update_of_many_coordinates_equals_forward():
+    """More than the kit's own block, in single precision, as an optimizee of the lessons has."""
+    optimizer = LSTMOptimizer(hidden_size=3)
+    params = {"weight": torch.randn(2, 2100, generator=torch.Generator().manual_seed(0)), "bias": torch.ones(2, 5)}
+    assert sum(tensor.numel() for tensor in params.values()) > lstm.BLOCK
+    updates, _ = optimizer.update(params, optimizer.init(params))
+    row = torch.cat([params["weight"], params["bias"]], dim=1)
+    expected, _ = optimizer(row.flatten(), optimizer.initial_state(row.numel()))
+    found = torch.cat([updates["weight"], updates["bias"]], dim=1)
+    assert_same(found, expected.detach().view_as(row), 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_its_tanh_is_tanh(dtype):
+    """To a few units of the last place of 1, which it is computed beside."""
+    values = torch.cat([torch.linspace(-12, 12, 1001), torch.tensor([-torch.inf, 0.0, torch.inf])]).to(dtype)
+    error = (lstm._tanh(values) - values.tanh()).abs().max()
+    assert error <= 4 * torch.finfo(dtype).eps
 
 
 @every_shape

@@ -1,5 +1,6 @@
 import base64
 import json
+import math
 import struct
 
 import numpy as np
@@ -7,8 +8,11 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from l2l_kit import baseline, compare, plots, static
+from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation.trajectories import trajectories
 from l2l_kit.optimizers import LSTMOptimizer
 from l2l_kit.problems import Quadratics
@@ -19,6 +23,7 @@ BASELINES = {
     "RMSprop": baseline("rmsprop", 0.05),
     "Adam": baseline("adam", 0.3),
 }
+ARCHITECTURES = ["5", "20", "50", "5-5", "20-20", "50-50", "20-10-5"]
 BUNDLE = {"application/vnd.plotly.v1+json", "image/png", "text/plain"}
 
 
@@ -26,6 +31,14 @@ def png_size(png):
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     assert png[-8:-4] == b"IEND"
     return struct.unpack(">II", png[16:24])
+
+
+def swept(setting, values):
+    """Rows of a sweep in which each optimizer has losses of its own, between 0.2 and 2.4."""
+    losses = iter(np.linspace(0.2, 2.2, 5 * len(values)))
+    rows = [(value, name, next(losses)) for value in values for name in ("LSTM", *BASELINES)]
+    table = pd.DataFrame(rows, columns=[setting, "optimizer", "mean"])
+    return table.assign(low=0.9 * table["mean"], high=1.1 * table["mean"])
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +68,18 @@ def figures(curves, paths):
         ]
     )
     history = pd.DataFrame({"validation_loss": [1e4, 1.0, 0.5, float("nan")]}, index=pd.Index(range(4), name="epoch"))
+    along = pd.DataFrame(
+        [
+            {"optimizer": name, "step": step, "loss": 2.3 / (step + 1), "accuracy": 1 - 0.9 / (step + 1)}
+            for name in ("LSTM", *BASELINES)
+            for step in (0, 1, 5)
+        ]
+    )
     return {
+        "settings": plots.by_setting(swept("init_scale", [0.01, 0.1, 1]), "init_scale", x="scale", title="Scales"),
+        "architectures": plots.architectures(swept("hidden", ARCHITECTURES), "20", "Architectures"),
+        "accuracy": plots.over_steps(along, "accuracy", y="accuracy", title="Accuracy"),
+        "loss held out": plots.over_steps(along, "loss", y="loss", title="Loss", logarithmic=True),
         "learning curves": plots.learning_curves(curves),
         "quantiles": plots.learning_curves(curves, "median", "quantiles", title="A title"),
         "no band": plots.learning_curves(curves, band=None),
@@ -67,6 +91,7 @@ def figures(curves, paths):
 
 
 FIGURES = ["learning curves", "quantiles", "no band", "tuning", "validation", "unroll", "landscape"]
+FIGURES += ["settings", "architectures", "accuracy", "loss held out"]
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -99,9 +124,9 @@ def test_figures_have_no_background_of_their_own(figures, name):
 
 
 def test_optimizers_keep_their_colours(figures):
-    for name in ("learning curves", "tuning", "landscape"):
+    for name in ("learning curves", "tuning", "landscape", "settings", "architectures", "accuracy"):
         for trace in figures[name].data:
-            if trace.name in plots.STYLES and trace.mode == "lines":
+            if trace.name in plots.STYLES and trace.mode in ("lines", "lines+markers"):
                 assert trace.line.color == plots.STYLES[trace.name].color
     assert max(plots.STYLES, key=lambda name: plots.STYLES[name].width) == "LSTM"
 
@@ -124,6 +149,93 @@ def test_the_best_learning_rate_is_marked(figures):
     assert [mark.name for mark in marks] == [f"{name}, best: 0.01" for name in BASELINES]
 
 
+def lines_of(figure):
+    return [trace for trace in figure.data if trace.mode == "lines+markers"]
+
+
+def test_settings_show_the_rows_and_their_intervals(figures):
+    figure, table = figures["settings"], swept("init_scale", [0.01, 0.1, 1])
+    assert [line.name for line in lines_of(figure)] == ["LSTM", *BASELINES]
+    for line in lines_of(figure):
+        rows = table[table["optimizer"] == line.name]
+        (band,) = [trace for trace in figure.data if trace.name == f"{line.name}, band"]
+        assert list(line.x) == [0.01, 0.1, 1]
+        np.testing.assert_allclose(line.y, rows["mean"], rtol=1e-4)
+        np.testing.assert_allclose(band.y, [*rows["low"], *rows["high"][::-1]], rtol=1e-4)
+    assert list(figure.layout.xaxis.ticktext) == ["0.01", "0.1", "1"]
+    assert figure.layout.xaxis.type == "log"
+    assert figure.layout.xaxis.title.text == "scale"
+
+
+def test_settings_may_be_named():
+    figure = plots.by_setting(swept("dim", [2, 10]), "dim", x="", title="", ticks=["two", "ten"])
+    assert list(figure.layout.xaxis.ticktext) == ["two", "ten"]
+
+
+def test_architectures_stand_in_groups_by_layers(figures):
+    """In whatever order the sweep went: by number of layers, then by width."""
+    table = swept("hidden", ARCHITECTURES).sample(frac=1, random_state=0)
+    figure = plots.architectures(table, "20", "Architectures")
+    lines = lines_of(figure)
+    assert len(lines) == 3 * 5
+    assert [line.name for line in lines if line.showlegend] == [line.name for line in lines[:5]]
+    shown = {name: [line for line in lines if line.name == name] for name in ("LSTM", *BASELINES)}
+    for name, (one, two, three) in shown.items():
+        rows = table[table["optimizer"] == name].set_index("hidden")["mean"]
+        np.testing.assert_allclose([*one.y, *two.y, *three.y], rows[ARCHITECTURES], rtol=1e-4)
+        assert np.diff([*one.x, *two.x, *three.x]) == pytest.approx([1, 1, 1.7, 1, 1, 1.7])
+    axis = figure.layout.xaxis
+    labels = dict(zip(axis.tickvals, axis.ticktext, strict=True))
+    places = [place for line in shown["LSTM"] for place in line.x]
+    assert [labels[place] for place in places] == [
+        "5", "20<br>1 layer", "50", "5", "20<br>2 layers", "50", "20-10-5<br>3 layers",
+    ]  # fmt: skip
+
+
+def test_groups_of_even_size_have_their_layers_named_between_two():
+    figure = plots.architectures(swept("hidden", ["5", "20"]), "5", "")
+    axis = figure.layout.xaxis
+    assert dict(zip(axis.tickvals, axis.ticktext, strict=True)) == {0.7: "5", 1.7: "20", 1.2: "<br>1 layer"}
+
+
+def test_where_the_learned_optimizer_was_trained_is_marked(figures):
+    across, up = figures["architectures"].data[-2:]
+    table = swept("hidden", ARCHITECTURES).set_index(["hidden", "optimizer"])
+    assert across.y == pytest.approx([table["mean"]["20", "LSTM"]] * 2, rel=1e-4)
+    assert set(up.x) == {1.7}
+    assert np.log10(up.y) == pytest.approx(figures["architectures"].layout.yaxis.range)
+
+
+def test_architectures_of_one_layer_come_from_a_file_as_numbers():
+    words, numbers = (plots.architectures(swept("hidden", hidden), "20", "") for hidden in (["5", "20"], [5, 20]))
+    assert words == numbers
+
+
+@pytest.mark.parametrize("arguments", [("7", ""), ("20", "", "GRU")])
+def test_an_architecture_that_was_not_swept_is_refused(arguments):
+    with pytest.raises(UnknownNameError, match="unknown architecture of"):
+        plots.architectures(swept("hidden", ARCHITECTURES), *arguments)
+
+
+def test_the_best_optimizer_of_a_sweep_does_not_set_its_scale():
+    """The axis of the others ends ten times above where they begin, not ten times above the first row."""
+    table = swept("dim", [1, 10])
+    table.loc[table["optimizer"] == "LSTM", "mean"] = 1e-4
+    figure = plots.by_setting(table, "dim", x="", title="")
+    assert figure.layout.yaxis.range[1] >= math.log10(table["mean"].max())
+
+
+def test_what_was_measured_along_the_way_is_shown(figures):
+    for name, column in (("accuracy", [0.1, 0.55, 0.85]), ("loss held out", [2.3, 1.15, 0.38333])):
+        assert [line.name for line in figures[name].data] == ["LSTM", *BASELINES]
+        for line in figures[name].data:
+            assert list(line.x) == [0, 1, 5]
+            np.testing.assert_allclose(line.y, column, rtol=1e-4)
+    assert figures["accuracy"].layout.yaxis.type is None
+    assert figures["loss held out"].layout.yaxis.type == "log"
+    assert figures["accuracy"].layout.yaxis.title.text == "accuracy"
+
+
 def test_a_diverged_run_leaves_a_gap_and_does_not_set_the_scale():
     curves = compare(
         {"SGD": baseline("sgd", 10.0), "Adam": baseline("adam", 0.1)}, Quadratics(4), steps=60, tasks=4, device="cpu"
@@ -139,8 +251,55 @@ def test_loss_range():
     assert plots.loss_range([]) == [-1, 1]
     assert plots.loss_range([[None, 0.0]]) == [-1, 1]
     assert plots.loss_range([[100.0, 1.0], [100.0, 0.5]]) == [-0.5, 2.02]
-    low, high = plots.loss_range([[2.0, 1.9]])
-    assert high - low >= 1
+    assert plots.loss_range([[2.4, 0.25]]) == [-0.625, 0.52]  # by eighths, where the losses are close
+    assert plots.loss_range([[2.0, 1.9]]) == [-0.125, 0.395]
+
+
+positive = st.floats(1e-9, 1e9)
+several = st.lists(st.lists(st.none() | positive, min_size=1, max_size=5), max_size=4)
+close = st.builds(
+    lambda low, decades: [[low * 10**more for more in decades]],
+    positive,
+    st.lists(st.floats(0, 2.5), min_size=1, max_size=5),
+)
+
+
+@given(several | close)
+@settings(deadline=None)
+@example([[5.0, 0.17]])  # more than a decade and a half, and but one power of ten
+def test_a_loss_axis_has_ticks_that_can_be_read(lines):
+    axis = plots.loss_axis(lines)
+    low, high = axis["range"]
+    assert high - low >= 0.5
+    shown = [value for line in lines for value in line if value is not None]
+    if shown:
+        first = max(next(value for value in line if value is not None) for line in lines if any(line))
+        assert math.log10(min(shown)) >= low - 1e-9
+        assert math.log10(min(max(shown), 10 * first)) <= high
+        assert low >= math.log10(min(shown)) - 1  # and little room is wasted
+    if axis["tickvals"] is None:
+        assert sum(low <= power <= high for power in range(-12, 13)) >= 2  # powers of ten are labelled
+        return
+    places = np.log10(axis["tickvals"])
+    assert [float(label) for label in axis["ticktext"]] == pytest.approx(axis["tickvals"], rel=1e-9)
+    assert 2 <= len(places) <= 9
+    assert places.min() >= low
+    assert places.max() <= high
+    assert (np.diff(places) > 0.05 * (high - low)).all()  # a label is a twentieth of a figure high
+    assert np.diff([low, *places, high]).max() <= max(0.25, 0.45 * (high - low))
+    assert max(map(len, axis["ticktext"])) <= 7
+
+
+def test_ticks_of_a_narrow_axis_go_when_it_is_wide():
+    """An axis is updated while a widget's curves change: what one kind sets the other must set as well."""
+    narrow, wide = plots.loss_axis([[2.4, 0.25]]), plots.loss_axis([[100.0, 1e-3]])
+    assert narrow["ticktext"] == ["0.3", "0.5", "0.7", "1", "1.5", "2", "3"]
+    figure = go.Figure()
+    figure.update_yaxes(narrow)
+    figure.update_yaxes(wide)
+    assert figure.layout.yaxis.tickvals is None
+    assert figure.layout.yaxis.dtick == 1
+    assert figure.layout.yaxis.minor.ticks == "outside"
 
 
 def test_rounded():
@@ -193,6 +352,71 @@ def test_trajectories_meet_the_same_function(paths):
 def test_trajectories_of_nothing_are_refused(optimizers, steps):
     with pytest.raises(ValueError, match="trajectories"):
         trajectories(optimizers, Quadratics(2), steps=steps)
+
+
+def axes_of(figure):
+    """What `static` draws, laid out, as matplotlib's axes."""
+    picture = static.draw(figure)
+    picture.draw_without_rendering()
+    return picture.axes[0]
+
+
+DRAWN = ["learning curves", "settings", "architectures", "accuracy", "loss held out"]
+
+
+@pytest.fixture(scope="module")
+def drawn(figures):
+    return {name: axes_of(figures[name]) for name in DRAWN}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+class TestPicture:
+    def test_it_has_all_lines_and_bands_and_cuts_no_line_off(self, figures, drawn, name):
+        figure, axes = figures[name], drawn[name]
+        assert len(axes.lines) == sum("lines" in trace.mode and not trace.fill for trace in figure.data)
+        assert len(axes.patches) == sum(trace.fill == "toself" for trace in figure.data)
+        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        for line in axes.lines:
+            x, y = line.get_xdata(), line.get_ydata()
+            assert ((left <= x) & (x <= right) & (bottom <= 1.0001 * y) & (y <= 1.0001 * top)).all()
+
+    def test_its_ticks_are_those_of_the_figure_and_no_others(self, figures, drawn, name):
+        for side, axis in (("xaxis", drawn[name].xaxis), ("yaxis", drawn[name].yaxis)):
+            asked = figures[name].layout[side].ticktext
+            if asked is not None:
+                found = [label.get_text() for label in axis.get_ticklabels()]
+                assert found == [text.replace("<br>", "\n") for text in asked]
+                assert not any(label.get_text() for label in axis.get_ticklabels(minor=True))
+
+    def test_labels_do_not_overlap_and_lie_within(self, drawn, name):
+        axes = drawn[name]
+        texts = [axes.xaxis.label, axes.yaxis.label, axes._left_title, *axes.get_legend().get_texts()]
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = axis.get_view_interval()
+            texts += [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+        boxes, whole = [text.get_window_extent() for text in texts if text.get_text()], axes.figure.bbox
+        assert len(boxes) >= 12
+        for index, box in enumerate(boxes):
+            assert whole.x0 <= box.x0 <= box.x1 <= whole.x1
+            assert whole.y0 <= box.y0 <= box.y1 <= whole.y1
+            assert not any(box.shrunk(0.98, 0.98).overlaps(other) for other in boxes[index + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [
+        (["LSTM", *BASELINES], 5),
+        (["LSTM", *BASELINES, "where it was trained"], 3),
+        (["x" * 60] * 3, 1),
+        ([f"preprocessing: {'x' * 15}"] * 4, 2),
+    ],
+)
+def test_a_legend_has_as_few_rows_as_fit(names, columns):
+    axes = axes_of(go.Figure([go.Scatter(name=name, x=[0, 1], y=[0, 1]) for name in names]))
+    boxes = [text.get_window_extent() for text in axes.get_legend().get_texts()]
+    assert len({round(box.x0) for box in boxes}) == columns
+    assert max(box.x1 for box in boxes) <= axes.figure.bbox.x1
+    assert len(boxes) == len(names)
 
 
 def test_a_picture_of_an_unknown_kind_is_refused():

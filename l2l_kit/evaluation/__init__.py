@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from l2l_kit.evaluation.along_the_way import held_out, proposed_steps
 from l2l_kit.evaluation.claims import Claim, beats_baselines
 from l2l_kit.evaluation.compare import Curves, Interval, compare
 from l2l_kit.evaluation.results import machine, read_result, write_result
+from l2l_kit.evaluation.sweep import Sweep, architecture, read_sweep, run_setting, swept_baselines
 from l2l_kit.evaluation.trajectories import Trajectories, trajectories
-from l2l_kit.evaluation.tuning import LEARNING_RATES, Tuning, tune, tuned_baselines, tuning_table
+from l2l_kit.evaluation.tuning import LEARNING_RATES, Tuning, learning_rates, tune, tuned_baselines, tuning_table
 
 __all__ = [
     "LEARNING_RATES",
     "Claim",
     "Curves",
     "Interval",
+    "Sweep",
     "Trajectories",
     "Tuning",
+    "architecture",
     "beats_baselines",
     "compare",
+    "held_out",
+    "learning_rates",
     "machine",
+    "proposed_steps",
     "read_result",
+    "read_sweep",
+    "run_setting",
+    "swept_baselines",
     "trajectories",
     "tune",
     "tuned_baselines",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -162,6 +162,21 @@ def _resampled(losses: Tensor, statistic: Statistic, draws: Tensor) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
+def matched(
+    optimizers: Mapping[str, Optimizer[Any]],
+    problem: Problem,
+    tasks: int,
+    seed: int,
+    device: str | torch.device | None,
+) -> Iterator[tuple[str, Optimizer[Any], Optimizees]]:
+    """Every optimizer by its name, each with a copy of the same fresh optimizees, all on one device."""
+    chosen = pick_device(device)
+    for name, optimizer in optimizers.items():
+        if isinstance(optimizer, torch.nn.Module):
+            optimizer.to(chosen)
+        yield name, optimizer, problem.sample(tasks, generator(seed, "test"), chosen)
+
+
 def measured(optimizer: Optimizer[Any], optimizees: Optimizees, steps: int) -> Tensor:
     """`rollout` as statistics want it: on the CPU, and a run that diverged counts as infinite."""
     return rollout(optimizer, optimizees, steps).cpu().nan_to_num(nan=torch.inf, posinf=torch.inf)
@@ -193,11 +208,6 @@ def compare(
         raise ValueError("compare: no optimizers given.")
     if steps < 1 or tasks < 1:
         raise ValueError(f"compare: steps and tasks must be at least 1, got steps={steps!r}, tasks={tasks!r}.")
-    chosen = pick_device(device)
-    losses = {}
-    for name, optimizer in optimizers.items():
-        if isinstance(optimizer, torch.nn.Module):
-            optimizer.to(chosen)
-        optimizees = problem.sample(tasks, generator(seed, "test"), chosen)
-        losses[name] = measured(optimizer, optimizees, steps)
+    runs = matched(optimizers, problem, tasks, seed, device)
+    losses = {name: measured(optimizer, optimizees, steps) for name, optimizer, optimizees in runs}
     return Curves(losses, problem.config(), seed)

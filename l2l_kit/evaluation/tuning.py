@@ -19,47 +19,63 @@ from l2l_kit.tensors import pick_device
 if TYPE_CHECKING:
     import pandas as pd
 
-LEARNING_RATES: tuple[float, ...] = tuple(float(f"{10 ** (k / 8):.2g}") for k in range(-32, 9))
-"""The default grid: eight per decade from 1e-4 to 10."""
+
+def learning_rates(per_decade: int) -> tuple[float, ...]:
+    """A logarithmic grid from 1e-4 to 10."""
+    return tuple(float(f"{10 ** (k / per_decade):.2g}") for k in range(-4 * per_decade, per_decade + 1))
+
+
+LEARNING_RATES = learning_rates(per_decade=8)
+"""The default grid."""
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """Final losses of one baseline over learning rates.
+    """Losses of one baseline over learning rates.
 
     Attributes:
         name: the baseline.
-        table: indexed by learning rate; mean and median final loss over the optimizees, infinite where it diverged.
+        table: a row for each learning rate `lr` and number of updates `step`: mean and median loss over the optimizees
+            there, infinite where it diverged.
     """
 
     name: str
     table: pd.DataFrame
 
-    def best_lr(self, statistic: Statistic = "mean") -> float:
-        """The learning rate with the best final error."""
-        return float(self.table.index[int(self.table[statistic].argmin())])
+    def final(self, statistic: Statistic = "mean", step: int | None = None) -> pd.Series[float]:
+        """Loss by learning rate after that many updates; None for the most that were recorded.
 
-    def best(self, statistic: Statistic = "mean") -> Baseline:
-        """The baseline with that learning rate."""
-        return baseline(self.name, self.best_lr(statistic))
+        Raises:
+            UnknownNameError: if nothing was recorded at that step.
+        """
+        recorded = sorted(set(self.table["step"]))
+        step = recorded[-1] if step is None else step
+        if step not in recorded:
+            raise UnknownNameError("step of this tuning", step, map(str, recorded))
+        return self.table[self.table["step"] == step].set_index("lr")[statistic]
+
+    def best(self, statistic: Statistic = "mean", step: int | None = None) -> Baseline:
+        """The baseline with the learning rate that has the best loss then; arguments as in `final`."""
+        final = self.final(statistic, step)
+        return baseline(self.name, float(final.index[int(final.argmin())]))
 
 
 def tune(
     name: str,
     problem: Problem,
     *,
-    steps: int = 100,
+    steps: int | Sequence[int] = 100,
     tasks: int = 1000,
     learning_rates: Sequence[float] = LEARNING_RATES,
     seed: int = 0,
     device: str | torch.device | None = None,
 ) -> Tuning:
-    """Run a baseline with each learning rate on the same optimizees and note the loss after `steps` steps.
+    """Run a baseline with each learning rate on the same optimizees and note its loss after `steps` steps.
 
     Args:
         name: "sgd", "nag", "rmsprop" or "adam".
         problem: where the optimizees come from; the draws are other ones than those of `compare`.
-        steps: updates per run.
+        steps: updates per run; several numbers note the loss at each of them.
         tasks: number of optimizees.
         learning_rates: the grid.
         seed: of the optimizees.
@@ -73,39 +89,41 @@ def tune(
 
     if not learning_rates:
         raise ValueError("tune: the grid of learning rates is empty.")
-    if steps < 1 or tasks < 1:
+    noted = [steps] if isinstance(steps, int) else sorted(set(steps))
+    if not noted or noted[0] < 1 or tasks < 1:
         raise ValueError(f"tune: steps and tasks must be at least 1, got steps={steps!r}, tasks={tasks!r}.")
     optimizees = problem.sample(tasks, generator(seed, "tuning"), pick_device(device))
     rows = []
     for optimizer in [baseline(name, lr) for lr in learning_rates]:
-        final = measured(optimizer, optimizees, steps)[:, -1:]
-        curves = Curves({name: final}, problem.config(), seed)
-        rows.append({"lr": optimizer.lr, **{kind: curves.statistic(name, kind).item() for kind in ("mean", "median")}})
-    return Tuning(name.lower(), pd.DataFrame(rows).set_index("lr"))
+        losses = measured(optimizer, optimizees, noted[-1])[:, noted]
+        curves = Curves({name: losses}, problem.config(), seed)
+        mean, median = (curves.statistic(name, kind).tolist() for kind in ("mean", "median"))
+        rows += [(optimizer.lr, *row) for row in zip(noted, mean, median, strict=True)]
+    return Tuning(name.lower(), pd.DataFrame(rows, columns=["lr", "step", "mean", "median"]))
 
 
 def tuning_table(tunings: Iterable[Tuning]) -> pd.DataFrame:
     """Several tunings as one tidy table with a column `baseline`, as recorded in data/results."""
     import pandas as pd
 
-    return pd.concat([tuning.table.reset_index().assign(baseline=tuning.name) for tuning in tunings], ignore_index=True)
+    return pd.concat([tuning.table.assign(baseline=tuning.name) for tuning in tunings], ignore_index=True)
 
 
-def tuned_baselines(problem: str, statistic: Statistic = "mean") -> dict[str, Baseline]:
+def tuned_baselines(problem: str, statistic: Statistic = "mean", step: int | None = None) -> dict[str, Baseline]:
     """The baselines with the learning rates recorded in data/results, by the name that figures show.
 
     Args:
         problem: name of the recorded tuning, such as "quadratics".
         statistic: which final error the learning rate is best for.
+        step: the number of updates that it is best for; None for the most that were recorded.
 
     Raises:
         FileNotFoundError: if no tuning of that problem is recorded; `l2l tune` makes it.
-        UnknownNameError: for an unknown statistic.
+        UnknownNameError: for an unknown statistic, or if nothing was recorded at that step.
     """
     if statistic not in ("mean", "median"):
         raise UnknownNameError("statistic", statistic, ("mean", "median"))
     table = read_result(f"{problem}/tuning")
     return {
-        label: Tuning(name, table[table["baseline"] == name].set_index("lr")).best(statistic)
-        for name, label in BASELINES.items()
+        label: Tuning(name, table[table["baseline"] == name]).best(statistic, step) for name, label in BASELINES.items()
     }

@@ -41,6 +41,18 @@ class Optimizees(ABC):
         return losses.detach(), gradients
 
 
+class Classifiers(Optimizees):
+    """Optimizees that put images into classes, so that they can be tested on images they are not trained on."""
+
+    @abstractmethod
+    def test(self, params: Tensors) -> tuple[Tensor, Tensor]:
+        """Mean loss and share of right answers of every optimizee on all test images, both of shape ``(n,)``.
+
+        Args:
+            params: named tensors of shape ``(n, *shape)``.
+        """
+
+
 class Problem(ABC):
     """A distribution over optimizees. Subclasses are frozen dataclasses: their fields are the whole configuration."""
 

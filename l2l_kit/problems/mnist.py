@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -13,7 +14,7 @@ from typing_extensions import override
 
 from l2l_kit import data
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.problems.base import Optimizees, Problem
+from l2l_kit.problems.base import Classifiers, Problem
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Tensors
 
@@ -24,13 +25,15 @@ _ACTIVATIONS = {"sigmoid": torch.sigmoid, "relu": torch.relu, "tanh": torch.tanh
 
 
 @dataclass(frozen=True)
-class MNISTOptimizees(Optimizees):
+class MNISTOptimizees(Classifiers):
     """``n`` networks of one architecture, each with initial weights and an order of minibatches of its own.
 
     Attributes:
         initial: starting points: ``weight0`` of shape ``(n, 784, hidden)``, ``bias0`` ``(n, hidden)``, and so on.
-        images: what the minibatches are drawn from, in 0 … 1 times 255 as bytes, shape ``(images, 784)``.
+        images: what the minibatches are drawn from, as bytes, shape ``(images, 784)``.
         labels: digits 0 … 9, shape ``(images,)``.
+        test_images: what `test` looks at, as bytes, shape ``(test images, 784)``.
+        test_labels: shape ``(test images,)``.
         batch_size: images per minibatch.
         activation: of the hidden layers.
         order: seed of the minibatches.
@@ -39,6 +42,8 @@ class MNISTOptimizees(Optimizees):
     initial: Tensors
     images: Tensor
     labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
     batch_size: int
     activation: Activation
     order: int
@@ -60,8 +65,18 @@ class MNISTOptimizees(Optimizees):
         losses = functional.cross_entropy(logits.flatten(0, 1), self.labels[chosen].flatten(), reduction="none")
         return losses.view(n, self.batch_size).mean(dim=1)
 
+    @override
+    @torch.no_grad()
+    def test(self, params: Tensors) -> tuple[Tensor, Tensor]:
+        losses, right = [], []
+        for one in range(len(next(iter(params.values())))):  # all at once would be n times 10,000 images
+            logits = self.logits({name: tensor[one : one + 1] for name, tensor in params.items()}, self.test_images)[0]
+            losses.append(functional.cross_entropy(logits, self.test_labels))
+            right.append((logits.argmax(dim=1) == self.test_labels).float().mean())
+        return torch.stack(losses), torch.stack(right)
+
     def logits(self, params: Tensors, images: Tensor) -> Tensor:
-        """Outputs of the networks, ``(n, images, 10)``, for images of shape ``(n or 1, images, 784)`` in bytes."""
+        """Outputs of the networks, ``(n, images, 10)``, for bytes ``(n, images, 784)`` or ``(images, 784)``."""
         signal = images.to(next(iter(params.values())).dtype) / 255
         layers = len(params) // 2
         for layer in range(layers):
@@ -90,7 +105,6 @@ class MNIST(Problem):
     Raises:
         UnknownNameError: for an unknown activation, split or kind of digits.
         ValueError: for sizes below 1, or a scale that is not positive.
-        DataError: if the digits asked for cannot be had.
     """
 
     name: ClassVar[str] = "mnist"
@@ -103,24 +117,30 @@ class MNIST(Problem):
     digits: data.Variant = "auto"
 
     def __post_init__(self) -> None:
-        if isinstance(self.hidden, str) or not all(isinstance(units, int) and units > 0 for units in self.hidden):
-            raise ValueError(f"MNIST: hidden must be the units of each layer, such as (20, 20), got {self.hidden!r}.")
+        if not isinstance(self.hidden, tuple | list) or not all(isinstance(u, int) and u > 0 for u in self.hidden):
+            raise ValueError(f"MNIST: hidden must be the units of each layer, such as (20,), got {self.hidden!r}.")
         if not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise ValueError(f"MNIST: batch_size must be a whole number of at least 1, got {self.batch_size!r}.")
-        if not (math.isfinite(self.init_scale) and self.init_scale > 0):
+        if not (isinstance(self.init_scale, int | float) and 0 < self.init_scale < math.inf):
             raise ValueError(f"MNIST: init_scale must be a positive number, got {self.init_scale!r}.")
         for kind, value, known in (
             ("activation", self.activation, _ACTIVATIONS),
             ("split", self.split, get_args(data.Split)),
+            ("kind of digits", self.digits, get_args(data.Variant)),
         ):
             if value not in known:
                 raise UnknownNameError(kind, value, known)
         object.__setattr__(self, "hidden", tuple(self.hidden))  # from a file it comes as a list
-        object.__setattr__(self, "digits", data.load("mnist", self.digits).variant)
+        if self.digits == "auto":
+            object.__setattr__(self, "digits", self.images.variant)
 
     @property
     def images(self) -> data.Images:
-        """The digits, and where they come from."""
+        """The digits, and where they come from.
+
+        Raises:
+            DataError: if "full" was asked for and cannot be had.
+        """
         return data.load("mnist", self.digits)
 
     @override
@@ -130,11 +150,18 @@ class MNIST(Problem):
 
         widths = (PIXELS, *self.hidden, CLASSES)
         initial: Tensors = {}
-        for layer, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+        for layer, (inputs, outputs) in enumerate(pairwise(widths)):
             initial[f"weight{layer}"] = gaussian(inputs, outputs)
             initial[f"bias{layer}"] = gaussian(outputs)
         order = int(torch.randint(2**62, (), generator=generator))
-        images, labels = self.images.split(self.split)
+        (images, labels), (test_images, test_labels) = self.images.split(self.split), self.images.split("test")
         return MNISTOptimizees(
-            initial, images.flatten(1).to(device), labels.to(device), self.batch_size, self.activation, order
+            initial,
+            images.flatten(1).to(device),
+            labels.to(device),
+            test_images.flatten(1).to(device),
+            test_labels.to(device),
+            self.batch_size,
+            self.activation,
+            order,
         )

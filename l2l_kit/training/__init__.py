@@ -11,7 +11,7 @@ from l2l_kit.training.meta_training import (
     meta_train,
     validation_optimizees,
 )
-from l2l_kit.training.recipes import Recipe, Search, read_recipes
+from l2l_kit.training.recipes import Recipe, Search, find_recipe, read_recipes
 from l2l_kit.training.rollout import rollout, trace
 from l2l_kit.training.search import search_meta_lr
 from l2l_kit.training.unroll import AutogradUnroller, ReplayUnroller, Unroller, Window
@@ -28,6 +28,7 @@ __all__ = [
     "Search",
     "Unroller",
     "Window",
+    "find_recipe",
     "meta_train",
     "read_recipes",
     "rollout",

@@ -3,6 +3,7 @@
 A recipe is a TOML file with the sections ``[problem]``, ``[optimizer]`` and ``[training]`` (the arguments of
 `problems.make`, `optimizers.make` and `MetaTraining`), and optionally ``[search]`` (how the meta-learning rate is
 searched) and ``[grid]``: lists of values, such as ``"training.unroll" = [1, 20]``, that turn it into a family.
+With ``start`` it names another recipe, from whose optimizer the training goes on.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from l2l_kit import optimizers, problems
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.optimizers import LSTMOptimizer
 from l2l_kit.paths import RECIPES
 from l2l_kit.problems import Problem
+from l2l_kit.storage import load_weights
 from l2l_kit.training.meta_training import MetaTraining
 
 
@@ -52,17 +56,26 @@ class Recipe:
     optimizer: Mapping[str, Any]
     training: MetaTraining
     search: Search | None = None
+    start: str | None = None
+    initial: Mapping[str, Tensor] | None = None  # the weights of `start`, once they are there
 
     def make_problem(self) -> Problem:
         """The problem that the optimizer is trained on."""
         return problems.make(self.problem)
 
     def make_optimizer(self) -> LSTMOptimizer:
-        """The optimizer with its initial weights."""
-        return optimizers.make(self.optimizer)
+        """The optimizer with its initial weights.
+
+        Raises:
+            WeightsFileError: if the weights of `start` belong to an optimizer of another shape.
+        """
+        optimizer = optimizers.make(self.optimizer)
+        if self.initial is not None:
+            load_weights(optimizer, self.initial, f"recipe {self.name!r}, start {self.start!r}")
+        return optimizer
 
 
-_SECTIONS = ("name", "problem", "optimizer", "training", "search", "grid")
+_SECTIONS = ("name", "start", "problem", "optimizer", "training", "search", "grid")
 
 
 def read_recipes(name_or_path: str | Path) -> list[Recipe]:
@@ -91,6 +104,18 @@ def read_recipes(name_or_path: str | Path) -> list[Recipe]:
         return recipes
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: not a valid recipe: {error}") from error
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of a pretrained optimizer, alone in its file or a member of a family.
+
+    Raises:
+        UnknownNameError: if no file of data/recipes makes an optimizer of that name; the message offers the nearest.
+    """
+    known = {recipe.name: recipe for path in sorted(RECIPES.glob("*.toml")) for recipe in read_recipes(path)}
+    if name not in known:
+        raise UnknownNameError("pretrained optimizer with a recipe", name, known)
+    return known[name]
 
 
 def _members(content: dict[str, Any]) -> list[dict[str, Any]]:
@@ -125,6 +150,7 @@ def _recipe(content: dict[str, Any], default_name: str) -> Recipe:
         content["optimizer"],
         MetaTraining(**content["training"]),
         search,
+        content.get("start"),
     )
     recipe.make_problem()
     recipe.make_optimizer()

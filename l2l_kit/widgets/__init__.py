@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from l2l_kit.widgets.explorer import Explorer, explorer
+from l2l_kit.widgets.network_explorer import NetworkExplorer, network_explorer
 from l2l_kit.widgets.trainer import Trainer, trainer
 
-__all__ = ["Explorer", "Trainer", "explorer", "trainer"]
+__all__ = ["Explorer", "NetworkExplorer", "Trainer", "explorer", "network_explorer", "trainer"]

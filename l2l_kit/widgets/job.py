@@ -49,6 +49,11 @@ class Job(Generic[Event]):
         """Whether it is under way."""
         return self._running.locked()
 
+    @property
+    def cancelling(self) -> bool:
+        """Whether it was asked to stop since it last began."""
+        return self._cancelled.is_set()
+
     def start(self) -> None:
         """Run in a thread of its own; does nothing if it is under way."""
         if self._claim():

@@ -7,6 +7,7 @@ import html
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
+from functools import cached_property
 from typing import Any, ClassVar
 
 import ipywidgets
@@ -17,19 +18,35 @@ from l2l_kit import static
 CONTROLS_WIDTH, FIGURE_WIDTH = 320, 640
 ALIVE = 2
 UNROLLS = (1, 2, 5, 10, 20, 50, 100)
-PREPROCESSINGS = ("none", "log-sign")
-PREPROCESSING_TOOLTIPS = ("The LSTM is given the gradient as it is", "Its logarithm and sign (appendix A)")
+PREPROCESSINGS = {
+    "none": "The LSTM is given the gradient as it is",
+    "scale": "The gradient times a constant (appendix A)",
+    "log-sign": "The gradient's logarithm and sign (appendix A)",
+}
 
 
 class LiveFigure(go.FigureWidget):  # type: ignore[misc]  # plotly has no types
     """A plotly figure that a notebook keeps up to date, also after the page was loaded anew.
 
-    plotly's own sends a page that reconnects the figure as it was when it was made; this one sends it as it is.
+    plotly's own is sent to the page empty, as soon as it is made, and filled by messages, which a slow page misses; and
+    a page that reconnects is sent the figure as it was when it was made. This one is sent as it is, by `go_live`.
     """
+
+    _live = False
+
+    def open(self) -> None:
+        """Called by ipywidgets as soon as the figure is made; does nothing before `go_live`."""
+        if self._live:
+            super().open()
+
+    def go_live(self) -> None:
+        """Open the connection to the page."""
+        self._live = True
+        self.open()
 
     def get_state(self, key: Any = None, drop_defaults: bool = False) -> Any:
         """The state that a page is sent; `key` as in ipywidgets: None for all of it."""
-        if key is None and self.comm is not None and hasattr(self, "_layout_obj"):
+        if key is None and self._live:
             self._trait_values["_widget_data"] = deepcopy(self._data)
             self._trait_values["_widget_layout"] = deepcopy(self._layout_obj._props)
         return super().get_state(key, drop_defaults)
@@ -43,7 +60,6 @@ class WithPicture:
 
     Attributes:
         figure: the live figure.
-        view: the whole widget.
     """
 
     _alive: ClassVar[defaultdict[type, list[WithPicture]]] = defaultdict(list)
@@ -51,19 +67,26 @@ class WithPicture:
     def __init__(self, figure: LiveFigure, controls: Iterable[ipywidgets.Widget]) -> None:
         self.figure = figure
         # A scroll bar would be shown where a control is as wide as its column.
-        column = ipywidgets.VBox(
+        self._column = ipywidgets.VBox(
             list(controls), layout={"flex": f"0 0 {CONTROLS_WIDTH}px", "width": f"{CONTROLS_WIDTH}px"}
         )
-        plot = ipywidgets.Box([figure], layout={"flex": f"0 0 {FIGURE_WIDTH}px"})
-        self.view = ipywidgets.HBox([column, plot], layout={"flex_flow": "row wrap", "overflow": "visible"})
         alive = self._alive[type(self)]
         alive.append(self)
         if len(alive) > ALIVE:
             alive.pop(0).close()
 
+    @cached_property
+    def view(self) -> ipywidgets.HBox:
+        """The whole widget; asking for it sends the figure, which may be much, to the page."""
+        self.figure.go_live()
+        plot = ipywidgets.Box([self.figure], layout={"flex": f"0 0 {FIGURE_WIDTH}px"})
+        return ipywidgets.HBox([self._column, plot], layout={"flex_flow": "row wrap", "overflow": "visible"})
+
     def close(self) -> None:
         """Take it off the page and out of the kernel."""
-        _close(self.view)
+        _close(self._column)
+        if "view" in self.__dict__:
+            _close(self.view)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **_: Any) -> dict[str, Any]:
         live = self.view._repr_mimebundle_() or {}
@@ -97,9 +120,15 @@ def described(width: str, label: str = "100px") -> dict[str, Any]:
     return {"style": {"description_width": label}, "layout": {"width": width}}
 
 
-def toggle(choices: Sequence[str], value: str, tooltips: Sequence[str]) -> ipywidgets.ToggleButtons:
+def toggle(choices: Sequence[str], value: str, tooltips: Sequence[str] = ()) -> ipywidgets.ToggleButtons:
     """Buttons of which one is down; `labelled` sets its label, for which its own description leaves no room."""
-    return ipywidgets.ToggleButtons(options=choices, value=value, tooltips=tooltips, style={"button_width": "88px"})
+    width = "88px" if len(choices) == 2 else "auto"  # three of one width would not fit the longest word
+    return ipywidgets.ToggleButtons(options=choices, value=value, tooltips=tooltips, style={"button_width": width})
+
+
+def preprocessing_toggle(choices: Sequence[str], value: str) -> ipywidgets.ToggleButtons:
+    """Buttons for some of `PREPROCESSINGS`."""
+    return toggle(choices, value, [PREPROCESSINGS[choice] for choice in choices])
 
 
 def labelled(label: str, control: ipywidgets.Widget) -> ipywidgets.HBox:
@@ -121,4 +150,5 @@ def message(text: str) -> str:
 def error_message(error: BaseException) -> str:
     """An error, for an HTML widget: readers must see what went wrong where they look."""
     text = html.escape(f"{type(error).__name__}: {error}")
-    return f'<div role="alert" style="color: var(--jp-error-color1, #d32f2f); line-height: 1.4">{text}</div>'
+    style = "color: var(--jp-error-color1, #d32f2f); line-height: 1.4; max-height: 11em; overflow: auto"
+    return f'<div role="alert" style="{style}">{text}</div>'

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ipywidgets
 from torch import Tensor
 
 from l2l_kit import plots
-from l2l_kit.evaluation import Curves, compare, tuned_baselines
+from l2l_kit.evaluation import Curves, compare
 from l2l_kit.optimizers import Baseline, LSTMOptimizer, Optimizer
-from l2l_kit.problems import Problem, Quadratics
+from l2l_kit.problems import MNIST, Problem, Quadratics
 from l2l_kit.training import History, MetaTrainer, MetaTraining, Progress, rollout, validation_optimizees
+from l2l_kit.widgets.base import LEARNED, baselines_for
 from l2l_kit.widgets.job import Job, Outcome
 from l2l_kit.widgets.live_figure import (
     CONTROLS_WIDTH,
     FIGURE_WIDTH,
-    PREPROCESSING_TOOLTIPS,
     PREPROCESSINGS,
     UNROLLS,
     LiveFigure,
@@ -29,14 +29,43 @@ from l2l_kit.widgets.live_figure import (
     labelled,
     message,
     options,
+    preprocessing_toggle,
     selection,
-    toggle,
 )
 
 EPOCHS = (5, 10, 25, 50, 100)
 META_LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-LEARNED = "LSTM"
-TEST_FUNCTIONS = 512
+TESTS_PER_VALIDATION = 2
+"""Fresh optimizees that the result is tried on, for each one that it is validated on."""
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What live training of one kind of problem begins with; with these settings it takes about a minute.
+
+    Attributes:
+        optimizees: what figures call them.
+        settings: arguments of `MetaTraining`.
+        optimizer: arguments of `LSTMOptimizer`.
+        preprocessings: to choose from.
+    """
+
+    optimizees: str
+    settings: Mapping[str, Any]
+    optimizer: Mapping[str, Any]
+    preprocessings: tuple[str, ...]
+
+
+_ANY = _Kind("optimizees", {"epochs": 25, "episodes_per_epoch": 10, "meta_lr": 0.01}, {}, tuple(PREPROCESSINGS))
+_KINDS = {
+    Quadratics.name: replace(_ANY, optimizees="functions", preprocessings=("none", "log-sign")),
+    MNIST.name: _Kind(
+        "networks",
+        {"epochs": 6, "episodes_per_epoch": 10, "batch_size": 1, "validation_tasks": 4, "meta_lr": 0.01},
+        {"preprocessing": "log-sign", "output_scale": 0.1},
+        tuple(PREPROCESSINGS),
+    ),
+}
 
 
 def trainer(
@@ -44,23 +73,32 @@ def trainer(
     settings: MetaTraining | None = None,
     seed: int = 0,
     *,
+    optimizer: Mapping[str, Any] | None = None,
     baselines: Mapping[str, Baseline] | None = None,
 ) -> Trainer:
     """Meta-train an optimizer and watch it learn: end a notebook cell with it.
 
     Args:
         problem: what to train on; None for the quadratics in 10 dimensions.
-        settings: how; the controls begin there. None for half a minute on two cores: 25 epochs of 10 episodes.
+        settings: how; the controls begin there. None for what takes about a minute on two cores: on the quadratics 25
+            epochs of 10 episodes, on MNIST 6 epochs of 10 episodes with one network each.
         seed: of the LSTM's initial weights and, if no settings are given, of all draws.
+        optimizer: arguments of `LSTMOptimizer`; the preprocessing is where its control begins. None for those of the
+            paper: on MNIST the preprocessing "log-sign" and an output factor of 0.1, on the quadratics none of either.
         baselines: what to compare with; None for the tuned ones recorded for this problem.
 
     Raises:
         FileNotFoundError: if no tuned baselines are recorded for this problem and none are given.
+        UnknownNameError: for an unknown preprocessing.
+        ValueError: if the optimizer's arguments make no sense.
     """
     problem = Quadratics() if problem is None else problem
+    kind = _KINDS.get(problem.name, _ANY)
     if settings is None:
-        settings = MetaTraining(epochs=25, episodes_per_epoch=10, meta_lr=0.01, seed=seed)
-    return Trainer(problem, settings, seed, tuned_baselines(problem.name) if baselines is None else baselines)
+        settings = MetaTraining(**kind.settings, seed=seed)
+    if baselines is None:
+        baselines = baselines_for(problem.name, settings.horizon)
+    return Trainer(problem, settings, {"seed": seed, **(kind.optimizer if optimizer is None else optimizer)}, baselines)
 
 
 class Trainer(WithPicture):
@@ -71,10 +109,18 @@ class Trainer(WithPicture):
         history: of that run, or None.
     """
 
-    def __init__(self, problem: Problem, settings: MetaTraining, seed: int, baselines: Mapping[str, Baseline]) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        settings: MetaTraining,
+        optimizer: Mapping[str, Any],
+        baselines: Mapping[str, Baseline],
+    ) -> None:
         self.trained: LSTMOptimizer | None = None
         self.history: History | None = None
-        self._problem, self._settings, self._seed, self._baselines = problem, settings, seed, dict(baselines)
+        self._problem, self._settings, self._baselines = problem, settings, dict(baselines)
+        self._kind, self._optimizer = _KINDS.get(problem.name, _ANY), optimizer
+        self._first_preprocessing = LSTMOptimizer(**optimizer).preprocessing
         self._result = ""
         self._best: list[float | None] | None = None
         self._lines: dict[str, list[float | None]] = {}
@@ -90,7 +136,9 @@ class Trainer(WithPicture):
             settings.unroll,
             "Steps that are backpropagated through at once",
         )
-        self.preprocessing = toggle(PREPROCESSINGS, "none", PREPROCESSING_TOOLTIPS)
+        first = self._first_preprocessing.name
+        choices = [name for name in PREPROCESSINGS if name in (*self._kind.preprocessings, first)]
+        self.preprocessing = preprocessing_toggle(choices, first)
         rates = options(META_LEARNING_RATES, settings.meta_lr)
         self.meta_lr = selection("Meta rate", rates, settings.meta_lr, "Learning rate of Adam, the meta-optimizer")
         epochs = [(label, int(number)) for label, number in options(EPOCHS, settings.epochs)]
@@ -98,7 +146,7 @@ class Trainer(WithPicture):
         self.train = ipywidgets.Button(description="Train", button_style="primary", layout={"width": "145px"})
         self.cancel = ipywidgets.Button(description="Cancel", disabled=True, layout={"width": "145px"})
         self.train.on_click(lambda _: self.start())
-        self.cancel.on_click(lambda _: self._job.cancel())
+        self.cancel.on_click(lambda _: self._cancel())
         self.bar = ipywidgets.IntProgress(0, 0, settings.episodes, layout={"width": "300px"})
         self.status = ipywidgets.HTML(layout={"width": f"{CONTROLS_WIDTH - 20}px"})
         self._set_status(message("Choose, then press Train."))
@@ -110,18 +158,20 @@ class Trainer(WithPicture):
 
     def _make_figure(self) -> LiveFigure:
         settings = self._settings
-        title = f"Mean loss over {settings.validation_tasks} validation functions"
+        title = f"Mean loss over {settings.validation_tasks} validation {self._kind.optimizees}"
+        if isinstance(self._problem, MNIST):
+            title += f", {self._problem.images.title}"
         figure = LiveFigure(layout=plots.layout(title, "step", "loss", width=FIGURE_WIDTH))
-        # The very functions that meta-training validates on: on others, the rare hard ones would decide.
-        functions = validation_optimizees(self._problem, settings)
+        # The very optimizees that meta-training validates on: on others, the rare hard ones would decide.
+        optimizees = validation_optimizees(self._problem, settings)
         for name, baseline in self._baselines.items():
-            self._lines[name] = _mean(rollout(baseline, functions, settings.horizon))
+            self._lines[name] = _mean(rollout(baseline, optimizees, settings.horizon))
         steps, by_name = list(range(settings.horizon + 1)), plots.styles([LEARNED, *self._baselines])
         for name in (LEARNED, *self._baselines):
             figure.add_scatter(name=name, x=steps, y=self._lines.get(name, []), mode="lines", line=by_name[name].line)
         figure.update_layout(showlegend=True)
         figure.update_xaxes(range=[0, settings.horizon])
-        figure.update_yaxes(plots.LOGARITHMIC, range=plots.loss_range(self._lines.values()))
+        figure.update_yaxes(plots.loss_axis(self._lines.values()))
         return figure
 
     def start(self) -> None:
@@ -156,6 +206,12 @@ class Trainer(WithPicture):
         self._job.cancel()
         super().close()
 
+    def _cancel(self) -> None:
+        """What the Cancel button does; the training ends when the episode under way does."""
+        self._job.cancel()
+        self.cancel.disabled = True
+        self._set_status(message("Cancelling after the episode under way."))
+
     def _begin(self) -> None:
         self._set_running(True)
         self._result, self._best = "", None
@@ -164,11 +220,13 @@ class Trainer(WithPicture):
         self._set_status(message("Training begins."))
 
     def _train(self) -> Generator[Progress, None, None]:
-        """The work of the job: train as the controls say, then try the result on fresh functions."""
+        """The work of the job: train as the controls say, then try the result on fresh optimizees."""
         settings = replace(
             self._settings, unroll=self.unroll.value, meta_lr=self.meta_lr.value, epochs=self.epochs.value
         )
-        optimizer = LSTMOptimizer(preprocessing=self.preprocessing.value, seed=self._seed)
+        first = self._first_preprocessing  # as the caller gave it, perhaps with settings of its own
+        preprocessing = first if self.preprocessing.value == first.name else self.preprocessing.value
+        optimizer = LSTMOptimizer(**{**self._optimizer, "preprocessing": preprocessing})
         meta_trainer = MetaTrainer(optimizer, self._problem, settings)
         try:
             yield from meta_trainer.run()
@@ -178,8 +236,11 @@ class Trainer(WithPicture):
                 self.trained, self.history = optimizer, history
                 self._result = f"The best weights so far, of epoch {history.best.epoch}, are in .trained."
         contenders: dict[str, Optimizer[Any]] = {LEARNED: optimizer, **self._baselines}
-        horizon, seed = settings.horizon, settings.seed
-        self._result = _verdict(compare(contenders, self._problem, steps=horizon, tasks=TEST_FUNCTIONS, seed=seed))
+        tests = TESTS_PER_VALIDATION * settings.validation_tasks
+        fresh = f"{tests} fresh {self._kind.optimizees}"
+        self._set_status(message(f"Trained. Now it is tried on {fresh}."))
+        curves = compare(contenders, self._problem, steps=settings.horizon, tasks=tests, seed=settings.seed)
+        self._result = _verdict(curves, fresh)
 
     def _show(self, event: Progress) -> None:
         self.bar.value = event.episode
@@ -188,10 +249,13 @@ class Trainer(WithPicture):
             self._draw(line)
             if self._best is None or _final(line) <= _final(self._best):
                 self._best = line
+        if self._job.cancelling:
+            return
         self._set_status(
             message(
-                f"Epoch {event.epoch} of {event.epochs}, {event.seconds:.0f} s. Lowest loss after "
-                f"{self._settings.horizon} steps so far: {event.best_validation_loss:.3g}{self._to_beat}."
+                f"Epoch {event.epoch} of {event.epochs}, episode {event.episode} of {event.episodes}, "
+                f"{event.seconds:.0f} s. Lowest loss after {self._settings.horizon} steps so far: "
+                f"{event.best_validation_loss:.3g}{self._to_beat}."
             )
         )
 
@@ -199,7 +263,7 @@ class Trainer(WithPicture):
         self._lines[LEARNED] = line
         with self.figure.batch_update():
             self.figure.data[0].y = self._lines[LEARNED]
-            self.figure.layout.yaxis.range = plots.loss_range(self._lines.values())
+            self.figure.layout.yaxis.update(plots.loss_axis(self._lines.values()))
 
     def _end(self, outcome: Outcome) -> None:
         self._set_running(False)
@@ -215,7 +279,7 @@ class Trainer(WithPicture):
 
     @property
     def _to_beat(self) -> str:
-        """The best baseline on the validation functions."""
+        """The best baseline on the validation optimizees."""
         lines = ((line[-1], name) for name, line in self._lines.items() if name != LEARNED)
         finals = [(loss, name) for loss, name in lines if loss is not None]
         return " ({1}: {0:.3g})".format(*min(finals)) if finals else ""
@@ -237,11 +301,11 @@ def _final(line: list[float | None]) -> float:
     return math.inf if line[-1] is None else line[-1]
 
 
-def _verdict(curves: Curves) -> str:
+def _verdict(curves: Curves, fresh: str) -> str:
     """Whether the learned optimizer ends below the best of the others, and how sure that is."""
     finals = {name: curves.statistic(name)[-1].item() for name in curves.losses}
     mine = finals.pop(LEARNED)
-    text = f"Trained: after {curves.steps} steps on {curves.tasks} fresh functions the mean loss is {mine:.3g}"
+    text = f"Trained: after {curves.steps} steps on {fresh} the mean loss is {mine:.3g}"
     if not finals:
         return f"{text}."
     best = min(finals, key=lambda name: finals[name])

@@ -29,6 +29,10 @@ RUN_ALL = """milliseconds => Promise.race([
     window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => 'done'),
     new Promise(resolve => setTimeout(() => resolve('timeout'), milliseconds))])"""
 
+# anywidget gives up on a figure whose 5 MB of script are not ready within two seconds: it then misses all changes.
+PATIENCE = """const timeout = AbortSignal.timeout.bind(AbortSignal);
+AbortSignal.timeout = milliseconds => timeout(Math.max(milliseconds, 60_000))"""
+
 
 def find_chromium():
     names = ("chromium", "chromium-browser", "google-chrome")
@@ -122,6 +126,7 @@ def page(browser, tmp_path):
     """A page that notes every request that leaves this machine, and fails the test if there was one."""
     context = browser.new_context(viewport={"width": 1400, "height": 1000})
     page = context.new_page()
+    page.add_init_script(PATIENCE)
     outside = []
     inside = ("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:")
     page.on("request", lambda request: None if request.url.startswith(inside) else outside.append(request.url))

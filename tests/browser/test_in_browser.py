@@ -148,6 +148,118 @@ def test_training_shows_progress_and_cancels(open_notebook, tmp_path):
     page.screenshot(path=tmp_path / "cancelled.png")
 
 
+# What the MNIST widgets need, made here, so that these tests need no recorded ones: the curves' shapes don't matter.
+STAND_INS = """
+from pathlib import Path
+import pandas as pd
+import l2l_kit as l2l
+from l2l_kit.evaluation import tuning
+l2l.zoo.PRETRAINED = Path("stand_ins").resolve()
+for name in ("mnist", "mnist-log-sign-unroll20"):
+    l2l.save(l2l.LSTMOptimizer(preprocessing="log-sign", output_scale=0.1), l2l.zoo.PRETRAINED / name)
+rates = {"sgd": 3.2, "nag": 1.0, "rmsprop": 0.01, "adam": 0.032}
+table = pd.DataFrame([{"baseline": name, "step": 100, "lr": lr, "mean": 1, "median": 1} for name, lr in rates.items()])
+tuning.read_result = lambda name: table
+"""
+TITLE = "document.querySelector('.js-plotly-plot .gtitle').textContent"
+
+
+def wait_until_finished(page, title):
+    """Until the curves of these networks are all there; title and status follow a choice one after the other."""
+    page.wait_for_function(f"{TITLE}.includes('{title}')", timeout=20_000)
+    page.wait_for_timeout(300)
+    page.wait_for_function("document.body.innerText.includes('is best: mean loss')", timeout=60_000)
+    page.wait_for_timeout(300)
+
+
+@pytest.fixture
+def networks_page(open_notebook):
+    """An explorer whose learned optimizer needs a second for its 50 steps."""
+    cell = "explorer = l2l.widgets.network_explorer(networks=1, steps=50, digits='embedded')\nexplorer"
+    page = open_notebook("networks.ipynb", STAND_INS, cell)
+    page.wait_for_selector(LINES, timeout=30_000, state="attached")
+    wait_until_finished(page, "784-20-10, sigmoid")
+    return page
+
+
+def test_the_curves_of_networks_follow(networks_page, tmp_path, record_property):
+    page = networks_page
+    page.screenshot(path=tmp_path / "networks.png")
+    before = lines(page)
+    assert len(before) == 5
+    page.evaluate(WATCH)
+    handle(page, "Learning rate of Adam").focus()
+    record("networks, lr slider, first of a curve", [press(page, "ArrowLeft") for _ in range(4)], record_property)
+    record("networks, lr slider, known curves", [press(page, "ArrowRight") for _ in range(4)], record_property)
+    assert lines(page) == before
+    handle(page, "Units of each hidden layer").focus()
+    record("networks, units slider, first of all curves", [press(page, "ArrowLeft")], record_property)
+    wait_until_finished(page, "784-10-10")
+    assert all(now != then for now, then in zip(lines(page), before, strict=True))
+    record("networks, units slider, known curves", [press(page, "ArrowRight")], record_property)
+    assert lines(page) == before
+
+
+def test_a_choice_while_networks_are_computed(networks_page, tmp_path, record_property):
+    page = networks_page
+    handle(page, "Hidden layers").focus()
+    page.keyboard.press("End")
+    page.wait_for_function("document.body.innerText.match(/Computing: step [1-9]/)", timeout=60_000)
+    page.screenshot(path=tmp_path / "networks_computing.png")
+    page.evaluate(WATCH)
+    latencies = [press(page, "Home")]
+    record("networks, back to known curves while others are computed", latencies, record_property)
+    wait_until_finished(page, "784-20-10, sigmoid")
+    page.get_by_role("button", name="relu", exact=True).click()
+    page.get_by_role("button", name="tanh", exact=True).click()
+    wait_until_finished(page, "784-20-10, tanh")
+    unroll = "Steps that it was trained to look ahead"
+    page.get_by_label("the paper's setting, fully trained").click()
+    page.wait_for_selector(f".widget-slider:has([title='{unroll}']) .noUi-target:not([disabled])")
+    handle(page, unroll).focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector("[role=alert]", timeout=20_000)
+    assert "unknown pretrained optimizer 'mnist-log-sign-unroll50'" in page.locator("[role=alert]").first.inner_text()
+    page.wait_for_function(f"document.querySelectorAll('{LINES}').length === 4")
+    page.screenshot(path=tmp_path / "networks_error.png")
+
+
+def test_a_reload_shows_the_present_networks(networks_page, tmp_path):
+    page = networks_page
+    page.get_by_label("RMSprop").click()
+    page.get_by_role("button", name="tanh", exact=True).click()
+    wait_until_finished(page, "tanh")
+    before = lines(page)
+    page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
+    page.wait_for_timeout(1000)
+    page.goto(page.url.replace("&reset", "").replace("?reset", ""), wait_until="domcontentloaded")
+    page.wait_for_selector(LINES, timeout=60_000, state="attached")
+    page.wait_for_function(f"document.querySelectorAll('{LINES}').length === 4", timeout=20_000)
+    wait_until_finished(page, "784-20-10, tanh")
+    page.screenshot(path=tmp_path / "networks_reloaded.png")
+    assert lines(page) == before
+
+
+def test_training_on_digits_shows_each_episode_and_cancels(open_notebook, tmp_path, record_property):
+    cell = (
+        "settings = l2l.MetaTraining(horizon=20, unroll=10, epochs=50, episodes_per_epoch=5, batch_size=1,"
+        " validation_tasks=2)\n"
+        "trainer = l2l.widgets.trainer(l2l.problems.MNIST(digits='embedded'), settings)\ntrainer"
+    )
+    page = open_notebook("digits.ipynb", STAND_INS, cell)
+    page.wait_for_selector(LINES, timeout=30_000, state="attached")
+    page.get_by_role("button", name="Train", exact=True).click()
+    for episode in (1, 2, 7):
+        page.wait_for_function(f"document.body.innerText.includes('episode {episode} of 250')", timeout=60_000)
+    assert len(lines(page)) == 5
+    page.screenshot(path=tmp_path / "digits_training.png")
+    pressed = page.evaluate("performance.now()")
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    page.wait_for_function("document.body.innerText.includes('Cancelled. The best weights')", timeout=30_000)
+    record("digits, cancel", [page.evaluate("performance.now()") - pressed], record_property)
+    assert page.get_by_role("button", name="Train", exact=True).is_enabled()
+
+
 def test_play_moves_along_the_landscape(open_notebook, tmp_path):
     cells = [
         IMPORT,

