@@ -1,9 +1,10 @@
 """Verdicts on synthetic curves where the right answer is known."""
 
+import pandas as pd
 import pytest
 import torch
 
-from l2l_kit.evaluation import Curves, beats_baselines
+from l2l_kit.evaluation import Curves, beats_baselines, falls_behind, wins_sweep
 
 
 def curves(learned_final: float, crossing: bool = False) -> Curves:
@@ -36,3 +37,41 @@ def test_a_difference_within_the_noise_does_not_count() -> None:
 def test_there_must_be_something_to_compare() -> None:
     with pytest.raises(ValueError, match="needs baselines"):
         beats_baselines(Curves({"LSTM": torch.rand(3, 30)}, {}, 0), "figure 0", "it wins")
+
+
+@pytest.mark.parametrize(("made", "holds"), [(curves(2.0), True), (curves(1.0), False), (curves(0.5), False)])
+def test_falls_behind_only_where_another_is_clearly_better(made: Curves, holds: bool) -> None:
+    claim = falls_behind(made, "figure 0", "it fails")
+    assert claim.holds is holds
+    assert "Adam" in claim.measured
+
+
+def swept(*ratios: tuple[float, float, float]) -> pd.DataFrame:
+    """A sweep over as many settings; in each the LSTM meets Adam, with that ratio, and SGD, which is hopeless."""
+    rows = []
+    for scale, (ratio, low, high) in enumerate(ratios):
+        for name, values in (("LSTM", (1, 1, 1)), ("Adam", (ratio, low, high)), ("SGD", (0.1, 0.05, 0.2))):
+            measures = dict(zip(("ratio", "ratio_low", "ratio_high"), values, strict=True))
+            rows.append({"scale": scale, "step": 100, "optimizer": name, "lr": 0.1, "mean": 1 / values[0], **measures})
+    return pd.DataFrame(rows).assign(low=0.0, high=2.0)
+
+
+@pytest.mark.parametrize(
+    ("table", "holds", "said"),
+    [
+        (swept((0.8, 0.7, 0.9), (0.5, 0.4, 0.6)), True, "in 2 of 2 settings, clearly not in 0"),
+        (swept((0.8, 0.7, 0.9), (0.95, 0.9, 1.01)), False, "in 1 of 2 settings, clearly not in 0"),
+        (swept((0.8, 0.7, 0.9), (1.2, 1.1, 1.3)), False, "in 1 of 2 settings, clearly not in 1"),
+    ],
+)
+def test_a_sweep_is_won_only_if_every_setting_is(table: pd.DataFrame, holds: bool, said: str) -> None:
+    claim = wins_sweep(table, "figure 0", "it always wins")
+    assert claim.holds is holds
+    assert said in claim.measured
+    assert "over scale," in claim.conditions
+
+
+def test_a_sweep_needs_something_to_compare() -> None:
+    table = swept((0.8, 0.7, 0.9))
+    with pytest.raises(ValueError, match="needs baselines"):
+        wins_sweep(table[table["optimizer"] == "LSTM"], "figure 0", "it always wins")

@@ -269,3 +269,58 @@ class TestEveryUnroller:
 
         with pytest.raises(MetaTrainingDivergedError, match=rf"became {value} at step {step}$"):
             run(kind(make_optimizer()), Broken(), [4, 4, 1])
+
+
+class TestSampledCoordinates:
+    """The meta-gradient from a sample of the coordinates."""
+
+    def unroller(self, sample, dim=6, n=3):
+        replay = ReplayUnroller(make_optimizer(), sample=sample)
+        replay.begin(quadratics(n, dim), torch.Generator().manual_seed(0))
+        return replay
+
+    def test_a_sample_of_all_is_exact(self):
+        optimizer = make_optimizer()
+        exact = run(ReplayUnroller(optimizer), Network(), [4, 4])
+        assert_equal_windows(run(ReplayUnroller(optimizer, sample=8), Network(), [4, 4]), exact)
+
+    @pytest.mark.parametrize("tape_bytes", [1, 10**9], ids=["chunks", "at once"])
+    def test_two_complementary_halves_average_to_the_exact_one(self, monkeypatch, tape_bytes):
+        optimizer = make_optimizer()
+        halves = torch.randperm(18, generator=torch.Generator().manual_seed(0)).view(2, 9)
+        weights = torch.full((9,), 2.0, dtype=torch.float64)
+        windows = []
+        for half in halves:
+            monkeypatch.setattr(ReplayUnroller, "_chosen", lambda _, half=half: (half, weights))
+            windows.append(run(ReplayUnroller(optimizer, tape_bytes, sample=1), quadratics(3, 6), [4, 4]))
+        monkeypatch.undo()
+        for one, other, exact in zip(*windows, run(ReplayUnroller(optimizer), quadratics(3, 6), [4, 4]), strict=True):
+            torch.testing.assert_close(one.losses, exact.losses)
+            for name, gradient in exact.meta_gradient.items():
+                mean = (one.meta_gradient[name] + other.meta_gradient[name]) / 2
+                assert (mean - gradient).norm() <= 1e-12 * gradient.norm()
+
+    def test_the_sample_is_drawn_from_each_tensor_of_each_optimizee(self):
+        replay = ReplayUnroller(make_optimizer(), sample=3)
+        replay.begin(Network(n=2), torch.Generator().manual_seed(0))
+        chosen, weights = replay._chosen()
+        chosen, weights = chosen.view(2, -1), weights.view(2, -1)
+        assert chosen.shape == (2, 3 + 2 + 1)  # of 8, 2 and 1
+        for row in range(2):
+            local = (chosen[row] - 11 * row).tolist()
+            assert len(set(local)) == 6
+            assert sum(place < 8 for place in local) == 3
+            assert set(local) >= {8, 9, 10}
+            assert weights[row].tolist() == pytest.approx([8 / 3] * 3 + [1, 1, 1])
+
+    def test_every_coordinate_has_the_same_chance(self):
+        replay = self.unroller(sample=2)
+        counts = torch.stack([torch.bincount(replay._chosen()[0], minlength=18) for _ in range(3000)]).sum(0)
+        assert (counts - 1000).abs().max() < 5 * (3000 * (1 / 3) * (2 / 3)) ** 0.5
+
+    def test_the_draws_are_those_of_the_generator(self):
+        one, same, other = self.unroller(2), self.unroller(2), self.unroller(2)
+        other._draws.manual_seed(1)
+        first, second, third = (replay.advance(4).meta_gradient["output.weight"] for replay in (one, same, other))
+        assert torch.equal(first, second)
+        assert not torch.equal(first, third)

@@ -1,10 +1,12 @@
 """Recipes: those that come with the kit can be followed, and mistakes in one are named."""
 
+import json
+
 import pytest
 
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.paths import RECIPES
-from l2l_kit.training import MetaTraining, Search, read_recipes
+from l2l_kit.training import MetaTraining, Search, find_recipe, read_recipes
 
 VALID = """
 [problem]
@@ -37,9 +39,27 @@ def read(tmp_path, text):
 @pytest.mark.parametrize("name", KIT)
 def test_a_recipe_of_the_kit_can_be_followed(name):
     for recipe in read_recipes(name):
-        assert recipe.make_problem().config() == {**recipe.make_problem().config(), **recipe.problem}
+        config = recipe.make_problem().config()
+        assert json.loads(json.dumps(config)) == {**json.loads(json.dumps(config)), **recipe.problem}
         assert recipe.make_optimizer().config()["seed"] == 0
         assert recipe.training.epochs >= 1
+
+
+def test_what_a_recipe_of_the_kit_starts_from_fits():
+    starting = [recipe for file in KIT for recipe in read_recipes(file) if recipe.start]
+    assert starting
+    for recipe in starting:
+        first = find_recipe(recipe.start)
+        assert first.start != recipe.name
+        shapes = [{n: w.shape for n, w in r.make_optimizer().state_dict().items()} for r in (first, recipe)]
+        assert shapes[0] == shapes[1]
+        assert first.training.seed != recipe.training.seed  # else it would train on the same optimizees again
+
+
+def test_a_recipe_is_found_by_what_it_makes():
+    assert find_recipe("quadratics-log-sign-unroll5").training.unroll == 5
+    with pytest.raises(UnknownNameError, match="quadratics-log-sign-unroll5"):
+        find_recipe("quadratics-log-sign-unroll55")
 
 
 def test_the_kit_makes_no_optimizer_twice():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from l2l_kit.evaluation.along_the_way import held_out, proposed_steps
-from l2l_kit.evaluation.claims import Claim, beats_baselines
+from l2l_kit.evaluation.claims import Claim, beats_baselines, falls_behind, wins_sweep
 from l2l_kit.evaluation.compare import Curves, Interval, compare
 from l2l_kit.evaluation.results import machine, read_result, write_result
 from l2l_kit.evaluation.sweep import Sweep, architecture, read_sweep, run_setting, swept_baselines
@@ -21,6 +21,7 @@ __all__ = [
     "architecture",
     "beats_baselines",
     "compare",
+    "falls_behind",
     "held_out",
     "learning_rates",
     "machine",
@@ -33,5 +34,6 @@ __all__ = [
     "tune",
     "tuned_baselines",
     "tuning_table",
+    "wins_sweep",
     "write_result",
 ]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from l2l_kit.evaluation.compare import Curves, Statistic
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -56,24 +59,84 @@ def beats_baselines(
     Raises:
         ValueError: if there is nothing to compare with, or the curves end before that step.
     """
+    measured, ratio = _against_the_best(curves, learned, statistic, from_step)
+    mine = curves.statistic(learned, statistic)[from_step:]
+    others = [curves.statistic(name, statistic)[from_step:] for name in curves.losses if name != learned]
+    below = all(bool((mine < other).all()) for other in others)
+    if from_step < curves.steps:
+        measured += f"; below every baseline at every step from {from_step} on: {below}"
+    return Claim(source, text, measured, _conditions(curves), below and ratio[2] < 1)
+
+
+def falls_behind(curves: Curves, source: str, text: str, *, learned: str = "LSTM") -> Claim:
+    """The learned optimizer fails here: another one is clearly below it at the last step.
+
+    Holds if the 95% confidence interval of its paired ratio to the best of the others lies above 1.
+
+    Args:
+        curves: of the learned optimizer and of tuned baselines.
+        source: section or figure of the paper.
+        text: the claim, in our words.
+        learned: name of the learned optimizer in the curves.
+
+    Raises:
+        ValueError: if there is nothing to compare with.
+    """
+    measured, ratio = _against_the_best(curves, learned, "mean", curves.steps)
+    return Claim(source, text, measured, _conditions(curves), ratio[1] > 1)
+
+
+def wins_sweep(table: pd.DataFrame, source: str, text: str, *, learned: str = "LSTM") -> Claim:
+    """The learned optimizer has the lowest loss in every setting of a recorded sweep, and clearly so.
+
+    Holds if in every setting the 95% confidence interval of its paired ratio to each other optimizer lies below 1.
+
+    Args:
+        table: what `run_setting` gives for each setting, together; only the rows that the claim is about.
+        source: section or figure of the paper.
+        text: the claim, in our words.
+        learned: name of the learned optimizer in the table.
+
+    Raises:
+        ValueError: if there is nothing to compare with.
+    """
+    measures = ("optimizer", "lr", "mean", "low", "high", "ratio", "ratio_low", "ratio_high")
+    setting = [name for name in table.columns if name not in measures]
+    others = table[table["optimizer"] != learned]
+    if others.empty:
+        raise ValueError("claim: needs baselines, got none.")
+    worst = others.sort_values("ratio").groupby(setting, sort=False).tail(1)  # the best of the others has the highest
+    won, lost = worst[worst["ratio_high"] < 1], worst[worst["ratio_low"] > 1]
+    measured = (
+        f"{learned} is clearly best in {len(won)} of {len(worst)} settings, clearly not in {len(lost)}; "
+        f"ratio to the best other one between {worst['ratio'].min():.3g} and {worst['ratio'].max():.3g}"
+    )
+    varied = [name for name in setting if table[name].nunique() > 1]
+    conditions = f"the recorded sweep over {' and '.join(varied) or 'one setting'}, baselines tuned for each setting"
+    return Claim(source, text, measured, conditions, len(won) == len(worst))
+
+
+def _against_the_best(
+    curves: Curves, learned: str, statistic: Statistic, from_step: int
+) -> tuple[str, tuple[float, float, float]]:
+    """How it does at the last step against the best of the others: in words, and as a paired ratio, low, high."""
     others = [name for name in curves.losses if name != learned]
     if not others or curves.steps < from_step:
         raise ValueError(
             f"claim: needs baselines and at least {from_step} steps, got {others} and {curves.steps} steps."
         )
-    finals = {name: curves.statistic(name, statistic)[-1].item() for name in others}
-    best = min(finals, key=lambda name: finals[name])
-    mine = curves.statistic(learned, statistic)[from_step:]
-    below = all(bool((mine < curves.statistic(name, statistic)[from_step:]).all()) for name in others)
-    ratio = curves.interval(learned, statistic, over=best)
-    value, low, high = (part[-1].item() for part in ratio)
+    finals = {name: curves.statistic(name, statistic)[-1].item() for name in curves.losses}
+    best = min(others, key=lambda name: finals[name])
+    value, low, high = (part[-1].item() for part in curves.interval(learned, statistic, over=best))
     measured = (
-        f"{statistic} f after {curves.steps} steps: {learned} {mine[-1].item():.3g}, best baseline {best} "
-        f"{finals[best]:.3g}, ratio {value:.3g} (95% CI {low:.3g} to {high:.3g}); "
-        f"below every baseline at every step from {from_step} on: {below}"
+        f"{statistic} f after {curves.steps} steps: {learned} {finals[learned]:.3g}, best baseline {best} "
+        f"{finals[best]:.3g}, ratio {value:.3g} (95% CI {low:.3g} to {high:.3g})"
     )
-    conditions = f"{curves.tasks} fresh optimizees of {_named(curves.problem)}, seed {curves.seed}"
-    return Claim(source, text, measured, conditions, below and high < 1)
+    return measured, (value, low, high)
+
+
+def _conditions(curves: Curves) -> str:
+    return f"{curves.tasks} fresh optimizees of {_named(curves.problem)}, seed {curves.seed}"
 
 
 def _named(problem: Mapping[str, Any]) -> str:

@@ -48,6 +48,8 @@ class MetaTraining:
             drown the later ones; None for no clipping.
         validation_tasks: optimizees to validate on: the same ones after each epoch, never trained on.
         second_derivatives: keep the gradients along the dashed edges of figure 2.
+        sample: coordinates of each parameter tensor from which the meta-gradient is estimated, where it has more (see
+            `ReplayUnroller`); None for all.
         seed: of all draws.
 
     Raises:
@@ -64,6 +66,7 @@ class MetaTraining:
     clip_norm: float | None = 1.0
     validation_tasks: int = 256
     second_derivatives: bool = False
+    sample: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -71,6 +74,12 @@ class MetaTraining:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"meta-training: {name} must be a whole number of at least 1, got {value!r}.")
+        if self.sample is not None and (not isinstance(self.sample, int) or self.sample < 1):
+            raise ValueError(
+                f"meta-training: sample must be a whole number of at least 1, or None, got {self.sample!r}."
+            )
+        if self.sample is not None and self.second_derivatives:
+            raise ValueError("meta-training: with second_derivatives all coordinates are needed; leave sample None.")
         if self.unroll > self.horizon:
             raise ValueError(
                 f"meta-training: unroll {self.unroll} is longer than the horizon {self.horizon}; "
@@ -258,7 +267,7 @@ class MetaTrainer:
         if settings.second_derivatives:
             unroller = AutogradUnroller(self.optimizer, second_derivatives=True)
         else:
-            unroller = ReplayUnroller(self.optimizer)
+            unroller = ReplayUnroller(self.optimizer, sample=settings.sample)
         self._started = time.monotonic()
         self.history.stopped = "running"
         validation = validation_optimizees(self.problem, settings, self.device)
@@ -298,7 +307,7 @@ class MetaTrainer:
         )
         for group in self._meta_optimizer.param_groups:
             group["lr"] = settings.meta_lr_at(episode)
-        unroller.begin(optimizees)
+        unroller.begin(optimizees, generator(settings.seed, "replayed coordinates", episode))
         total, step = 0.0, 0
         for unroll in settings.windows:
             window = unroller.advance(unroll)

@@ -11,6 +11,10 @@ The paper drops the gradients along the dashed edges of figure 2: ∇f(θ(t)) co
 where every ∇f(θ(s)) was computed anyway, as the optimizer's next input. So no graph through the optimizee is needed:
 `ReplayUnroller` runs forward, forms G by one reversed cumulative sum and backpropagates through the LSTM alone.
 `AutogradUnroller` is the same by ordinary autograd, and the only way to keep the dashed edges.
+
+The sum over t is one over coordinates, too, and they share φ. So a sample of the coordinates gives an unbiased estimate
+of the meta-gradient: of the 15,680 first-layer weights of an MNIST network a thousand do, and replaying no others makes
+an episode more than twice as fast.
 """
 
 from __future__ import annotations
@@ -55,10 +59,16 @@ class Unroller(ABC):
     def __init__(self, optimizer: LSTMOptimizer) -> None:
         self.optimizer = optimizer
 
-    def begin(self, optimizees: Optimizees) -> None:
-        """Go to the starting points of these optimizees, with the optimizer's initial state."""
+    def begin(self, optimizees: Optimizees, draws: torch.Generator | None = None) -> None:
+        """Go to the starting points of these optimizees, with the optimizer's initial state.
+
+        Args:
+            optimizees: what to run on.
+            draws: a CPU generator for what the unroller itself draws; None for torch's own.
+        """
         start = optimizees.start
         self._optimizees = optimizees
+        self._draws = draws
         self._layout = Layout.of(start)
         self._rows = ravel(start)
         self._state = self.optimizer.initial_state(self._rows.numel())
@@ -87,24 +97,33 @@ class ReplayUnroller(Unroller):
     Where the activations of a window fit into `tape_bytes` they are recorded on the way. Where not, only the inputs
     are, and the LSTM is replayed over them chunk by chunk: given its inputs a coordinate depends on no other, so memory
     is bounded by the chunk however large the optimizee.
+
+    Args:
+        optimizer: what to train.
+        tape_bytes: memory that recorded activations may take.
+        sample: coordinates of each parameter tensor that are replayed for the meta-gradient, where it has more: drawn
+            anew for each window and weighted so that the estimate is unbiased. None for all, which is exact.
     """
 
-    def __init__(self, optimizer: LSTMOptimizer, tape_bytes: int = TAPE_BYTES) -> None:
+    def __init__(self, optimizer: LSTMOptimizer, tape_bytes: int = TAPE_BYTES, *, sample: int | None = None) -> None:
         super().__init__(optimizer)
+        self._sample = sample
         self._tape_bytes = tape_bytes
         self._tapes: dict[tuple[int, int], LSTMTape] = {}  # by coordinates and steps; kept from batch to batch
 
     @override
-    def begin(self, optimizees: Optimizees) -> None:
-        super().begin(optimizees)
+    def begin(self, optimizees: Optimizees, draws: torch.Generator | None = None) -> None:
+        super().begin(optimizees, draws)
         losses, self._gradients = optimizees.losses_and_gradients(self._rows, self._layout, 0)
         self._check(losses[None], 0)
 
     @override
     def advance(self, unroll: int) -> Window:
         coordinates = self._rows.numel()
+        chosen, weights = self._chosen()
+        replayed = coordinates if chosen is None else len(chosen)
         per_coordinate = unroll * floats_per_step(self.optimizer) * self._rows.element_size()
-        chunk = min(coordinates, max(1, self._tape_bytes // per_coordinate))
+        chunk = min(replayed, max(1, self._tape_bytes // per_coordinate))
         start, tape = self._state, None
         if chunk == coordinates:
             tape = self._tape(coordinates, unroll)
@@ -123,13 +142,16 @@ class ReplayUnroller(Unroller):
             gradients[t + 1] = self._gradients.flatten()
         self._check(losses, self._step - unroll + 1)
 
-        upstream = gradients[1:].flip(0).cumsum(0).flip(0).div_(len(self._rows))
+        if chosen is not None:
+            gradients = gradients[:, chosen]
+            start = LSTMState(start.hidden[..., chosen], start.cell[..., chosen])
+        upstream = gradients[1:].flip(0).cumsum(0).flip(0).div_(len(self._rows)).mul_(weights)
         if tape is not None:
             self._state = tape.state
             return Window(losses, tape.backward(upstream))
         total = {name: torch.zeros_like(weight) for name, weight in self.optimizer.named_parameters()}
-        for first in range(0, coordinates, chunk):
-            part = slice(first, min(first + chunk, coordinates))
+        for first in range(0, replayed, chunk):
+            part = slice(first, min(first + chunk, replayed))
             tape = self._tape(part.stop - part.start, unroll)
             tape.start(LSTMState(start.hidden[..., part], start.cell[..., part]))
             for t in range(unroll):
@@ -137,6 +159,21 @@ class ReplayUnroller(Unroller):
             for name, gradient in tape.backward(upstream[:, part]).items():
                 total[name] += gradient
         return Window(losses, total)
+
+    def _chosen(self) -> tuple[Tensor | None, Tensor]:
+        """Which coordinates of all optimizees to replay, and what each counts for; None for all of them."""
+        n, sizes = len(self._rows), self._layout.sizes
+        if self._sample is None or max(sizes) <= self._sample:
+            return None, self._rows.new_ones(())
+        row = torch.arange(n)[:, None] * sum(sizes)
+        columns, weights, first = [], [], 0
+        for size in sizes:
+            kept = min(size, self._sample)
+            columns.append(row + first + torch.rand(n, size, generator=self._draws).topk(kept).indices)
+            weights.append(torch.full((n, kept), size / kept))
+            first += size
+        chosen, weight = (torch.cat(parts, dim=1).flatten().to(self._rows.device) for parts in (columns, weights))
+        return chosen, weight.to(self._rows.dtype)
 
     def _tape(self, coordinates: int, steps: int) -> LSTMTape:
         key = coordinates, steps

@@ -172,11 +172,22 @@ def wait_until_finished(page, title):
     page.wait_for_timeout(300)
 
 
+NETWORKS = "explorer = l2l.widgets.network_explorer(networks=1, steps=50, digits='embedded')\nexplorer"
+# From here on the computation takes its time, so that the page can be quicker.
+SLOW = """
+import sys, time
+module = sys.modules["l2l_kit.widgets.network_explorer"]
+def slow(*arguments, trace=module.trace):
+    for point in trace(*arguments):
+        time.sleep(0.05)
+        yield point
+module.trace = slow
+"""
+
+
 @pytest.fixture
-def networks_page(open_notebook):
-    """An explorer whose learned optimizer needs a second for its 50 steps."""
-    cell = "explorer = l2l.widgets.network_explorer(networks=1, steps=50, digits='embedded')\nexplorer"
-    page = open_notebook("networks.ipynb", STAND_INS, cell)
+def networks_page(open_notebook, request):
+    page = open_notebook("networks.ipynb", STAND_INS, NETWORKS, *getattr(request, "param", []))
     page.wait_for_selector(LINES, timeout=30_000, state="attached")
     wait_until_finished(page, "784-20-10, sigmoid")
     return page
@@ -200,6 +211,7 @@ def test_the_curves_of_networks_follow(networks_page, tmp_path, record_property)
     assert lines(page) == before
 
 
+@pytest.mark.parametrize("networks_page", [[SLOW]], indirect=True, ids=["slow"])
 def test_a_choice_while_networks_are_computed(networks_page, tmp_path, record_property):
     page = networks_page
     handle(page, "Hidden layers").focus()
@@ -212,7 +224,8 @@ def test_a_choice_while_networks_are_computed(networks_page, tmp_path, record_pr
     wait_until_finished(page, "784-20-10, sigmoid")
     page.get_by_role("button", name="relu", exact=True).click()
     page.get_by_role("button", name="tanh", exact=True).click()
-    wait_until_finished(page, "784-20-10, tanh")
+    page.wait_for_function(f"{TITLE}.includes('784-20-10, tanh')", timeout=20_000)
+    page.wait_for_function("document.body.innerText.match(/Computing: step [1-9]/)", timeout=60_000)
     unroll = "Steps that it was trained to look ahead"
     page.get_by_label("the paper's setting, fully trained").click()
     page.wait_for_selector(f".widget-slider:has([title='{unroll}']) .noUi-target:not([disabled])")
