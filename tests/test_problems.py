@@ -136,7 +136,7 @@ def test_an_unknown_problem_lists_the_known_ones():
 
 
 def test_an_unknown_field_of_a_problem_is_named():
-    with pytest.raises(TypeError, match="dims"):
+    with pytest.raises(UnknownNameError, match="Did you mean 'dim'"):
         problems.make({"name": "quadratics", "dims": 3})
 
 

@@ -60,7 +60,11 @@ class TestPretrained:
             config["digits"] = "embedded"  # the others may not be at hand
         tasks = 4 if "digits" in config else 20
         curves = l2l.compare({"learned": l2l.load(name)}, problems.make(config), steps=20, tasks=tasks, device="cpu")
-        assert curves.statistic("learned", "median")[-1] < curves.statistic("learned", "median")[0]
+        before, after = curves.statistic("learned", "median")[[0, -1]].tolist()
+        if name.startswith("mnist-none"):  # cannot read a network's gradients: lesson 02 shows that it learns nothing
+            assert after == pytest.approx(math.log(10), abs=0.1)
+        else:
+            assert after < before
 
 
 class TestSaveAndLoad:

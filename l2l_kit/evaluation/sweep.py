@@ -55,6 +55,8 @@ class Sweep:
     def __post_init__(self) -> None:
         if not self.learned or not self.grid or not self.learning_rates:
             raise ValueError("learned, grid and learning_rates must not be empty")
+        if taken := set(self.learned) & set(BASELINES.values()):
+            raise ValueError(f"a learned optimizer cannot be called {taken.pop()!r}, which is a baseline")
         lists: dict[str, object] = {"steps": self.steps}
         lists |= {f"grid.{name}": values for name, values in self.grid.items()}
         lists |= {f"learning_rates.{name}": rates for name, rates in self.learning_rates.items()}

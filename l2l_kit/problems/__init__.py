@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,11 +20,15 @@ def make(config: Mapping[str, Any]) -> Problem:
     """Build a problem from its configuration, ``{"name": "quadratics", "dim": 10}``; inverse of `Problem.config`.
 
     Raises:
-        UnknownNameError: if no problem has that name; the message offers the nearest one.
-        TypeError: if the problem has no such field.
+        UnknownNameError: if no problem has that name, or it has no such field; the message offers the nearest one.
     """
     fields = dict(config)
     name = fields.pop("name", None)
     if name not in _PROBLEMS:
         raise UnknownNameError("problem", name, _PROBLEMS)
-    return _PROBLEMS[name](**fields)
+    kind = _PROBLEMS[name]
+    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]  # all are dataclasses
+    for field in fields:
+        if field not in known:
+            raise UnknownNameError(f"field of {name}", field, known)
+    return kind(**fields)

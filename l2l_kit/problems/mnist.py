@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import ClassVar, Literal, get_args
 
@@ -154,14 +155,18 @@ class MNIST(Problem):
             initial[f"weight{layer}"] = gaussian(inputs, outputs)
             initial[f"bias{layer}"] = gaussian(outputs)
         order = int(torch.randint(2**62, (), generator=generator))
-        (images, labels), (test_images, test_labels) = self.images.split(self.split), self.images.split("test")
         return MNISTOptimizees(
             initial,
-            images.flatten(1).to(device),
-            labels.to(device),
-            test_images.flatten(1).to(device),
-            test_labels.to(device),
+            *_digits(self.digits, self.split, device),
+            *_digits(self.digits, "test", device),
             self.batch_size,
             self.activation,
             order,
         )
+
+
+@cache
+def _digits(digits: data.Variant, split: data.Split, device: torch.device | None) -> tuple[Tensor, Tensor]:
+    """Images ``(images, 784)`` and labels of one split; they stay on the device, for all who sample there."""
+    images, labels = data.load("mnist", digits).split(split)
+    return images.flatten(1).to(device), labels.to(device)

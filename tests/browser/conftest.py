@@ -29,9 +29,12 @@ RUN_ALL = """milliseconds => Promise.race([
     window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => 'done'),
     new Promise(resolve => setTimeout(() => resolve('timeout'), milliseconds))])"""
 
-# anywidget gives up on a figure whose 5 MB of script are not ready within two seconds: it then misses all changes.
-PATIENCE = """const timeout = AbortSignal.timeout.bind(AbortSignal);
-AbortSignal.timeout = milliseconds => timeout(Math.max(milliseconds, 60_000))"""
+# What a busy machine needs more of. anywidget gives up on a figure whose 5 MB of script are not ready within two
+# seconds, which then misses all changes; ipywidgets gives a kernel four to tell a reloaded page of its widgets.
+PATIENCE = """const timeout = AbortSignal.timeout.bind(AbortSignal), later = window.setTimeout.bind(window);
+AbortSignal.timeout = milliseconds => timeout(Math.max(milliseconds, 60_000));
+window.setTimeout = (call, wait, ...rest) => later(call, wait === 4000 ? 60_000 : wait, ...rest);
+"""
 
 
 def find_chromium():

@@ -217,15 +217,10 @@ def test_a_choice_while_networks_are_computed(networks_page, tmp_path, record_pr
     handle(page, "Hidden layers").focus()
     page.keyboard.press("End")
     page.wait_for_function("document.body.innerText.match(/Computing: step [1-9]/)", timeout=60_000)
-    page.screenshot(path=tmp_path / "networks_computing.png")
     page.evaluate(WATCH)
     latencies = [press(page, "Home")]
     record("networks, back to known curves while others are computed", latencies, record_property)
     wait_until_finished(page, "784-20-10, sigmoid")
-    page.get_by_role("button", name="relu", exact=True).click()
-    page.get_by_role("button", name="tanh", exact=True).click()
-    page.wait_for_function(f"{TITLE}.includes('784-20-10, tanh')", timeout=20_000)
-    page.wait_for_function("document.body.innerText.match(/Computing: step [1-9]/)", timeout=60_000)
     unroll = "Steps that it was trained to look ahead"
     page.get_by_label("the paper's setting, fully trained").click()
     page.wait_for_selector(f".widget-slider:has([title='{unroll}']) .noUi-target:not([disabled])")
