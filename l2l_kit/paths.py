@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from l2l_kit.errors import UnknownNameError
+
 _PACKAGE = Path(__file__).resolve().parent
 _CHECKOUT = _PACKAGE.parent / "data"
 
@@ -13,3 +15,17 @@ RESULTS = DATA / "results"
 RECIPES = DATA / "recipes"
 SWEEPS = DATA / "sweeps"
 NOTEBOOKS = _PACKAGE.parent / "notebooks"
+
+
+def toml_file(kind: str, name_or_path: str | Path, folder: Path) -> Path:
+    """A TOML file of a folder by name, or any by its path.
+
+    Raises:
+        UnknownNameError: if there is no such file; the message says what kind of thing is meant and offers the nearest.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = folder / f"{name_or_path}.toml"
+    if not path.is_file():
+        raise UnknownNameError(kind, str(name_or_path), (known.stem for known in folder.glob("*.toml")))
+    return path

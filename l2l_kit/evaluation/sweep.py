@@ -18,7 +18,7 @@ from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation.compare import Curves, compare
 from l2l_kit.evaluation.tuning import tune
 from l2l_kit.optimizers import BASELINES, Baseline, LSTMOptimizer, baseline
-from l2l_kit.paths import SWEEPS
+from l2l_kit.paths import SWEEPS, toml_file
 from l2l_kit.problems import Problem
 from l2l_kit.storage import write_atomically
 
@@ -89,11 +89,7 @@ def read_sweep(name_or_path: str | Path) -> Sweep:
         UnknownNameError: if there is no such sweep; the message offers the nearest one.
         ValueError: if the file is no valid sweep; the message says which part is wrong.
     """
-    path = Path(name_or_path)
-    if path.suffix != ".toml":
-        path = SWEEPS / f"{name_or_path}.toml"
-    if not path.is_file():
-        raise UnknownNameError("sweep", str(name_or_path), (known.stem for known in SWEEPS.glob("*.toml")))
+    path = toml_file("sweep", name_or_path, SWEEPS)
     try:
         sweep = Sweep(path.stem, **tomllib.loads(path.read_text(encoding="utf-8")))
         for setting in sweep.settings:

@@ -21,7 +21,7 @@ from torch import Tensor
 from l2l_kit import optimizers, problems
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.optimizers import LSTMOptimizer
-from l2l_kit.paths import RECIPES
+from l2l_kit.paths import RECIPES, toml_file
 from l2l_kit.problems import Problem
 from l2l_kit.storage import load_weights
 from l2l_kit.training.meta_training import MetaTraining
@@ -88,11 +88,7 @@ def read_recipes(name_or_path: str | Path) -> list[Recipe]:
         UnknownNameError: if there is no such recipe; the message offers the nearest one.
         ValueError: if the file is no valid recipe; the message says which part is wrong.
     """
-    path = Path(name_or_path)
-    if path.suffix != ".toml":
-        path = RECIPES / f"{name_or_path}.toml"
-    if not path.is_file():
-        raise UnknownNameError("recipe", str(name_or_path), (known.stem for known in RECIPES.glob("*.toml")))
+    path = toml_file("recipe", name_or_path, RECIPES)
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
         for section in content:

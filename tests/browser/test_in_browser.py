@@ -84,6 +84,14 @@ def test_ticking_and_choosing(explorer_page, tmp_path):
     page.screenshot(path=tmp_path / "median.png")
 
 
+def save_and_reload(page, curves):
+    page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
+    page.wait_for_timeout(1000)
+    page.goto(page.url.replace("&reset", "").replace("?reset", ""), wait_until="domcontentloaded")
+    page.wait_for_selector(LINES, timeout=60_000, state="attached")
+    page.wait_for_function(f"document.querySelectorAll('{LINES}').length === {curves}", timeout=20_000)
+
+
 def test_a_reload_shows_the_present_state(explorer_page, tmp_path):
     page = explorer_page
     for _ in range(3):  # a reader runs a cell more than once, and all its widgets live on
@@ -93,11 +101,7 @@ def test_a_reload_shows_the_present_state(explorer_page, tmp_path):
     page.get_by_role("button", name="median", exact=True).click()
     page.wait_for_function("document.querySelector('.js-plotly-plot .gtitle').textContent.startsWith('Median')")
     before = lines(page)
-    page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
-    page.wait_for_timeout(1000)
-    page.goto(page.url.replace("&reset", "").replace("?reset", ""), wait_until="domcontentloaded")
-    page.wait_for_selector(LINES, timeout=60_000, state="attached")
-    page.wait_for_function(f"document.querySelectorAll('{LINES}').length === 4", timeout=20_000)
+    save_and_reload(page, curves=4)
     page.screenshot(path=tmp_path / "reloaded.png")
     assert page.locator(".js-plotly-plot .gtitle").first.text_content().startswith("Median")
     assert lines(page) == before
@@ -238,11 +242,7 @@ def test_a_reload_shows_the_present_networks(networks_page, tmp_path):
     page.get_by_role("button", name="tanh", exact=True).click()
     wait_until_finished(page, "tanh")
     before = lines(page)
-    page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
-    page.wait_for_timeout(1000)
-    page.goto(page.url.replace("&reset", "").replace("?reset", ""), wait_until="domcontentloaded")
-    page.wait_for_selector(LINES, timeout=60_000, state="attached")
-    page.wait_for_function(f"document.querySelectorAll('{LINES}').length === 4", timeout=20_000)
+    save_and_reload(page, curves=4)
     wait_until_finished(page, "784-20-10, tanh")
     page.screenshot(path=tmp_path / "networks_reloaded.png")
     assert lines(page) == before
