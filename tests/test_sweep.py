@@ -81,16 +81,21 @@ def tunings():
 
 @pytest.fixture
 def measured(monkeypatch):
-    """Settings that were really run, one entry for each."""
-    problems = []
+    """What was really run, and on what: "learned" for each learned optimizer, "baseline" for each tuned one."""
+    runs = []
 
     def spy(optimizers, problem, original=module.compare, **arguments):
-        if "LSTM" in optimizers:
-            problems.append(problem)
+        kinds = ["learned" if isinstance(optimizer, LSTMOptimizer) else "baseline" for optimizer in optimizers.values()]
+        runs.extend((kind, problem) for kind in kinds)
         return original(optimizers, problem, **arguments)
 
     monkeypatch.setattr(module, "compare", spy)
-    return problems
+    return runs
+
+
+def all_of(*dims):
+    """What `measured` sees when a whole setting of QUICK is run, for each of these."""
+    return [(kind, Quadratics(dim)) for dim in dims for kind in ("learned", "learned", "baseline")]
 
 
 class TestRows:
@@ -146,52 +151,59 @@ class TestRows:
 class TestParts:
     def test_what_is_finished_is_not_run_again(self, tmp_path, measured):
         first, again = run(tmp_path), run(tmp_path)
-        pd.testing.assert_frame_equal(first, again, rtol=1e-12)
-        assert measured == [Quadratics(3)]
+        pd.testing.assert_frame_equal(first, again)
+        assert measured == all_of(3)
 
     @pytest.mark.parametrize(
-        "change",
+        ("change", "kinds"),
         [
-            {"seed": 5},
-            {"tasks": 8},
-            {"tuning_tasks": 6},
-            {"steps": [2]},
-            {"learning_rates": {"sgd": [0.01, 0.1]}},
-            {"problem": {"name": "quadratics", "dim": 4}, "grid": {"dim": [3]}},
+            ({"seed": 5}, ["learned", "learned", "baseline"]),
+            ({"tasks": 8}, ["learned", "learned", "baseline"]),
+            ({"steps": [2]}, ["learned", "learned", "baseline"]),
+            ({"tuning_tasks": 6}, ["baseline"]),
+            ({"learning_rates": {"sgd": [0.01, 0.1]}}, ["baseline"]),
+            ({"learning_rates": {"sgd": [0.01], "nag": [0.1]}}, ["baseline"]),
+            ({"learned": {"LSTM": "three"}}, []),  # a name says nothing; the weights are what is compared
+            ({"problem": {"name": "quadratics", "dim": 4}, "grid": {"dim": [3]}}, []),  # the setting is the same
         ],
-        ids=lambda change: next(iter(change)),
+        ids=str,
     )
-    def test_what_differs_is_run_anew(self, tmp_path, measured, change):
-        """All but the last: there the setting makes the same problem, and the part is good."""
+    def test_what_depends_on_a_change_is_run_anew(self, tmp_path, measured, change, kinds):
         run(tmp_path)
+        measured.clear()
         run(tmp_path, replace(QUICK, **change))
-        assert len(measured) == (1 if "problem" in change else 2)
+        assert [kind for kind, _ in measured] == kinds
 
     def test_another_grid_keeps_the_settings_that_it_shares(self, tmp_path, measured):
         run(tmp_path)
         wider = replace(QUICK, grid={"dim": [2, 3, 4]})
         for setting in wider.settings:
             run(tmp_path, wider, setting)
-        assert measured == [Quadratics(3), Quadratics(2), Quadratics(4)]
+        assert measured == all_of(3, 2, 4)
 
     @pytest.mark.parametrize(
         "other",
-        [
-            trained(),
-            learned() | {"LSTM": LSTMOptimizer(hidden_size=3, output_scale=0.5)},
-            dict(reversed(learned().items())),
-        ],
-        ids=["weights", "same weights, another scale", "order"],
+        [trained(), learned() | {"LSTM": LSTMOptimizer(hidden_size=3, output_scale=0.5)}],
+        ids=["weights", "same weights, another scale"],
     )
-    def test_other_optimizers_are_run_anew(self, tmp_path, measured, other):
-        one, two = run(tmp_path), run(tmp_path, optimizers=other)
-        assert len(measured) == 2
+    def test_of_other_optimizers_only_they_are_run(self, tmp_path, measured, other):
+        one = run(tmp_path)
+        measured.clear()
+        two = run(tmp_path, optimizers=other)
+        assert measured == [("learned", Quadratics(3))]
         assert not one["ratio"].equals(two["ratio"])
 
-    @pytest.mark.parametrize("where", ["tune", "write_atomically"])
+    def test_the_ratio_is_that_of_the_first(self, tmp_path, measured):
+        one, two = (run(tmp_path, optimizers=dict(order)) for order in (learned(), reversed(learned().items())))
+        assert measured == all_of(3)
+        ratio, other = (table.set_index("optimizer")["ratio"] for table in (one, two))
+        assert other["LSTM"] == pytest.approx(1 / ratio["log-sign"])
+
+    @pytest.mark.parametrize("where", ["tune", "write_tensors"])
     def test_a_killed_sweep_goes_on(self, tmp_path, measured, monkeypatch, where):
         """Killed while it tunes for the second setting, or while it writes that one down."""
         first = run(tmp_path, setting={"dim": 2})
+        measured.clear()
 
         def killed(*_, **__):
             raise KeyboardInterrupt
@@ -200,10 +212,12 @@ class TestParts:
             patch.setattr(module, where, killed)
             with pytest.raises(KeyboardInterrupt):
                 run(tmp_path)
-        assert len(list(tmp_path.iterdir())) == 1
+        ready = {"tune": 2, "write_tensors": 0}[where]
+        assert len(list(tmp_path.iterdir())) == 3 + ready
+        measured.clear()
         tables = [run(tmp_path, setting=setting) for setting in QUICK.settings]
-        assert measured == [Quadratics(2), Quadratics(3), Quadratics(3)]
-        pd.testing.assert_frame_equal(tables[0], first, rtol=1e-12)
+        assert measured == all_of(3)[ready:]
+        pd.testing.assert_frame_equal(tables[0], first)
 
 
 class TestBaselinesOfASweep:

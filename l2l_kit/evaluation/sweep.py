@@ -6,12 +6,14 @@ import hashlib
 import itertools
 import json
 import tomllib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from l2l_kit import problems
 from l2l_kit.errors import UnknownNameError
@@ -20,10 +22,13 @@ from l2l_kit.evaluation.tuning import tune
 from l2l_kit.optimizers import BASELINES, Baseline, LSTMOptimizer, baseline
 from l2l_kit.paths import SWEEPS, toml_file
 from l2l_kit.problems import Problem
-from l2l_kit.storage import write_atomically
+from l2l_kit.storage import read_tensors, write_tensors
+from l2l_kit.tensors import Tensors
 
 if TYPE_CHECKING:
     import pandas as pd
+
+PART_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,8 @@ def run_setting(
         sweep: what the setting belongs to.
         setting: one of `Sweep.settings`.
         learned: the optimizers that `Sweep.learned` names.
-        parts: folder for finished settings, so that an interrupted sweep goes on where it was.
+        parts: folder for the losses of each optimizer, so that an interrupted sweep goes on where it was and a newly
+            trained optimizer does not make the baselines run again.
         device: None for the best there is.
 
     Returns:
@@ -122,42 +128,73 @@ def run_setting(
     """
     import pandas as pd
 
-    part = parts / f"{_fingerprint(sweep, setting, learned)}.csv"
-    if part.exists():
-        return pd.read_csv(part, dtype={name: str for name in setting if isinstance(setting[name], list)})
     problem = sweep.make_problem(setting)
-    longest = max(sweep.steps)
-    mine = compare(learned, problem, steps=longest, tasks=sweep.tasks, seed=sweep.seed, device=device)
-    tunings = {
-        BASELINES[name]: tune(
-            name,
-            problem,
-            steps=sweep.steps,
-            tasks=sweep.tuning_tasks,
-            learning_rates=rates,
-            seed=sweep.seed,
-            device=device,
+    asked = {"problem": problem.config(), "steps": sweep.steps, "tasks": sweep.tasks, "seed": sweep.seed}
+    losses, rates = {}, {}
+    for label, optimizer in learned.items():
+        weights = {name: tensor.cpu() for name, tensor in optimizer.state_dict().items()}
+        part = parts / _part_name({**asked, "optimizer": optimizer.config()}, weights)
+        losses[label], _ = _once(part, partial(_run_learned, optimizer, sweep, problem, device))
+    for name, grid in sweep.learning_rates.items():
+        part = parts / _part_name({**asked, "baseline": name, "grid": grid, "tuning_tasks": sweep.tuning_tasks}, {})
+        losses[BASELINES[name]], rates[BASELINES[name]] = _once(
+            part, partial(_tune_and_run, name, grid, sweep, problem, device)
         )
-        for name, rates in sweep.learning_rates.items()
-    }
+    first = next(iter(learned))
     rows = []
-    for step in sweep.steps:
-        tuned = {label: tuning.best(step=step) for label, tuning in tunings.items()}
-        others = compare(tuned, problem, steps=step, tasks=sweep.tasks, seed=sweep.seed, device=device)
-        at_step = {name: losses[:, [step]] for name, losses in (mine.losses | others.losses).items()}
-        curves = Curves(at_step, mine.problem, sweep.seed)
-        first = next(iter(learned))
-        for name in at_step:
-            mean, low, high = (value.item() for value in curves.interval(name))
-            ratio, ratio_low, ratio_high = (value.item() for value in curves.interval(first, over=name))
+    for column, step in enumerate(sweep.steps):
+        curves = Curves({label: noted[:, [column]] for label, noted in losses.items()}, problem.config(), sweep.seed)
+        for label in losses:
+            mean, low, high = (value.item() for value in curves.interval(label))
+            ratio, ratio_low, ratio_high = (value.item() for value in curves.interval(first, over=label))
             row = {key: architecture(value) if isinstance(value, list) else value for key, value in setting.items()}
-            row |= {"step": step, "optimizer": name, "lr": tuned[name].lr if name in tuned else None}
+            row |= {"step": step, "optimizer": label, "lr": rates[label][column] if label in rates else None}
             row |= {"mean": mean, "low": low, "high": high}
             row |= {"ratio": ratio, "ratio_low": ratio_low, "ratio_high": ratio_high}
             rows.append(row)
-    table = pd.DataFrame(rows)
-    write_atomically(part, table.to_csv(index=False).encode())
-    return table
+    return pd.DataFrame(rows)
+
+
+def _run_learned(
+    optimizer: LSTMOptimizer, sweep: Sweep, problem: Problem, device: str | torch.device | None
+) -> tuple[Tensor, list[float]]:
+    """Losses at the sweep's steps, ``(tasks, steps)``, of one run."""
+    curves = compare(
+        {"": optimizer}, problem, steps=max(sweep.steps), tasks=sweep.tasks, seed=sweep.seed, device=device
+    )
+    return curves[""][:, sweep.steps], []
+
+
+def _tune_and_run(
+    name: str, grid: list[float], sweep: Sweep, problem: Problem, device: str | torch.device | None
+) -> tuple[Tensor, list[float]]:
+    """Losses at the sweep's steps, ``(tasks, steps)``, of one run for each, with the learning rate tuned for it."""
+    counts = {"tasks": sweep.tuning_tasks, "seed": sweep.seed}
+    tuning = tune(name, problem, steps=sweep.steps, learning_rates=grid, device=device, **counts)
+    columns, rates = [], []
+    for step in sweep.steps:
+        tuned = tuning.best(step=step)
+        curves = compare({"": tuned}, problem, steps=step, tasks=sweep.tasks, seed=sweep.seed, device=device)
+        columns.append(curves[""][:, step])
+        rates.append(tuned.lr)
+    return torch.stack(columns, dim=1), rates
+
+
+def _once(part: Path, run: Callable[[], tuple[Tensor, list[float]]]) -> tuple[Tensor, list[float]]:
+    """What `run` gives, from a file where it has been run before."""
+    if not part.exists():
+        losses, rates = run()
+        write_tensors(part, {"losses": losses}, {"rates": rates}, PART_VERSION)
+    tensors, about = read_tensors(part, PART_VERSION)
+    return tensors["losses"], about["rates"]
+
+
+def _part_name(asked: Mapping[str, Any], weights: Tensors) -> str:
+    """A file name for what the losses of one optimizer depend on."""
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
+    for tensor in weights.values():
+        digest.update(tensor.numpy().tobytes())
+    return f"{digest.hexdigest()[:16]}.safetensors"
 
 
 def architecture(hidden: list[int]) -> str:
@@ -181,14 +218,3 @@ def swept_baselines(table: pd.DataFrame, step: int, **setting: Any) -> dict[str,
         many = "nothing" if rates.empty else "more than one setting"
         raise ValueError(f"the sweep has {many} at step {step} for {setting}.")
     return {label: baseline(name, float(rates[label])) for name, label in BASELINES.items() if label in rates}
-
-
-def _fingerprint(sweep: Sweep, setting: Mapping[str, Any], learned: Mapping[str, LSTMOptimizer]) -> str:
-    """A name for what a setting's rows depend on: its problem, how it is measured, and the learned weights."""
-    asked = {**asdict(sweep), "grid": None, "problem": sweep.make_problem(setting).config(), "setting": setting}
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
-    for name, optimizer in learned.items():
-        digest.update(json.dumps([name, optimizer.config()], sort_keys=True).encode())
-        for tensor in optimizer.state_dict().values():
-            digest.update(tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]

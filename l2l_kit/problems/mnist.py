@@ -98,7 +98,8 @@ class MNIST(Problem):
         hidden: units of each hidden layer; the paper trains its optimizer on one layer of 20.
         activation: "sigmoid" (the paper's), "relu" or "tanh".
         batch_size: images per minibatch; the paper uses 128.
-        init_scale: standard deviation s of all initial weights and biases.
+        init_scale: standard deviation s of all initial weights and biases; or bounds ``(low, high)`` between which each
+            network's own is drawn, its logarithm uniformly.
         split: which digits the minibatches come from, "train" or "test".
         digits: "full" for the 60,000 and 10,000 digits of MNIST, "embedded" for the 4,000 and 1,000 that come by pip,
             "auto" for the best there is; after construction it says which one that is.
@@ -113,7 +114,7 @@ class MNIST(Problem):
     hidden: tuple[int, ...] = (20,)
     activation: Activation = "sigmoid"
     batch_size: int = 128
-    init_scale: float = 0.1
+    init_scale: float | tuple[float, float] = 0.1
     split: data.Split = "train"
     digits: data.Variant = "auto"
 
@@ -122,8 +123,15 @@ class MNIST(Problem):
             raise ValueError(f"MNIST: hidden must be the units of each layer, such as (20,), got {self.hidden!r}.")
         if not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise ValueError(f"MNIST: batch_size must be a whole number of at least 1, got {self.batch_size!r}.")
-        if not (isinstance(self.init_scale, int | float) and 0 < self.init_scale < math.inf):
-            raise ValueError(f"MNIST: init_scale must be a positive number, got {self.init_scale!r}.")
+        bounds = self.init_scale if isinstance(self.init_scale, tuple | list) else (self.init_scale,) * 2
+        if (
+            len(bounds) != 2
+            or not all(isinstance(bound, int | float) for bound in bounds)
+            or not 0 < bounds[0] <= bounds[1] < math.inf
+        ):
+            raise ValueError(
+                f"MNIST: init_scale must be a positive number, or two with low <= high, got {self.init_scale!r}."
+            )
         for kind, value, known in (
             ("activation", self.activation, _ACTIVATIONS),
             ("split", self.split, get_args(data.Split)),
@@ -132,6 +140,8 @@ class MNIST(Problem):
             if value not in known:
                 raise UnknownNameError(kind, value, known)
         object.__setattr__(self, "hidden", tuple(self.hidden))  # from a file it comes as a list
+        if isinstance(self.init_scale, list):
+            object.__setattr__(self, "init_scale", tuple(self.init_scale))
         if self.digits == "auto":
             object.__setattr__(self, "digits", self.images.variant)
 
@@ -146,8 +156,14 @@ class MNIST(Problem):
 
     @override
     def sample(self, n: int, generator: torch.Generator, device: torch.device | None = None) -> MNISTOptimizees:
+        if isinstance(self.init_scale, tuple):
+            low, high = self.init_scale
+            scales = low * (high / low) ** torch.rand(n, generator=generator)
+        else:
+            scales = torch.full((n,), self.init_scale)
+
         def gaussian(*shape: int) -> Tensor:
-            return (self.init_scale * torch.randn(n, *shape, generator=generator)).to(device)
+            return (scales.view(n, *(1 for _ in shape)) * torch.randn(n, *shape, generator=generator)).to(device)
 
         widths = (PIXELS, *self.hidden, CLASSES)
         initial: Tensors = {}
