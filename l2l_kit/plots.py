@@ -293,7 +293,7 @@ def unroll_lengths(table: pd.DataFrame, statistic: Statistic = "mean", title: st
     return figure
 
 
-def by_setting(table: pd.DataFrame, setting: str, *, x: str, title: str, ticks: Sequence[str] | None = None) -> Figure:
+def by_setting(table: pd.DataFrame, setting: str, *, x: str, title: str) -> Figure:
     """Loss after the last step over a setting that was swept, a line for each optimizer with its 95% interval.
 
     Args:
@@ -301,12 +301,11 @@ def by_setting(table: pd.DataFrame, setting: str, *, x: str, title: str, ticks: 
         setting: the column that varies; numbers are placed on a logarithmic axis.
         x: what the axis says.
         title: of the figure.
-        ticks: labels of the setting's values; None for the values themselves.
     """
     figure = Figure(layout=layout(title, x, "loss"))
     figure.add_traces(_swept(table, setting))
     values = table[setting].drop_duplicates().tolist()
-    figure.update_xaxes(type="log", tickvals=values, ticktext=ticks or [f"{value:g}" for value in values])
+    figure.update_xaxes(type="log", tickvals=values, ticktext=[f"{value:g}" for value in values])
     figure.update_yaxes(_swept_axis(table))
     return figure
 

@@ -159,9 +159,25 @@ class TestDraws:
         for name, tensor in small.start.items():
             assert torch.equal(2 * tensor, large.start[name])
 
+    def test_between_bounds_every_network_has_a_scale_of_its_own(self):
+        start = sample(mnist(hidden=(20, 30), init_scale=(0.01, 1)), n=300).start
+        scales = start["weight0"].flatten(1).std(dim=1)
+        for tensor in start.values():  # one scale for the whole network
+            assert torch.allclose(tensor.flatten(1).square().mean(dim=1).sqrt() / scales, torch.ones(300), atol=0.8)
+        position = scales.log10().sort().values / 2 + 1  # between 0 for the low bound and 1 for the high one
+        assert torch.allclose(position, torch.linspace(0, 1, 300), atol=0.1)
+
 
 class TestConfiguration:
-    @pytest.mark.parametrize("fields", [{}, {"hidden": (3, 4), "activation": "tanh", "init_scale": 1, "split": "test"}])
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {},
+            {"hidden": (3, 4), "activation": "tanh", "init_scale": 1, "split": "test"},
+            {"init_scale": (0.01, 1)},
+        ],
+        ids=str,
+    )
     def test_survives_json(self, fields):
         problem = mnist(**fields)
         again = problems.make(json.loads(json.dumps(problem.config())))
@@ -190,6 +206,7 @@ class TestConfiguration:
             *(("hidden", value) for value in (20, "20", None, (0,), (20, -1), (2.5,), ("20",))),
             *(("batch_size", value) for value in (0, -1, 2.5, "128", None)),
             *(("init_scale", value) for value in (0, -0.1, float("nan"), float("inf"), "0.1", None)),
+            *(("init_scale", value) for value in ((), (0.1,), (1, 0.1), (0, 1), (0.1, float("inf")), ("0.1", 1))),
         ],
     )
     def test_a_value_that_makes_no_sense_is_quoted(self, field, value):

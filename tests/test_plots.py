@@ -167,11 +167,6 @@ def test_settings_show_the_rows_and_their_intervals(figures):
     assert figure.layout.xaxis.title.text == "scale"
 
 
-def test_settings_may_be_named():
-    figure = plots.by_setting(swept("dim", [2, 10]), "dim", x="", title="", ticks=["two", "ten"])
-    assert list(figure.layout.xaxis.ticktext) == ["two", "ten"]
-
-
 def test_architectures_stand_in_groups_by_layers(figures):
     """In whatever order the sweep went: by number of layers, then by width."""
     table = swept("hidden", ARCHITECTURES).sample(frac=1, random_state=0)
