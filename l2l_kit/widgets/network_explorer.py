@@ -64,7 +64,7 @@ def network_explorer(
         unroll: unroll length that the learned optimizer was trained with, to begin with.
         preprocessing: of the learned optimizer, "none", "scale" or "log-sign", to begin with.
         architecture: let the reader change the networks too; otherwise they are the paper's, 784-20-10 with sigmoids.
-        fully_trained: begin with the optimizer of the paper's setting that was trained to the end, instead of one of
+        fully_trained: begin with the main optimizer, which was trained to the end, instead of one of
             those for each unroll length and preprocessing, whose training was shorter.
         networks: how many the losses are averaged over: a step of the learned optimizer takes some 5 ms for each.
         steps: updates per run, to begin with.
@@ -120,7 +120,7 @@ class NetworkExplorer(BaseExplorer):
     def _make_controls(self, seed: int, unroll: int, preprocessing: str, fully_trained: bool, steps: int) -> None:
         self.fully_trained = ipywidgets.Checkbox(
             fully_trained,
-            description="the paper's setting, fully trained",
+            description="the main one, fully trained",
             tooltip="Otherwise one that was trained as chosen below, and for a shorter time",
             indent=False,
             layout={"width": "auto", "margin": "0 0 0 24px"},

@@ -226,7 +226,7 @@ def test_a_choice_while_networks_are_computed(networks_page, tmp_path, record_pr
     record("networks, back to known curves while others are computed", latencies, record_property)
     wait_until_finished(page, "784-20-10, sigmoid")
     unroll = "Steps that it was trained to look ahead"
-    page.get_by_label("the paper's setting, fully trained").click()
+    page.get_by_label("the main one, fully trained").click()
     page.wait_for_selector(f".widget-slider:has([title='{unroll}']) .noUi-target:not([disabled])")
     handle(page, unroll).focus()
     page.keyboard.press("ArrowRight")
