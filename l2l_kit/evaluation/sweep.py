@@ -168,16 +168,20 @@ def _run_learned(
 def _tune_and_run(
     name: str, grid: list[float], sweep: Sweep, problem: Problem, device: str | torch.device | None
 ) -> tuple[Tensor, list[float]]:
-    """Losses at the sweep's steps, ``(tasks, steps)``, of one run for each, with the learning rate tuned for it."""
+    """Losses at the sweep's steps, ``(tasks, steps)``, each of a run with the learning rate tuned for it."""
     counts = {"tasks": sweep.tuning_tasks, "seed": sweep.seed}
     tuning = tune(name, problem, steps=sweep.steps, learning_rates=grid, device=device, **counts)
-    columns, rates = [], []
-    for step in sweep.steps:
-        tuned = tuning.best(step=step)
-        curves = compare({"": tuned}, problem, steps=step, tasks=sweep.tasks, seed=sweep.seed, device=device)
-        columns.append(curves[""][:, step])
-        rates.append(tuned.lr)
-    return torch.stack(columns, dim=1), rates
+    tuned = [tuning.best(step=step) for step in sweep.steps]
+    curves = compare(
+        {str(best.lr): best for best in tuned},
+        problem,
+        steps=max(sweep.steps),
+        tasks=sweep.tasks,
+        seed=sweep.seed,
+        device=device,
+    )
+    columns = [curves[str(best.lr)][:, step] for step, best in zip(sweep.steps, tuned, strict=True)]
+    return torch.stack(columns, dim=1), [best.lr for best in tuned]
 
 
 def _once(part: Path, run: Callable[[], tuple[Tensor, list[float]]]) -> tuple[Tensor, list[float]]:
