@@ -19,7 +19,7 @@ from l2l_kit import problems
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation.compare import Curves, compare
 from l2l_kit.evaluation.tuning import tune
-from l2l_kit.optimizers import BASELINES, Baseline, LSTMOptimizer, baseline
+from l2l_kit.optimizers import BASELINES, Baseline, LearnedRule, baseline
 from l2l_kit.paths import SWEEPS, toml_file
 from l2l_kit.problems import Problem
 from l2l_kit.storage import read_tensors, write_tensors
@@ -107,7 +107,7 @@ def read_sweep(name_or_path: str | Path) -> Sweep:
 def run_setting(
     sweep: Sweep,
     setting: Mapping[str, Any],
-    learned: Mapping[str, LSTMOptimizer],
+    learned: Mapping[str, LearnedRule],
     parts: Path,
     device: str | torch.device | None = None,
 ) -> pd.DataFrame:
@@ -156,7 +156,7 @@ def run_setting(
 
 
 def _run_learned(
-    optimizer: LSTMOptimizer, sweep: Sweep, problem: Problem, device: str | torch.device | None
+    optimizer: LearnedRule, sweep: Sweep, problem: Problem, device: str | torch.device | None
 ) -> tuple[Tensor, list[float]]:
     """Losses at the sweep's steps, ``(tasks, steps)``, of one run."""
     curves = compare(

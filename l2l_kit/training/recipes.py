@@ -20,7 +20,7 @@ from torch import Tensor
 
 from l2l_kit import optimizers, problems
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.optimizers import LSTMOptimizer
+from l2l_kit.optimizers import LearnedRule
 from l2l_kit.paths import RECIPES, toml_file
 from l2l_kit.problems import Problem
 from l2l_kit.storage import load_weights
@@ -63,7 +63,7 @@ class Recipe:
         """The problem that the optimizer is trained on."""
         return problems.make(self.problem)
 
-    def make_optimizer(self) -> LSTMOptimizer:
+    def make_optimizer(self) -> LearnedRule:
         """The optimizer with its initial weights.
 
         Raises:
