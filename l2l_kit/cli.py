@@ -286,7 +286,8 @@ def fetch(
             return
         for before in found:
             if before.state == "verified":
-                console.print(f"{before.name}: already in {before.path}", soft_wrap=True)
+                packing = f" ({before.packing})" if before.packing else ""
+                console.print(f"{before.name}: already in {before.path}{packing}", soft_wrap=True)
                 continue
             if before.damage:
                 console.print(before.damage, soft_wrap=True)
@@ -299,7 +300,8 @@ def _data_table(found: list[data_sets.Status]) -> Table:
     verdicts = {"verified": "[green]holds[/green]", "damaged": "[red]does not hold[/red]", "missing": ""}
     for one in found:
         file = "nothing" if one.state == "missing" else str(one.path)
-        table.add_row(one.name, file, verdicts[one.state], one.official, one.stand_in)
+        verdict = verdicts[one.state] + (f" ({one.packing})" if one.packing else "")
+        table.add_row(one.name, file, verdict, one.official, one.stand_in)
     return table
 
 
