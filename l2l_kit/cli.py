@@ -27,6 +27,7 @@ from l2l_kit.evaluation import (
     learning_rates,
     machine,
     read_sweep,
+    run_part,
     run_setting,
     tuned_baselines,
     tuning_table,
@@ -225,7 +226,7 @@ def compare(
 @app.command()
 def sweep(
     name: Annotated[str, typer.Argument(help="A sweep of data/sweeps, or a path to one (.toml).")],
-    jobs: Annotated[int, typer.Option(min=1, help="Settings to run at once, the cores shared among them.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Optimizers to run at once, the cores shared among them.")] = 1,
     data: Annotated[Path, typer.Option(help="Where results/ and cache/ are.")] = DATA,
     device: Device = None,
 ) -> None:
@@ -236,11 +237,10 @@ def sweep(
         plan = read_sweep(name)
         learned = {label: zoo.load(optimizer) for label, optimizer in plan.learned.items()}
         parts = data / "cache" / "runs" / "sweeps"
-        work = [(plan, setting, learned, parts, device) for setting in plan.settings]
-        tables = []
-        for number, table in enumerate(_in_order(run_setting, work, jobs), start=1):
-            console.print(f"({number}/{len(work)}) {plan.settings[number - 1]}")
-            tables.append(table)
+        work = [(plan, setting, label, learned, parts, device) for setting in plan.settings for label in plan.labels]
+        for number, (part, _) in enumerate(zip(work, _in_order(run_part, work, jobs), strict=True), start=1):
+            console.print(f"({number}/{len(work)}) {part[1]}: {part[2]}")
+        tables = [run_setting(plan, setting, learned, parts, device) for setting in plan.settings]
         about = {**asdict(plan), "command": f"l2l sweep {name}", **machine(pick_device(device))}
         path = write_result(f"sweeps/{plan.name}", pd.concat(tables, ignore_index=True), about, data / "results")
         console.print(f"recorded in {path}")
@@ -286,7 +286,8 @@ def fetch(
             return
         for before in found:
             if before.state == "verified":
-                console.print(f"{before.name}: already in {before.path}", soft_wrap=True)
+                packing = f" ({before.packing})" if before.packing else ""
+                console.print(f"{before.name}: already in {before.path}{packing}", soft_wrap=True)
                 continue
             if before.damage:
                 console.print(before.damage, soft_wrap=True)
@@ -299,7 +300,8 @@ def _data_table(found: list[data_sets.Status]) -> Table:
     verdicts = {"verified": "[green]holds[/green]", "damaged": "[red]does not hold[/red]", "missing": ""}
     for one in found:
         file = "nothing" if one.state == "missing" else str(one.path)
-        table.add_row(one.name, file, verdicts[one.state], one.official, one.stand_in)
+        verdict = verdicts[one.state] + (f" ({one.packing})" if one.packing else "")
+        table.add_row(one.name, file, verdict, one.official, one.stand_in)
     return table
 
 

@@ -10,15 +10,27 @@ from pathlib import Path
 from typing import Any, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT, StateDict
 
 from l2l_kit import zoo
 from l2l_kit.errors import WeightsFileError
-from l2l_kit.optimizers import LSTMOptimizer, LSTMState
+from l2l_kit.optimizers import LearnedRule, LSTMState
 
 CHUNK = 2**16
 """Coordinates that are updated at once: it bounds the memory that a large parameter takes on top of its state."""
+
+_KINDS: dict[str, tuple[type[nn.Module], ...]] = {
+    "conv": (
+        *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+        nn.BatchNorm2d,
+        nn.BatchNorm3d,
+        nn.InstanceNorm2d,
+        nn.InstanceNorm3d,
+        nn.GroupNorm,
+    ),
+    "fc": (nn.Linear, nn.BatchNorm1d, nn.LayerNorm),
+}
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
@@ -28,22 +40,23 @@ class LearnedOptimizer(torch.optim.Optimizer):
     bytes), kept in the rule's precision, whatever that of the parameter.
 
     Args:
-        params: parameters or parameter groups, as for every torch optimizer.
-        rule: a pretrained optimizer by name, a path to a saved one, or an `LSTMOptimizer` (a copy of it is used).
+        params: parameters or parameter groups, as for every torch optimizer. A rule that is made of several, one for
+            each kind of parameter, needs groups that say their ``kind``: see `parameter_groups`.
+        rule: a pretrained optimizer by name, a path to a saved one, or a learned optimizer (a copy of it is used).
         lr: factor on the learned updates. 1.0 is what the rule was trained for; learning-rate schedulers may move it.
 
     Raises:
-        UnknownNameError: if no pretrained optimizer has that name.
+        UnknownNameError: if no pretrained optimizer has that name, or it has no rule for a kind of parameter.
         WeightsFileError: if the saved optimizer cannot be read.
         ValueError: for a negative `lr`.
         TypeError: for parameters that are not real floating-point tensors.
     """
 
-    def __init__(self, params: ParamsT, rule: str | Path | LSTMOptimizer, lr: float = 1.0) -> None:
-        loaded = copy.deepcopy(rule) if isinstance(rule, LSTMOptimizer) else zoo.load(rule)
+    def __init__(self, params: ParamsT, rule: str | Path | LearnedRule, lr: float = 1.0) -> None:
+        loaded = copy.deepcopy(rule) if isinstance(rule, LearnedRule) else zoo.load(rule)
         self._rule = loaded.cpu().requires_grad_(False)
-        self._rule_on: dict[torch.device, LSTMOptimizer] = {}
-        super().__init__(params, {"lr": lr, "rule": _fingerprint(self._rule)})
+        self._rule_on: dict[torch.device, LearnedRule] = {}
+        super().__init__(params, {"lr": lr, "kind": None, "rule": _fingerprint(self._rule)})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters; they begin with a fresh state."""
@@ -55,6 +68,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             )
         if not (math.isfinite(group["lr"]) and group["lr"] >= 0):
             raise ValueError(f"LearnedOptimizer: lr must be a number of at least 0, got {group['lr']!r}.")
+        self._rule.lstm_for(group["kind"])
         for param in group["params"]:
             if not param.is_floating_point():
                 raise TypeError(f"LearnedOptimizer: parameters must be floating-point tensors, got {param.dtype}.")
@@ -86,13 +100,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None:
-                    self._move(param, group["lr"])
+                    self._move(param, group["kind"], group["lr"])
         return loss
 
-    def _move(self, param: Tensor, lr: float) -> None:
+    def _move(self, param: Tensor, kind: str | None, lr: float) -> None:
         if param.grad is None or param.grad.is_sparse:
             raise RuntimeError("LearnedOptimizer does not support sparse gradients; use dense ones.")
-        rule = self._rule_for(param.device)
+        rule = self._rule_for(param.device).lstm_for(kind)
         state = self.state[param]
         if not state:
             state["hidden"], state["cell"] = rule.initial_state(param.numel())
@@ -104,7 +118,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             state["hidden"][..., part], state["cell"][..., part] = new
         param.add_(updates.view(param.shape).to(param.dtype), alpha=lr)
 
-    def _rule_for(self, device: torch.device) -> LSTMOptimizer:
+    def _rule_for(self, device: torch.device) -> LearnedRule:
         if device not in self._rule_on:
             self._rule_on[device] = copy.deepcopy(self._rule).to(device)
         return self._rule_on[device]
@@ -134,7 +148,42 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return {**super().__getstate__(), "_rule": self._rule, "_rule_on": {}}
 
 
-def _fingerprint(rule: LSTMOptimizer) -> str:
+def parameter_groups(model: nn.Module, kind_of: Callable[[str, nn.Module], str] | None = None) -> list[dict[str, Any]]:
+    """A model's parameters by kind, for a `LearnedOptimizer` whose rule is made of several.
+
+    Args:
+        model: any module.
+        kind_of: from the name of a submodule and the submodule to the kind of the parameters that it has itself. None
+            for "conv" for convolutions and the normalisation of their channels, "fc" for linear layers and theirs.
+
+    Returns:
+        Parameter groups with ``kind`` and ``params``; each parameter once, frozen ones left out.
+
+    Raises:
+        TypeError: for a module with parameters whose kind is not known; the message says to give `kind_of`.
+    """
+    kind_of = kind_of or _kind_by_type
+    kinds: dict[str, list[nn.Parameter]] = {}
+    seen: set[nn.Parameter] = set()
+    for name, module in model.named_modules():
+        mine = [param for param in module.parameters(recurse=False) if param.requires_grad and param not in seen]
+        if mine:
+            kinds.setdefault(kind_of(name, module), []).extend(mine)
+            seen.update(mine)
+    return [{"kind": kind, "params": params} for kind, params in kinds.items()]
+
+
+def _kind_by_type(name: str, module: nn.Module) -> str:
+    for kind, types in _KINDS.items():
+        if isinstance(module, types):
+            return kind
+    raise TypeError(
+        f"parameter_groups: no kind of parameter is known for {name!r}, a {type(module).__name__}; give a function "
+        'kind_of(name, module) that says "conv", "fc" or another kind that the optimizer has.'
+    )
+
+
+def _fingerprint(rule: LearnedRule) -> str:
     """Identifies the rule to which an optimizer's state belongs."""
     digest = hashlib.blake2b(repr(sorted(rule.config().items())).encode(), digest_size=8)
     for tensor in rule.state_dict().values():

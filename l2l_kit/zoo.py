@@ -13,7 +13,7 @@ import torch
 from l2l_kit import optimizers
 from l2l_kit.errors import UnknownNameError, WeightsFileError
 from l2l_kit.evaluation import machine, write_result
-from l2l_kit.optimizers import LSTMOptimizer
+from l2l_kit.optimizers import LearnedRule
 from l2l_kit.paths import DATA, PRETRAINED
 from l2l_kit.storage import load_weights, read_tensors, write_atomically, write_tensors
 from l2l_kit.tensors import pick_device
@@ -27,7 +27,7 @@ def names() -> list[str]:
     return sorted(path.stem for path in PRETRAINED.glob("*.safetensors"))
 
 
-def load(name_or_path: str | Path, device: str | torch.device | None = None) -> LSTMOptimizer:
+def load(name_or_path: str | Path, device: str | torch.device | None = None) -> LearnedRule:
     """A learned optimizer with its weights.
 
     Args:
@@ -59,9 +59,7 @@ def card(name_or_path: str | Path) -> dict[str, Any]:
     return read_tensors(_path(name_or_path), FORMAT_VERSION)[1]
 
 
-def save(
-    optimizer: LSTMOptimizer, path: str | Path, history: History | None = None, *, start: str | None = None
-) -> Path:
+def save(optimizer: LearnedRule, path: str | Path, history: History | None = None, *, start: str | None = None) -> Path:
     """Save a learned optimizer as ``path`` (``.safetensors``) and its card beside it (``.json``).
 
     The card stands in the header of the weights as well, so the one file is enough to load it.

@@ -124,7 +124,9 @@ def test_sweep_records_all_settings_in_their_order(tmp_path: Path, jobs: int) ->
     result = l2l("sweep", path, "--data", tmp_path, "--jobs", jobs, "--device", "cpu")
     assert result.exit_code == 0, result.output
     assert [line for line in result.output.splitlines() if line.startswith("(")] == [
-        f"({dim - 1}/3) {{'dim': {dim}}}" for dim in (2, 3, 4)
+        f"({3 * dim - 6 + number}/9) {{'dim': {dim}}}: {label}"
+        for dim in (2, 3, 4)
+        for number, label in enumerate(("LSTM", "SGD", "Adam"), start=1)
     ]
     recorded = tmp_path / "results" / "sweeps" / "tiny.csv"
     table = read_result("sweeps/tiny", tmp_path / "results")
@@ -144,7 +146,7 @@ def test_sweep_again_changes_nothing_and_runs_nothing(tmp_path: Path, monkeypatc
     assert l2l("sweep", path, "--data", tmp_path).exit_code == 0
     recorded = tmp_path / "results" / "sweeps" / "tiny.csv"
     before = recorded.read_bytes()
-    monkeypatch.setattr("l2l_kit.evaluation.sweep.compare", None)
+    monkeypatch.setattr("l2l_kit.evaluation.sweep.matched", None)
     assert l2l("sweep", path, "--data", tmp_path).exit_code == 0
     assert recorded.read_bytes() == before
 

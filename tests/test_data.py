@@ -8,7 +8,9 @@ import hashlib
 import io
 import multiprocessing
 import os
+import pickle
 import socket
+import tarfile
 import threading
 import time
 import zipfile
@@ -52,6 +54,40 @@ FILES = {
 }
 FIRST = next(iter(FILES))
 
+ARCHIVE = "cifar-10-python.tar.gz"
+BATCHES = {
+    f"cifar-10-batches-py/{name}": (
+        DRAWS.integers(0, 256, (2, 3072), dtype=np.uint8),
+        DRAWS.integers(0, 10, 2).tolist(),
+    )
+    for name in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+}
+
+
+def pickled(images, labels):
+    """A batch as Python 2 pickled it, which Python 3 cannot: its strings are bytes."""
+    size = b"".join(b"J" + length.to_bytes(4, "little") for length in images.shape)
+    return (
+        b"\x80\x02}(U\x06labels](" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
+        b"U\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01" + size + b"\x86"
+        b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
+        b"T" + images.size.to_bytes(4, "little") + images.tobytes() + b"tbu."
+    )
+
+
+def tar(members):
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as file:
+        for name, member in members.items():
+            about = tarfile.TarInfo(name)
+            about.size = len(member)
+            file.addfile(about, io.BytesIO(member))
+    return content.getvalue()
+
+
+MEMBERS = {name: pickled(*batch) for name, batch in reversed(BATCHES.items())}  # in no order, as in the official one
+SERVED = {**FILES, ARCHIVE: tar({**MEMBERS, "cifar-10-batches-py/readme.html": b"<html>"})}
+
 
 def small_data_set(official):
     return replace(
@@ -74,7 +110,7 @@ class Official(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}/"
         self.downloads = []
-        self.answer = FILES.__getitem__
+        self.answer = SERVED.__getitem__
 
     def handle_error(self, *_):
         """Clients that hang up are part of the tests."""
@@ -90,7 +126,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.downloads.append(name)
         content = self.server.answer(name)
         self.send_response(200 if content else 404)
-        self.send_header("Content-Length", str(len(FILES[name])))
+        self.send_header("Content-Length", str(len(SERVED[name])))
         self.end_headers()
         self.wfile.write(content or b"")
 
@@ -222,9 +258,14 @@ class TestSources:
 
 def with_member(name, array):
     def change(path):
-        np.savez(path, **{**ARRAYS, name: array})
+        np.savez(path, **{**members_of(path), name: array})
 
     return change
+
+
+def members_of(path):
+    with np.load(path) as file:
+        return dict(file)
 
 
 def npy(array):
@@ -238,7 +279,7 @@ def cut(length):
 
 
 def without_a_member(path):
-    np.savez(path, **{key: ARRAYS[key] for key in list(ARRAYS)[1:]})
+    np.savez(path, **{key: array for key, array in members_of(path).items() if key != "y_train"})
 
 
 def with_a_foreign_member(path):
@@ -264,6 +305,15 @@ DAMAGES = {
 
 
 class TestDamage:
+    @pytest.fixture(params=["known checksum", "sealed"])
+    def cached(self, request, cached, monkeypatch):
+        if request.param == "sealed":
+            sealed = replace(data._DATA_SETS["small"], checksum="")
+            monkeypatch.setitem(data._DATA_SETS, "small", sealed)
+            cached.write_bytes(data._npz(ARRAYS, sealed))
+        assert data.status("small").state == "verified"
+        return cached
+
     @pytest.mark.parametrize("damage", DAMAGES)
     def test_a_damaged_file_is_named_and_fetched_anew(self, cached, official, damage):
         DAMAGES[damage](cached)
@@ -292,7 +342,7 @@ class TestDamage:
 
     @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
     def test_wherever_it_is_cut_or_changed_it_is_noticed(self, cached, save):
-        save(cached, **ARRAYS)
+        save(cached, **members_of(cached))
         content = cached.read_bytes()
         small_set = data._DATA_SETS["small"]
         for place in range(0, len(content), 5):
@@ -302,6 +352,23 @@ class TestDamage:
             arrays, damage = data._read(cached, small_set)
             # A change of, say, a date in the zip file harms nobody.
             assert same(arrays, ARRAYS) if arrays is not None else str(cached) in damage
+
+    def test_a_conversion_that_nobody_knows_is_refused(self, cached):
+        np.savez(cached, **{**ARRAYS, "x_train": ARRAYS["x_train"] ^ 1})
+        assert "small.npz: its content is not known to be Small" in data.status("small").damage
+
+    def test_a_known_copy_is_taken_and_named(self, cached, monkeypatch):
+        copy = {**ARRAYS, "x_train": ARRAYS["x_train"] ^ 1}
+        copies = {data._checksum(copy): "near copy, from JPEG"}
+        monkeypatch.setitem(data._DATA_SETS, "small", replace(data._DATA_SETS["small"], copies=copies))
+        assert data.load("small", "full").source == "cache, small.npz"
+        assert data.status("small").packing == ""
+        forget()
+        np.savez(cached, **copy)
+        images = data.load("small", "full")
+        assert images.source == "cache, small.npz (near copy, from JPEG)"
+        assert same(arrays_of(images), copy)
+        assert data.status("small").packing == "near copy, from JPEG"
 
     def test_what_a_killed_process_left_is_not_taken_for_the_file(self, cached, official):
         cached.rename(cached.with_name(f".{cached.name}.1a2b3c4d"))
@@ -527,7 +594,7 @@ class TestCommand:
         assert official.downloads == list(FILES)
 
     def test_fetches_all_if_none_is_named(self, monkeypatch):
-        monkeypatch.delitem(data._DATA_SETS, "mnist")
+        monkeypatch.setattr(data, "_DATA_SETS", {"small": data._DATA_SETS["small"]})
         assert self.run()[0] == 0
         assert data.status("small").state == "verified"
 
@@ -538,15 +605,28 @@ class TestCommand:
         assert f"{cached}: truncated, damaged" in output
         assert data.status("small").state == "verified"
 
-    def test_lists_what_is_there_and_whether_it_is_whole(self, cached, official):
+    def test_lists_what_is_there_and_whether_it_is_whole(self, cached, official, monkeypatch):
         official.answer = no_network
         assert "│ holds │" in self.run("small", "--list")[1]
+        copies = {data._checksum(ARRAYS): "near copy"}
+        with monkeypatch.context() as patched:
+            patched.setitem(data._DATA_SETS, "small", replace(data._DATA_SETS["small"], checksum="", copies=copies))
+            assert "│ holds (near copy) │" in self.run("small", "--list")[1]
+            assert "small.npz (near copy)" in self.run("small")[1]
         cut(100)(cached)
         assert "│ does not hold │" in self.run("small", "--list")[1]
         cached.unlink()
         status, output = self.run("--list")
         assert status == 0
-        for part in ("mnist", "small", "nothing", official.url, "MNIST subset (5,000 digits)"):
+        for part in (
+            "mnist",
+            "cifar10",
+            "small",
+            "nothing",
+            official.url,
+            "MNIST subset (5,000 digits)",
+            "photo patches",
+        ):
             assert part in output
         assert files_below(cached.parent) == []
 
@@ -564,6 +644,7 @@ class TestCommand:
 def test_the_embedded_digits_are_a_balanced_part_of_mnist():
     images = data.load("mnist", "embedded")
     assert images.title == "MNIST subset (5,000 digits)"
+    assert images.classes == tuple("0123456789")
     assert images.x_train.shape == (4000, 28, 28)
     assert images.x_test.shape == (1000, 28, 28)
     assert torch.bincount(images.y_train).tolist() == [400] * 10
@@ -573,5 +654,135 @@ def test_the_embedded_digits_are_a_balanced_part_of_mnist():
     assert len(torch.cat([images.x_train, images.x_test]).flatten(1).unique(dim=0)) == 5000
 
 
-def test_the_official_files_of_mnist_are_asked_for_over_an_encrypted_line():
-    assert data._DATA_SETS["mnist"].official.startswith("https://")
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_official_files_are_asked_for_over_an_encrypted_line(name):
+    assert data._DATA_SETS[name].official.startswith("https://")
+
+
+class TestCIFAR10:
+    @pytest.fixture(autouse=True)
+    def tiny(self, monkeypatch, official):
+        """CIFAR-10 with two images in each batch."""
+        self.replace(monkeypatch, official, SERVED[ARCHIVE])
+
+    def replace(self, monkeypatch, official, archive):
+        files = {ARCHIVE: f"md5:{hashlib.md5(archive).hexdigest()}"}
+        tiny = replace(data._DATA_SETS["cifar10"], official=official.url, files=files, embedded=lambda: STAND_IN)
+        monkeypatch.setitem(data._DATA_SETS, "tiny", tiny)
+        monkeypatch.setitem(SERVED, ARCHIVE, archive)
+
+    def test_the_archive_is_read_once_and_then_the_sealed_cache(self, official, tmp_path):
+        for source in (official.url, "cache, tiny.npz"):
+            images = data.load("tiny")
+            assert (images.variant, images.title, images.source) == ("full", "CIFAR-10", source)
+            assert images.classes[0] == "airplane"
+            assert images.classes[9] == "truck"
+            assert images.x_train.shape == (10, 3, 32, 32)
+            assert images.x_test.shape == (2, 3, 32, 32)
+            assert images.x_train.dtype == torch.uint8
+            # Of the third image the green of row 5, column 7; and then all of them.
+            second = BATCHES["cifar-10-batches-py/data_batch_2"][0]
+            assert images.x_train[2, 1, 5, 7] == second[0, 1024 + 5 * 32 + 7]
+            train, test = list(BATCHES.values())[:5], list(BATCHES.values())[5:]
+            for split, batches in (("train", train), ("test", test)):
+                x, y = images.split(split)
+                assert np.array_equal(x.flatten(1), np.concatenate([content for content, _ in batches]))
+                assert y.tolist() == [label for _, labels in batches for label in labels]
+            forget()
+        assert official.downloads == [ARCHIVE]
+        assert files_below(tmp_path) == [tmp_path / "cache" / "tiny.npz"]
+        with np.load(tmp_path / "cache" / "tiny.npz") as file:
+            assert file["x_train"].shape == (10, 32, 32, 3)
+
+    def test_an_archive_with_another_checksum_is_refused(self, official, tmp_path):
+        official.answer = lambda name: bytes(len(SERVED[name]))
+        with pytest.raises(DataError, match="CIFAR-10 could not be downloaded"):
+            data.fetch("tiny")
+        assert files_below(tmp_path) == []
+        assert data.load("tiny").variant == "embedded"
+
+    @pytest.mark.parametrize("function", [Path.touch, os.system, eval])
+    def test_a_pickle_that_would_run_something_is_refused_and_nothing_runs(
+        self, official, monkeypatch, tmp_path, function
+    ):
+        payload = tmp_path / "payload"
+        arguments = {
+            Path.touch: (payload,),
+            os.system: (f"touch {payload}",),
+            eval: (f"__import__('pathlib').Path({str(payload)!r}).touch()",),
+        }
+
+        class Bad:
+            def __reduce__(self):
+                return function, arguments[function]
+
+        bad = pickle.dumps({b"data": Bad()}, protocol=2)
+        pickle.loads(bad)
+        assert payload.exists()  # it does run where nobody minds
+        payload.unlink()
+        self.replace(monkeypatch, official, tar({**MEMBERS, "cifar-10-batches-py/test_batch": bad}))
+        with pytest.raises(DataError, match=r"a pickle that names \w+\.\w+ is refused"):
+            data.fetch("tiny")
+        assert files_below(tmp_path) == []
+
+    @pytest.mark.parametrize("name", [b"numpy\nload", b"numpy.core.multiarray\nfromfile", b"_codecs\nencode"])
+    def test_of_numpy_it_may_name_only_what_makes_an_array(self, name):
+        with pytest.raises(ValueError, match="is refused"):
+            data._ArraysOnly(io.BytesIO(b"\x80\x02c" + name + b"\n."), encoding="bytes").load()
+
+    @pytest.mark.parametrize(
+        ("lacking", "change"),
+        [
+            ("data_batch_3", {"cifar-10-batches-py/data_batch_3": None}),
+            ("labels", {name: content.replace(b"labels", b"others") for name, content in MEMBERS.items()}),
+        ],
+    )
+    def test_what_the_archive_lacks_is_named(self, tmp_path, lacking, change):
+        members = {name: content for name, content in {**MEMBERS, **change}.items() if content is not None}
+        (tmp_path / ARCHIVE).write_bytes(tar(members))
+        with pytest.raises(ValueError, match=f"the archive lacks .*{lacking}"):
+            data._read_cifar10(tmp_path)
+
+    def test_members_with_other_names_are_written_nowhere(self, tmp_path):
+        (tmp_path / ARCHIVE).write_bytes(tar({**MEMBERS, "../outside": b"bad", "/tmp/l2l-outside": b"bad"}))
+        data._read_cifar10(tmp_path)
+        assert files_below(tmp_path) == [tmp_path / ARCHIVE]
+        assert not Path("/tmp/l2l-outside").exists()
+
+
+class TestPhotoPatches:
+    def test_they_are_balanced_and_never_called_cifar(self):
+        images = data.load("cifar10", "embedded")
+        assert images.title == "photo patches (10 photographs of scikit-image and scikit-learn)"
+        assert images.source == "scikit-image and scikit-learn"
+        assert len(set(images.classes)) == 10
+        assert "cifar" not in " ".join([images.title, images.source, *images.classes]).lower()
+        assert images.x_train.shape == (5000, 3, 32, 32)
+        assert images.x_test.shape == (1000, 3, 32, 32)
+        assert images.x_train.dtype == torch.uint8
+        assert torch.bincount(images.y_train).tolist() == [500] * 10
+        assert torch.bincount(images.y_test).tolist() == [100] * 10
+        # Each photograph is another one, and in colour.
+        means = torch.stack(
+            [images.x_train[images.y_train == label].float().mean(dim=(0, 2, 3)) for label in range(10)]
+        )
+        assert torch.pdist(means).min() > 1
+        assert (means.amax(dim=1) - means.amin(dim=1)).min() > 0.5
+
+    def test_they_are_the_same_each_time(self):
+        first = data.load("cifar10", "embedded")
+        forget()
+        again = data.load("cifar10", "embedded")
+        assert first is not again
+        assert all(torch.equal(getattr(first, key), getattr(again, key)) for key in ARRAYS)
+
+    def test_no_pixel_is_both_in_training_and_in_testing(self):
+        """A photograph whose pixels are their own row and column."""
+        rows, columns = np.mgrid[:184, :288]
+        train, test = data._patches(np.stack([rows, columns, rows], axis=2))
+        assert train.shape == (500, 32, 32, 3)
+        assert test.shape == (100, 32, 32, 3)
+        assert train[..., 1].max() < test[..., 1].min()
+        for patches in (train, test):
+            assert len(np.unique(patches[:, 0, 0], axis=0)) == len(patches)
+            assert (patches[:, 31, 31] - patches[:, 0, 0] == 31).all()

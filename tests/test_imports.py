@@ -165,6 +165,7 @@ def test_importing_the_kit_loads_nothing_heavy(fresh):
     """Meta-training runs on a bare GPU server: torch, numpy, safetensors and tqdm."""
     assert "l2l_kit" in fresh["modules"]
     others = {"papermill", "IPython", "jupyterlab", "sqlalchemy", "pooch", "requests", "mlxtend", "sklearn", "scipy"}
+    others |= {"skimage", "PIL"}
     assert not (FIGURES | HEAVY | others) & set(fresh["modules"])
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from l2l_kit.errors import MetaTrainingDivergedError
-from l2l_kit.optimizers import LSTMOptimizer
+from l2l_kit.optimizers import GroupedLSTMs, LSTMOptimizer
+from l2l_kit.optimizers.tape import floats_per_step
 from l2l_kit.problems import Optimizees, QuadraticOptimizees
-from l2l_kit.training import AutogradUnroller, ReplayUnroller, rollout, unroll
-from l2l_kit.training.unroll import floats_per_step
+from l2l_kit.training import AutogradUnroller, ReplayUnroller, replay, rollout, unroll
 
 OPTIMIZERS = {
     "one layer": {"num_layers": 1},
@@ -18,11 +18,19 @@ OPTIMIZERS = {
     "log-sign": {"preprocessing": "log-sign"},
     "log-sign, one layer, scaled output": {"preprocessing": "log-sign", "num_layers": 1, "output_scale": 0.1},
 }
+KINDS = {"weight": "conv.weight", "bias": "fc.bias", "offset": "conv.offset"}
 WINDOWS = {"one window": [5], "windows": [4, 4, 4], "a shorter last window": [4, 4, 1], "single steps": [1, 1, 1]}
 
 
 def make_optimizer(**arguments):
     return LSTMOptimizer(hidden_size=6, **arguments).double()
+
+
+def make_groups():
+    """Two LSTMs that differ in everything; of `Layers` each looks after parameters that do not lie side by side."""
+    one = {"hidden_size": 5, "preprocessing": "log-sign", "seed": 1}
+    other = {"hidden_size": 3, "num_layers": 1, "output_scale": 0.3, "seed": 2}
+    return GroupedLSTMs({"conv": one, "fc": other}).double()
 
 
 def quadratics(n=3, dim=5, seed=0):
@@ -52,6 +60,17 @@ class Network(Optimizees):
     def losses(self, params, step):
         hidden = torch.einsum("noi,ni->no", params["weight"], self.data[step]) + params["bias"]
         return (hidden.tanh().sum(dim=1) + params["offset"] - 1).square()
+
+
+class Layers(Network):
+    """`Network` with kinds of parameters."""
+
+    @property
+    def start(self):
+        return {KINDS[name]: tensor for name, tensor in self._start.items()}
+
+    def losses(self, params, step):
+        return super().losses({name: params[full] for name, full in KINDS.items()}, step)
 
 
 def run(unroller, optimizees, windows):
@@ -84,14 +103,14 @@ def test_replay_in_chunks_equals_replay_at_once(monkeypatch, arguments, chunk, s
     """15 coordinates, in chunks that do not divide them."""
     taped = set()
 
-    class Tape(unroll.LSTMTape):
+    class Tape(replay.LSTMTape):
         def __init__(self, optimizer, coordinates, steps):
             taped.add(coordinates)
             super().__init__(optimizer, coordinates, steps)
 
     optimizer, windows = make_optimizer(**arguments), [4, 4, 2]
     whole = run(ReplayUnroller(optimizer), quadratics(), windows)
-    monkeypatch.setattr(unroll, "LSTMTape", Tape)
+    monkeypatch.setattr(replay, "LSTMTape", Tape)
     tape_bytes = chunk * 4 * floats_per_step(optimizer) * 8
     unroller = ReplayUnroller(optimizer, tape_bytes)
     unroller.begin(quadratics())
@@ -275,9 +294,9 @@ class TestSampledCoordinates:
     """The meta-gradient from a sample of the coordinates."""
 
     def unroller(self, sample, dim=6, n=3):
-        replay = ReplayUnroller(make_optimizer(), sample=sample)
-        replay.begin(quadratics(n, dim), torch.Generator().manual_seed(0))
-        return replay
+        unroller = ReplayUnroller(make_optimizer(), sample=sample)
+        unroller.begin(quadratics(n, dim), torch.Generator().manual_seed(0))
+        return unroller
 
     def test_a_sample_of_all_is_exact(self):
         optimizer = make_optimizer()
@@ -291,7 +310,7 @@ class TestSampledCoordinates:
         weights = torch.full((9,), 2.0, dtype=torch.float64)
         windows = []
         for half in halves:
-            monkeypatch.setattr(ReplayUnroller, "_chosen", lambda _, half=half: (half, weights))
+            monkeypatch.setattr(replay.Replay, "_choose", lambda _, half=half: (half, weights))
             windows.append(run(ReplayUnroller(optimizer, tape_bytes, sample=1), quadratics(3, 6), [4, 4]))
         monkeypatch.undo()
         for one, other, exact in zip(*windows, run(ReplayUnroller(optimizer), quadratics(3, 6), [4, 4]), strict=True):
@@ -301,9 +320,8 @@ class TestSampledCoordinates:
                 assert (mean - gradient).norm() <= 1e-12 * gradient.norm()
 
     def test_the_sample_is_drawn_from_each_tensor_of_each_optimizee(self):
-        replay = ReplayUnroller(make_optimizer(), sample=3)
-        replay.begin(Network(n=2), torch.Generator().manual_seed(0))
-        chosen, weights = replay._chosen()
+        draws = torch.Generator().manual_seed(0)
+        chosen, weights = replay.Replay(replay.Tapes(make_optimizer()), 2, [8, 2, 1], 10**9, 3, draws)._choose()
         chosen, weights = chosen.view(2, -1), weights.view(2, -1)
         assert chosen.shape == (2, 3 + 2 + 1)  # of 8, 2 and 1
         for row in range(2):
@@ -314,13 +332,49 @@ class TestSampledCoordinates:
             assert weights[row].tolist() == pytest.approx([8 / 3] * 3 + [1, 1, 1])
 
     def test_every_coordinate_has_the_same_chance(self):
-        replay = self.unroller(sample=2)
-        counts = torch.stack([torch.bincount(replay._chosen()[0], minlength=18) for _ in range(3000)]).sum(0)
+        drawing = replay.Replay(replay.Tapes(make_optimizer()), 3, [6], 10**9, 2, torch.Generator().manual_seed(0))
+        counts = torch.stack([torch.bincount(drawing._choose()[0], minlength=18) for _ in range(3000)]).sum(0)
         assert (counts - 1000).abs().max() < 5 * (3000 * (1 / 3) * (2 / 3)) ** 0.5
 
     def test_the_draws_are_those_of_the_generator(self):
         one, same, other = self.unroller(2), self.unroller(2), self.unroller(2)
         other._draws.manual_seed(1)
-        first, second, third = (replay.advance(4).meta_gradient["output.weight"] for replay in (one, same, other))
+        first, second, third = (made.advance(4).meta_gradient["output.weight"] for made in (one, same, other))
         assert torch.equal(first, second)
         assert not torch.equal(first, third)
+
+
+class TestGroups:
+    @pytest.mark.parametrize("windows", WINDOWS.values(), ids=WINDOWS)
+    @pytest.mark.parametrize("tape_bytes", [1, 10**9], ids=["chunks", "at once"])
+    def test_replay_equals_autograd(self, windows, tape_bytes):
+        optimizer = make_groups()
+        found = run(ReplayUnroller(optimizer, tape_bytes), Layers(), windows)
+        expected = run(AutogradUnroller(optimizer, second_derivatives=False), Layers(), windows)
+        assert_equal_windows(found, expected)
+        assert found[0].meta_gradient.keys() == dict(optimizer.named_parameters()).keys()
+
+    @pytest.mark.parametrize("kind", UNROLLERS.values(), ids=UNROLLERS)
+    def test_losses_are_those_of_a_rollout(self, kind):
+        optimizer = make_groups()
+        windows = run(kind(optimizer), Layers(), [4, 4, 1])
+        losses = torch.cat([window.losses for window in windows]).T
+        torch.testing.assert_close(losses, rollout(optimizer, Layers(), 9)[:, 1:], rtol=1e-12, atol=0)
+
+    @pytest.mark.parametrize("kind", [UNROLLERS["replay"], UNROLLERS["second derivatives"]])
+    def test_groups_of_one_rule_are_that_rule(self, kind):
+        """The same LSTM for both kinds: the meta-gradients add up to the one that it has alone."""
+        alone = make_optimizer(preprocessing="log-sign")
+        groups = GroupedLSTMs({"conv": alone.config(), "fc": alone.config()}).double()
+        for found, expected in zip(
+            run(kind(groups), Layers(), [4, 4]), run(kind(alone), Network(), [4, 4]), strict=True
+        ):
+            torch.testing.assert_close(found.losses, expected.losses, rtol=1e-12, atol=0)
+            for name, gradient in expected.meta_gradient.items():
+                total = sum(found.meta_gradient[f"groups.{kind}.{name}"] for kind in ("conv", "fc"))
+                assert (total - gradient).norm() <= 1e-12 * gradient.norm()
+
+    def test_a_sample_of_all_is_exact(self):
+        optimizer = make_groups()
+        exact = run(ReplayUnroller(optimizer), Layers(), [4, 4])
+        assert_equal_windows(run(ReplayUnroller(optimizer, sample=8), Layers(), [4, 4]), exact)

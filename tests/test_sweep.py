@@ -9,7 +9,7 @@ import torch
 
 from l2l_kit import zoo
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.evaluation import Curves, Sweep, architecture, compare, read_sweep, run_setting, swept_baselines, tune
+from l2l_kit.evaluation import Curves, Sweep, as_word, compare, held_out, read_sweep, run_setting, swept_baselines, tune
 from l2l_kit.evaluation import sweep as module
 from l2l_kit.optimizers import BASELINES, LSTMOptimizer, baseline
 from l2l_kit.paths import RECIPES, SWEEPS
@@ -84,12 +84,12 @@ def measured(monkeypatch):
     """What was really run, and on what: "learned" for each learned optimizer, "baseline" for each tuned one."""
     runs = []
 
-    def spy(optimizers, problem, original=module.compare, **arguments):
+    def spy(optimizers, problem, *arguments, original=module.matched):
         kinds = ["learned" if isinstance(optimizer, LSTMOptimizer) else "baseline" for optimizer in optimizers.values()]
         runs.extend((kind, problem) for kind in kinds)
-        return original(optimizers, problem, **arguments)
+        return original(optimizers, problem, *arguments)
 
-    monkeypatch.setattr(module, "compare", spy)
+    monkeypatch.setattr(module, "matched", spy)
     return runs
 
 
@@ -146,6 +146,44 @@ class TestRows:
                 table = run(tmp_path, sweep, setting)
                 assert table["hidden"].tolist() == [word] * 3
                 assert table["activation"].tolist() == ["relu"] * 3
+
+
+class TestHeldOut:
+    """On images that no network is trained on: what `held_out` measures, of baselines tuned for that."""
+
+    SWEEP = replace(
+        QUICK,
+        problem={"name": "mnist", "digits": "embedded", "hidden": [3], "batch_size": 4},
+        grid={"init_scale": [0.1]},
+        learned={"LSTM": "one"},
+        steps=[1, 4],
+        learning_rates={"sgd": [0.01, 3.0]},
+        tasks=3,
+        held_out=True,
+    )
+
+    @pytest.fixture
+    def rule(self):
+        return {"LSTM": LSTMOptimizer(hidden_size=3, output_scale=0.1)}
+
+    def test_the_losses_are_those_on_test_images(self, tmp_path, rule):
+        table = run(tmp_path, self.SWEEP, {"init_scale": 0.1}, rule)
+        problem = self.SWEEP.make_problem({"init_scale": 0.1})
+        counts = {"seed": 4, "device": "cpu"}
+        for step in (1, 4):
+            tuned = tune(
+                "sgd", problem, steps=step, tasks=5, learning_rates=[0.01, 3.0], held_out=True, **counts
+            ).best()
+            expected = held_out({**rule, "SGD": tuned}, problem, at=[step], tasks=3, **counts)
+            rows = table[table["step"] == step]
+            assert rows["mean"].tolist() == pytest.approx(expected["loss"].tolist(), rel=1e-6)
+            assert rows["lr"].iloc[1] == tuned.lr
+
+    def test_it_is_measured_apart_from_the_losses_of_minibatches(self, tmp_path, rule):
+        on_test_images, on_minibatches = (
+            run(tmp_path, replace(self.SWEEP, held_out=held), {"init_scale": 0.1}, rule) for held in (True, False)
+        )
+        assert not on_test_images["mean"].equals(on_minibatches["mean"])
 
 
 class TestParts:
@@ -243,8 +281,8 @@ class TestBaselinesOfASweep:
             swept_baselines(pd.concat([table, table.assign(dim=2)]), 2)
 
 
-def test_an_architecture_is_one_word():
-    assert [architecture(hidden) for hidden in ([20], [5, 5], [20, 10, 5])] == ["20", "5-5", "20-10-5"]
+def test_a_list_is_one_word():
+    assert [as_word(hidden) for hidden in ([20], [5, 5], [20, 10, 5])] == ["20", "5-5", "20-10-5"]
 
 
 def test_the_kit_has_sweeps():
@@ -262,6 +300,7 @@ MISTAKES = {
     "no steps": ("steps = [5, 10]", "steps = []", "steps must be a list with something in it, got []"),
     "one number of steps": ("steps = [5, 10]", "steps = 5", "steps must be a list with something in it, got 5"),
     "steps of zero": ("steps = [5, 10]", "steps = [0, 5]", "whole numbers of at least 1, got 0"),
+    "steps that fall": ("steps = [5, 10]", "steps = [10, 5]", "steps must ascend, got [10, 5]"),
     "tasks in words": ("tasks = 4", 'tasks = "four"', "whole numbers of at least 1, got 'four'"),
     "no tasks to tune on": ("tuning_tasks = 3", "tuning_tasks = 0", "whole numbers of at least 1, got 0"),
     "empty part of the grid": ("dim = [2, 3]", "dim = []", "grid.dim must be a list with something in it, got []"),

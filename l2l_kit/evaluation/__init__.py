@@ -6,7 +6,7 @@ from l2l_kit.evaluation.along_the_way import held_out, proposed_steps
 from l2l_kit.evaluation.claims import Claim, beats_baselines, falls_behind, wins_sweep
 from l2l_kit.evaluation.compare import Curves, Interval, compare
 from l2l_kit.evaluation.results import machine, read_result, write_result
-from l2l_kit.evaluation.sweep import Sweep, architecture, read_sweep, run_setting, swept_baselines
+from l2l_kit.evaluation.sweep import Part, Sweep, as_word, read_sweep, run_part, run_setting, swept_baselines
 from l2l_kit.evaluation.trajectories import Trajectories, trajectories
 from l2l_kit.evaluation.tuning import LEARNING_RATES, Tuning, learning_rates, tune, tuned_baselines, tuning_table
 
@@ -15,10 +15,11 @@ __all__ = [
     "Claim",
     "Curves",
     "Interval",
+    "Part",
     "Sweep",
     "Trajectories",
     "Tuning",
-    "architecture",
+    "as_word",
     "beats_baselines",
     "compare",
     "falls_behind",
@@ -28,6 +29,7 @@ __all__ = [
     "proposed_steps",
     "read_result",
     "read_sweep",
+    "run_part",
     "run_setting",
     "swept_baselines",
     "trajectories",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -12,9 +12,10 @@ from torch import Tensor
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.optimizers import Optimizer
 from l2l_kit.problems import Optimizees, Problem
+from l2l_kit.problems.base import Classifiers
 from l2l_kit.randomness import generator
-from l2l_kit.tensors import pick_device
-from l2l_kit.training.rollout import rollout
+from l2l_kit.tensors import Layout, pick_device
+from l2l_kit.training.rollout import trace
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -177,9 +178,48 @@ def matched(
         yield name, optimizer, problem.sample(tasks, generator(seed, "test"), chosen)
 
 
-def measured(optimizer: Optimizer[Any], optimizees: Optimizees, steps: int) -> Tensor:
-    """`rollout` as statistics want it: on the CPU, and a run that diverged counts as infinite."""
-    return rollout(optimizer, optimizees, steps).cpu().nan_to_num(nan=torch.inf, posinf=torch.inf)
+def measured(optimizer: Optimizer[Any], optimizees: Optimizees, at: Sequence[int], *, held_out: bool = False) -> Tensor:
+    """Losses after chosen numbers of steps as statistics want them: on the CPU, infinite where a run diverged.
+
+    Args:
+        optimizer: learned or not.
+        optimizees: what it is run on.
+        at: after how many steps, in ascending order.
+        held_out: the loss on the test images, as `tested` gives it, instead of the one whose gradient a step follows.
+
+    Returns:
+        Shape ``(n, len(at))``.
+    """
+    if held_out:
+        losses, _ = tested(optimizer, optimizees, at)
+    else:
+        noted = set(at)
+        run = enumerate(trace(optimizer, optimizees, max(at)))
+        losses = torch.stack([losses for step, (_, losses) in run if step in noted], dim=1).cpu()
+    return losses.nan_to_num(nan=torch.inf, posinf=torch.inf)
+
+
+def tested(optimizer: Optimizer[Any], optimizees: Optimizees, at: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Loss on the test images, and the share of right answers, after chosen numbers of steps.
+
+    Args:
+        optimizer: learned or not.
+        optimizees: what it is run on.
+        at: after how many steps, in ascending order.
+
+    Returns:
+        Two tensors of shape ``(n, len(at))``, on the CPU.
+
+    Raises:
+        TypeError: if the optimizees are no classifiers.
+    """
+    if not isinstance(optimizees, Classifiers):
+        raise TypeError(f"{type(optimizees).__name__} have no test images.")
+    layout, noted = Layout.of(optimizees.start), set(at)
+    run = enumerate(trace(optimizer, optimizees, max(at)))
+    scores = [optimizees.test(layout.unravel(rows)) for step, (rows, _) in run if step in noted]
+    losses, accuracies = (torch.stack(columns, dim=1).cpu() for columns in zip(*scores, strict=True))
+    return losses, accuracies
 
 
 def compare(
@@ -209,5 +249,5 @@ def compare(
     if steps < 1 or tasks < 1:
         raise ValueError(f"compare: steps and tasks must be at least 1, got steps={steps!r}, tasks={tasks!r}.")
     runs = matched(optimizers, problem, tasks, seed, device)
-    losses = {name: measured(optimizer, optimizees, steps) for name, optimizer, optimizees in runs}
+    losses = {name: measured(optimizer, optimizees, range(steps + 1)) for name, optimizer, optimizees in runs}
     return Curves(losses, problem.config(), seed)

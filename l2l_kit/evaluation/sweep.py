@@ -6,20 +6,19 @@ import hashlib
 import itertools
 import json
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from l2l_kit import problems
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.evaluation.compare import Curves, compare
+from l2l_kit.evaluation.compare import Curves, matched, measured
 from l2l_kit.evaluation.tuning import tune
-from l2l_kit.optimizers import BASELINES, Baseline, LSTMOptimizer, baseline
+from l2l_kit.optimizers import BASELINES, Baseline, LearnedRule, Optimizer, baseline
 from l2l_kit.paths import SWEEPS, toml_file
 from l2l_kit.problems import Problem
 from l2l_kit.storage import read_tensors, write_tensors
@@ -40,10 +39,12 @@ class Sweep:
         problem: configuration that all settings share.
         grid: lists of values of the fields that vary; their product is swept.
         learned: pretrained optimizers by the label that figures show; ratios are those of the first.
-        steps: numbers of updates after which the losses are noted; baselines are tuned for each.
+        steps: numbers of updates after which the losses are noted, in ascending order; baselines are tuned for each.
         tasks: fresh optimizees per setting.
         tuning_tasks: optimizees to tune the baselines on.
         learning_rates: what is tried for each baseline.
+        held_out: whether the losses are those on the test images, in tuning as in comparison (which is to the
+            advantage of the baselines, the only ones that are tuned).
         seed: of all draws.
     """
 
@@ -55,6 +56,7 @@ class Sweep:
     tasks: int
     tuning_tasks: int
     learning_rates: Mapping[str, list[float]]
+    held_out: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -71,6 +73,8 @@ class Sweep:
         for number in (*self.steps, self.tasks, self.tuning_tasks):
             if not isinstance(number, int) or number < 1:
                 raise ValueError(f"steps, tasks and tuning_tasks must be whole numbers of at least 1, got {number!r}")
+        if self.steps != sorted(set(self.steps)):
+            raise ValueError(f"steps must ascend, got {self.steps!r}")
         for name, rates in self.learning_rates.items():
             if name not in BASELINES:
                 raise UnknownNameError("baseline", name, BASELINES)
@@ -81,6 +85,11 @@ class Sweep:
     def settings(self) -> list[dict[str, Any]]:
         """The grid's combinations, each as the fields that it sets."""
         return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
+
+    @property
+    def labels(self) -> list[str]:
+        """All optimizers, as figures show them: the learned ones, then the baselines."""
+        return [*self.learned, *(BASELINES[name] for name in self.learning_rates)]
 
     def make_problem(self, setting: Mapping[str, Any]) -> Problem:
         """The problem of one setting."""
@@ -104,22 +113,69 @@ def read_sweep(name_or_path: str | Path) -> Sweep:
         raise ValueError(f"{path}: not a valid sweep: {error}") from error
 
 
+class Part(NamedTuple):
+    """What one optimizer did in one setting.
+
+    Attributes:
+        losses: at the sweep's steps, shape ``(tasks, steps)``.
+        rates: the learning rates that were tuned for those steps; none for a learned optimizer.
+    """
+
+    losses: Tensor
+    rates: list[float]
+
+
+def run_part(
+    sweep: Sweep,
+    setting: Mapping[str, Any],
+    label: str,
+    learned: Mapping[str, LearnedRule],
+    parts: Path,
+    device: str | torch.device | None = None,
+) -> Part:
+    """Run one optimizer on the fresh optimizees of a setting; a baseline is tuned for it first.
+
+    Args:
+        sweep: what the setting belongs to.
+        setting: one of `Sweep.settings`.
+        label: one of `Sweep.labels`.
+        learned: the optimizers that `Sweep.learned` names.
+        parts: folder for what was run, so that an interrupted sweep goes on where it was and a newly trained optimizer
+            does not make the baselines run again.
+        device: None for the best there is.
+    """
+    problem = sweep.make_problem(setting)
+    asked = {"problem": problem.config(), "steps": sweep.steps, "tasks": sweep.tasks, "seed": sweep.seed}
+    if sweep.held_out:
+        asked["held_out"] = True
+    if label in learned:
+        optimizer = learned[label]
+        weights = {name: tensor.cpu() for name, tensor in optimizer.state_dict().items()}
+        path = parts / _part_name({**asked, "optimizer": optimizer.config()}, weights)
+        if not path.exists():
+            _write(path, Part(_losses(optimizer, sweep, problem, sweep.steps, device), []))
+    else:
+        name = next(name for name in sweep.learning_rates if BASELINES[name] == label)
+        grid = sweep.learning_rates[name]
+        asked |= {"baseline": name, "grid": grid, "tuning_tasks": sweep.tuning_tasks}
+        path = parts / _part_name(asked, {})
+        if not path.exists():
+            _write(path, _tune_and_run(name, sweep, problem, device))
+    tensors, about = read_tensors(path, PART_VERSION)
+    return Part(tensors["losses"], about["rates"])
+
+
 def run_setting(
     sweep: Sweep,
     setting: Mapping[str, Any],
-    learned: Mapping[str, LSTMOptimizer],
+    learned: Mapping[str, LearnedRule],
     parts: Path,
     device: str | torch.device | None = None,
 ) -> pd.DataFrame:
     """Tune every baseline for one setting, then run all optimizers on the same fresh optimizees.
 
     Args:
-        sweep: what the setting belongs to.
-        setting: one of `Sweep.settings`.
-        learned: the optimizers that `Sweep.learned` names.
-        parts: folder for the losses of each optimizer, so that an interrupted sweep goes on where it was and a newly
-            trained optimizer does not make the baselines run again.
-        device: None for the best there is.
+        sweep, setting, learned, parts, device: as in `run_part`, which is called for each optimizer.
 
     Returns:
         A row for each number of steps and optimizer: the setting's fields, `step`, `optimizer`, `lr` (none for a
@@ -128,69 +184,52 @@ def run_setting(
     """
     import pandas as pd
 
-    problem = sweep.make_problem(setting)
-    asked = {"problem": problem.config(), "steps": sweep.steps, "tasks": sweep.tasks, "seed": sweep.seed}
-    losses, rates = {}, {}
-    for label, optimizer in learned.items():
-        weights = {name: tensor.cpu() for name, tensor in optimizer.state_dict().items()}
-        part = parts / _part_name({**asked, "optimizer": optimizer.config()}, weights)
-        losses[label], _ = _once(part, partial(_run_learned, optimizer, sweep, problem, device))
-    for name, grid in sweep.learning_rates.items():
-        part = parts / _part_name({**asked, "baseline": name, "grid": grid, "tuning_tasks": sweep.tuning_tasks}, {})
-        losses[BASELINES[name]], rates[BASELINES[name]] = _once(
-            part, partial(_tune_and_run, name, grid, sweep, problem, device)
-        )
+    ran = {label: run_part(sweep, setting, label, learned, parts, device) for label in sweep.labels}
+    problem = sweep.make_problem(setting).config()
     first = next(iter(learned))
     rows = []
     for column, step in enumerate(sweep.steps):
-        curves = Curves({label: noted[:, [column]] for label, noted in losses.items()}, problem.config(), sweep.seed)
-        for label in losses:
+        curves = Curves({label: part.losses[:, [column]] for label, part in ran.items()}, problem, sweep.seed)
+        for label, part in ran.items():
             mean, low, high = (value.item() for value in curves.interval(label))
             ratio, ratio_low, ratio_high = (value.item() for value in curves.interval(first, over=label))
-            row = {key: architecture(value) if isinstance(value, list) else value for key, value in setting.items()}
-            row |= {"step": step, "optimizer": label, "lr": rates[label][column] if label in rates else None}
+            row = {key: as_word(value) if isinstance(value, list) else value for key, value in setting.items()}
+            row |= {"step": step, "optimizer": label, "lr": part.rates[column] if part.rates else None}
             row |= {"mean": mean, "low": low, "high": high}
             row |= {"ratio": ratio, "ratio_low": ratio_low, "ratio_high": ratio_high}
             rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _run_learned(
-    optimizer: LSTMOptimizer, sweep: Sweep, problem: Problem, device: str | torch.device | None
-) -> tuple[Tensor, list[float]]:
-    """Losses at the sweep's steps, ``(tasks, steps)``, of one run."""
-    curves = compare(
-        {"": optimizer}, problem, steps=max(sweep.steps), tasks=sweep.tasks, seed=sweep.seed, device=device
-    )
-    return curves[""][:, sweep.steps], []
+def _write(path: Path, part: Part) -> None:
+    write_tensors(path, {"losses": part.losses}, {"rates": part.rates}, PART_VERSION)
 
 
-def _tune_and_run(
-    name: str, grid: list[float], sweep: Sweep, problem: Problem, device: str | torch.device | None
-) -> tuple[Tensor, list[float]]:
-    """Losses at the sweep's steps, ``(tasks, steps)``, each of a run with the learning rate tuned for it."""
-    counts = {"tasks": sweep.tuning_tasks, "seed": sweep.seed}
-    tuning = tune(name, problem, steps=sweep.steps, learning_rates=grid, device=device, **counts)
-    tuned = [tuning.best(step=step) for step in sweep.steps]
-    curves = compare(
-        {str(best.lr): best for best in tuned},
+def _tune_and_run(name: str, sweep: Sweep, problem: Problem, device: str | torch.device | None) -> Part:
+    """Each of the losses is from a run with the learning rate that is tuned for its step."""
+    tuning = tune(
+        name,
         problem,
-        steps=max(sweep.steps),
-        tasks=sweep.tasks,
+        steps=sweep.steps,
+        tasks=sweep.tuning_tasks,
+        learning_rates=sweep.learning_rates[name],
+        held_out=sweep.held_out,
         seed=sweep.seed,
         device=device,
     )
-    columns = [curves[str(best.lr)][:, step] for step, best in zip(sweep.steps, tuned, strict=True)]
-    return torch.stack(columns, dim=1), [best.lr for best in tuned]
+    best = {step: tuning.best(step=step) for step in sweep.steps}
+    columns: dict[int, Tensor] = {}
+    for tuned in dict.fromkeys(best.values()):
+        at = [step for step in sweep.steps if best[step] == tuned]
+        columns |= zip(at, _losses(tuned, sweep, problem, at, device).unbind(dim=1), strict=True)
+    return Part(torch.stack([columns[step] for step in sweep.steps], dim=1), [tuned.lr for tuned in best.values()])
 
 
-def _once(part: Path, run: Callable[[], tuple[Tensor, list[float]]]) -> tuple[Tensor, list[float]]:
-    """What `run` gives, from a file where it has been run before."""
-    if not part.exists():
-        losses, rates = run()
-        write_tensors(part, {"losses": losses}, {"rates": rates}, PART_VERSION)
-    tensors, about = read_tensors(part, PART_VERSION)
-    return tensors["losses"], about["rates"]
+def _losses(
+    optimizer: Optimizer[Any], sweep: Sweep, problem: Problem, at: list[int], device: str | torch.device | None
+) -> Tensor:
+    ((_, rule, optimizees),) = matched({"": optimizer}, problem, sweep.tasks, sweep.seed, device)
+    return measured(rule, optimizees, at, held_out=sweep.held_out)
 
 
 def _part_name(asked: Mapping[str, Any], weights: Tensors) -> str:
@@ -201,9 +240,9 @@ def _part_name(asked: Mapping[str, Any], weights: Tensors) -> str:
     return f"{digest.hexdigest()[:16]}.safetensors"
 
 
-def architecture(hidden: list[int]) -> str:
-    """Units of the hidden layers as one word, such as "20-20"."""
-    return "-".join(map(str, hidden))
+def as_word(numbers: list[int]) -> str:
+    """Units of hidden layers, or labels, as tables have them: "20-20"."""
+    return "-".join(map(str, numbers))
 
 
 def swept_baselines(table: pd.DataFrame, step: int, **setting: Any) -> dict[str, Baseline]:

@@ -67,6 +67,7 @@ def tune(
     steps: int | Sequence[int] = 100,
     tasks: int = 1000,
     learning_rates: Sequence[float] = LEARNING_RATES,
+    held_out: bool = False,
     seed: int = 0,
     device: str | torch.device | None = None,
 ) -> Tuning:
@@ -78,12 +79,14 @@ def tune(
         steps: updates per run; several numbers note the loss at each of them.
         tasks: number of optimizees.
         learning_rates: the grid.
+        held_out: note the loss on the test images.
         seed: of the optimizees.
         device: None for the best there is.
 
     Raises:
         UnknownNameError: for an unknown baseline.
         ValueError: if the grid is empty, a learning rate is not a positive number, or `steps` or `tasks` is below 1.
+        TypeError: if the problem has no test images, but `held_out` asks for them.
     """
     import pandas as pd
 
@@ -95,7 +98,7 @@ def tune(
     optimizees = problem.sample(tasks, generator(seed, "tuning"), pick_device(device))
     rows = []
     for optimizer in [baseline(name, lr) for lr in learning_rates]:
-        losses = measured(optimizer, optimizees, noted[-1])[:, noted]
+        losses = measured(optimizer, optimizees, noted, held_out=held_out)
         curves = Curves({name: losses}, problem.config(), seed)
         mean, median = (curves.statistic(name, kind).tolist() for kind in ("mean", "median"))
         rows += [(optimizer.lr, *row) for row in zip(noted, mean, median, strict=True)]

@@ -1,4 +1,4 @@
-"""Who optimizes: the LSTM optimizer, and the hand-designed baselines."""
+"""Who optimizes: the LSTM optimizer, several of them in groups, and the hand-designed baselines."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.optimizers.base import Optimizer
+from l2l_kit.optimizers.base import LearnedRule, Optimizer
 from l2l_kit.optimizers.baselines import BASELINES, Baseline, baseline
+from l2l_kit.optimizers.groups import GroupedLSTMs
 from l2l_kit.optimizers.lstm import LSTMOptimizer, LSTMState
 from l2l_kit.optimizers.preprocessing import Identity, LogSign, Preprocessing, Scale
 from l2l_kit.optimizers.tape import LSTMTape
@@ -15,10 +16,12 @@ from l2l_kit.optimizers.tape import LSTMTape
 __all__ = [
     "BASELINES",
     "Baseline",
+    "GroupedLSTMs",
     "Identity",
     "LSTMOptimizer",
     "LSTMState",
     "LSTMTape",
+    "LearnedRule",
     "LogSign",
     "Optimizer",
     "Preprocessing",
@@ -27,11 +30,11 @@ __all__ = [
     "make",
 ]
 
-_LEARNED: dict[str, type[LSTMOptimizer]] = {LSTMOptimizer.kind: LSTMOptimizer}
+_LEARNED: dict[str, type[LearnedRule]] = {rule.kind: rule for rule in (LSTMOptimizer, GroupedLSTMs)}
 
 
-def make(config: Mapping[str, Any]) -> LSTMOptimizer:
-    """Build a learned optimizer, with its initial weights, from its configuration; inverse of `LSTMOptimizer.config`.
+def make(config: Mapping[str, Any]) -> LearnedRule:
+    """Build a learned optimizer, with its initial weights, from its configuration; inverse of `LearnedRule.config`.
 
     Raises:
         UnknownNameError: if there is no learned optimizer of that kind; the message offers the nearest one.

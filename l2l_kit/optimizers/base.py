@@ -1,10 +1,16 @@
-"""The contract of every optimizer, learned or not."""
+"""The contract of every optimizer, and what a learned one has on top of it."""
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
-from l2l_kit.tensors import Tensors
+from torch import Tensor, nn
+
+from l2l_kit.tensors import Layout, Tensors
+
+if TYPE_CHECKING:
+    from l2l_kit.optimizers.lstm import LSTMOptimizer
 
 State = TypeVar("State")
 
@@ -21,3 +27,45 @@ class Optimizer(Protocol[State]):
 
     def update(self, gradients: Tensors, state: State) -> tuple[Tensors, State]:
         """The updates g(t) to add to the parameters, and the state h(t+1). Never differentiated through."""
+
+
+class Part(NamedTuple):
+    """The coordinates that one LSTM of a learned optimizer looks after.
+
+    Attributes:
+        prefix: of the LSTM's weights among those of the whole.
+        lstm: who looks after them.
+        columns: where they are in a row of all coordinates of an optimizee.
+        sizes: coordinates of each of their tensors.
+    """
+
+    prefix: str
+    lstm: LSTMOptimizer
+    columns: slice | Tensor
+    sizes: list[int]
+
+
+class LearnedRule(nn.Module, ABC):
+    """A learned optimizer: an `Optimizer` whose weights φ can be trained, saved and loaded."""
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """What `optimizers.make` needs to build this optimizer again, up to its weights."""
+
+    @abstractmethod
+    def lstm_for(self, kind: str | None) -> LSTMOptimizer:
+        """The LSTM that looks after a kind of parameter, such as "conv"; None where the kind is not known."""
+
+    @abstractmethod
+    def parts(self, layout: Layout) -> list[Part]:
+        """Which LSTM looks after which coordinates of parameters with that layout."""
+
+    @abstractmethod
+    def init(self, params: Tensors) -> Any:
+        """As in `Optimizer`."""
+
+    @abstractmethod
+    def update(self, gradients: Tensors, state: Any) -> tuple[Tensors, Any]:
+        """As in `Optimizer`."""

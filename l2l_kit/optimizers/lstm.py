@@ -8,7 +8,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
+from l2l_kit.optimizers.base import LearnedRule, Part
 from l2l_kit.optimizers.preprocessing import Preprocessing, make_preprocessing
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, Tensors, ravel
@@ -57,7 +59,7 @@ def _tanh(values: Tensor) -> Tensor:
     return 2 * (2 * values).sigmoid() - 1
 
 
-class LSTMOptimizer(nn.Module):
+class LSTMOptimizer(LearnedRule):
     """A learned optimizer: g(t), h(t+1) = m(∇f(θ(t)), h(t); φ), on every coordinate with shared weights φ (figure 3).
 
     Args:
@@ -109,8 +111,8 @@ class LSTMOptimizer(nn.Module):
             self.output.weight.uniform_(-bound, bound, generator=draws)
             self.output.bias.zero_()
 
+    @override
     def config(self) -> dict[str, Any]:
-        """What `optimizers.make` needs to build this optimizer again, up to its weights."""
         return {
             "kind": self.kind,
             "hidden_size": self.hidden_size,
@@ -120,6 +122,14 @@ class LSTMOptimizer(nn.Module):
             "forget_bias": self.forget_bias,
             "seed": self.seed,
         }
+
+    @override
+    def lstm_for(self, kind: str | None) -> LSTMOptimizer:
+        return self
+
+    @override
+    def parts(self, layout: Layout) -> list[Part]:
+        return [Part("", self, slice(None), layout.sizes)]
 
     def initial_state(self, coordinates: int) -> LSTMState:
         """State h(0) = 0 for that many coordinates."""
@@ -145,8 +155,8 @@ class LSTMOptimizer(nn.Module):
         update = torch.addmm(self.output.bias[:, None], self.output.weight, signal)
         return self.output_scale * update[0], LSTMState(torch.stack(hidden), torch.stack(cell))
 
+    @override
     def init(self, params: Tensors) -> LSTMState:
-        """State h(0) = 0 for every coordinate of the parameters."""
         return self.initial_state(sum(tensor.numel() for tensor in params.values()))
 
     @torch.no_grad()
@@ -161,9 +171,9 @@ class LSTMOptimizer(nn.Module):
             after.hidden[..., part], after.cell[..., part] = new
         return updates, after
 
+    @override
     @torch.no_grad()
     def update(self, gradients: Tensors, state: LSTMState) -> tuple[Tensors, LSTMState]:
-        """`step` on named tensors."""
         rows = ravel(gradients)
         updates, state = self.step(rows.flatten(), state)
         return Layout.of(gradients).unravel(updates.view_as(rows)), state

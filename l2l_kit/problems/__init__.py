@@ -8,12 +8,23 @@ from typing import Any
 
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.problems.base import Optimizees, Problem
+from l2l_kit.problems.cifar import CIFAR, CIFAROptimizees
 from l2l_kit.problems.mnist import MNIST, MNISTOptimizees
 from l2l_kit.problems.quadratics import QuadraticOptimizees, Quadratics
 
-__all__ = ["MNIST", "MNISTOptimizees", "Optimizees", "Problem", "QuadraticOptimizees", "Quadratics", "make"]
+__all__ = [
+    "CIFAR",
+    "MNIST",
+    "CIFAROptimizees",
+    "MNISTOptimizees",
+    "Optimizees",
+    "Problem",
+    "QuadraticOptimizees",
+    "Quadratics",
+    "make",
+]
 
-_PROBLEMS: dict[str, type[Problem]] = {kind.name: kind for kind in (Quadratics, MNIST)}
+_PROBLEMS: dict[str, type[Problem]] = {kind.name: kind for kind in (Quadratics, MNIST, CIFAR)}
 
 
 def make(config: Mapping[str, Any]) -> Problem:

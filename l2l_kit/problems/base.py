@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, Tensors
 
 
@@ -51,6 +52,22 @@ class Classifiers(Optimizees):
         Args:
             params: named tensors of shape ``(n, *shape)``.
         """
+
+
+def draw_minibatches(order: int, step: int, n: int, batch_size: int, images: int) -> Tensor:
+    """Which images ``n`` optimizees see at a step, shape ``(n, batch_size)``.
+
+    A minibatch is a function of the step alone, so that every optimizer meets the same ones. They are drawn with
+    replacement: no order of the whole data has to be kept for each network.
+
+    Args:
+        order: seed of these optimizees' minibatches.
+        step: of the run.
+        n: number of optimizees.
+        batch_size: images per minibatch.
+        images: how many there are to draw from.
+    """
+    return torch.randint(images, (n, batch_size), generator=generator(order, "minibatch", step))
 
 
 class Problem(ABC):

@@ -15,8 +15,7 @@ from typing_extensions import override
 
 from l2l_kit import data
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.problems.base import Classifiers, Problem
-from l2l_kit.randomness import generator
+from l2l_kit.problems.base import Classifiers, Problem, draw_minibatches
 from l2l_kit.tensors import Tensors
 
 Activation = Literal["sigmoid", "relu", "tanh"]
@@ -57,11 +56,8 @@ class MNISTOptimizees(Classifiers):
     @override
     def losses(self, params: Tensors, step: int) -> Tensor:
         """Cross entropy, in nats, averaged over each network's minibatch of that step."""
-        # A minibatch is a function of the step alone, so that every optimizer meets the same ones. They are drawn with
-        # replacement: no order of the whole data has to be kept for each network.
         n = len(next(iter(params.values())))
-        draws = generator(self.order, "minibatch", step)
-        chosen = torch.randint(len(self.images), (n, self.batch_size), generator=draws).to(self.images.device)
+        chosen = draw_minibatches(self.order, step, n, self.batch_size, len(self.images)).to(self.images.device)
         logits = self.logits(params, self.images[chosen])
         losses = functional.cross_entropy(logits.flatten(0, 1), self.labels[chosen].flatten(), reduction="none")
         return losses.view(n, self.batch_size).mean(dim=1)

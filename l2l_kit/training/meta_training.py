@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from l2l_kit.errors import MetaTrainingDivergedError, UnknownNameError, WeightsFileError
-from l2l_kit.optimizers import LSTMOptimizer
+from l2l_kit.optimizers import LearnedRule
 from l2l_kit.problems import Optimizees, Problem
 from l2l_kit.randomness import generator
 from l2l_kit.storage import load_weights, read_tensors, write_tensors
@@ -227,7 +227,7 @@ class MetaTrainer:
 
     def __init__(
         self,
-        optimizer: LSTMOptimizer,
+        optimizer: LearnedRule,
         problem: Problem,
         settings: MetaTraining | None = None,
         *,
@@ -390,7 +390,7 @@ def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def meta_train(
-    optimizer: LSTMOptimizer,
+    optimizer: LearnedRule,
     problem: Problem,
     *,
     checkpoint: str | Path | None = None,

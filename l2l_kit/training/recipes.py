@@ -3,7 +3,8 @@
 A recipe is a TOML file with the sections ``[problem]``, ``[optimizer]`` and ``[training]`` (the arguments of
 `problems.make`, `optimizers.make` and `MetaTraining`), and optionally ``[search]`` (how the meta-learning rate is
 searched) and ``[grid]``: lists of values, such as ``"training.unroll" = [1, 20]``, that turn it into a family.
-With ``start`` it names another recipe, from whose optimizer the training goes on.
+With ``start`` it names another recipe, from whose optimizer the training goes on; where that is a single LSTM, each of
+several goes on from it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from l2l_kit import optimizers, problems
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.optimizers import LSTMOptimizer
+from l2l_kit.optimizers import GroupedLSTMs, LearnedRule
 from l2l_kit.paths import RECIPES, toml_file
 from l2l_kit.problems import Problem
 from l2l_kit.storage import load_weights
@@ -63,7 +64,7 @@ class Recipe:
         """The problem that the optimizer is trained on."""
         return problems.make(self.problem)
 
-    def make_optimizer(self) -> LSTMOptimizer:
+    def make_optimizer(self) -> LearnedRule:
         """The optimizer with its initial weights.
 
         Raises:
@@ -71,7 +72,10 @@ class Recipe:
         """
         optimizer = optimizers.make(self.optimizer)
         if self.initial is not None:
-            load_weights(optimizer, self.initial, f"recipe {self.name!r}, start {self.start!r}")
+            initial = dict(self.initial)
+            if isinstance(optimizer, GroupedLSTMs) and not initial.keys() & optimizer.state_dict().keys():
+                initial = optimizer.shared(initial)
+            load_weights(optimizer, initial, f"recipe {self.name!r}, start {self.start!r}")
         return optimizer
 
 

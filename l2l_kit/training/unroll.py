@@ -27,11 +27,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from l2l_kit.errors import MetaTrainingDivergedError
-from l2l_kit.optimizers import LSTMOptimizer, LSTMTape
-from l2l_kit.optimizers.lstm import LSTMState
-from l2l_kit.optimizers.tape import floats_per_step
+from l2l_kit.optimizers import LearnedRule, LSTMState
 from l2l_kit.problems import Optimizees
 from l2l_kit.tensors import Layout, ravel
+from l2l_kit.training.replay import Replay, Tapes
 
 TAPE_BYTES = 400 * 2**20
 """Memory that the recorded activations of a window may take; longer or wider windows are replayed in chunks."""
@@ -56,7 +55,7 @@ class Unroller(ABC):
     `begin` a batch, then `advance` as often as wanted.
     """
 
-    def __init__(self, optimizer: LSTMOptimizer) -> None:
+    def __init__(self, optimizer: LearnedRule) -> None:
         self.optimizer = optimizer
 
     def begin(self, optimizees: Optimizees, draws: torch.Generator | None = None) -> None:
@@ -71,7 +70,10 @@ class Unroller(ABC):
         self._draws = draws
         self._layout = Layout.of(start)
         self._rows = ravel(start)
-        self._state = self.optimizer.initial_state(self._rows.numel())
+        self._parts = [
+            part if isinstance(part.columns, slice) else part._replace(columns=part.columns.to(self._rows.device))
+            for part in self.optimizer.parts(self._layout)
+        ]
         self._step = 0
 
     @abstractmethod
@@ -94,92 +96,59 @@ class Unroller(ABC):
 class ReplayUnroller(Unroller):
     """First-order meta-gradients with no graph through the optimizee; needs nothing of it but gradients.
 
-    Where the activations of a window fit into `tape_bytes` they are recorded on the way. Where not, only the inputs
-    are, and the LSTM is replayed over them chunk by chunk: given its inputs a coordinate depends on no other, so memory
-    is bounded by the chunk however large the optimizee.
-
     Args:
         optimizer: what to train.
-        tape_bytes: memory that recorded activations may take.
+        tape_bytes: memory that recorded activations may take; longer or wider windows are replayed in chunks.
         sample: coordinates of each parameter tensor that are replayed for the meta-gradient, where it has more: drawn
             anew for each window and weighted so that the estimate is unbiased. None for all, which is exact.
     """
 
-    def __init__(self, optimizer: LSTMOptimizer, tape_bytes: int = TAPE_BYTES, *, sample: int | None = None) -> None:
+    def __init__(self, optimizer: LearnedRule, tape_bytes: int = TAPE_BYTES, *, sample: int | None = None) -> None:
         super().__init__(optimizer)
         self._sample = sample
         self._tape_bytes = tape_bytes
-        self._tapes: dict[tuple[int, int], LSTMTape] = {}  # by coordinates and steps; kept from batch to batch
+        self._tapes: dict[str, Tapes] = {}
 
     @override
     def begin(self, optimizees: Optimizees, draws: torch.Generator | None = None) -> None:
         super().begin(optimizees, draws)
         losses, self._gradients = optimizees.losses_and_gradients(self._rows, self._layout, 0)
         self._check(losses[None], 0)
+        share = self._tape_bytes // len(self._parts)
+        self._replays = [
+            Replay(
+                self._tapes.setdefault(part.prefix, Tapes(part.lstm)),
+                len(self._rows),
+                part.sizes,
+                share,
+                self._sample,
+                draws,
+            )
+            for part in self._parts
+        ]
 
     @override
     def advance(self, unroll: int) -> Window:
-        coordinates = self._rows.numel()
-        chosen, weights = self._chosen()
-        replayed = coordinates if chosen is None else len(chosen)
-        per_coordinate = unroll * floats_per_step(self.optimizer) * self._rows.element_size()
-        chunk = min(replayed, max(1, self._tape_bytes // per_coordinate))
-        start, tape = self._state, None
-        if chunk == coordinates:
-            tape = self._tape(coordinates, unroll)
-            tape.start(start)
-        losses = self._rows.new_empty(unroll, len(self._rows))
-        gradients = self._rows.new_empty(unroll + 1, coordinates)
-        gradients[0] = self._gradients.flatten()
+        n = len(self._rows)
+        losses = self._rows.new_empty(unroll, n)
+        gradients = self._rows.new_empty(unroll + 1, *self._rows.shape)
+        gradients[0] = self._gradients
+        for replay in self._replays:
+            replay.start(unroll)
         for t in range(unroll):
-            if tape is not None:
-                updates = tape.step(gradients[t])
-            else:
-                updates, self._state = self.optimizer.step(gradients[t], self._state)
-            self._rows = self._rows + updates.view_as(self._rows)
+            updates = torch.empty_like(self._rows)
+            for part, replay in zip(self._parts, self._replays, strict=True):
+                updates[:, part.columns] = replay.step(gradients[t][:, part.columns].flatten()).view(n, -1)
+            self._rows = self._rows + updates
             self._step += 1
             losses[t], self._gradients = self._optimizees.losses_and_gradients(self._rows, self._layout, self._step)
-            gradients[t + 1] = self._gradients.flatten()
+            gradients[t + 1] = self._gradients
         self._check(losses, self._step - unroll + 1)
-
-        if chosen is not None:
-            gradients = gradients[:, chosen]
-            start = LSTMState(start.hidden[..., chosen], start.cell[..., chosen])
-        upstream = gradients[1:].flip(0).cumsum(0).flip(0).div_(len(self._rows)).mul_(weights)
-        if tape is not None:
-            self._state = tape.state
-            return Window(losses, tape.backward(upstream))
-        total = {name: torch.zeros_like(weight) for name, weight in self.optimizer.named_parameters()}
-        for first in range(0, replayed, chunk):
-            part = slice(first, min(first + chunk, replayed))
-            tape = self._tape(part.stop - part.start, unroll)
-            tape.start(LSTMState(start.hidden[..., part], start.cell[..., part]))
-            for t in range(unroll):
-                tape.step(gradients[t, part])
-            for name, gradient in tape.backward(upstream[:, part]).items():
-                total[name] += gradient
-        return Window(losses, total)
-
-    def _chosen(self) -> tuple[Tensor | None, Tensor]:
-        """Which coordinates of all optimizees to replay, and what each counts for; None for all of them."""
-        n, sizes = len(self._rows), self._layout.sizes
-        if self._sample is None or max(sizes) <= self._sample:
-            return None, self._rows.new_ones(())
-        row = torch.arange(n)[:, None] * sum(sizes)
-        columns, weights, first = [], [], 0
-        for size in sizes:
-            kept = min(size, self._sample)
-            columns.append(row + first + torch.rand(n, size, generator=self._draws).topk(kept).indices)
-            weights.append(torch.full((n, kept), size / kept))
-            first += size
-        chosen, weight = (torch.cat(parts, dim=1).flatten().to(self._rows.device) for parts in (columns, weights))
-        return chosen, weight.to(self._rows.dtype)
-
-    def _tape(self, coordinates: int, steps: int) -> LSTMTape:
-        key = coordinates, steps
-        if key not in self._tapes:
-            self._tapes[key] = LSTMTape(self.optimizer, coordinates, steps)
-        return self._tapes[key]
+        meta_gradient: dict[str, Tensor] = {}
+        for part, replay in zip(self._parts, self._replays, strict=True):
+            found = replay.backward(gradients[:, :, part.columns].flatten(1))
+            meta_gradient |= {part.prefix + name: gradient for name, gradient in found.items()}
+        return Window(losses, meta_gradient)
 
 
 class AutogradUnroller(Unroller):
@@ -190,14 +159,19 @@ class AutogradUnroller(Unroller):
             optimizee's losses must then be twice differentiable by autograd.
     """
 
-    def __init__(self, optimizer: LSTMOptimizer, *, second_derivatives: bool) -> None:
+    def __init__(self, optimizer: LearnedRule, *, second_derivatives: bool) -> None:
         super().__init__(optimizer)
         self._second_derivatives = second_derivatives
 
     @override
+    def begin(self, optimizees: Optimizees, draws: torch.Generator | None = None) -> None:
+        super().begin(optimizees, draws)
+        self._states = [part.lstm.initial_state(len(self._rows) * sum(part.sizes)) for part in self._parts]
+
+    @override
     def advance(self, unroll: int) -> Window:
         rows = self._rows.detach().requires_grad_()
-        state = self._state
+        states = self._states
         losses: list[Tensor] = []
         loss = self._optimizees.losses(self._layout.unravel(rows), self._step)
         self._check(loss.detach()[None], self._step)
@@ -205,8 +179,11 @@ class AutogradUnroller(Unroller):
             (gradients,) = torch.autograd.grad(
                 loss.sum(), rows, create_graph=self._second_derivatives, retain_graph=True
             )
-            updates, state = self.optimizer(gradients.flatten(), state)
-            rows = rows + updates.view_as(rows)
+            updates = torch.zeros_like(rows)
+            for index, part in enumerate(self._parts):
+                update, states[index] = part.lstm(gradients[:, part.columns].flatten(), states[index])
+                updates[:, part.columns] = update.view(len(rows), -1)
+            rows = rows + updates
             self._step += 1
             loss = self._optimizees.losses(self._layout.unravel(rows), self._step)
             losses.append(loss)
@@ -215,5 +192,5 @@ class AutogradUnroller(Unroller):
         names, weights = zip(*self.optimizer.named_parameters(), strict=True)
         meta_gradient = torch.autograd.grad(stacked.mean(dim=1).sum(), weights)
         self._rows = rows.detach()
-        self._state = LSTMState(state.hidden.detach(), state.cell.detach())
+        self._states = [LSTMState(state.hidden.detach(), state.cell.detach()) for state in states]
         return Window(stacked.detach(), dict(zip(names, meta_gradient, strict=True)))

@@ -1,0 +1,102 @@
+"""Several LSTMs, one for each kind of parameter (section 3.3 of the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from l2l_kit.errors import UnknownNameError
+from l2l_kit.optimizers.base import LearnedRule, Part
+from l2l_kit.optimizers.lstm import LSTMOptimizer, LSTMState
+from l2l_kit.tensors import Layout, Tensors
+
+
+class GroupedLSTMs(LearnedRule):
+    """A learned optimizer made of several, one for each kind of parameter.
+
+    The paper trains networks with convolutional layers by two LSTMs, one for the convolutional parameters and one for
+    the fully connected ones, since one for both was not enough. A parameter's kind is the part of its name before the
+    first dot: "conv" for ``conv.weight0``.
+
+    Args:
+        groups: by kind, the arguments of its `LSTMOptimizer`.
+
+    Raises:
+        ValueError: if there is no group, or what `LSTMOptimizer` raises for its arguments.
+    """
+
+    kind: ClassVar[str] = "groups"
+
+    def __init__(self, groups: Mapping[str, Mapping[str, Any]]) -> None:
+        super().__init__()
+        if not groups:
+            raise ValueError("GroupedLSTMs: needs at least one kind of parameter.")
+        self.groups = nn.ModuleDict()
+        for kind, arguments in groups.items():
+            lstm = {name: value for name, value in arguments.items() if name != "kind"}
+            self.groups[kind] = LSTMOptimizer(**lstm)
+
+    @override
+    def config(self) -> dict[str, Any]:
+        return {"kind": self.kind, "groups": {kind: self.lstm_for(kind).config() for kind in self.groups}}
+
+    @override
+    def lstm_for(self, kind: str | None) -> LSTMOptimizer:
+        """As in `LearnedRule`.
+
+        Raises:
+            UnknownNameError: if no LSTM looks after parameters of that kind; the message offers the nearest one.
+            ValueError: if the kind is not known.
+        """
+        if kind is None:
+            raise ValueError(
+                f"this optimizer has one LSTM for each kind of parameter ({', '.join(self.groups)}), so each parameter "
+                "must say its kind: l2l_kit.parameter_groups(model) sorts those of a model."
+            )
+        if kind not in self.groups:
+            raise UnknownNameError("kind of parameter", kind, self.groups)
+        return cast(LSTMOptimizer, self.groups[kind])
+
+    def shared(self, weights: Tensors) -> Tensors:
+        """Weights for all of its LSTMs from those of one, to begin training with."""
+        return {f"groups.{kind}.{name}": tensor for kind in self.groups for name, tensor in weights.items()}
+
+    @override
+    def parts(self, layout: Layout) -> list[Part]:
+        columns: dict[str, list[Tensor]] = {}
+        first = 0
+        for (name, _), size in zip(layout.shapes, layout.sizes, strict=True):
+            columns.setdefault(_kind(name), []).append(torch.arange(first, first + size))
+            first += size
+        return [
+            Part(f"groups.{kind}.", self.lstm_for(kind), torch.cat(pieces), [len(piece) for piece in pieces])
+            for kind, pieces in columns.items()
+        ]
+
+    @override
+    def init(self, params: Tensors) -> dict[str, LSTMState]:
+        return {kind: self.lstm_for(kind).init(named) for kind, named in _by_kind(params).items()}
+
+    @override
+    @torch.no_grad()
+    def update(self, gradients: Tensors, state: dict[str, LSTMState]) -> tuple[Tensors, dict[str, LSTMState]]:
+        updates, after = dict(gradients), {}
+        for kind, named in _by_kind(gradients).items():
+            moved, after[kind] = self.lstm_for(kind).update(named, state[kind])
+            updates |= moved
+        return updates, after
+
+
+def _kind(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _by_kind(tensors: Tensors) -> dict[str, Tensors]:
+    kinds: dict[str, Tensors] = {}
+    for name, tensor in tensors.items():
+        kinds.setdefault(_kind(name), {})[name] = tensor
+    return kinds

@@ -1,0 +1,123 @@
+"""One LSTM over its coordinates, window by window: steps without a graph, then the gradient by its weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from l2l_kit.optimizers import LSTMOptimizer, LSTMState, LSTMTape
+from l2l_kit.optimizers.tape import floats_per_step
+
+
+class Tapes:
+    """Tapes of one LSTM, kept from window to window: their buffers are large and slow to make."""
+
+    def __init__(self, lstm: LSTMOptimizer) -> None:
+        self.lstm = lstm
+        self._tapes: dict[tuple[int, int], LSTMTape] = {}
+
+    def get(self, coordinates: int, steps: int) -> LSTMTape:
+        """A tape of that size."""
+        key = coordinates, steps
+        if key not in self._tapes:
+            self._tapes[key] = LSTMTape(self.lstm, coordinates, steps)
+        return self._tapes[key]
+
+
+class Replay:
+    """Runs an LSTM on its coordinates of a batch of optimizees and backpropagates through each window.
+
+    Where the activations of a window fit into `tape_bytes` they are recorded on the way. Where not, only the inputs
+    are, and the LSTM is replayed over them chunk by chunk: given its inputs a coordinate depends on no other, so memory
+    is bounded by the chunk however large the optimizee.
+
+    Usage: `start` a window, call `step` for each gradient, then `backward` once.
+
+    Args:
+        tapes: of the LSTM.
+        n: number of optimizees.
+        sizes: coordinates of each of an optimizee's tensors.
+        tape_bytes: memory that recorded activations may take.
+        sample: coordinates of each tensor that are replayed, where it has more; None for all.
+        draws: of the sample; None for torch's own generator.
+    """
+
+    def __init__(
+        self,
+        tapes: Tapes,
+        n: int,
+        sizes: list[int],
+        tape_bytes: int,
+        sample: int | None,
+        draws: torch.Generator | None,
+    ) -> None:
+        self._tapes = tapes
+        self._lstm = tapes.lstm
+        self._n = n
+        self._sizes = sizes
+        self._tape_bytes = tape_bytes
+        self._sample = sample
+        self._draws = draws
+        self._state = self._lstm.initial_state(n * sum(sizes))
+
+    def start(self, unroll: int) -> None:
+        """Begin a window where the last one ended."""
+        coordinates = self._n * sum(self._sizes)
+        self._chosen, self._weights = self._choose()
+        self._replayed = coordinates if self._chosen is None else len(self._chosen)
+        per_coordinate = unroll * floats_per_step(self._lstm) * self._weights.element_size()
+        self._chunk = min(self._replayed, max(1, self._tape_bytes // per_coordinate))
+        self._first_state = self._state
+        self._tape = None
+        if self._chunk == coordinates:
+            self._tape = self._tapes.get(coordinates, unroll)
+            self._tape.start(self._state)
+
+    def step(self, gradients: Tensor) -> Tensor:
+        """Updates for gradients, both ``(coordinates of all optimizees,)``."""
+        if self._tape is not None:
+            return self._tape.step(gradients)
+        updates, self._state = self._lstm.step(gradients, self._state)
+        return updates
+
+    def backward(self, gradients: Tensor) -> dict[str, Tensor]:
+        """The window's meta-gradient by the LSTM's weights, by name; ends the window.
+
+        Args:
+            gradients: ∇f(θ(t)) that the steps were given, and the one after the last of them, shape
+                ``(unroll + 1, coordinates of all optimizees)``.
+        """
+        if self._chosen is not None:
+            gradients = gradients[:, self._chosen]
+        upstream = gradients[1:].flip(0).cumsum(0).flip(0).div_(self._n).mul_(self._weights)
+        if self._tape is not None:
+            self._state = self._tape.state
+            return self._tape.backward(upstream)
+        start, chosen = self._first_state, self._chosen
+        if chosen is not None:
+            start = LSTMState(start.hidden[..., chosen], start.cell[..., chosen])
+        total = {name: torch.zeros_like(weight) for name, weight in self._lstm.named_parameters()}
+        for first in range(0, self._replayed, self._chunk):
+            part = slice(first, min(first + self._chunk, self._replayed))
+            tape = self._tapes.get(part.stop - part.start, len(upstream))
+            tape.start(LSTMState(start.hidden[..., part], start.cell[..., part]))
+            for row in gradients[:-1, part]:
+                tape.step(row)
+            for name, gradient in tape.backward(upstream[:, part]).items():
+                total[name] += gradient
+        return total
+
+    def _choose(self) -> tuple[Tensor | None, Tensor]:
+        """Which coordinates of all optimizees to replay, and what each counts for; None for all of them."""
+        like = self._state.cell
+        if self._sample is None or max(self._sizes) <= self._sample:
+            return None, like.new_ones(())
+        row = torch.arange(self._n)[:, None] * sum(self._sizes)
+        columns, weights, first = [], [], 0
+        for size in self._sizes:
+            kept = min(size, self._sample)
+            columns.append(row + first + torch.rand(self._n, size, generator=self._draws).topk(kept).indices)
+            weights.append(torch.full((self._n, kept), size / kept))
+            first += size
+        chosen, weight = (torch.cat(parts, dim=1).flatten().to(like.device) for parts in (columns, weights))
+        return chosen, weight.to(like.dtype)

@@ -1,0 +1,175 @@
+"""The CIFAR problem against plain torch networks, one at a time, on the photo patches that are everywhere."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from l2l_kit import data, problems
+from l2l_kit.errors import UnknownNameError
+from l2l_kit.optimizers import GroupedLSTMs
+from l2l_kit.problems import CIFAR, CIFAROptimizees
+from l2l_kit.randomness import generator
+from l2l_kit.tensors import Layout, ravel
+from l2l_kit.training import rollout
+
+PATCHES = data.load("cifar10", "embedded")
+
+
+def cifar(**fields):
+    return CIFAR(**{"batch_size": 4, "variant": "embedded", **fields})
+
+
+def sample(problem, n=2, seed=0):
+    return problem.sample(n, generator(seed, "test"))
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The images that networks are shown, one entry for each network: bytes of shape `(images, 3, 32, 32)`."""
+    shown = []
+
+    def spy(self, params, images, original=CIFAROptimizees.logits):
+        shown.append(images)
+        return original(self, params, images)
+
+    monkeypatch.setattr(CIFAROptimizees, "logits", spy)
+    return shown
+
+
+def label_of(image, split="train"):
+    """The class of an image that is known by its pixels alone."""
+    images, labels = PATCHES.split(split)
+    (place,) = (images == image).flatten(1).all(dim=1).nonzero()[:, 0].tolist()
+    return int(labels[place])
+
+
+def moved(optimizees, seed=0):
+    """Parameters in double precision away from their start, so that everything matters, normalisation too."""
+    draws = torch.Generator().manual_seed(seed)
+    return {
+        name: tensor.double() + 0.1 * torch.randn(tensor.shape, generator=draws, dtype=torch.float64)
+        for name, tensor in optimizees.start.items()
+    }
+
+
+def network(params, one):
+    """One of the optimizees as a plain torch network; and its parameters by the names that the kit gives them."""
+    named, layers = {}, []
+    for layer in range(3):
+        conv = nn.Conv2d(3 if layer == 0 else 16, 16, 5, padding=2, bias=False, dtype=torch.float64)
+        norm = nn.BatchNorm2d(16, dtype=torch.float64)
+        named |= {f"conv.weight{layer}": conv.weight, f"conv.scale{layer}": norm.weight}
+        named |= {f"conv.offset{layer}": norm.bias}
+        layers += [conv, norm, nn.ReLU(), nn.MaxPool2d(2)]
+    outputs = params["fc.bias1"].shape[1]
+    linears = [nn.Linear(256, 32, dtype=torch.float64), nn.Linear(32, outputs, dtype=torch.float64)]
+    layers += [nn.Flatten(), linears[0], nn.ReLU(), linears[1]]
+    for layer, linear in enumerate(linears):
+        named |= {f"fc.weight{layer}": linear.weight, f"fc.bias{layer}": linear.bias}
+    for name, parameter in named.items():
+        value = params[name][one]
+        parameter.data = (value.T if name.startswith("fc.weight") else value).clone()
+    return nn.Sequential(*layers), named
+
+
+class TestAgainstPlainNetworks:
+    @pytest.mark.parametrize("labels", [tuple(range(10)), (7, 2)], ids=str)
+    def test_losses_and_gradients(self, labels, seen):
+        optimizees = sample(cifar(labels=labels))
+        params = moved(optimizees)
+        layout = Layout.of(params)
+        losses, gradients = optimizees.losses_and_gradients(ravel(params), layout, 7)
+        assert torch.equal(losses, optimizees.losses(params, 7))
+        for one, images in enumerate(seen[:2]):
+            reference, named = network(params, one)
+            expected = torch.tensor([labels.index(label_of(image)) for image in images])
+            loss = functional.cross_entropy(reference(images.double() / 127.5 - 1), expected)
+            loss.backward()
+            torch.testing.assert_close(losses[one], loss.detach(), rtol=1e-12, atol=0)
+            for name, tensor in layout.unravel(gradients).items():
+                gradient = named[name].grad
+                gradient = gradient.T if name.startswith("fc.weight") else gradient
+                torch.testing.assert_close(tensor[one], gradient, rtol=1e-9, atol=1e-13)
+
+    def test_test_is_on_test_images(self, seen):
+        optimizees = sample(cifar(labels=(3, 1)))
+        params = moved(optimizees)
+        losses, accuracies = optimizees.test(params)
+        for one, images in enumerate(seen):
+            assert len(images) == 200  # a hundred of each class
+            expected = torch.tensor([(3, 1).index(label_of(image, "test")) for image in images])
+            with torch.no_grad():
+                logits = network(params, one)[0](images.double() / 127.5 - 1)
+            torch.testing.assert_close(losses[one], functional.cross_entropy(logits, expected), rtol=1e-12, atol=0)
+            assert accuracies[one].item() == pytest.approx((logits.argmax(1) == expected).double().mean().item())
+
+
+class TestDraws:
+    def test_minibatches_are_those_of_the_step_and_the_network(self, seen):
+        optimizees = sample(cifar())
+        for step in (0, 3, 0):
+            optimizees.losses(optimizees.start, step)
+        first, second, later, _, again, _ = seen
+        assert torch.equal(first, again)
+        assert not torch.equal(first, second)
+        assert not torch.equal(first, later)
+
+    @pytest.mark.parametrize("split", ["train", "test"])
+    def test_only_the_labels_asked_for_are_shown(self, split, seen):
+        optimizees = sample(cifar(labels=(8, 0, 5), split=split, batch_size=50), n=1)
+        optimizees.losses(optimizees.start, 0)
+        assert {label_of(image, split) for image in seen[0]} == {8, 0, 5}
+
+    def test_the_start_is_what_the_docstring_says(self):
+        start = sample(cifar(init_scale=0.05), n=3).start
+        weights = torch.cat([tensor.flatten() for name, tensor in start.items() if "fc." in name or "weight" in name])
+        assert weights.std() == pytest.approx(0.05, rel=0.02)
+        for name, tensor in start.items():
+            if name.startswith(("conv.scale", "conv.offset")):
+                assert (tensor == (1 if "scale" in name else 0)).all()
+        assert sum(tensor[0].numel() for tensor in start.values()) == 1200 + 2 * 6400 + 96 + 8224 + 330
+
+    def test_kinds_are_those_of_two_lstms(self):
+        rule = GroupedLSTMs({"conv": {"hidden_size": 2}, "fc": {"hidden_size": 2}})
+        optimizees = sample(cifar())
+        conv, fc = rule.parts(Layout.of(optimizees.start))
+        assert (sum(conv.sizes), sum(fc.sizes)) == (14096, 8554)
+        assert rollout(rule, optimizees, 1).isfinite().all()
+
+
+class TestConfiguration:
+    @pytest.mark.parametrize("fields", [{}, {"labels": [3, 1], "init_scale": 1, "split": "test"}], ids=str)
+    def test_survives_json(self, fields):
+        problem = cifar(**fields)
+        again = problems.make(json.loads(json.dumps(problem.config())))
+        assert again == problem
+        assert hash(again) == hash(problem)
+
+    def test_the_stand_in_is_never_called_cifar(self):
+        problem = cifar(labels=(1, 2))
+        assert "CIFAR" not in problem.title
+        assert problem.title.startswith("2 classes of photo patches")
+        whole = replace(problem, variant="full", labels=(0, 1, 2, 3, 4))
+        assert whole.title == "CIFAR-5"
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            *(("labels", value) for value in ((), (1,), (1, 1), (1, 10), (-1, 2), "12", 5, ("1", "2"))),
+            *(("batch_size", value) for value in (0, 1, 2.5, "128", None)),
+            *(("init_scale", value) for value in (0, -0.1, float("nan"), float("inf"), "0.1", None)),
+        ],
+    )
+    def test_a_value_that_makes_no_sense_is_quoted(self, field, value):
+        with pytest.raises(ValueError, match=rf"CIFAR: {field} must be") as caught:
+            cifar(**{field: value})
+        assert repr(value) in str(caught.value)
+
+    @pytest.mark.parametrize(("field", "value", "near"), [("split", "tset", "test"), ("variant", "ful", "full")])
+    def test_an_unknown_word_gives_the_near_match(self, field, value, near):
+        with pytest.raises(UnknownNameError, match=f"Did you mean '{near}'"):
+            cifar(**{field: value})
