@@ -26,6 +26,7 @@ from l2l_kit.optimizers import BASELINES
 
 if TYPE_CHECKING:
     import pandas as pd
+    import PIL.Image
 
 Band = Literal["interval", "quantiles"]
 Values = Sequence[float | None]
@@ -355,7 +356,8 @@ def over_steps(table: pd.DataFrame, column: str, *, y: str, title: str, logarith
     """Something that was measured along the way, a line for each optimizer.
 
     Args:
-        table: columns `optimizer`, `step` and the one to show.
+        table: columns `optimizer`, `step` and the one to show; `low` and `high`, where there are such, are drawn as
+            error bounds.
         column: what to show.
         y: what the axis says.
         title: of the figure.
@@ -365,6 +367,10 @@ def over_steps(table: pd.DataFrame, column: str, *, y: str, title: str, logarith
     groups = {str(name): rows for name, rows in table.groupby("optimizer", sort=False)}
     by_name = styles(groups)
     lines = {name: rounded(rows[column]) for name, rows in groups.items()}
+    if {"low", "high"} <= set(table.columns):
+        for name, rows in groups.items():
+            bounds = rows["low"].tolist(), rows["high"].tolist()
+            figure.add_trace(_band(name, rows["step"].tolist(), *bounds, by_name[name]))
     for name, rows in groups.items():
         figure.add_scatter(
             name=name, x=rows["step"].tolist(), y=lines[name], mode="lines", line=by_name[name].line, legendgroup=name
@@ -372,6 +378,42 @@ def over_steps(table: pd.DataFrame, column: str, *, y: str, title: str, logarith
     if logarithmic:
         figure.update_yaxes(loss_axis(lines.values()))
     return figure
+
+
+def filters(weights: Mapping[str, Mapping[int, Tensor]]) -> PIL.Image.Image:
+    """Filters of a first convolution as coloured pictures: a row for each optimizer, a block for each moment.
+
+    Args:
+        weights: by optimizer and step, shape ``(filters, 3, height, width)``, each drawn in its own range.
+    """
+    import PIL.Image
+    import PIL.ImageDraw
+
+    blocks = {(name, step): _block(filters, 4) for name, of in weights.items() for step, filters in of.items()}
+    high, wide, _ = next(iter(blocks.values())).shape
+    left, top = 80, 24  # for names and steps
+    rows = {name: top + (high + 12) * row for row, name in enumerate(weights)}
+    columns = {step: left + (wide + 12) * column for column, step in enumerate(next(iter(weights.values())))}
+    picture = PIL.Image.new("RGB", (left + (wide + 12) * len(columns), top + (high + 12) * len(rows)), "white")
+    draw = PIL.ImageDraw.Draw(picture)
+    for step, x in columns.items():
+        draw.text((x, 4), f"step {step}", fill="black", font_size=13)
+    for name, y in rows.items():
+        draw.text((4, y + high // 2 - 8), name, fill="black", font_size=13)
+    for (name, step), block in blocks.items():
+        picture.paste(PIL.Image.fromarray(block), (columns[step], rows[name]))
+    return picture
+
+
+def _block(filters: Tensor, across: int, zoom: int = 5, gap: int = 2) -> Any:
+    """Filters side by side on white, `across` in a row, as bytes ``(height, width, 3)``."""
+    low, high = (bound(filters, dim=(1, 2, 3), keepdim=True) for bound in (torch.amin, torch.amax))
+    shades = (255 * (filters - low) / (high - low)).round().to(torch.uint8).cpu()
+    large = shades.repeat_interleave(zoom, dim=2).repeat_interleave(zoom, dim=3)
+    framed = torch.nn.functional.pad(large, (0, gap, 0, gap), value=255)
+    rows, _, height, width = len(framed) // across, *framed.shape[1:]
+    tiles = framed.view(rows, across, 3, height, width).permute(0, 3, 1, 4, 2)
+    return tiles.reshape(rows * height, across * width, 3).numpy()
 
 
 def _swept(table: pd.DataFrame, setting: str, *, showlegend: bool = True) -> list[Any]:

@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 import torch
 
-from l2l_kit.evaluation import Curves, beats_baselines, falls_behind, wins_sweep
+from l2l_kit.errors import UnknownNameError
+from l2l_kit.evaluation import Curves, beats_baselines, falls_behind, ratio_to, wins_sweep
 
 
 def curves(learned_final: float, crossing: bool = False) -> Curves:
@@ -84,3 +85,29 @@ def test_a_sweep_needs_something_to_compare() -> None:
     table = swept((0.8, 0.7, 0.9))
     with pytest.raises(ValueError, match="needs baselines"):
         wins_sweep(table[table["lr"].isna()], "figure 0", "it always wins")
+
+
+@pytest.mark.parametrize(
+    ("bounds", "holds", "said"),
+    [
+        ({"above": 0.65}, True, "between 0.7 and 0.8; clearly above 0.65 in 2 of 2 settings"),
+        ({"above": 0.75}, False, "clearly above 0.75 in 0 of 2 settings"),
+        ({"below": 0.85}, False, "clearly below 0.85 in 1 of 2 settings"),
+        ({"above": 0.5, "below": 1.0}, True, "clearly above 0.5 and below 1 in 2 of 2 settings"),
+    ],
+    ids=str,
+)
+def test_a_ratio_must_lie_within_its_bounds_with_all_of_its_interval(
+    bounds: dict[str, float], holds: bool, said: str
+) -> None:
+    rows = [(1, 0.7, 0.67, 0.74), (2, 0.8, 0.74, 0.88)]
+    table = pd.DataFrame(rows, columns=["step", "ratio", "ratio_low", "ratio_high"]).assign(optimizer="other", lr=None)
+    claim = ratio_to(table, "other", "figure 0", "not far from the other", **bounds)
+    assert claim.holds is holds
+    assert said in claim.measured
+    assert "over step," in claim.conditions
+
+
+def test_a_ratio_to_an_optimizer_that_was_not_measured_is_refused() -> None:
+    with pytest.raises(UnknownNameError, match="unknown optimizer in this sweep"):
+        ratio_to(swept((0.8, 0.7, 0.9)), "LSTM-sub", "figure 0", "not far from the other", above=0.9)

@@ -421,3 +421,11 @@ def test_a_picture_of_an_unknown_kind_is_refused():
 
 def test_a_picture_of_lines_that_lack_points():
     png_size(static.png(go.Figure([go.Scatter(x=[1, 2, 3], y=[]), go.Scatter(x=[1, 2], y=[1, None])])))
+
+
+def test_filters_are_drawn_one_by_one_in_their_own_range():
+    weights = torch.zeros(8, 3, 2, 2)
+    weights[:, 1, 0, 0] = torch.linspace(0.1, 5, 8)  # however strong, the brightest green there is
+    picture = plots.filters({name: {0: weights, 10: weights} for name in ("LSTM", "Adam")})
+    green = (np.asarray(picture) == (0, 255, 0)).all(axis=2)
+    assert green.sum() == 4 * 8 * 5 * 5

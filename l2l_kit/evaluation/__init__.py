@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from l2l_kit.evaluation.along_the_way import held_out, proposed_steps
-from l2l_kit.evaluation.claims import Claim, beats_baselines, falls_behind, wins_sweep
+from l2l_kit.evaluation.claims import Claim, beats_baselines, falls_behind, ratio_to, wins_sweep
 from l2l_kit.evaluation.compare import Curves, Interval, compare
 from l2l_kit.evaluation.results import machine, read_result, write_result
 from l2l_kit.evaluation.sweep import Part, Sweep, as_word, read_sweep, run_part, run_setting, swept_baselines
@@ -27,6 +27,7 @@ __all__ = [
     "learning_rates",
     "machine",
     "proposed_steps",
+    "ratio_to",
     "read_result",
     "read_sweep",
     "run_part",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation.compare import Curves, Statistic
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_MEASURES = ("optimizer", "lr", "mean", "low", "high", "ratio", "ratio_low", "ratio_high")
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,7 @@ def wins_sweep(table: pd.DataFrame, source: str, text: str, *, learned: str = "L
     Raises:
         ValueError: if there is nothing to compare with.
     """
-    measures = ("optimizer", "lr", "mean", "low", "high", "ratio", "ratio_low", "ratio_high")
-    setting = [name for name in table.columns if name not in measures]
+    setting = [name for name in table.columns if name not in _MEASURES]
     baselines = table[table["lr"].notna()]
     if baselines.empty:
         raise ValueError("claim: needs baselines, got none.")
@@ -111,9 +114,42 @@ def wins_sweep(table: pd.DataFrame, source: str, text: str, *, learned: str = "L
         f"{learned} is clearly best in {len(won)} of {len(worst)} settings, clearly not in {len(lost)}; "
         f"ratio to the best baseline between {worst['ratio'].min():.3g} and {worst['ratio'].max():.3g}"
     )
-    varied = [name for name in setting if table[name].nunique() > 1]
-    conditions = f"the recorded sweep over {' and '.join(varied) or 'one setting'}, baselines tuned for each setting"
-    return Claim(source, text, measured, conditions, len(won) == len(worst))
+    return Claim(source, text, measured, _swept_over(table), len(won) == len(worst))
+
+
+def ratio_to(
+    table: pd.DataFrame, other: str, source: str, text: str, *, above: float = 0.0, below: float = math.inf
+) -> Claim:
+    """How the first learned optimizer of a recorded sweep does against another one, learned or not.
+
+    Holds if in every setting the 95% confidence interval of its paired ratio to the other one lies within the bounds.
+
+    Args:
+        table: as in `wins_sweep`.
+        other: name of the other optimizer in the table.
+        source: section or figure of the paper.
+        text: the claim, in our words.
+        above: lower bound.
+        below: upper bound.
+
+    Raises:
+        UnknownNameError: if the other one is not in the table.
+    """
+    rows = table[table["optimizer"] == other]
+    if rows.empty:
+        raise UnknownNameError("optimizer in this sweep", other, table["optimizer"].unique())
+    within = int(((rows["ratio_low"] > above) & (rows["ratio_high"] < below)).sum())
+    bounds = " and ".join([f"above {above:g}"] * (above > 0) + [f"below {below:g}"] * (below < math.inf))
+    measured = (
+        f"mean loss over that of {other}: between {rows['ratio'].min():.3g} and {rows['ratio'].max():.3g}; "
+        f"clearly {bounds} in {within} of {len(rows)} settings"
+    )
+    return Claim(source, text, measured, _swept_over(table), within == len(rows))
+
+
+def _swept_over(table: pd.DataFrame) -> str:
+    varied = [name for name in table.columns if name not in _MEASURES and table[name].nunique() > 1]
+    return f"the recorded sweep over {' and '.join(varied) or 'one setting'}, baselines tuned for each setting"
 
 
 def _against_the_best(
