@@ -45,6 +45,8 @@ benchmark: setup
 	$(BIN)/python benchmarks/episode.py quadratics
 	$(BIN)/python benchmarks/episode.py mnist
 	$(BIN)/python benchmarks/episode.py mnist --memory
+	$(BIN)/python benchmarks/episode.py cifar --memory --unroll 20
+	$(BIN)/python benchmarks/episode.py cifar --memory --unroll 100
 
 clean:
 	rm -rf .venv build

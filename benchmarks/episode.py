@@ -10,6 +10,7 @@ replay     the kit: no graph at all, backpropagation through the LSTM alone
     python benchmarks/episode.py quadratics          # 128 functions of dimension 10
     python benchmarks/episode.py mnist               # one 784-20-10 network
     python benchmarks/episode.py mnist --memory      # peak memory of the replay, with unroll 100
+    python benchmarks/episode.py cifar --memory      # the same for a convolutional network and two LSTMs; memory alone
 """
 
 from __future__ import annotations
@@ -19,28 +20,35 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
 from l2l_kit.evaluation import machine
-from l2l_kit.optimizers import LSTMOptimizer
-from l2l_kit.problems import MNIST, Optimizees, Quadratics
+from l2l_kit.optimizers import GroupedLSTMs, LearnedRule, LSTMOptimizer
+from l2l_kit.problems import CIFAR, MNIST, Optimizees, Quadratics
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, ravel
 from l2l_kit.training import ReplayUnroller
 
 HORIZON = 100
+NETWORKS: dict[str, Any] = {"preprocessing": "log-sign", "output_scale": 0.1}
+"""What the paper changes in its optimizer for networks."""
 
 
 def make(problem: str) -> tuple[Optimizees, LSTMOptimizer]:
     draws = generator(0, "benchmark")
     if problem == "quadratics":
         return Quadratics(10).sample(128, draws), LSTMOptimizer()
-    return MNIST().sample(1, draws), LSTMOptimizer(preprocessing="log-sign", output_scale=0.1)
+    return MNIST().sample(1, draws), LSTMOptimizer(**NETWORKS)
 
 
-def replay_episode(optimizees: Optimizees, optimizer: LSTMOptimizer, unroll: int) -> Callable[[], None]:
+def make_grouped() -> tuple[Optimizees, GroupedLSTMs]:
+    return CIFAR().sample(1, generator(0, "benchmark")), GroupedLSTMs({"conv": NETWORKS, "fc": NETWORKS})
+
+
+def replay_episode(optimizees: Optimizees, optimizer: LearnedRule, unroll: int) -> Callable[[], None]:
     meta_optimizer = torch.optim.Adam(optimizer.parameters(), lr=1e-3)
     unroller = ReplayUnroller(optimizer)
 
@@ -122,7 +130,7 @@ def speed(problem: str, repeats: int) -> None:
 
 def memory(problem: str, unroll: int) -> None:
     """Peak memory above that of an interpreter that has made the optimizees."""
-    optimizees, optimizer = make(problem)
+    optimizees, optimizer = make_grouped() if problem == "cifar" else make(problem)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     replay_episode(optimizees, optimizer, unroll)()
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -131,13 +139,16 @@ def memory(problem: str, unroll: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("problem", choices=("quadratics", "mnist"))
+    parser.add_argument("problem", choices=("quadratics", "mnist", "cifar"))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--unroll", type=int, default=HORIZON, help="for --memory")
     arguments = parser.parse_args()
+    if arguments.problem == "cifar" and not arguments.memory:
+        parser.error("the loops to compare with are for one LSTM; of cifar there is --memory")
     print(f"{machine()}; {arguments.problem}, {HORIZON} steps")
     if arguments.memory:
-        memory(arguments.problem, unroll=HORIZON)
+        memory(arguments.problem, arguments.unroll)
     else:
         speed(arguments.problem, arguments.repeats)
 
