@@ -14,7 +14,7 @@ from l2l_kit.optimizers import LSTMOptimizer
 from l2l_kit.optimizers.preprocessing import Scale
 from l2l_kit.problems import MNIST, Quadratics
 from l2l_kit.training import MetaTraining
-from l2l_kit.widgets import explorer, network_explorer, trainer
+from l2l_kit.widgets import explorer, network_explorer, running_explorer, trainer
 from l2l_kit.widgets.job import Job
 
 BASELINES = {"NAG": baseline("nag", 0.01), "Adam": baseline("adam", 1.0)}
@@ -273,8 +273,7 @@ class TestNetworkExplorer:
             slow = False
 
         begun = Begun()
-        module = sys.modules[network_explorer.__module__]
-        works = module.trace
+        works = running_explorer.trace
 
         def told(optimizer, *arguments):
             begun.append(getattr(optimizer, "name", "LSTM"))
@@ -283,7 +282,7 @@ class TestNetworkExplorer:
                     time.sleep(0.05)
                 yield point
 
-        monkeypatch.setattr(module, "trace", told)
+        monkeypatch.setattr(running_explorer, "trace", told)
         return begun
 
     def test_unticking_hides_a_curve(self, widget):
@@ -311,13 +310,12 @@ class TestNetworkExplorer:
         assert "unknown" not in widget.status.value
 
     def test_an_error_in_a_run_is_shown_and_tried_again(self, widget, monkeypatch):
-        module = sys.modules[network_explorer.__module__]
-        works = module.trace
-        monkeypatch.setattr(module, "trace", lambda *_: 1 / 0)
+        works = running_explorer.trace
+        monkeypatch.setattr(running_explorer, "trace", lambda *_: 1 / 0)
         widget.units.value = 5
         assert not self.lines(widget)
         assert "ZeroDivisionError: division by zero" in widget.status.value
-        monkeypatch.setattr(module, "trace", works)
+        monkeypatch.setattr(running_explorer, "trace", works)
         widget.units.value = 20
         widget.units.value = 5
         assert len(self.lines(widget)) == 5

@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from l2l_kit.widgets.explorer import Explorer, explorer
 from l2l_kit.widgets.network_explorer import NetworkExplorer, network_explorer
+from l2l_kit.widgets.picture_explorer import PictureExplorer, picture_explorer
 from l2l_kit.widgets.trainer import Trainer, trainer
 
-__all__ = ["Explorer", "NetworkExplorer", "Trainer", "explorer", "network_explorer", "trainer"]
+__all__ = [
+    "Explorer",
+    "NetworkExplorer",
+    "PictureExplorer",
+    "Trainer",
+    "explorer",
+    "network_explorer",
+    "picture_explorer",
+    "trainer",
+]

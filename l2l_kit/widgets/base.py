@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ipywidgets
@@ -82,18 +83,29 @@ class BaseExplorer(WithPicture, ABC):
 
     def reset_learning_rates(self) -> None:
         """Set every learning rate to the one tuned for what is shown."""
-        self._paused = True
         try:
-            for name, tuned in self._tuned_baselines().items():
-                slider = self.learning_rates[name]
-                slider.options = options((rate for _, rate in slider.options), tuned.lr)
-                slider.value = tuned.lr
+            self._set_learning_rates(self._tuned_baselines())
         except Exception as error:  # the kernel would only log it
             self.status.value = error_message(error)
             return
+        self._update()
+
+    def _set_learning_rates(self, baselines: Mapping[str, Baseline]) -> None:
+        """Set the learning rates of these baselines, and draw nothing yet."""
+        with self._quietly():
+            for name, tuned in baselines.items():
+                slider = self.learning_rates[name]
+                slider.options = options((rate for _, rate in slider.options), tuned.lr)
+                slider.value = tuned.lr
+
+    @contextmanager
+    def _quietly(self) -> Iterator[None]:
+        """While controls are set that nothing is to follow yet."""
+        self._paused = True
+        try:
+            yield
         finally:
             self._paused = False
-        self._update()
 
     def _update(self, _: Any = None) -> None:
         if self._paused:

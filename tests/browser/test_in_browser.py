@@ -180,7 +180,7 @@ NETWORKS = "explorer = l2l.widgets.network_explorer(networks=1, steps=50, digits
 # From here on the computation takes its time, so that the page can be quicker.
 SLOW = """
 import sys, time
-module = sys.modules["l2l_kit.widgets.network_explorer"]
+module = sys.modules["l2l_kit.widgets.running_explorer"]
 def slow(*arguments, trace=module.trace):
     for point in trace(*arguments):
         time.sleep(0.05)

@@ -1,0 +1,128 @@
+"""Learned against hand-designed optimizers on convolutional networks that learn to tell pictures apart (figure 7)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from typing_extensions import override
+
+from l2l_kit import data, plots
+from l2l_kit.errors import UnknownNameError
+from l2l_kit.evaluation import read_result, swept_baselines
+from l2l_kit.optimizers import Baseline
+from l2l_kit.problems import CIFAR
+from l2l_kit.problems.cifar import CHANNELS, HIDDEN, LAYERS
+from l2l_kit.widgets.live_figure import toggle
+from l2l_kit.widgets.running_explorer import RunningExplorer, slider, two_lines
+
+LABELS = (2, 5, 10)
+TWO, ONE, SUB = "two LSTMs", "one LSTM", "LSTM-sub"
+OPTIMIZERS = {
+    TWO: "One for the convolutional layers, one for the fully connected ones",
+    ONE: "The same for all layers",
+    SUB: "Two LSTMs that were trained only on the labels that are left out here",
+}
+STEPS = (20, 50, 100, 200)
+
+
+def picture_explorer(
+    seed: int = 0,
+    labels: int = 10,
+    optimizer: str = TWO,
+    *,
+    networks: int = 1,
+    steps: int = 50,
+    images: data.Variant = "auto",
+) -> PictureExplorer:
+    """Compare optimizers on networks that learn to tell the pictures of CIFAR-10 apart: end a notebook cell with it.
+
+    The curves are computed in the background and grow meanwhile; a new choice takes effect at once, and what was
+    computed before is kept. Learning rates are the tuned ones for what is shown until the reader moves them.
+
+    Args:
+        seed: of the networks and their minibatches, to begin with.
+        labels: how many of CIFAR-10's are to be told apart, 10, 5 or 2, to begin with.
+        optimizer: the learned one, "two LSTMs", "one LSTM" or "LSTM-sub", to begin with. With all 10 labels there is no
+            LSTM-sub, and two LSTMs take its place.
+        networks: how many the losses are averaged over: a step takes some 50 ms for each.
+        steps: updates per run, to begin with.
+        images: as `variant` of `problems.CIFAR`.
+
+    Raises:
+        FileNotFoundError: if the sweeps that tuned the learning rates are not recorded.
+        UnknownNameError: for other labels or optimizers than those, or an unknown variant.
+        ValueError: for a number of networks or steps below 1.
+        DataError: if the images asked for cannot be had.
+    """
+    return PictureExplorer(seed, labels, optimizer, networks, steps, images)
+
+
+class PictureExplorer(RunningExplorer):
+    """See `picture_explorer`. Its controls are attributes; setting their `value` does what a reader's hand does."""
+
+    def __init__(self, seed: int, labels: int, optimizer: str, networks: int, steps: int, images: data.Variant) -> None:
+        if labels not in LABELS:
+            raise UnknownNameError("number of labels", labels, map(str, LABELS))
+        if optimizer not in OPTIMIZERS:
+            raise UnknownNameError("optimizer", optimizer, OPTIMIZERS)
+        self._variant = CIFAR(variant=images).variant
+        self._sweeps = {number: read_result(f"sweeps/cifar{number}") for number in LABELS}
+        self._tuned: Mapping[str, Baseline] = {}
+        self.optimizer = toggle(tuple(OPTIMIZERS), optimizer, tuple(OPTIMIZERS.values()))
+        self.labels = slider("Labels", LABELS, labels, "How many of CIFAR-10's labels are to be told apart")
+        super().__init__(
+            seed=seed,
+            networks=networks,
+            steps=steps,
+            lengths=STEPS,
+            horizon=200,
+            learned=[self.optimizer],
+            network=[self.labels],
+            controls=[self.optimizer, self.labels],
+            tuned_for="Those with the lowest loss on test images of CIFAR-10 after so many steps, with so many labels",
+        )
+
+    @override
+    def _tuned_baselines(self) -> Mapping[str, Baseline]:
+        """For the number of steps, or the next that was swept, or the last."""
+        sweep = self._sweeps[self.labels.value]
+        swept = sorted(set(sweep["step"]))
+        return swept_baselines(sweep, next((step for step in swept if step >= self.steps.value), swept[-1]))
+
+    @property
+    @override
+    def _pretrained(self) -> str:
+        return {TWO: "cifar", ONE: "cifar-single", SUB: f"cifar-sub{self.labels.value}"}[self.optimizer.value]
+
+    @property
+    @override
+    def _problem(self) -> CIFAR:
+        return CIFAR(tuple(range(self.labels.value)), variant=self._variant)
+
+    @property
+    @override
+    def _title(self) -> str:
+        problem = self._problem
+        channels = "-".join([str(CHANNELS)] * LAYERS)
+        network = f"{channels} channels, {HIDDEN} units, minibatches of {problem.batch_size}"
+        return two_lines(problem.title, f"{self._averaged}: {network}")
+
+    @property
+    @override
+    def _of_interest(self) -> plots.Values:
+        guessing = math.log(self.labels.value)
+        return (1.1 * guessing, 0.5 * guessing)
+
+    @override
+    def _settle(self) -> None:
+        chosen = self.optimizer.value
+        offered = tuple(name for name in OPTIMIZERS if name != SUB or self.labels.value < 10)
+        if self.optimizer.options != offered:
+            with self._quietly():
+                self.optimizer.options = offered  # of which the first is chosen now
+                self.optimizer.value = chosen if chosen in offered else TWO
+        before, self._tuned = self._tuned, self._tuned_baselines()
+        # Otherwise a reader would compare with baselines tuned for other labels.
+        unmoved = {name for name, tuned in before.items() if self.learning_rates[name].value == tuned.lr}
+        self._set_learning_rates({name: tuned for name, tuned in self._tuned.items() if name in unmoved})

@@ -1,0 +1,183 @@
+"""The explorer of lesson 04; what it shares with that of networks that learn digits is tested there."""
+
+import re
+import sys
+
+import pandas as pd
+import pytest
+
+from l2l_kit import baseline, compare, zoo
+from l2l_kit.evaluation import read_result, write_result
+from l2l_kit.optimizers import GroupedLSTMs, LSTMOptimizer
+from l2l_kit.problems import CIFAR
+from l2l_kit.widgets import picture_explorer
+
+TINY = {"hidden_size": 4, "preprocessing": "log-sign", "output_scale": 0.1}
+RATES = {
+    (10, 2): {"sgd": 0.1, "nag": 0.03, "rmsprop": 0.002, "adam": 0.004},
+    (10, 5): {"sgd": 0.3, "nag": 0.03, "rmsprop": 0.002, "adam": 0.008},
+    (5, 2): {"sgd": 0.3, "nag": 0.1, "rmsprop": 0.001, "adam": 0.002},
+    (5, 5): {"sgd": 0.3, "nag": 0.1, "rmsprop": 0.004, "adam": 0.016},
+    (2, 2): {"sgd": 1.0, "nag": 0.01, "rmsprop": 0.0005, "adam": 0.001},
+    (2, 5): {"sgd": 1.0, "nag": 0.01, "rmsprop": 0.004, "adam": 0.001},
+}
+"""Tuned learning rates by number of labels and of steps."""
+BASELINES = {"SGD": "sgd", "NAG": "nag", "RMSprop": "rmsprop", "Adam": "adam"}
+
+
+@pytest.fixture
+def recorded(monkeypatch, tmp_path):
+    """Pretrained optimizers and sweeps that are made here, so that the tests need no recorded ones."""
+    zoo.save(LSTMOptimizer(**TINY, seed=2), tmp_path / "cifar-single")
+    for seed, name in enumerate(("cifar", "cifar-sub5")):
+        zoo.save(GroupedLSTMs({kind: {**TINY, "seed": seed} for kind in ("conv", "fc")}), tmp_path / name)
+    monkeypatch.setattr(zoo, "PRETRAINED", tmp_path)
+    for labels in (10, 5, 2):
+        word = "-".join(map(str, range(labels)))
+        rows = [(word, step, "LSTM", None) for step in (2, 5)]
+        for (number, step), rates in RATES.items():
+            if number == labels:
+                rows += [(word, step, label, rates[name]) for label, name in BASELINES.items()]
+        table = pd.DataFrame(rows, columns=["labels", "step", "optimizer", "lr"])
+        write_result(f"sweeps/cifar{labels}", table, {}, tmp_path)
+    module = sys.modules[picture_explorer.__module__]
+    monkeypatch.setattr(module, "read_result", lambda name: read_result(name, tmp_path))
+    monkeypatch.setattr(module, "STEPS", (2, 3, 8))
+    return tmp_path
+
+
+@pytest.fixture
+def make(recorded):
+    made = []
+
+    def few(**arguments):
+        widget = picture_explorer(**{"steps": 2, "images": "embedded", **arguments})
+        made.append(widget)
+        return widget
+
+    yield few
+    for widget in made:
+        widget.close()
+        widget.wait(30)
+
+
+def lines(widget):
+    widget.wait(60)
+    return {trace.name: trace.y for trace in widget.figure.data if trace.visible}
+
+
+def text(widget):
+    return re.sub("<[^>]+>", "", widget.status.value).replace("&#x27;", "'")
+
+
+def rates(widget):
+    return {BASELINES[name]: slider.value for name, slider in widget.learning_rates.items()}
+
+
+@pytest.mark.parametrize("labels", [10, 2])
+def test_shows_what_compare_measures(make, labels):
+    widget = make(networks=2, seed=3, labels=labels)
+    optimizers = {"LSTM": zoo.load("cifar"), "Adam": baseline("adam", RATES[labels, 2]["adam"])}
+    problem = CIFAR(tuple(range(labels)), variant="embedded")
+    curves = compare(optimizers, problem, steps=2, tasks=2, seed=3, device="cpu")
+    for name in optimizers:
+        assert lines(widget)[name] == pytest.approx(curves.statistic(name).tolist(), rel=1e-3)
+    title, details = widget.figure.layout.title.text.split("<br>")
+    assert title == problem.title
+    assert "Mean loss of 2 networks: 16-16-16 channels, 32 units, minibatches of 128" in details
+    assert re.search(r"After 2 steps \w+ is best: mean loss [\d.]+; next is .* \(On one minibatch each", text(widget))
+
+
+@pytest.mark.parametrize(("control", "value"), [("labels", 5), ("seed", 7)])
+def test_each_control_moves_every_curve(make, control, value):
+    widget = make()
+    before = lines(widget)
+    getattr(widget, control).value = value
+    after = lines(widget)
+    assert all(before[name] != after[name] for name in before)
+    assert widget.figure.layout.title.text.startswith(f"{widget.labels.value} classes of photo patches")
+
+
+def test_steps(make):
+    widget = make()
+    before = lines(widget)
+    widget.steps.value = 3
+    after = lines(widget)
+    assert {len(line) for line in after.values()} == {4}
+    assert after["LSTM"][:3] == before["LSTM"]
+
+
+def test_which_lstm(make):
+    widget = make(labels=5)
+    shown = [lines(widget)]
+    for optimizer in ("one LSTM", "LSTM-sub"):
+        widget.optimizer.value = optimizer
+        shown.append(lines(widget))
+    assert len({each["LSTM"] for each in shown}) == 3
+    assert len({each["Adam"] for each in shown}) == 1
+
+
+def test_lstm_sub_is_offered_where_there_are_labels_to_leave_out(make):
+    widget = make(labels=5, optimizer="LSTM-sub")
+    assert widget.optimizer.value == "LSTM-sub"
+    widget.labels.value = 10
+    assert widget.optimizer.options == ("two LSTMs", "one LSTM")
+    assert widget.optimizer.value == "two LSTMs"
+    fallen_back = lines(widget)
+    assert fallen_back == lines(make(labels=10)) == lines(make(labels=10, optimizer="LSTM-sub"))
+
+
+def test_the_choice_of_an_lstm_that_is_offered_stays(make):
+    widget = make(optimizer="one LSTM")
+    before = lines(widget)
+    widget.labels.value = 5
+    assert widget.optimizer.options == ("two LSTMs", "one LSTM", "LSTM-sub")
+    assert widget.optimizer.value == "one LSTM"
+    widget.labels.value = 10
+    assert widget.optimizer.value == "one LSTM"
+    assert lines(widget) == before
+
+
+@pytest.mark.parametrize(("steps", "swept"), [(1, 2), (2, 2), (3, 5), (8, 5)])
+def test_learning_rates_are_tuned_for_the_next_number_of_steps_that_was_swept(make, steps, swept):
+    assert rates(make(steps=steps)) == RATES[10, swept]
+
+
+def test_learning_rates_follow_until_they_are_moved(make):
+    widget = make()
+    widget.labels.value = 5
+    assert rates(widget) == RATES[5, 2]
+    widget.steps.value = 3
+    assert rates(widget) == RATES[5, 5]
+    widget.learning_rates["Adam"].value = 0.1
+    widget.labels.value = 2
+    assert rates(widget) == {**RATES[2, 5], "adam": 0.1}
+    widget.tuned.click()
+    assert rates(widget) == RATES[2, 5]
+    widget.labels.value, widget.steps.value = 10, 2
+    assert rates(widget) == RATES[10, 2]
+    assert lines(widget) == lines(make())
+
+
+def test_a_missing_pretrained_optimizer_is_said_and_the_others_shown(make):
+    widget = make(labels=2, optimizer="LSTM-sub")
+    assert sorted(lines(widget)) == ["Adam", "NAG", "RMSprop", "SGD"]
+    assert "unknown pretrained optimizer 'cifar-sub2'" in text(widget)
+    assert "is best" in text(widget)
+    widget.labels.value = 5
+    assert "LSTM" in lines(widget)
+    assert "unknown" not in text(widget)
+
+
+def test_a_missing_sweep_is_said(make, recorded):
+    (recorded / "sweeps" / "cifar5.csv").unlink()
+    with pytest.raises(FileNotFoundError, match="no recorded result 'sweeps/cifar5'"):
+        make()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"labels": 3}, {"optimizer": "LSTM"}, {"images": "all"}, {"networks": 0}, {"steps": 0}]
+)
+def test_wrong_arguments_are_refused(make, wrong):
+    with pytest.raises(ValueError, match=r"unknown|at least 1"):
+        make(**wrong)
