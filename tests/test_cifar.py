@@ -108,6 +108,14 @@ class TestAgainstPlainNetworks:
             assert accuracies[one].item() == pytest.approx((logits.argmax(1) == expected).double().mean().item())
 
 
+    def test_the_images_that_it_looks_at_are_of_all_classes(self, seen, monkeypatch):
+        """The stand-in's test images come class by class, as in some packings of CIFAR-10."""
+        monkeypatch.setattr("l2l_kit.problems.cifar.TEST_IMAGES", 50)
+        optimizees = sample(cifar(), n=1)
+        optimizees.test(optimizees.start)
+        assert [label_of(image, "test") for image in seen[0]] == [label for label in range(10) for _ in range(5)]
+
+
 class TestDraws:
     def test_minibatches_are_those_of_the_step_and_the_network(self, seen):
         optimizees = sample(cifar())

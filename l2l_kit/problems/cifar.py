@@ -185,8 +185,12 @@ class CIFAR(Problem):
         order = int(torch.randint(2**62, (), generator=generator))
         images, classes = _labelled(self.variant, self.split, self.labels, device)
         test_images, test_classes = _labelled(self.variant, "test", self.labels, device)
-        few = slice(TEST_IMAGES)
-        return CIFAROptimizees(initial, images, classes, test_images[few], test_classes[few], self.batch_size, order)
+        some = min(TEST_IMAGES, len(test_images))
+        # Spread over all: there are packings of the data in which a class comes after the other.
+        spread = torch.arange(some, device=device) * len(test_images) // some
+        return CIFAROptimizees(
+            initial, images, classes, test_images[spread], test_classes[spread], self.batch_size, order
+        )
 
 
 @cache
