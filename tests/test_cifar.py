@@ -107,7 +107,6 @@ class TestAgainstPlainNetworks:
             torch.testing.assert_close(losses[one], functional.cross_entropy(logits, expected), rtol=1e-12, atol=0)
             assert accuracies[one].item() == pytest.approx((logits.argmax(1) == expected).double().mean().item())
 
-
     def test_the_images_that_it_looks_at_are_of_all_classes(self, seen, monkeypatch):
         """The stand-in's test images come class by class, as in some packings of CIFAR-10."""
         monkeypatch.setattr("l2l_kit.problems.cifar.TEST_IMAGES", 50)
