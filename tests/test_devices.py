@@ -1,0 +1,77 @@
+"""Everything stays on the device that was asked for: shown on "meta", which every machine has.
+
+A tensor that is made on the CPU by mistake meets one of the device and raises, as it would on a GPU.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from l2l_kit.optimizers import GroupedLSTMs, LSTMOptimizer, baseline
+from l2l_kit.problems import CIFAR, MNIST, Quadratics
+from l2l_kit.randomness import generator
+from l2l_kit.training import AutogradUnroller, ReplayUnroller, trace
+from l2l_kit.training.unroll import Unroller
+
+META = torch.device("meta")
+LSTM = {"hidden_size": 3, "preprocessing": "log-sign", "output_scale": 0.1}
+PROBLEMS = {
+    "quadratics": Quadratics(3),
+    "mnist": MNIST(hidden=(3,), batch_size=4, digits="embedded"),
+    "cifar": CIFAR(batch_size=4, variant="embedded"),
+}
+
+
+def rules(problem):
+    if problem == "cifar":
+        return GroupedLSTMs({"conv": LSTM, "fc": LSTM}).to(META)
+    return LSTMOptimizer(**LSTM).to(META)
+
+
+def optimizees(problem, n=2):
+    return PROBLEMS[problem].sample(n, generator(0, "devices"), META)
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """On "meta" there are no numbers of which one could ask whether they are finite."""
+    monkeypatch.setattr(Unroller, "_check", lambda *_: None)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+class TestOnDevice:
+    @pytest.mark.parametrize("learned", [True, False])
+    def test_a_run(self, problem, learned):
+        rule = rules(problem) if learned else baseline("adam", 0.1)
+        for params, losses in trace(rule, optimizees(problem), 3):
+            assert params.device == losses.device == META
+
+    @pytest.mark.parametrize("sample", [None, 2])
+    @pytest.mark.parametrize("tape_bytes", [10**6, 10**9])
+    def test_meta_training_by_replay(self, problem, sample, tape_bytes, unchecked):
+        unroller = ReplayUnroller(rules(problem), tape_bytes, sample=sample)
+        unroller.begin(optimizees(problem), generator(0, "sample"))
+        for _ in range(2):
+            window = unroller.advance(3)
+            assert {tensor.device for tensor in (window.losses, *window.meta_gradient.values())} == {META}
+
+    def test_meta_training_by_autograd(self, problem, unchecked):
+        unroller = AutogradUnroller(rules(problem), second_derivatives=problem == "quadratics")
+        unroller.begin(optimizees(problem))
+        window = unroller.advance(2)
+        assert {tensor.device for tensor in (window.losses, *window.meta_gradient.values())} == {META}
+
+
+@pytest.mark.parametrize("problem", ["mnist", "cifar"])
+def test_images_held_out(problem):
+    networks = optimizees(problem)
+    assert {tensor.device for tensor in networks.test(networks.start)} == {META}
+
+
+def test_a_tensor_left_on_the_cpu_is_noticed():
+    """Or these tests could not fail."""
+    functions = optimizees("quadratics")
+    elsewhere = replace(functions, y=torch.zeros(functions.y.shape))
+    with pytest.raises(RuntimeError, match="device"):
+        next(trace(baseline("adam", 0.1), elsewhere, 1))
