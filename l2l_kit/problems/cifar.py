@@ -88,7 +88,7 @@ class CIFAROptimizees(Classifiers):
             signal = functional.conv2d(signal, params[f"conv.weight{layer}"], padding=KERNEL // 2)
             scale, offset = params[f"conv.scale{layer}"], params[f"conv.offset{layer}"]
             signal = functional.batch_norm(signal, None, None, scale, offset, training=True)
-            signal = functional.max_pool2d(signal.relu(), 2)
+            signal = functional.max_pool2d(signal, 2).relu()  # the same either way round, on a quarter of the values
         hidden = (signal.flatten(1) @ params["fc.weight0"] + params["fc.bias0"]).relu()
         return hidden @ params["fc.weight1"] + params["fc.bias1"]
 
