@@ -68,9 +68,10 @@ class GroupedLSTMs(LearnedRule):
     @override
     def parts(self, layout: Layout) -> list[Part]:
         columns: dict[str, list[Tensor]] = {}
+        device = next(self.parameters()).device
         first = 0
         for (name, _), size in zip(layout.shapes, layout.sizes, strict=True):
-            columns.setdefault(_kind(name), []).append(torch.arange(first, first + size))
+            columns.setdefault(_kind(name), []).append(torch.arange(first, first + size, device=device))
             first += size
         return [
             Part(f"groups.{kind}.", self.lstm_for(kind), torch.cat(pieces), [len(piece) for piece in pieces])
