@@ -194,7 +194,7 @@ class TestConfiguration:
         monkeypatch.setattr(data, "_unreachable", lambda url: "offline")
         problem = MNIST(digits="auto")
         assert problem.config()["digits"] == "embedded"
-        assert problem.images is DIGITS
+        assert problem.images.source == DIGITS.source
         assert problem == MNIST(digits="embedded")
         full = MNIST(digits="full")  # a recipe can be read where its data are not
         with pytest.raises(DataError, match="offline"):
