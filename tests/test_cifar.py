@@ -95,6 +95,15 @@ class TestAgainstPlainNetworks:
                 gradient = gradient.T if name.startswith("fc.weight") else gradient
                 torch.testing.assert_close(tensor[one], gradient, rtol=1e-9, atol=1e-13)
 
+    def test_hessian_products(self):
+        """Against differences of gradients: so close by, no ReLU and no maximum goes over to another value."""
+        optimizees = sample(cifar(labels=(7, 2)))
+        rows, layout = ravel(moved(optimizees)), Layout.of(optimizees.start)
+        vectors = torch.randn(rows.shape, generator=generator(0, "vectors"), dtype=torch.float64)
+        ahead, behind = (optimizees.losses_and_gradients(rows + h * vectors, layout, 7)[1] for h in (1e-8, -1e-8))
+        products = optimizees.hessian_products(rows, layout, 7, vectors)
+        assert ((ahead - behind) / 2e-8 - products).norm() < 1e-4 * products.norm()
+
     def test_test_is_on_test_images(self, seen):
         optimizees = sample(cifar(labels=(3, 1)))
         params = moved(optimizees)

@@ -743,11 +743,12 @@ class TestCIFAR10:
         with pytest.raises(ValueError, match=f"the archive lacks .*{lacking}"):
             data._read_cifar10(tmp_path)
 
-    def test_members_with_other_names_are_written_nowhere(self, tmp_path):
-        (tmp_path / ARCHIVE).write_bytes(tar({**MEMBERS, "../outside": b"bad", "/tmp/l2l-outside": b"bad"}))
+    def test_members_with_other_names_are_written_nowhere(self, tmp_path, tmp_path_factory):
+        outside = tmp_path_factory.mktemp("elsewhere") / "file"
+        (tmp_path / ARCHIVE).write_bytes(tar({**MEMBERS, "../outside": b"bad", str(outside): b"bad"}))
         data._read_cifar10(tmp_path)
         assert files_below(tmp_path) == [tmp_path / ARCHIVE]
-        assert not Path("/tmp/l2l-outside").exists()
+        assert not outside.exists()
 
 
 class TestPhotoPatches:

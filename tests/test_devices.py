@@ -11,7 +11,7 @@ import torch
 from l2l_kit.optimizers import GroupedLSTMs, LSTMOptimizer, baseline
 from l2l_kit.problems import CIFAR, MNIST, Quadratics
 from l2l_kit.randomness import generator
-from l2l_kit.training import AutogradUnroller, ReplayUnroller, trace
+from l2l_kit.training import AutogradUnroller, ExactUnroller, ReplayUnroller, trace
 from l2l_kit.training.unroll import Unroller
 
 META = torch.device("meta")
@@ -52,6 +52,14 @@ class TestOnDevice:
     def test_meta_training_by_replay(self, problem, sample, tape_bytes, unchecked):
         unroller = ReplayUnroller(rules(problem), tape_bytes, sample=sample)
         unroller.begin(optimizees(problem), generator(0, "sample"))
+        for _ in range(2):
+            window = unroller.advance(3)
+            assert {tensor.device for tensor in (window.losses, *window.meta_gradient.values())} == {META}
+
+    @pytest.mark.parametrize("tape_bytes", [10**6, 10**9])
+    def test_meta_training_by_exact_replay(self, problem, tape_bytes, unchecked):
+        unroller = ExactUnroller(rules(problem), tape_bytes)
+        unroller.begin(optimizees(problem))
         for _ in range(2):
             window = unroller.advance(3)
             assert {tensor.device for tensor in (window.losses, *window.meta_gradient.values())} == {META}

@@ -7,7 +7,7 @@ from l2l_kit.errors import MetaTrainingDivergedError
 from l2l_kit.optimizers import GroupedLSTMs, LSTMOptimizer
 from l2l_kit.optimizers.tape import floats_per_step
 from l2l_kit.problems import Optimizees, QuadraticOptimizees
-from l2l_kit.training import AutogradUnroller, ReplayUnroller, replay, rollout, unroll
+from l2l_kit.training import AutogradUnroller, ExactUnroller, ReplayUnroller, replay, rollout, unroll
 
 OPTIMIZERS = {
     "one layer": {"num_layers": 1},
@@ -212,6 +212,26 @@ def test_second_derivatives_equal_create_graph(arguments):
     assert_equal_windows(found, [create_graph_loop(optimizer, optimizees, 6)])
 
 
+@pytest.mark.parametrize("steps_taped", [None, 1, 2, 3])
+@pytest.mark.parametrize("windows", WINDOWS.values(), ids=WINDOWS)
+@pytest.mark.parametrize("optimizees", [quadratics(), Network()], ids=["quadratics", "network"])
+@pytest.mark.parametrize("arguments", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_exact_replay_equals_autograd_through_everything(arguments, optimizees, windows, steps_taped):
+    optimizer = make_optimizer(**arguments)
+    coordinates = sum(tensor.numel() for tensor in optimizees.start.values())
+    room = unroll.TAPE_BYTES if steps_taped is None else steps_taped * coordinates * floats_per_step(optimizer) * 8
+    found = run(ExactUnroller(optimizer, room), optimizees, windows)
+    expected = run(AutogradUnroller(optimizer, second_derivatives=True), optimizees, windows)
+    assert_equal_windows(found, expected)
+
+
+@pytest.mark.parametrize("tape_bytes", [unroll.TAPE_BYTES, 1])
+def test_exact_replay_equals_autograd_with_several_lstms(tape_bytes):
+    optimizer = make_groups()
+    found = run(ExactUnroller(optimizer, tape_bytes), Layers(), [4, 4, 1])
+    assert_equal_windows(found, run(AutogradUnroller(optimizer, second_derivatives=True), Layers(), [4, 4, 1]))
+
+
 @pytest.mark.parametrize("arguments", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_second_derivatives_make_a_difference(arguments):
     optimizer = make_optimizer(**arguments)
@@ -249,6 +269,8 @@ UNROLLERS = {
     "replay in chunks": lambda optimizer: ReplayUnroller(optimizer, tape_bytes=1),
     "autograd": lambda optimizer: AutogradUnroller(optimizer, second_derivatives=False),
     "second derivatives": lambda optimizer: AutogradUnroller(optimizer, second_derivatives=True),
+    "exact replay": ExactUnroller,
+    "exact replay in chunks": lambda optimizer: ExactUnroller(optimizer, tape_bytes=1),
 }
 
 

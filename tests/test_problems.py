@@ -106,6 +106,9 @@ def test_quadratics_equal_their_closed_form():
         residual = W[n] @ theta[n] - y[n]
         torch.testing.assert_close(losses[n], residual @ residual, rtol=1e-13, atol=0)
         torch.testing.assert_close(gradients[n], 2 * W[n].T @ residual, rtol=1e-12, atol=1e-13)
+    vectors = torch.randn(5, 4, generator=draws, dtype=torch.float64)
+    products = optimizees.hessian_products(theta, Layout.of(optimizees.start), 0, vectors)
+    torch.testing.assert_close(products, 2 * torch.einsum("nki,nkj,nj->ni", W, W, vectors), rtol=1e-12, atol=1e-13)
 
 
 def test_quadratics_are_standard_gaussian():

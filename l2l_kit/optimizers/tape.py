@@ -149,21 +149,56 @@ class LSTMTape:
         Args:
             upstream: shape ``(steps taken, coordinates)``.
         """
-        size, length, last = self._optimizer.hidden_size, self._length, self._layers[-1]
-        upstream = upstream * self._optimizer.output_scale
-        output_weight = self._optimizer.output.weight.T
+        self.end_window()
+        for t in reversed(range(self._length)):
+            self.step_back(t, upstream[t])
+        return self.weight_gradients(upstream)
+
+    def end_window(self) -> None:
+        """Begin to go backwards: nothing comes after the last step."""
         for tape in self._layers:
             tape.d_hidden.zero_()
             tape.d_cell.zero_()
-        for t in reversed(range(length)):
-            last.d_hidden.addcmul_(output_weight, upstream[t, None])
-            for index in reversed(range(len(self._layers))):
-                tape = self._layers[index]
-                tape.step_back(t, self._scratch)
-                weight = tape.layer.weight.T
-                torch.mm(weight[tape.width :], tape.gates_at[t], out=tape.d_hidden)
-                if index > 0:
-                    self._layers[index - 1].d_hidden.addmm_(weight[:size], tape.gates_at[t])
+
+    @torch.no_grad()
+    def step_back(self, t: int, upstream: Tensor) -> None:
+        """Backpropagate through step t, after those that came later; `backward` does it for all of them.
+
+        Args:
+            t: the step, counted from `start`.
+            upstream: gradient by its updates, shape ``(coordinates,)``.
+        """
+        last = self._layers[-1]
+        last.d_hidden.addcmul_(self._optimizer.output.weight.T, upstream[None] * self._optimizer.output_scale)
+        for index in reversed(range(len(self._layers))):
+            tape = self._layers[index]
+            tape.step_back(t, self._scratch)
+            weight = tape.layer.weight.T
+            torch.mm(weight[tape.width :], tape.gates_at[t], out=tape.d_hidden)
+            if index > 0:
+                self._layers[index - 1].d_hidden.addmm_(weight[: tape.width], tape.gates_at[t])
+
+    @torch.no_grad()
+    def gradient_by_input(self, t: int, gradients: Tensor) -> Tensor:
+        """Gradient by the gradients that step t was given, once `step_back` has been there.
+
+        Args:
+            t: the step, counted from `start`.
+            gradients: what it was given, shape ``(coordinates,)``, as the result.
+        """
+        first = self._layers[0]
+        by_signal = first.layer.weight.T[: first.width] @ first.gates_at[t]
+        return self._optimizer.preprocessing.backward(gradients, by_signal)
+
+    @torch.no_grad()
+    def weight_gradients(self, upstream: Tensor) -> dict[str, Tensor]:
+        """What the steps that were taken contribute to `backward`, once `step_back` has been through all of them.
+
+        Args:
+            upstream: what each of them was given there, shape ``(steps taken, coordinates)``.
+        """
+        length, last = self._length, self._layers[-1]
+        upstream = upstream * self._optimizer.output_scale
         outputs = last.inputs[1 : length + 1, last.width :]
         result = {
             "output.weight": torch.bmm(upstream[:, None], outputs.transpose(1, 2)).sum(0),

@@ -69,6 +69,17 @@ class CIFAROptimizees(Classifiers):
         return torch.stack(losses), torch.cat(gradients)
 
     @override
+    def hessian_products(self, rows: Tensor, layout: Layout, step: int, vectors: Tensor) -> Tensor:
+        products: list[Tensor] = []
+        for row, vector, batch in zip(rows.detach(), vectors, self._minibatches(len(rows), step), strict=True):
+            with torch.enable_grad():
+                point = row[None].requires_grad_()
+                loss = self._loss(_one(layout.unravel(point), 0), batch)
+                (gradient,) = torch.autograd.grad(loss, point, create_graph=True)
+            products += torch.autograd.grad(gradient, point, vector[None])
+        return torch.cat(products)
+
+    @override
     @torch.no_grad()
     def test(self, params: Tensors) -> tuple[Tensor, Tensor]:
         losses, right = [], []

@@ -14,11 +14,12 @@ from l2l_kit.training.meta_training import (
 from l2l_kit.training.recipes import Recipe, Search, find_recipe, read_recipes
 from l2l_kit.training.rollout import rollout, trace
 from l2l_kit.training.search import search_meta_lr
-from l2l_kit.training.unroll import AutogradUnroller, ReplayUnroller, Unroller, Window
+from l2l_kit.training.unroll import AutogradUnroller, ExactUnroller, ReplayUnroller, Unroller, Window
 
 __all__ = [
     "AutogradUnroller",
     "EpochRecord",
+    "ExactUnroller",
     "History",
     "MetaTrainer",
     "MetaTraining",

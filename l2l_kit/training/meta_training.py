@@ -22,7 +22,7 @@ from l2l_kit.randomness import generator
 from l2l_kit.storage import load_weights, read_tensors, write_tensors
 from l2l_kit.tensors import pick_device
 from l2l_kit.training.rollout import rollout
-from l2l_kit.training.unroll import AutogradUnroller, ReplayUnroller, Unroller
+from l2l_kit.training.unroll import ExactUnroller, ReplayUnroller, Unroller
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -265,7 +265,7 @@ class MetaTrainer:
         settings = self.settings
         unroller: Unroller
         if settings.second_derivatives:
-            unroller = AutogradUnroller(self.optimizer, second_derivatives=True)
+            unroller = ExactUnroller(self.optimizer)
         else:
             unroller = ReplayUnroller(self.optimizer, sample=settings.sample)
         self._started = time.monotonic()

@@ -121,3 +121,78 @@ class Replay:
             first += size
         chosen, weight = (torch.cat(parts, dim=1).flatten().to(like.device) for parts in (columns, weights))
         return chosen, weight.to(like.dtype)
+
+
+class StepwiseReplay:
+    """Runs an LSTM on all of its coordinates, and back through each window one step at a time.
+
+    That is what the dashed edges need: there the upstream of a step depends on what came out of the steps after it.
+    Where the activations of a window do not fit into `tape_bytes`, the tape holds some of its steps, and the earlier
+    ones are recorded anew on the way back.
+
+    Usage: `start` a window, call `step` for each gradient, `turn_back`, then `step_back` for each step.
+
+    Args:
+        tapes: of the LSTM.
+        coordinates: how many it looks after.
+        tape_bytes: memory that recorded activations may take.
+
+    Attributes:
+        weight_gradients: by the LSTM's weights, by name, once the way back is done.
+    """
+
+    def __init__(self, tapes: Tapes, coordinates: int, tape_bytes: int) -> None:
+        self._tapes = tapes
+        self._coordinates = coordinates
+        self._state = tapes.lstm.initial_state(coordinates)
+        self._chunk = max(
+            1, tape_bytes // (coordinates * floats_per_step(tapes.lstm) * self._state.cell.element_size())
+        )
+
+    def start(self, unroll: int) -> None:
+        """Begin a window where the last one ended."""
+        self._length = min(self._chunk, unroll)
+        self._tape = self._tapes.get(self._coordinates, self._length)
+        self._taken = 0
+        self._states: list[LSTMState] = []  # before each chunk
+
+    def step(self, gradients: Tensor) -> Tensor:
+        """Updates for gradients, both ``(coordinates,)``."""
+        if self._taken % self._length == 0:
+            self._states.append(self._tape.state if self._taken else self._state)
+            self._tape.start(self._states[-1])
+        self._taken += 1
+        return self._tape.step(gradients)
+
+    def turn_back(self, gradients: Tensor) -> None:
+        """End the window.
+
+        Args:
+            gradients: what its steps were given, shape ``(unroll, coordinates)``.
+        """
+        self._state = self._tape.state
+        self._tape.end_window()
+        self._seen = gradients
+        self._upstream = torch.empty_like(gradients[: self._length])
+        self.weight_gradients = {name: torch.zeros_like(weight) for name, weight in self._tapes.lstm.named_parameters()}
+
+    def step_back(self, t: int, upstream: Tensor) -> Tensor:
+        """Gradient by the gradients that step t was given, ``(coordinates,)``; the last step comes first.
+
+        Args:
+            t: step of the window, from 0.
+            upstream: gradient by its updates, shape ``(coordinates,)``.
+        """
+        chunk, place = divmod(t, self._length)
+        seen = self._seen[chunk * self._length : (chunk + 1) * self._length]
+        if chunk < len(self._states) - 1 and place == self._length - 1:
+            self._tape.start(self._states[chunk])
+            for gradients in seen:
+                self._tape.step(gradients)
+        self._tape.step_back(place, upstream)
+        self._upstream[place] = upstream
+        by_gradient = self._tape.gradient_by_input(place, seen[place])
+        if place == 0:
+            for name, gradient in self._tape.weight_gradients(self._upstream[: len(seen)]).items():
+                self.weight_gradients[name] += gradient
+        return by_gradient

@@ -10,11 +10,18 @@ The paper drops the gradients along the dashed edges of figure 2: ∇f(θ(t)) co
 
 where every ∇f(θ(s)) was computed anyway, as the optimizer's next input. So no graph through the optimizee is needed:
 `ReplayUnroller` runs forward, forms G by one reversed cumulative sum and backpropagates through the LSTM alone.
-`AutogradUnroller` is the same by ordinary autograd, and the only way to keep the dashed edges.
 
-The sum over t is one over coordinates, too, and they share φ. So a sample of the coordinates gives an unbiased estimate
-of the meta-gradient: of the 15,680 first-layer weights of an MNIST network a thousand do, and replaying no others makes
-an episode more than twice as fast.
+With the dashed edges G(t), the gradient by θ(t+1), has a second term: a change of θ(s) changes the gradient there, and
+so all that the optimizer does from then on. Backwards through the window,
+
+    G(s-1) = G(s) + ∇f(θ(s)) + H(θ(s)) d(s),    d(s) = dL/d∇f(θ(s)),
+
+where d(s) is what the LSTM's own backpropagation gives. So it takes a product of the Hessian with a vector at each
+step, but still no graph that outlives a step: `ExactUnroller`. `AutogradUnroller` is either by ordinary autograd.
+
+Without the dashed edges, the sum over t is one over coordinates, too, and they share φ. So a sample of the coordinates
+gives an unbiased estimate of the meta-gradient: of the 15,680 first-layer weights of an MNIST network a thousand do,
+and replaying no others makes an episode more than twice as fast.
 """
 
 from __future__ import annotations
@@ -30,7 +37,7 @@ from l2l_kit.errors import MetaTrainingDivergedError
 from l2l_kit.optimizers import LearnedRule, LSTMState
 from l2l_kit.problems import Optimizees
 from l2l_kit.tensors import Layout, ravel
-from l2l_kit.training.replay import Replay, Tapes
+from l2l_kit.training.replay import Replay, StepwiseReplay, Tapes
 
 TAPE_BYTES = 400 * 2**20
 """Memory that the recorded activations of a window may take; longer or wider windows are replayed in chunks."""
@@ -151,8 +158,68 @@ class ReplayUnroller(Unroller):
         return Window(losses, meta_gradient)
 
 
+class ExactUnroller(Unroller):
+    """Meta-gradients along the dashed edges of figure 2, too, at the memory of the LSTM's activations alone.
+
+    Where those do not fit into `tape_bytes` they are recorded anew, some steps at a time, on the way back.
+
+    Args:
+        optimizer: what to train.
+        tape_bytes: memory that recorded activations may take.
+    """
+
+    def __init__(self, optimizer: LearnedRule, tape_bytes: int = TAPE_BYTES) -> None:
+        super().__init__(optimizer)
+        self._tape_bytes = tape_bytes
+        self._tapes: dict[str, Tapes] = {}
+
+    @override
+    def begin(self, optimizees: Optimizees, draws: torch.Generator | None = None) -> None:
+        super().begin(optimizees, draws)
+        losses, self._gradients = optimizees.losses_and_gradients(self._rows, self._layout, 0)
+        self._check(losses[None], 0)
+        n, share = len(self._rows), self._tape_bytes // len(self._parts)
+        self._replays = [
+            StepwiseReplay(self._tapes.setdefault(part.prefix, Tapes(part.lstm)), n * sum(part.sizes), share)
+            for part in self._parts
+        ]
+
+    @override
+    def advance(self, unroll: int) -> Window:
+        n, first = len(self._rows), self._step
+        losses = self._rows.new_empty(unroll, n)
+        points = self._rows.new_empty(unroll + 1, *self._rows.shape)
+        gradients = torch.empty_like(points)
+        points[0], gradients[0] = self._rows, self._gradients
+        parts = list(zip(self._parts, self._replays, strict=True))
+        for _, replay in parts:
+            replay.start(unroll)
+        for t in range(unroll):
+            for part, replay in parts:
+                updates = replay.step(gradients[t][:, part.columns].flatten())
+                points[t + 1][:, part.columns] = points[t][:, part.columns] + updates.view(n, -1)
+            losses[t], gradients[t + 1] = self._optimizees.losses_and_gradients(
+                points[t + 1], self._layout, first + t + 1
+            )
+        self._step += unroll
+        self._check(losses, first + 1)
+        self._rows, self._gradients = points[-1].clone(), gradients[-1].clone()
+        for part, replay in parts:
+            replay.turn_back(gradients[:-1, :, part.columns].flatten(1))
+        by_point = gradients[-1] / n  # G
+        by_gradient = torch.empty_like(by_point)  # d
+        for t in reversed(range(unroll)):
+            for part, replay in parts:
+                by_gradient[:, part.columns] = replay.step_back(t, by_point[:, part.columns].flatten()).view(n, -1)
+            if t > 0:
+                curved = self._optimizees.hessian_products(points[t], self._layout, first + t, by_gradient)
+                by_point = by_point + gradients[t] / n + curved
+        meta_gradient = {part.prefix + name: g for part, replay in parts for name, g in replay.weight_gradients.items()}
+        return Window(losses, meta_gradient)
+
+
 class AutogradUnroller(Unroller):
-    """Meta-gradients by autograd through optimizer and optimizee: the readable reference, and the dashed edges.
+    """Meta-gradients by autograd through optimizer and optimizee: the readable reference.
 
     Args:
         second_derivatives: keep the dashed edges of figure 2, i.e. backpropagate through ∇f(θ(t)) as well. The
