@@ -71,6 +71,7 @@ def assert_same_bits(found, expected):
 RUNS = {
     "first order": {},
     "second derivatives": {"second_derivatives": True},
+    "evolution": {"evolution": 2},
     "best in between": {"meta_lr": 0.03, "schedule": "constant", "clip_norm": None, "seed": 2},
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from l2l_kit.training.evolution import EvolutionUnroller
 from l2l_kit.training.meta_training import (
     EpochRecord,
     History,
@@ -19,6 +20,7 @@ from l2l_kit.training.unroll import AutogradUnroller, ExactUnroller, ReplayUnrol
 __all__ = [
     "AutogradUnroller",
     "EpochRecord",
+    "EvolutionUnroller",
     "ExactUnroller",
     "History",
     "MetaTrainer",

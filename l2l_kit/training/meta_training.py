@@ -21,6 +21,7 @@ from l2l_kit.problems import Optimizees, Problem
 from l2l_kit.randomness import generator
 from l2l_kit.storage import load_weights, read_tensors, write_tensors
 from l2l_kit.tensors import pick_device
+from l2l_kit.training.evolution import EvolutionUnroller
 from l2l_kit.training.rollout import rollout
 from l2l_kit.training.unroll import ExactUnroller, ReplayUnroller, Unroller
 
@@ -50,6 +51,8 @@ class MetaTraining:
         second_derivatives: keep the gradients along the dashed edges of figure 2.
         sample: coordinates of each parameter tensor from which the meta-gradient is estimated, where it has more (see
             `ReplayUnroller`); None for all.
+        evolution: pairs of perturbed runs from which the meta-gradient of the output layers, and of no other weights,
+            is estimated (see `EvolutionUnroller`); None for backpropagation.
         seed: of all draws.
 
     Raises:
@@ -67,6 +70,7 @@ class MetaTraining:
     validation_tasks: int = 256
     second_derivatives: bool = False
     sample: int | None = None
+    evolution: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -74,12 +78,14 @@ class MetaTraining:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"meta-training: {name} must be a whole number of at least 1, got {value!r}.")
-        if self.sample is not None and (not isinstance(self.sample, int) or self.sample < 1):
-            raise ValueError(
-                f"meta-training: sample must be a whole number of at least 1, or None, got {self.sample!r}."
-            )
+        for name in ("sample", "evolution"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"meta-training: {name} must be a whole number of at least 1, or None, got {value!r}.")
         if self.sample is not None and self.second_derivatives:
             raise ValueError("meta-training: with second_derivatives all coordinates are needed; leave sample None.")
+        if self.evolution is not None and (self.sample is not None or self.second_derivatives):
+            raise ValueError("meta-training: evolution goes with neither sample nor second_derivatives.")
         if self.unroll > self.horizon:
             raise ValueError(
                 f"meta-training: unroll {self.unroll} is longer than the horizon {self.horizon}; "
@@ -264,7 +270,9 @@ class MetaTrainer:
             raise RuntimeError("a MetaTrainer runs once; make another one, with the same checkpoint to go on.")
         settings = self.settings
         unroller: Unroller
-        if settings.second_derivatives:
+        if settings.evolution is not None:
+            unroller = EvolutionUnroller(self.optimizer, settings.evolution)
+        elif settings.second_derivatives:
             unroller = ExactUnroller(self.optimizer)
         else:
             unroller = ReplayUnroller(self.optimizer, sample=settings.sample)
