@@ -11,7 +11,7 @@ from l2l_kit import zoo
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation import Curves, Sweep, as_word, compare, held_out, read_sweep, run_setting, swept_baselines, tune
 from l2l_kit.evaluation import sweep as module
-from l2l_kit.optimizers import BASELINES, LSTMOptimizer, baseline
+from l2l_kit.optimizers import BASELINES, LearnedRule, LSTMOptimizer, baseline
 from l2l_kit.paths import RECIPES, SWEEPS
 from l2l_kit.problems import MNIST, Quadratics
 from l2l_kit.training import read_recipes
@@ -387,4 +387,4 @@ class TestKit:
             assert trained_on[name] == sweep.problem["name"]
             if name in zoo.names():
                 assert zoo.card(name)["problem"]["name"] == sweep.problem["name"]
-                assert isinstance(zoo.load(name), LSTMOptimizer)
+                assert isinstance(zoo.load(name), LearnedRule)
