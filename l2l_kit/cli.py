@@ -312,11 +312,12 @@ def list_zoo() -> None:
     with _clear_errors():
         for name in zoo.names():
             about = zoo.card(name)
-            training, trained = about["training"], about["trained"]
+            training, trained, rule = about["training"], about["trained"], about["optimizer"]
+            lstms = rule.get("groups", {"": rule}).values()
             table.add_row(
                 name,
                 about["problem"]["name"],
-                about["optimizer"]["preprocessing"]["name"],
+                ", ".join(sorted({lstm["preprocessing"]["name"] for lstm in lstms})),
                 str(training["unroll"]),
                 str(training["horizon"]),
                 str(trained["episodes"]),
