@@ -44,7 +44,7 @@ class Optimizees(ABC):
     def hessian_products(self, rows: Tensor, layout: Layout, step: int, vectors: Tensor) -> Tensor:
         """Products of every optimizee's Hessian at parameters ``(n, coordinates)`` with its vector in ``vectors``.
 
-        By autograd, twice backwards: it costs about as much as three gradients, and the Hessian is never formed.
+        By autograd, twice backwards: it costs as much as several gradients, and the Hessian is never formed.
 
         Args:
             rows: θ, shape ``(n, coordinates)``.

@@ -64,9 +64,7 @@ class EvolutionUnroller(Unroller):
         moved = {name: w for name, w in self.optimizer.named_parameters() if name.split(".")[-2] == "output"}
         centre = {name: weight.detach().clone() for name, weight in moved.items()}
         for _ in range(self._pairs):
-            noise = {
-                name: torch.randn(w.shape, generator=self._draws, dtype=w.dtype).to(w) for name, w in moved.items()
-            }
+            noise = {name: self._gaussian(weight) for name, weight in moved.items()}
             sums = []
             for spread in (self._spread, -self._spread):
                 _set(moved, {name: centre[name] + spread * noise[name] for name in moved})
