@@ -193,9 +193,7 @@ def measured(optimizer: Optimizer[Any], optimizees: Optimizees, at: Sequence[int
     if held_out:
         losses, _ = tested(optimizer, optimizees, at)
     else:
-        noted = set(at)
-        run = enumerate(trace(optimizer, optimizees, max(at)))
-        losses = torch.stack([losses for step, (_, losses) in run if step in noted], dim=1).cpu()
+        losses = torch.stack([losses for _, losses in _points(optimizer, optimizees, at)], dim=1).cpu()
     return losses.nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
@@ -215,11 +213,16 @@ def tested(optimizer: Optimizer[Any], optimizees: Optimizees, at: Sequence[int])
     """
     if not isinstance(optimizees, Classifiers):
         raise TypeError(f"{type(optimizees).__name__} have no test images.")
-    layout, noted = Layout.of(optimizees.start), set(at)
-    run = enumerate(trace(optimizer, optimizees, max(at)))
-    scores = [optimizees.test(layout.unravel(rows)) for step, (rows, _) in run if step in noted]
+    layout = Layout.of(optimizees.start)
+    scores = [optimizees.test(layout.unravel(rows)) for rows, _ in _points(optimizer, optimizees, at)]
     losses, accuracies = (torch.stack(columns, dim=1).cpu() for columns in zip(*scores, strict=True))
     return losses, accuracies
+
+
+def _points(optimizer: Optimizer[Any], optimizees: Optimizees, at: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Parameters and losses after chosen numbers of steps."""
+    noted = set(at)
+    return (point for step, point in enumerate(trace(optimizer, optimizees, max(at))) if step in noted)
 
 
 def compare(

@@ -59,23 +59,20 @@ class CIFAROptimizees(Classifiers):
     @override
     def losses_and_gradients(self, rows: Tensor, layout: Layout, step: int) -> tuple[Tensor, Tensor]:
         # Network by network: the activations of all of them at once would take 100 MB each.
-        losses, gradients = [], []
-        for row, batch in zip(rows.detach(), self._minibatches(len(rows), step), strict=True):
-            with torch.enable_grad():
-                point = row[None].requires_grad_()
-                loss = self._loss(_one(layout.unravel(point), 0), batch)
-                gradients += torch.autograd.grad(loss, point)
+        losses: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for row, batch in zip(rows, self._minibatches(len(rows), step), strict=True):
+            point, loss = self._loss_at(row, layout, batch)
+            gradients += torch.autograd.grad(loss, point)
             losses.append(loss.detach())
         return torch.stack(losses), torch.cat(gradients)
 
     @override
     def hessian_products(self, rows: Tensor, layout: Layout, step: int, vectors: Tensor) -> Tensor:
         products: list[Tensor] = []
-        for row, vector, batch in zip(rows.detach(), vectors, self._minibatches(len(rows), step), strict=True):
-            with torch.enable_grad():
-                point = row[None].requires_grad_()
-                loss = self._loss(_one(layout.unravel(point), 0), batch)
-                (gradient,) = torch.autograd.grad(loss, point, create_graph=True)
+        for row, vector, batch in zip(rows, vectors, self._minibatches(len(rows), step), strict=True):
+            point, loss = self._loss_at(row, layout, batch)
+            (gradient,) = torch.autograd.grad(loss, point, create_graph=True)
             products += torch.autograd.grad(gradient, point, vector[None])
         return torch.cat(products)
 
@@ -102,6 +99,12 @@ class CIFAROptimizees(Classifiers):
             signal = functional.max_pool2d(signal, 2).relu()  # the same either way round, on a quarter of the values
         hidden = (signal.flatten(1) @ params["fc.weight0"] + params["fc.bias0"]).relu()
         return hidden @ params["fc.weight1"] + params["fc.bias1"]
+
+    @torch.enable_grad()
+    def _loss_at(self, row: Tensor, layout: Layout, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """One network's parameters, shape ``(1, coordinates)``, and the loss as a function of them for autograd."""
+        point = row.detach()[None].requires_grad_()
+        return point, self._loss(_one(layout.unravel(point), 0), batch)
 
     def _loss(self, params: Tensors, batch: Tensor) -> Tensor:
         return functional.cross_entropy(self.logits(params, self.images[batch]), self.classes[batch])

@@ -55,8 +55,6 @@ class EvolutionUnroller(Unroller):
     def begin(self, optimizees: Optimizees, draws: torch.Generator | None = None) -> None:
         super().begin(optimizees, draws)
         self._states = [part.lstm.initial_state(len(self._rows) * sum(part.sizes)) for part in self._parts]
-        losses, self._gradients = optimizees.losses_and_gradients(self._rows, self._layout, 0)
-        self._check(losses[None], 0)
 
     @override
     def advance(self, unroll: int) -> Window:

@@ -71,6 +71,9 @@ class Unroller(ABC):
         Args:
             optimizees: what to run on.
             draws: a CPU generator for what the unroller itself draws; None for torch's own.
+
+        Raises:
+            MetaTrainingDivergedError: if a loss is NaN or infinite before the first step.
         """
         start = optimizees.start
         self._optimizees = optimizees
@@ -82,6 +85,8 @@ class Unroller(ABC):
             for part in self.optimizer.parts(self._layout)
         ]
         self._step = 0
+        losses, self._gradients = optimizees.losses_and_gradients(self._rows, self._layout, 0)
+        self._check(losses[None], 0)
 
     @abstractmethod
     def advance(self, unroll: int) -> Window:
@@ -119,8 +124,6 @@ class ReplayUnroller(Unroller):
     @override
     def begin(self, optimizees: Optimizees, draws: torch.Generator | None = None) -> None:
         super().begin(optimizees, draws)
-        losses, self._gradients = optimizees.losses_and_gradients(self._rows, self._layout, 0)
-        self._check(losses[None], 0)
         share = self._tape_bytes // len(self._parts)
         self._replays = [
             Replay(
@@ -176,8 +179,6 @@ class ExactUnroller(Unroller):
     @override
     def begin(self, optimizees: Optimizees, draws: torch.Generator | None = None) -> None:
         super().begin(optimizees, draws)
-        losses, self._gradients = optimizees.losses_and_gradients(self._rows, self._layout, 0)
-        self._check(losses[None], 0)
         n, share = len(self._rows), self._tape_bytes // len(self._parts)
         self._replays = [
             StepwiseReplay(self._tapes.setdefault(part.prefix, Tapes(part.lstm)), n * sum(part.sizes), share)
@@ -241,7 +242,6 @@ class AutogradUnroller(Unroller):
         states = self._states
         losses: list[Tensor] = []
         loss = self._optimizees.losses(self._layout.unravel(rows), self._step)
-        self._check(loss.detach()[None], self._step)
         for _ in range(unroll):
             (gradients,) = torch.autograd.grad(
                 loss.sum(), rows, create_graph=self._second_derivatives, retain_graph=True

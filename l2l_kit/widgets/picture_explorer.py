@@ -23,7 +23,7 @@ OPTIMIZERS = {
     ONE: "The same for all layers",
     SUB: "Two LSTMs that were trained only on the labels that are left out here",
 }
-STEPS = (20, 50, 100, 200)
+STEPS = (20, 50, 100, 200, 400)
 
 
 def picture_explorer(
@@ -76,7 +76,7 @@ class PictureExplorer(RunningExplorer):
             networks=networks,
             steps=steps,
             lengths=STEPS,
-            horizon=200,
+            horizon=400,
             learned=[self.optimizer],
             network=[self.labels],
             controls=[self.optimizer, self.labels],
