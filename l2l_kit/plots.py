@@ -380,6 +380,39 @@ def over_steps(table: pd.DataFrame, column: str, *, y: str, title: str, logarith
     return figure
 
 
+def graph(
+    curves: Mapping[str, tuple[Iterable[float] | Tensor, Iterable[float] | Tensor]],
+    *,
+    x: str,
+    y: str,
+    title: str,
+    numbers: bool = False,
+) -> Figure:
+    """Curves of any kind over a common axis.
+
+    Args:
+        curves: by name, where and how high.
+        x: what the horizontal axis says.
+        y: what the vertical axis says.
+        title: of the figure.
+        numbers: the horizontal axis counts something, such as steps of an unroll, and is logarithmic.
+    """
+    figure = Figure(layout=layout(title, x, y))
+    by_name = styles(curves)
+    places: set[float] = set()
+    for name, (at, heights) in curves.items():
+        along = rounded(at)
+        places.update(place for place in along if place is not None)
+        marker = {"color": by_name[name].color, "size": 6}
+        figure.add_scatter(
+            name=name, x=along, y=rounded(heights), mode="lines+markers", line=by_name[name].line, marker=marker
+        )
+    if numbers:
+        figure.update_xaxes(type="log", tickvals=sorted(places), ticktext=[f"{place:g}" for place in sorted(places)])
+    figure.update_layout(showlegend=True)
+    return figure
+
+
 def filters(weights: Mapping[str, Mapping[int, Tensor]]) -> PIL.Image.Image:
     """Filters of a first convolution as coloured pictures: a row for each optimizer, a block for each moment.
 

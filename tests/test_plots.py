@@ -80,6 +80,13 @@ def figures(curves, paths):
         "architectures": plots.architectures(swept("hidden", ARCHITECTURES), "20", "Architectures"),
         "accuracy": plots.over_steps(along, "accuracy", y="accuracy", title="Accuracy"),
         "loss held out": plots.over_steps(along, "loss", y="loss", title="Loss", logarithmic=True),
+        "graph": plots.graph(
+            {"first": ([1, 20, 100], [0.1, float("nan"), 0.9]), "second": (torch.tensor([1.0, 5.0]), torch.ones(2))},
+            x="unroll",
+            y="cosine",
+            title="A graph",
+            numbers=True,
+        ),
         "learning curves": plots.learning_curves(curves),
         "quantiles": plots.learning_curves(curves, "median", "quantiles", title="A title"),
         "no band": plots.learning_curves(curves, band=None),
@@ -91,7 +98,7 @@ def figures(curves, paths):
 
 
 FIGURES = ["learning curves", "quantiles", "no band", "tuning", "validation", "unroll", "landscape"]
-FIGURES += ["settings", "architectures", "accuracy", "loss held out"]
+FIGURES += ["graph", "settings", "architectures", "accuracy", "loss held out"]
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -121,6 +128,13 @@ def test_the_picture_is_the_same_each_time(figures, name):
 def test_figures_have_no_background_of_their_own(figures, name):
     layout = figures[name].layout
     assert layout.paper_bgcolor == layout.plot_bgcolor == "rgba(0,0,0,0)"
+
+
+def test_a_graph_has_ticks_where_its_curves_have_points(figures):
+    figure = figures["graph"]
+    assert figure.layout.xaxis.tickvals == (1, 5, 20, 100)
+    assert [trace.name for trace in figure.data] == ["first", "second"]
+    assert figure.data[0].y == (0.1, None, 0.9)
 
 
 def test_optimizers_keep_their_colours(figures):
