@@ -37,6 +37,7 @@ LOGARITHMIC = {"type": "log", "dtick": 1}
 WIDE = 2  # decades over which powers of ten are ticks enough
 WIDTH, HEIGHT = 720, 420
 LEVELS = 12
+FEW = 40  # points of a graph that are marked
 
 
 @dataclass(frozen=True)
@@ -404,9 +405,8 @@ def graph(
         along = rounded(at)
         places.update(place for place in along if place is not None)
         marker = {"color": by_name[name].color, "size": 6}
-        figure.add_scatter(
-            name=name, x=along, y=rounded(heights), mode="lines+markers", line=by_name[name].line, marker=marker
-        )
+        mode = "lines+markers" if len(along) <= FEW else "lines"
+        figure.add_scatter(name=name, x=along, y=rounded(heights), mode=mode, line=by_name[name].line, marker=marker)
     if numbers:
         figure.update_xaxes(type="log", tickvals=sorted(places), ticktext=[f"{place:g}" for place in sorted(places)])
     figure.update_layout(showlegend=True)
