@@ -6,6 +6,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, overload
 
@@ -15,7 +16,8 @@ from torch.optim.optimizer import ParamsT, StateDict
 
 from l2l_kit import zoo
 from l2l_kit.errors import WeightsFileError
-from l2l_kit.optimizers import LearnedRule, LSTMState
+from l2l_kit.optimizers import LearnedRule, RecurrentRule
+from l2l_kit.optimizers.base import changed
 
 CHUNK = 2**16
 """Coordinates that are updated at once: it bounds the memory that a large parameter takes on top of its state."""
@@ -68,7 +70,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             )
         if not (math.isfinite(group["lr"]) and group["lr"] >= 0):
             raise ValueError(f"LearnedOptimizer: lr must be a number of at least 0, got {group['lr']!r}.")
-        self._rule.lstm_for(group["kind"])
+        self._rule.network_for(group["kind"])
         for param in group["params"]:
             if not param.is_floating_point():
                 raise TypeError(f"LearnedOptimizer: parameters must be floating-point tensors, got {param.dtype}.")
@@ -97,26 +99,56 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        together: dict[RecurrentRule[Any], list[tuple[Tensor, float]]] = {}
         for group in self.param_groups:
             for param in group["params"]:
-                if param.grad is not None:
-                    self._move(param, group["kind"], group["lr"])
+                network = self._rule_for(param.device).network_for(group["kind"])
+                if network.coupled:
+                    together.setdefault(network, []).append((param, group["lr"]))
+                elif param.grad is not None:
+                    self._move(param, network, group["lr"])
+        for network, params in together.items():
+            self._move_together(params, network)
         return loss
 
-    def _move(self, param: Tensor, kind: str | None, lr: float) -> None:
-        if param.grad is None or param.grad.is_sparse:
-            raise RuntimeError("LearnedOptimizer does not support sparse gradients; use dense ones.")
-        rule = self._rule_for(param.device).lstm_for(kind)
-        state = self.state[param]
-        if not state:
-            state["hidden"], state["cell"] = rule.initial_state(param.numel())
-        gradient = param.grad.to(state["cell"].dtype).flatten()
+    def _move(self, param: Tensor, network: RecurrentRule[Any], lr: float) -> None:
+        state = self._memory(param, network)
+        gradient = _gradient(param, state[0].dtype)
         updates = torch.empty_like(gradient)
         for first in range(0, len(gradient), CHUNK):
             part = slice(first, first + CHUNK)
-            updates[part], new = rule(gradient[part], LSTMState(state["hidden"][..., part], state["cell"][..., part]))
-            state["hidden"][..., part], state["cell"][..., part] = new
+            updates[part], new = network.step(gradient[part], changed(state, itemgetter((..., part))))
+            for values, after in zip(state, new, strict=True):
+                values[..., part] = after
         param.add_(updates.view(param.shape).to(param.dtype), alpha=lr)
+
+    def _move_together(self, params: list[tuple[Tensor, float]], network: RecurrentRule[Any]) -> None:
+        """Update parameters whose coordinates learn of each other: all of them, or none."""
+        without = sum(param.grad is None for param, _ in params)
+        if without == len(params):
+            return
+        if without:
+            raise RuntimeError(
+                f"LearnedOptimizer: this rule moves all coordinates together, but {without} of {len(params)} "
+                "parameters have no gradient; leave those that do not take part out of the optimizer."
+            )
+        states = [self._memory(param, network) for param, _ in params]
+        gradients = [_gradient(param, state[0].dtype) for (param, _), state in zip(params, states, strict=True)]
+        sizes = [len(gradient) for gradient in gradients]
+        state = type(states[0])(*(torch.cat(values, dim=-1) for values in zip(*states, strict=True)))
+        updates, state = network.step(torch.cat(gradients), state)
+        pieces = zip(*(values.split_with_sizes(sizes, dim=-1) for values in state), strict=True)
+        for (param, lr), update, piece in zip(params, updates.split_with_sizes(sizes), pieces, strict=True):
+            self.state[param].update(zip(state._fields, (values.clone() for values in piece), strict=True))
+            param.add_(update.view(param.shape).to(param.dtype), alpha=lr)
+
+    def _memory(self, param: Tensor, network: RecurrentRule[Any]) -> Any:
+        """What the network remembers of a parameter, as its state."""
+        memory = network.initial_state(param.numel())
+        if param in self.state:
+            return type(memory)(**self.state[param])
+        self.state[param].update(memory._asdict())
+        return memory
 
     def _rule_for(self, device: torch.device) -> LearnedRule:
         if device not in self._rule_on:
@@ -146,6 +178,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_rule": self._rule, "_rule_on": {}}
+
+
+def _gradient(param: Tensor, dtype: torch.dtype) -> Tensor:
+    if param.grad is None or param.grad.is_sparse:
+        raise RuntimeError("LearnedOptimizer does not support sparse gradients; use dense ones.")
+    return param.grad.to(dtype).flatten()
 
 
 def parameter_groups(model: nn.Module, kind_of: Callable[[str, nn.Module], str] | None = None) -> list[dict[str, Any]]:

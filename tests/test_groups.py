@@ -70,7 +70,7 @@ class TestZoo:
     def test_it_is_saved_and_loaded(self, tmp_path):
         rule = groups()
         with torch.no_grad():
-            rule.lstm_for("fc").output.bias.fill_(0.5)
+            rule.network_for("fc").output.bias.fill_(0.5)
         again = l2l.load(zoo.save(rule, tmp_path / "mine"))
         for name, tensor in rule.state_dict().items():
             assert torch.equal(again.state_dict()[name], tensor)
@@ -78,7 +78,7 @@ class TestZoo:
     def test_a_broken_one_is_not_saved(self, tmp_path):
         rule = groups()
         with torch.no_grad():
-            rule.lstm_for("conv").output.bias.fill_(float("nan"))
+            rule.network_for("conv").output.bias.fill_(float("nan"))
         with pytest.raises(WeightsFileError, match=r"groups\.conv\.output\.bias is not finite"):
             zoo.save(rule, tmp_path / "mine")
 

@@ -1,4 +1,4 @@
-"""Who optimizes: the LSTM optimizer, several of them in groups, and the hand-designed baselines."""
+"""Who optimizes: the LSTM optimizer, several of them in groups, one with a memory, and the hand-designed baselines."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.optimizers.base import LearnedRule, Optimizer
+from l2l_kit.optimizers.base import LearnedRule, Optimizer, RecurrentRule
 from l2l_kit.optimizers.baselines import BASELINES, Baseline, baseline
 from l2l_kit.optimizers.groups import GroupedLSTMs
 from l2l_kit.optimizers.lstm import LSTMOptimizer, LSTMState
+from l2l_kit.optimizers.ntm_bfgs import NTMBFGS, NTMState
 from l2l_kit.optimizers.preprocessing import Identity, LogSign, Preprocessing, Scale
 from l2l_kit.optimizers.tape import LSTMTape
 
 __all__ = [
     "BASELINES",
+    "NTMBFGS",
     "Baseline",
     "GroupedLSTMs",
     "Identity",
@@ -23,14 +25,16 @@ __all__ = [
     "LSTMTape",
     "LearnedRule",
     "LogSign",
+    "NTMState",
     "Optimizer",
     "Preprocessing",
+    "RecurrentRule",
     "Scale",
     "baseline",
     "make",
 ]
 
-_LEARNED: dict[str, type[LearnedRule]] = {rule.kind: rule for rule in (LSTMOptimizer, GroupedLSTMs)}
+_LEARNED: dict[str, type[LearnedRule]] = {rule.kind: rule for rule in (LSTMOptimizer, GroupedLSTMs, NTMBFGS)}
 
 
 def make(config: Mapping[str, Any]) -> LearnedRule:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
-from l2l_kit.tensors import Layout, Tensors
-
-if TYPE_CHECKING:
-    from l2l_kit.optimizers.lstm import LSTMOptimizer
+from l2l_kit.tensors import Layout, Tensors, ravel
 
 State = TypeVar("State")
+Memory = TypeVar("Memory", bound=tuple[Tensor, ...])
 
 
 class Optimizer(Protocol[State]):
@@ -30,17 +31,17 @@ class Optimizer(Protocol[State]):
 
 
 class Part(NamedTuple):
-    """The coordinates that one LSTM of a learned optimizer looks after.
+    """The coordinates that one recurrent network of a learned optimizer looks after.
 
     Attributes:
-        prefix: of the LSTM's weights among those of the whole.
-        lstm: who looks after them.
+        prefix: of the network's weights among those of the whole.
+        network: who looks after them.
         columns: where they are in a row of all coordinates of an optimizee.
         sizes: coordinates of each of their tensors.
     """
 
     prefix: str
-    lstm: LSTMOptimizer
+    network: RecurrentRule[Any]
     columns: slice | Tensor
     sizes: list[int]
 
@@ -50,17 +51,22 @@ class LearnedRule(nn.Module, ABC):
 
     kind: ClassVar[str]
 
+    @property
+    @abstractmethod
+    def coupled(self) -> bool:
+        """Whether the coordinates of an optimizee learn of each other. Those of different optimizees never do."""
+
     @abstractmethod
     def config(self) -> dict[str, Any]:
         """What `optimizers.make` needs to build this optimizer again, up to its weights."""
 
     @abstractmethod
-    def lstm_for(self, kind: str | None) -> LSTMOptimizer:
-        """The LSTM that looks after a kind of parameter, such as "conv"; None where the kind is not known."""
+    def network_for(self, kind: str | None) -> RecurrentRule[Any]:
+        """The network that looks after a kind of parameter, such as "conv"; None where the kind is not known."""
 
     @abstractmethod
     def parts(self, layout: Layout) -> list[Part]:
-        """Which LSTM looks after which coordinates of parameters with that layout."""
+        """Which network looks after which coordinates of parameters with that layout."""
 
     @abstractmethod
     def init(self, params: Tensors) -> Any:
@@ -69,3 +75,55 @@ class LearnedRule(nn.Module, ABC):
     @abstractmethod
     def update(self, gradients: Tensors, state: Any) -> tuple[Tensors, Any]:
         """As in `Optimizer`."""
+
+
+class RecurrentRule(LearnedRule, Generic[Memory]):
+    """A learned optimizer that is one recurrent network with a state of its own for each coordinate.
+
+    Its state is a named tuple of tensors, whose last axes are those of the gradients.
+    """
+
+    @abstractmethod
+    def initial_state(self, *shape: int) -> Memory:
+        """The state h(0) for gradients of that shape."""
+
+    @abstractmethod
+    def forward(self, gradients: Tensor, state: Memory) -> tuple[Tensor, Memory]:
+        """One step; differentiable.
+
+        Args:
+            gradients: ∇f(θ(t)), shape ``(coordinates,)`` for one optimizee or ``(n, coordinates)``.
+            state: h(t).
+
+        Returns:
+            The updates g(t), of the same shape, and h(t+1).
+        """
+
+    @torch.no_grad()
+    def step(self, gradients: Tensor, state: Memory) -> tuple[Tensor, Memory]:
+        """`forward` without a graph."""
+        updates, state = self(gradients, state)
+        return updates, state
+
+    @override
+    def network_for(self, kind: str | None) -> RecurrentRule[Memory]:
+        return self
+
+    @override
+    def parts(self, layout: Layout) -> list[Part]:
+        return [Part("", self, slice(None), layout.sizes)]
+
+    @override
+    def init(self, params: Tensors) -> Memory:
+        return self.initial_state(*ravel(params).shape)
+
+    @override
+    @torch.no_grad()
+    def update(self, gradients: Tensors, state: Memory) -> tuple[Tensors, Memory]:
+        updates, state = self.step(ravel(gradients), state)
+        return Layout.of(gradients).unravel(updates), state
+
+
+def changed(state: Memory, change: Callable[[Tensor], Tensor]) -> Memory:
+    """A state with each of its tensors changed."""
+    return type(state)(*map(change, state))

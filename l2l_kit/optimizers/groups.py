@@ -40,12 +40,17 @@ class GroupedLSTMs(LearnedRule):
             lstm = {name: value for name, value in arguments.items() if name != "kind"}
             self.groups[kind] = LSTMOptimizer(**lstm)
 
+    @property
     @override
-    def config(self) -> dict[str, Any]:
-        return {"kind": self.kind, "groups": {kind: self.lstm_for(kind).config() for kind in self.groups}}
+    def coupled(self) -> bool:
+        return any(self.network_for(kind).coupled for kind in self.groups)
 
     @override
-    def lstm_for(self, kind: str | None) -> LSTMOptimizer:
+    def config(self) -> dict[str, Any]:
+        return {"kind": self.kind, "groups": {kind: self.network_for(kind).config() for kind in self.groups}}
+
+    @override
+    def network_for(self, kind: str | None) -> LSTMOptimizer:
         """As in `LearnedRule`.
 
         Raises:
@@ -74,20 +79,20 @@ class GroupedLSTMs(LearnedRule):
             columns.setdefault(_kind(name), []).append(torch.arange(first, first + size, device=device))
             first += size
         return [
-            Part(f"groups.{kind}.", self.lstm_for(kind), torch.cat(pieces), [len(piece) for piece in pieces])
+            Part(f"groups.{kind}.", self.network_for(kind), torch.cat(pieces), [len(piece) for piece in pieces])
             for kind, pieces in columns.items()
         ]
 
     @override
     def init(self, params: Tensors) -> dict[str, LSTMState]:
-        return {kind: self.lstm_for(kind).init(named) for kind, named in _by_kind(params).items()}
+        return {kind: self.network_for(kind).init(named) for kind, named in _by_kind(params).items()}
 
     @override
     @torch.no_grad()
     def update(self, gradients: Tensors, state: dict[str, LSTMState]) -> tuple[Tensors, dict[str, LSTMState]]:
         updates, after = dict(gradients), {}
         for kind, named in _by_kind(gradients).items():
-            moved, after[kind] = self.lstm_for(kind).update(named, state[kind])
+            moved, after[kind] = self.network_for(kind).update(named, state[kind])
             updates |= moved
         return updates, after
 

@@ -1,4 +1,4 @@
-"""The learned optimizer of the paper (section 2.1): one small LSTM, run on every coordinate separately."""
+"""The learned optimizer of the paper (section 2.1): one small LSTM, run on every coordinate."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from l2l_kit.optimizers.base import LearnedRule, Part
+from l2l_kit.optimizers.base import Memory, RecurrentRule, changed
 from l2l_kit.optimizers.preprocessing import Preprocessing, make_preprocessing
 from l2l_kit.randomness import generator
-from l2l_kit.tensors import Layout, Tensors, ravel
 
 BLOCK = 4096
 """Coordinates at a time on a CPU: their gates fit into its cache."""
@@ -23,7 +22,7 @@ class LSTMState(NamedTuple):
     """What the LSTM remembers of each coordinate.
 
     Attributes:
-        hidden: outputs h of every layer, shape ``(layers, hidden, coordinates)``.
+        hidden: outputs h of every layer, shape ``(layers, hidden, *shape of the gradients)``.
         cell: cell states c of every layer, same shape.
     """
 
@@ -59,7 +58,107 @@ def _tanh(values: Tensor) -> Tensor:
     return 2 * (2 * values).sigmoid() - 1
 
 
-class LSTMOptimizer(LearnedRule):
+class LSTMRule(RecurrentRule[Memory]):
+    """What the learned optimizers have in common: stacked LSTM layers, what they see, and a linear layer behind them.
+
+    Args:
+        hidden_size, num_layers, preprocessing, output_scale, forget_bias, global_averaging_cells, seed: see
+            `LSTMOptimizer`.
+        more_inputs: of the first layer, for each coordinate, besides the features of its gradient.
+        outputs: of the linear layer, for each coordinate; the first one is the update.
+
+    Raises:
+        UnknownNameError, ValueError: see `LSTMOptimizer`.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_layers: int,
+        preprocessing: str | Preprocessing | Mapping[str, Any],
+        output_scale: float,
+        forget_bias: float,
+        global_averaging_cells: int,
+        seed: int,
+        *,
+        more_inputs: int = 0,
+        outputs: int = 1,
+    ) -> None:
+        super().__init__()
+        mine = type(self).__name__
+        for name, size in (("hidden_size", hidden_size), ("num_layers", num_layers)):
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{mine}: {name} must be a whole number of at least 1, got {size!r}.")
+        if not (math.isfinite(output_scale) and output_scale > 0):
+            raise ValueError(f"{mine}: output_scale must be a positive number, got {output_scale!r}.")
+        if not math.isfinite(forget_bias):
+            raise ValueError(f"{mine}: forget_bias must be a finite number, got {forget_bias!r}.")
+        if not isinstance(global_averaging_cells, int) or not 0 <= global_averaging_cells <= hidden_size:
+            raise ValueError(
+                f"{mine}: global_averaging_cells must be a whole number from 0 to {hidden_size}, the cells of a layer, "
+                f"got {global_averaging_cells!r}."
+            )
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.preprocessing = make_preprocessing(preprocessing)
+        self.output_scale = output_scale
+        self.forget_bias = forget_bias
+        self.global_averaging_cells = global_averaging_cells
+        self.seed = seed
+        draws = generator(seed, "initial weights")
+        widths = [self.preprocessing.features + more_inputs] + [hidden_size] * (num_layers - 1)
+        self.layers = nn.ModuleList(LSTMLayer(width, hidden_size, forget_bias, draws) for width in widths)
+        bound = 1 / math.sqrt(hidden_size)
+        self.output = nn.Linear(hidden_size, outputs, device="meta").to_empty(device="cpu")
+        with torch.no_grad():
+            self.output.weight.uniform_(-bound, bound, generator=draws)
+            self.output.bias.zero_()
+
+    @override
+    def config(self) -> dict[str, Any]:
+        config: dict[str, Any] = {
+            "kind": self.kind,
+            "hidden_size": self.hidden_size,
+            "num_layers": self.num_layers,
+            "preprocessing": self.preprocessing.config(),
+            "output_scale": self.output_scale,
+            "forget_bias": self.forget_bias,
+            "seed": self.seed,
+        }
+        if self.global_averaging_cells:  # left out otherwise: saved states say by it to which rule they belong
+            config["global_averaging_cells"] = self.global_averaging_cells
+        return config
+
+    def _run(self, inputs: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
+        """One step of the LSTM.
+
+        Args:
+            inputs: of the first layer, shape ``(inputs, *shape)`` for gradients of that shape.
+            state: of the layers.
+
+        Returns:
+            Outputs of the linear layer, shape ``(outputs, *shape)``, and the new state.
+        """
+        shape, signal = inputs.shape[1:], inputs
+        hidden, cell = [], []
+        for layer, h, c in zip(self.layers, state.hidden, state.cell, strict=True):
+            signal, c = layer(signal.flatten(1), h.flatten(1), c.flatten(1))
+            signal = self._averaged(signal.view(len(signal), *shape))
+            hidden.append(signal)
+            cell.append(c.view_as(signal))
+        outputs = torch.addmm(self.output.bias[:, None], self.output.weight, signal.flatten(1))
+        return outputs.view(len(outputs), *shape), LSTMState(torch.stack(hidden), torch.stack(cell))
+
+    def _averaged(self, outputs: Tensor) -> Tensor:
+        """A layer's outputs, those of the global averaging cells replaced by their means over the coordinates."""
+        cells = self.global_averaging_cells
+        if not cells:
+            return outputs
+        means = outputs[:cells].mean(dim=-1, keepdim=True).expand_as(outputs[:cells])
+        return torch.cat([means, outputs[cells:]])
+
+
+class LSTMOptimizer(LSTMRule[LSTMState]):
     """A learned optimizer: g(t), h(t+1) = m(∇f(θ(t)), h(t); φ), on every coordinate with shared weights φ (figure 3).
 
     Args:
@@ -70,11 +169,15 @@ class LSTMOptimizer(LearnedRule):
         forget_bias: added to the initial biases of the forget gates; the paper does not say. With b, an untrained cell
             remembers about 1 + exp(b) steps. Where gradients are noisy, much of what there is to learn is to average
             them, and a long memory is found far sooner from a long memory.
+        global_averaging_cells: how many cells of each layer talk: their outputs are replaced, at each step, by their
+            mean over all coordinates of the optimizee (appendix of the paper's first version, arXiv:1606.04474v1). One
+            is enough to clip the norm of the gradient, for example.
         seed: seed of the initial weights.
 
     Raises:
         UnknownNameError: for an unknown preprocessing.
-        ValueError: for sizes below 1, an output factor that is not a positive number or a bias that is not finite.
+        ValueError: for sizes below 1, an output factor that is not a positive number, a bias that is not finite, or
+            more global averaging cells than cells.
     """
 
     kind: ClassVar[str] = "lstm"
@@ -86,94 +189,42 @@ class LSTMOptimizer(LearnedRule):
         preprocessing: str | Preprocessing | Mapping[str, Any] = "none",
         output_scale: float = 1.0,
         forget_bias: float = 0.0,
+        global_averaging_cells: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        for name, size in (("hidden_size", hidden_size), ("num_layers", num_layers)):
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"LSTMOptimizer: {name} must be a whole number of at least 1, got {size!r}.")
-        if not (math.isfinite(output_scale) and output_scale > 0):
-            raise ValueError(f"LSTMOptimizer: output_scale must be a positive number, got {output_scale!r}.")
-        if not math.isfinite(forget_bias):
-            raise ValueError(f"LSTMOptimizer: forget_bias must be a finite number, got {forget_bias!r}.")
-        self.hidden_size = hidden_size
-        self.num_layers = num_layers
-        self.preprocessing = make_preprocessing(preprocessing)
-        self.output_scale = output_scale
-        self.forget_bias = forget_bias
-        self.seed = seed
-        draws = generator(seed, "initial weights")
-        widths = [self.preprocessing.features] + [hidden_size] * (num_layers - 1)
-        self.layers = nn.ModuleList(LSTMLayer(width, hidden_size, forget_bias, draws) for width in widths)
-        bound = 1 / math.sqrt(hidden_size)
-        self.output = nn.Linear(hidden_size, 1, device="meta").to_empty(device="cpu")
-        with torch.no_grad():
-            self.output.weight.uniform_(-bound, bound, generator=draws)
-            self.output.bias.zero_()
+        super().__init__(
+            hidden_size, num_layers, preprocessing, output_scale, forget_bias, global_averaging_cells, seed
+        )
+
+    @property
+    @override
+    def coupled(self) -> bool:
+        return self.global_averaging_cells > 0
 
     @override
-    def config(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "hidden_size": self.hidden_size,
-            "num_layers": self.num_layers,
-            "preprocessing": self.preprocessing.config(),
-            "output_scale": self.output_scale,
-            "forget_bias": self.forget_bias,
-            "seed": self.seed,
-        }
-
-    @override
-    def lstm_for(self, kind: str | None) -> LSTMOptimizer:
-        return self
-
-    @override
-    def parts(self, layout: Layout) -> list[Part]:
-        return [Part("", self, slice(None), layout.sizes)]
-
-    def initial_state(self, coordinates: int) -> LSTMState:
-        """State h(0) = 0 for that many coordinates."""
-        zeros = self.output.weight.new_zeros(self.num_layers, self.hidden_size, coordinates)
+    def initial_state(self, *shape: int) -> LSTMState:
+        zeros = self.output.weight.new_zeros(self.num_layers, self.hidden_size, *shape)
         return LSTMState(zeros, zeros.clone())
 
+    @override
     def forward(self, gradients: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
-        """One step on a flat row of coordinates; differentiable, and the reference for the faster `LSTMTape`.
-
-        Args:
-            gradients: ∇f(θ(t)), shape ``(coordinates,)``.
-            state: h(t).
-
-        Returns:
-            The updates g(t), shape ``(coordinates,)``, and h(t+1).
-        """
-        signal = self.preprocessing(gradients)
-        hidden, cell = [], []
-        for layer, h, c in zip(self.layers, state.hidden, state.cell, strict=True):
-            signal, c = layer(signal, h, c)
-            hidden.append(signal)
-            cell.append(c)
-        update = torch.addmm(self.output.bias[:, None], self.output.weight, signal)
-        return self.output_scale * update[0], LSTMState(torch.stack(hidden), torch.stack(cell))
+        """As in `RecurrentRule`; the reference for the faster `LSTMTape`."""
+        outputs, state = self._run(self.preprocessing(gradients), state)
+        return self.output_scale * outputs[0], state
 
     @override
-    def init(self, params: Tensors) -> LSTMState:
-        return self.initial_state(sum(tensor.numel() for tensor in params.values()))
-
     @torch.no_grad()
     def step(self, gradients: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
-        """`forward` without a graph, in blocks of coordinates that stay in the CPU's cache."""
-        block = max(1, len(gradients)) if gradients.is_cuda else BLOCK
-        updates = torch.empty_like(gradients)
-        after = LSTMState(torch.empty_like(state.hidden), torch.empty_like(state.cell))
-        for first in range(0, len(gradients), block):
-            part = slice(first, first + block)
-            updates[part], new = self(gradients[part], LSTMState(state.hidden[..., part], state.cell[..., part]))
+        """`forward` without a graph, where coordinates are independent in blocks that stay in the CPU's cache."""
+        if self.coupled or gradients.is_cuda or gradients.numel() <= BLOCK:
+            return super().step(gradients, state)
+        flat = gradients.flatten()
+        updates = torch.empty_like(flat)
+        before = changed(state, lambda part: part.flatten(2))
+        after = changed(before, torch.empty_like)
+        for first in range(0, len(flat), BLOCK):
+            part = slice(first, first + BLOCK)
+            new: LSTMState
+            updates[part], new = self(flat[part], LSTMState(before.hidden[..., part], before.cell[..., part]))
             after.hidden[..., part], after.cell[..., part] = new
-        return updates, after
-
-    @override
-    @torch.no_grad()
-    def update(self, gradients: Tensors, state: LSTMState) -> tuple[Tensors, LSTMState]:
-        rows = ravel(gradients)
-        updates, state = self.step(rows.flatten(), state)
-        return Layout.of(gradients).unravel(updates.view_as(rows)), state
+        return updates.view_as(gradients), changed(after, lambda part: part.view(*part.shape[:2], *gradients.shape))

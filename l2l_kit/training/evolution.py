@@ -14,13 +14,13 @@ LSTM remembers of its gradients stays what it was, and what it makes of that is 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from l2l_kit.optimizers import LearnedRule, LSTMState
+from l2l_kit.optimizers import LearnedRule
 from l2l_kit.problems import Optimizees
 from l2l_kit.training.unroll import Unroller, Window
 
@@ -34,7 +34,7 @@ class _Run(NamedTuple):
     losses: Tensor
     rows: Tensor
     gradients: Tensor
-    states: list[LSTMState]
+    states: list[Any]
 
 
 class EvolutionUnroller(Unroller):
@@ -54,7 +54,7 @@ class EvolutionUnroller(Unroller):
     @override
     def begin(self, optimizees: Optimizees, draws: torch.Generator | None = None) -> None:
         super().begin(optimizees, draws)
-        self._states = [part.lstm.initial_state(len(self._rows) * sum(part.sizes)) for part in self._parts]
+        self._states = [part.network.initial_state(len(self._rows), sum(part.sizes)) for part in self._parts]
 
     @override
     def advance(self, unroll: int) -> Window:
@@ -85,8 +85,8 @@ class EvolutionUnroller(Unroller):
         for t in range(unroll):
             updates = torch.empty_like(rows)
             for index, part in enumerate(self._parts):
-                update, states[index] = part.lstm.step(gradients[:, part.columns].flatten(), states[index])
-                updates[:, part.columns] = update.view(len(rows), -1)
+                update, states[index] = part.network.step(gradients[:, part.columns], states[index])
+                updates[:, part.columns] = update
             rows = rows + updates
             losses[t], gradients = self._optimizees.losses_and_gradients(rows, self._layout, self._step + t + 1)
         self._check(losses, self._step + 1)

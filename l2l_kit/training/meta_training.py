@@ -23,7 +23,7 @@ from l2l_kit.storage import load_weights, read_tensors, write_tensors
 from l2l_kit.tensors import pick_device
 from l2l_kit.training.evolution import EvolutionUnroller
 from l2l_kit.training.rollout import rollout
-from l2l_kit.training.unroll import ExactUnroller, ReplayUnroller, Unroller
+from l2l_kit.training.unroll import AutogradUnroller, ExactUnroller, ReplayUnroller, Unroller
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -272,6 +272,8 @@ class MetaTrainer:
         unroller: Unroller
         if settings.evolution is not None:
             unroller = EvolutionUnroller(self.optimizer, settings.evolution)
+        elif settings.second_derivatives and self.optimizer.coupled:
+            unroller = AutogradUnroller(self.optimizer, second_derivatives=True)
         elif settings.second_derivatives:
             unroller = ExactUnroller(self.optimizer)
         else:

@@ -1,12 +1,18 @@
-"""One LSTM over its coordinates, window by window: steps without a graph, then the gradient by its weights."""
+"""One network over its coordinates, window by window: steps without a graph, then the gradient by its weights."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from l2l_kit.optimizers import LSTMOptimizer, LSTMState, LSTMTape
+from l2l_kit.optimizers import LSTMOptimizer, LSTMState, LSTMTape, RecurrentRule
+from l2l_kit.optimizers.base import changed
 from l2l_kit.optimizers.tape import floats_per_step
+
+_ACTIVATIONS = 10
+"""Numbers that autograd keeps of a step for each that the network remembers of it, roughly."""
 
 
 class Tapes:
@@ -121,6 +127,64 @@ class Replay:
             first += size
         chosen, weight = (torch.cat(parts, dim=1).flatten().to(like.device) for parts in (columns, weights))
         return chosen, weight.to(like.dtype)
+
+
+class CoupledReplay:
+    """As `Replay`, for a network whose coordinates learn of each other.
+
+    One coordinate cannot be replayed without the others of its optimizee, so the chunks are of optimizees, and memory
+    is bounded by the largest of `tape_bytes` and one optimizee's window. It is done by autograd.
+
+    Args:
+        network: what to run.
+        n: number of optimizees.
+        coordinates: of each of them.
+        tape_bytes: memory that recorded activations may take.
+    """
+
+    def __init__(self, network: RecurrentRule[Any], n: int, coordinates: int, tape_bytes: int) -> None:
+        self._network = network
+        self._n = n
+        self._tape_bytes = tape_bytes
+        self._state = network.initial_state(n, coordinates)
+
+    def start(self, unroll: int) -> None:
+        """Begin a window where the last one ended."""
+        self._first_state = self._state
+
+    def step(self, gradients: Tensor) -> Tensor:
+        """Updates for gradients, both ``(coordinates of all optimizees,)``."""
+        updates, self._state = self._network.step(gradients.view(self._n, -1), self._state)
+        return updates.flatten()
+
+    def backward(self, gradients: Tensor) -> dict[str, Tensor]:
+        """The window's meta-gradient by the network's weights, by name; ends the window.
+
+        Args:
+            gradients: as in `Replay.backward`.
+        """
+        gradients = gradients.view(len(gradients), self._n, -1)
+        upstream = gradients[1:].flip(0).cumsum(0).flip(0).div_(self._n)
+        remembered = sum(part.numel() * part.element_size() for part in self._state) // self._n
+        chunk = max(1, self._tape_bytes // (_ACTIVATIONS * remembered * len(upstream)))
+        names, weights = zip(*self._network.named_parameters(), strict=True)
+        total = {name: torch.zeros_like(weight) for name, weight in zip(names, weights, strict=True)}
+        for first in range(0, self._n, chunk):
+            some = slice(first, first + chunk)
+            with torch.enable_grad():
+                loss = self._weighted(gradients[:-1, some], upstream[:, some], some)
+            for name, gradient in zip(names, torch.autograd.grad(loss, weights), strict=True):
+                total[name] += gradient
+        return total
+
+    def _weighted(self, gradients: Tensor, upstream: Tensor, some: slice) -> Tensor:
+        """Σ_t upstream(t) · g(t) of some optimizees, with its graph."""
+        state = changed(self._first_state, lambda part: part[..., some, :])
+        loss = upstream.new_zeros(())
+        for row, weights in zip(gradients, upstream, strict=True):
+            updates, state = self._network(row, state)
+            loss = loss + (updates * weights).sum()
+        return loss
 
 
 class StepwiseReplay:

@@ -28,16 +28,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from l2l_kit.errors import MetaTrainingDivergedError
-from l2l_kit.optimizers import LearnedRule, LSTMState
+from l2l_kit.optimizers import LearnedRule, LSTMOptimizer
+from l2l_kit.optimizers.base import Part, changed
 from l2l_kit.problems import Optimizees
 from l2l_kit.tensors import Layout, ravel
-from l2l_kit.training.replay import Replay, StepwiseReplay, Tapes
+from l2l_kit.training.replay import CoupledReplay, Replay, StepwiseReplay, Tapes
 
 TAPE_BYTES = 400 * 2**20
 """Memory that the recorded activations of a window may take; longer or wider windows are replayed in chunks."""
@@ -113,10 +115,15 @@ class ReplayUnroller(Unroller):
         tape_bytes: memory that recorded activations may take; longer or wider windows are replayed in chunks.
         sample: coordinates of each parameter tensor that are replayed for the meta-gradient, where it has more: drawn
             anew for each window and weighted so that the estimate is unbiased. None for all, which is exact.
+
+    Raises:
+        ValueError: for a sample where coordinates learn of each other.
     """
 
     def __init__(self, optimizer: LearnedRule, tape_bytes: int = TAPE_BYTES, *, sample: int | None = None) -> None:
         super().__init__(optimizer)
+        if sample is not None and optimizer.coupled:
+            raise ValueError("coordinates that learn of each other can only be replayed together; leave sample None.")
         self._sample = sample
         self._tape_bytes = tape_bytes
         self._tapes: dict[str, Tapes] = {}
@@ -125,17 +132,13 @@ class ReplayUnroller(Unroller):
     def begin(self, optimizees: Optimizees, draws: torch.Generator | None = None) -> None:
         super().begin(optimizees, draws)
         share = self._tape_bytes // len(self._parts)
-        self._replays = [
-            Replay(
-                self._tapes.setdefault(part.prefix, Tapes(part.lstm)),
-                len(self._rows),
-                part.sizes,
-                share,
-                self._sample,
-                draws,
-            )
-            for part in self._parts
-        ]
+        self._replays = [self._replay(part, len(self._rows), share) for part in self._parts]
+
+    def _replay(self, part: Part, n: int, tape_bytes: int) -> Replay | CoupledReplay:
+        if part.network.coupled:
+            return CoupledReplay(part.network, n, sum(part.sizes), tape_bytes)
+        tapes = self._tapes.setdefault(part.prefix, Tapes(cast(LSTMOptimizer, part.network)))
+        return Replay(tapes, n, part.sizes, tape_bytes, self._sample, self._draws)
 
     @override
     def advance(self, unroll: int) -> Window:
@@ -169,10 +172,15 @@ class ExactUnroller(Unroller):
     Args:
         optimizer: what to train.
         tape_bytes: memory that recorded activations may take.
+
+    Raises:
+        ValueError: for an optimizer whose coordinates learn of each other.
     """
 
     def __init__(self, optimizer: LearnedRule, tape_bytes: int = TAPE_BYTES) -> None:
         super().__init__(optimizer)
+        if optimizer.coupled:
+            raise ValueError("where coordinates learn of each other, use AutogradUnroller for the dashed edges.")
         self._tape_bytes = tape_bytes
         self._tapes: dict[str, Tapes] = {}
 
@@ -181,7 +189,11 @@ class ExactUnroller(Unroller):
         super().begin(optimizees, draws)
         n, share = len(self._rows), self._tape_bytes // len(self._parts)
         self._replays = [
-            StepwiseReplay(self._tapes.setdefault(part.prefix, Tapes(part.lstm)), n * sum(part.sizes), share)
+            StepwiseReplay(
+                self._tapes.setdefault(part.prefix, Tapes(cast(LSTMOptimizer, part.network))),
+                n * sum(part.sizes),
+                share,
+            )
             for part in self._parts
         ]
 
@@ -234,7 +246,7 @@ class AutogradUnroller(Unroller):
     @override
     def begin(self, optimizees: Optimizees, draws: torch.Generator | None = None) -> None:
         super().begin(optimizees, draws)
-        self._states = [part.lstm.initial_state(len(self._rows) * sum(part.sizes)) for part in self._parts]
+        self._states = [part.network.initial_state(len(self._rows), sum(part.sizes)) for part in self._parts]
 
     @override
     def advance(self, unroll: int) -> Window:
@@ -248,8 +260,8 @@ class AutogradUnroller(Unroller):
             )
             updates = torch.zeros_like(rows)
             for index, part in enumerate(self._parts):
-                update, states[index] = part.lstm(gradients[:, part.columns].flatten(), states[index])
-                updates[:, part.columns] = update.view(len(rows), -1)
+                update, states[index] = part.network(gradients[:, part.columns], states[index])
+                updates[:, part.columns] = update
             rows = rows + updates
             self._step += 1
             loss = self._optimizees.losses(self._layout.unravel(rows), self._step)
@@ -259,5 +271,5 @@ class AutogradUnroller(Unroller):
         names, weights = zip(*self.optimizer.named_parameters(), strict=True)
         meta_gradient = torch.autograd.grad(stacked.mean(dim=1).sum(), weights)
         self._rows = rows.detach()
-        self._states = [LSTMState(state.hidden.detach(), state.cell.detach()) for state in states]
+        self._states = [changed(state, Tensor.detach) for state in states]
         return Window(stacked.detach(), dict(zip(names, meta_gradient, strict=True)))
