@@ -1,0 +1,173 @@
+"""A look into an optimizer: what it proposes for a coordinate, what its LSTM holds, where its meta-gradient points."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from l2l_kit.evaluation.compare import matched
+from l2l_kit.optimizers import LearnedRule, LSTMOptimizer, Optimizer
+from l2l_kit.problems import Problem
+from l2l_kit.randomness import generator
+from l2l_kit.tensors import Layout, Tensors, pick_device
+from l2l_kit.training import AutogradUnroller, ExactUnroller, ReplayUnroller, Unroller, trace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def recorded_gradients(
+    optimizer: Optimizer[Any],
+    problem: Problem,
+    *,
+    steps: int = 100,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+) -> Tensors:
+    """The gradients that an optimizer meets on its way over one optimizee.
+
+    Args:
+        optimizer: learned or not.
+        problem: where the optimizee comes from; it is the first of those of `compare` with this seed.
+        steps: number of updates.
+        seed: of the optimizee.
+        device: None for the best there is.
+
+    Returns:
+        By parameter, ∇f(θ(0)) … ∇f(θ(steps)), shape ``(steps + 1, coordinates)``, on the CPU.
+    """
+    ((_, rule, optimizees),) = matched({"": optimizer}, problem, 1, seed, device)
+    layout = Layout.of(optimizees.start)
+    rows = [
+        optimizees.losses_and_gradients(params, layout, step)[1]
+        for step, (params, _) in enumerate(trace(rule, optimizees, steps))
+    ]
+    return {name: tensor.flatten(1).cpu() for name, tensor in layout.unravel(torch.cat(rows)).items()}
+
+
+def proposals(optimizers: Mapping[str, Optimizer[Any]], history: Tensor, gradients: Tensor) -> dict[str, Tensor]:
+    """The updates that optimizers would propose for a coordinate, as a function of its gradient (appendix B).
+
+    All of them have met the same gradients before, so what they remember of the coordinate is what they would have if
+    they had been on that trajectory.
+
+    Args:
+        optimizers: by name.
+        history: gradients of the coordinate along a trajectory, shape ``(steps,)``.
+        gradients: at which the function is evaluated, shape ``(gradients,)``.
+
+    Returns:
+        By name, the update at every gradient after 0 … ``steps`` of the history, shape ``(steps + 1, gradients)``.
+    """
+    found = {}
+    probes = {"coordinate": gradients[:, None]}  # as many optimizees of one coordinate
+    for name, optimizer in optimizers.items():
+        state = optimizer.init(probes)
+        rows = []
+        for gradient in (*history, None):
+            updates, _ = optimizer.update(probes, copy.deepcopy(state))
+            rows.append(updates["coordinate"][:, 0])
+            if gradient is not None:
+                _, state = optimizer.update({"coordinate": gradient.expand_as(probes["coordinate"]).clone()}, state)
+        found[name] = torch.stack(rows)
+    return found
+
+
+def responses(optimizers: Mapping[str, Optimizer[Any]], gradients: Tensor) -> pd.DataFrame:
+    """The updates with which optimizers answer a sequence of gradients of one coordinate.
+
+    Args:
+        optimizers: by name.
+        gradients: shape ``(steps,)``.
+
+    Returns:
+        Columns `optimizer`, `step`, `gradient` and `update`.
+    """
+    import pandas as pd
+
+    frames = []
+    for name, optimizer in optimizers.items():
+        state = optimizer.init({"coordinate": gradients[:1, None]})
+        moved = []
+        for gradient in gradients:
+            updates, state = optimizer.update({"coordinate": gradient.view(1, 1)}, state)
+            moved.append(updates["coordinate"].item())
+        columns = {"optimizer": name, "step": range(len(gradients)), "gradient": gradients.tolist(), "update": moved}
+        frames.append(pd.DataFrame(columns))
+    return pd.concat(frames, ignore_index=True)
+
+
+def hidden_units(lstm: LSTMOptimizer, gradients: Tensor) -> Tensor:
+    """What an LSTM holds along a trajectory.
+
+    Args:
+        lstm: what to look into.
+        gradients: of some coordinates, shape ``(steps, coordinates)``.
+
+    Returns:
+        The cells' outputs after each step, layer after layer, shape ``(steps, layers · hidden, coordinates)``.
+    """
+    state = lstm.initial_state(gradients.shape[1])
+    held = []
+    for row in gradients:
+        _, state = lstm.step(row, state)
+        held.append(state.hidden.flatten(0, 1))
+    return torch.stack(held)
+
+
+def meta_gradient_bias(
+    optimizer: LearnedRule,
+    problem: Problem,
+    *,
+    unrolls: Iterable[int],
+    horizon: int = 100,
+    tasks: int = 64,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+) -> pd.DataFrame:
+    """How far meta-gradients of truncated backpropagation, with dashed edges and without, are from the whole one.
+
+    The whole one backpropagates through the whole horizon and along the dashed edges of figure 2: it is the gradient of
+    what is minimized (equation 3). The others are summed over the windows of a run, whose weights stay what they are.
+
+    Args:
+        optimizer: at whose weights.
+        problem: where the optimizees come from.
+        unrolls: lengths of the windows; they must divide the horizon.
+        horizon: number of updates.
+        tasks: number of optimizees.
+        seed: of the optimizees.
+        device: None for the best there is.
+
+    Returns:
+        Columns `unroll`, `dashed edges` (whether they were followed), `cosine` to the whole meta-gradient and `size`,
+        its norm as a share of the whole one's.
+
+    Raises:
+        ValueError: for an unroll that does not divide the horizon.
+    """
+    import pandas as pd
+
+    chosen, lengths = pick_device(device), sorted({*unrolls, horizon})
+    if wrong := [unroll for unroll in lengths if unroll < 1 or horizon % unroll]:
+        raise ValueError(f"unroll lengths must divide the horizon {horizon}, got {wrong[0]!r}.")
+    optimizer.to(chosen)
+    exact: Unroller
+    exact = AutogradUnroller(optimizer, second_derivatives=True) if optimizer.coupled else ExactUnroller(optimizer)
+    found = {}
+    for dashed, unroller in ((False, ReplayUnroller(optimizer)), (True, exact)):
+        for unroll in lengths:
+            unroller.begin(problem.sample(tasks, generator(seed, "test"), chosen))
+            windows = [unroller.advance(unroll).meta_gradient for _ in range(horizon // unroll)]
+            total = (torch.stack([window[name] for window in windows]).sum(dim=0) for name in windows[0])
+            found[dashed, unroll] = torch.cat([gradient.flatten() for gradient in total])
+    whole = found[True, horizon]
+    rows = []
+    for (dashed, unroll), gradient in found.items():
+        cosine = torch.cosine_similarity(gradient, whole, dim=0).item()
+        rows.append((unroll, dashed, cosine, (gradient.norm() / whole.norm()).item()))
+    return pd.DataFrame(rows, columns=["unroll", "dashed edges", "cosine", "size"])
