@@ -158,16 +158,17 @@ def meta_gradient_bias(
     optimizer.to(chosen)
     exact: Unroller
     exact = AutogradUnroller(optimizer, second_derivatives=True) if optimizer.coupled else ExactUnroller(optimizer)
+    names = [name for name, _ in optimizer.named_parameters()]
     found = {}
     for dashed, unroller in ((False, ReplayUnroller(optimizer)), (True, exact)):
         for unroll in lengths:
             unroller.begin(problem.sample(tasks, generator(seed, "test"), chosen))
             windows = [unroller.advance(unroll).meta_gradient for _ in range(horizon // unroll)]
-            total = (torch.stack([window[name] for window in windows]).sum(dim=0) for name in windows[0])
-            found[dashed, unroll] = torch.cat([gradient.flatten() for gradient in total])
+            rows = [torch.cat([window[name].flatten() for name in names]) for window in windows]
+            found[dashed, unroll] = torch.stack(rows).sum(dim=0)
     whole = found[True, horizon]
-    rows = []
+    table = []
     for (dashed, unroll), gradient in found.items():
         cosine = torch.cosine_similarity(gradient, whole, dim=0).item()
-        rows.append((unroll, dashed, cosine, (gradient.norm() / whole.norm()).item()))
-    return pd.DataFrame(rows, columns=["unroll", "dashed edges", "cosine", "size"])
+        table.append((unroll, dashed, cosine, (gradient.norm() / whole.norm()).item()))
+    return pd.DataFrame(table, columns=["unroll", "dashed edges", "cosine", "size"])
