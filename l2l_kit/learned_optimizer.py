@@ -6,7 +6,6 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, overload
 
@@ -17,7 +16,6 @@ from torch.optim.optimizer import ParamsT, StateDict
 from l2l_kit import zoo
 from l2l_kit.errors import WeightsFileError
 from l2l_kit.optimizers import LearnedRule, RecurrentRule
-from l2l_kit.optimizers.base import changed
 
 CHUNK = 2**16
 """Coordinates that are updated at once: it bounds the memory that a large parameter takes on top of its state."""
@@ -39,22 +37,34 @@ class LearnedOptimizer(torch.optim.Optimizer):
     """Moves parameters by a learned update rule where torch.optim.Adam would move them by Adam's.
 
     Each coordinate has an LSTM state of its own: ``2 · layers · hidden`` floats (80 with the paper's sizes, so 320
-    bytes), kept in the rule's precision, whatever that of the parameter.
+    bytes), kept in the rule's precision, whatever that of the parameter, or in half of that as `state_dtype` says.
 
     Args:
         params: parameters or parameter groups, as for every torch optimizer. A rule that is made of several, one for
             each kind of parameter, needs groups that say their ``kind``: see `parameter_groups`.
         rule: a pretrained optimizer by name, a path to a saved one, or a learned optimizer (a copy of it is used).
         lr: factor on the learned updates. 1.0 is what the rule was trained for; learning-rate schedulers may move it.
+        state_dtype: type in which the state is kept between steps, such as torch.bfloat16, which takes half the memory
+            and rounds what the rule remembers to three digits; None for the rule's own. It computes in its own anyway.
 
     Raises:
         UnknownNameError: if no pretrained optimizer has that name, or it has no rule for a kind of parameter.
         WeightsFileError: if the saved optimizer cannot be read.
-        ValueError: for a negative `lr`.
+        ValueError: for a negative `lr`, or a `state_dtype` that has no fractions.
         TypeError: for parameters that are not real floating-point tensors.
     """
 
-    def __init__(self, params: ParamsT, rule: str | Path | LearnedRule, lr: float = 1.0) -> None:
+    def __init__(
+        self,
+        params: ParamsT,
+        rule: str | Path | LearnedRule,
+        lr: float = 1.0,
+        *,
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        if state_dtype is not None and not state_dtype.is_floating_point:
+            raise ValueError(f"LearnedOptimizer: state_dtype must be a floating-point type, got {state_dtype}.")
+        self._state_dtype = state_dtype
         loaded = copy.deepcopy(rule) if isinstance(rule, LearnedRule) else zoo.load(rule)
         self._rule = loaded.cpu().requires_grad_(False)
         self._rule_on: dict[torch.device, LearnedRule] = {}
@@ -113,11 +123,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _move(self, param: Tensor, network: RecurrentRule[Any], lr: float) -> None:
         state = self._memory(param, network)
-        gradient = _gradient(param, state[0].dtype)
+        gradient = _gradient(param, network)
         updates = torch.empty_like(gradient)
         for first in range(0, len(gradient), CHUNK):
             part = slice(first, first + CHUNK)
-            updates[part], new = network.step(gradient[part], changed(state, itemgetter((..., part))))
+            before = type(state)(*(values[..., part].to(gradient.dtype) for values in state))
+            updates[part], new = network.step(gradient[part], before)
             for values, after in zip(state, new, strict=True):
                 values[..., part] = after
         param.add_(updates.view(param.shape).to(param.dtype), alpha=lr)
@@ -133,22 +144,25 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 "parameters have no gradient; leave those that do not take part out of the optimizer."
             )
         states = [self._memory(param, network) for param, _ in params]
-        gradients = [_gradient(param, state[0].dtype) for (param, _), state in zip(params, states, strict=True)]
-        sizes = [len(gradient) for gradient in gradients]
-        state = type(states[0])(*(torch.cat(values, dim=-1) for values in zip(*states, strict=True)))
-        updates, state = network.step(torch.cat(gradients), state)
+        gradients = torch.cat([_gradient(param, network) for param, _ in params])
+        sizes = [param.numel() for param, _ in params]
+        joined = (torch.cat(values, dim=-1).to(gradients.dtype) for values in zip(*states, strict=True))
+        updates, state = network.step(gradients, type(states[0])(*joined))
         pieces = zip(*(values.split_with_sizes(sizes, dim=-1) for values in state), strict=True)
         for (param, lr), update, piece in zip(params, updates.split_with_sizes(sizes), pieces, strict=True):
-            self.state[param].update(zip(state._fields, (values.clone() for values in piece), strict=True))
+            self.state[param].update(self._kept(type(state)(*piece)))
             param.add_(update.view(param.shape).to(param.dtype), alpha=lr)
 
     def _memory(self, param: Tensor, network: RecurrentRule[Any]) -> Any:
         """What the network remembers of a parameter, as its state."""
-        memory = network.initial_state(param.numel())
-        if param in self.state:
-            return type(memory)(**self.state[param])
-        self.state[param].update(memory._asdict())
-        return memory
+        fresh = network.initial_state(param.numel())
+        if param not in self.state:
+            self.state[param].update(self._kept(fresh))
+        return type(fresh)(**self.state[param])
+
+    def _kept(self, state: Any) -> dict[str, Tensor]:
+        """A state as it is kept between steps: tensors of its own, by name."""
+        return {name: values.to(self._state_dtype, copy=True) for name, values in state._asdict().items()}
 
     def _rule_for(self, device: torch.device) -> LearnedRule:
         if device not in self._rule_on:
@@ -177,13 +191,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 self.state[param][name] = value.to(param.device, copy=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_rule": self._rule, "_rule_on": {}}
+        return {**super().__getstate__(), "_rule": self._rule, "_rule_on": {}, "_state_dtype": self._state_dtype}
 
 
-def _gradient(param: Tensor, dtype: torch.dtype) -> Tensor:
+def _gradient(param: Tensor, network: RecurrentRule[Any]) -> Tensor:
+    """Its gradient, flat, in the network's precision."""
     if param.grad is None or param.grad.is_sparse:
         raise RuntimeError("LearnedOptimizer does not support sparse gradients; use dense ones.")
-    return param.grad.to(dtype).flatten()
+    return param.grad.to(next(network.parameters()).dtype).flatten()
 
 
 def parameter_groups(model: nn.Module, kind_of: Callable[[str, nn.Module], str] | None = None) -> list[dict[str, Any]]:
