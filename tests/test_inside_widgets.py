@@ -69,14 +69,23 @@ class TestProposals:
 
 
 class TestPreprocessing:
-    def test_shows_shares_of_the_gradients(self, gradients):
-        widget = preprocessing_explorer(gradients["theta"], p=2.0, step=1)
-        for trace in widget.figure.data:
-            assert sum(trace.y) == pytest.approx(1)
-        magnitude, _ = LogSign(2.0)(gradients["theta"][1])
-        bars = dict(zip(widget.figure.data[1].x, widget.figure.data[1].y, strict=True))
-        mean = sum(at * share for at, share in bars.items())
-        assert mean == pytest.approx(magnitude.clamp(-1, 0.5).mean().item(), abs=0.03)
+    def drawn(self, widget):
+        return {trace.name: (trace.x, trace.y) for trace in widget.figure.data}
+
+    def test_shows_the_inputs_for_gradients_of_every_size(self, gradients):
+        drawn = self.drawn(preprocessing_explorer(gradients["theta"], p=4.0, step=1))
+        places = torch.tensor(drawn["first input"][0], dtype=torch.float64)
+        for name, expected in zip(("first input", "second input (for ∇ > 0)"), LogSign(4.0)(10**places), strict=True):
+            assert drawn[name][1] == pytest.approx(expected.tolist(), abs=1e-3)
+
+    def test_shows_where_the_gradients_are(self):
+        gradients = torch.tensor([[1e-3] * 4 + [-1e-6] * 2 + [0.0]])
+        x, y = self.drawn(preprocessing_explorer(gradients))["the gradients there are"]
+        heights = {
+            round(at): max(top for place, top in zip(x, y, strict=True) if abs(place - at) < 0.3) for at in (-3, -6)
+        }
+        assert heights == pytest.approx({-3: 0.0, -6: -0.5})
+        assert max(top for place, top in zip(x, y, strict=True) if abs(place + 4.5) < 1) == -1
 
     def test_says_how_many_are_in_which_branch(self):
         gradients = torch.tensor([[1.0, 0.5, 1e-3, -1e-4]])
@@ -87,9 +96,11 @@ class TestPreprocessing:
 
     def test_steps(self, gradients):
         widget = preprocessing_explorer(gradients["theta"])
-        before = widget.figure.data[0].y
+        before = self.drawn(widget)
         widget.step.value = 5
-        assert widget.figure.data[0].y != before
+        after = self.drawn(widget)
+        assert after.pop("the gradients there are") != before.pop("the gradients there are")
+        assert after == before
 
     @pytest.mark.parametrize("arguments", [{"p": 0}, {"p": 21}, {"step": 9}])
     def test_what_there_is_not(self, gradients, arguments):

@@ -22,9 +22,10 @@ from l2l_kit.widgets.live_figure import (
     message,
 )
 
+DECADES = (-9.0, 1.0)
+"""Sizes of gradients that are shown, as powers of ten."""
 BINS = 60
-_RANGES = (-10, 2), (-1, 0.5), (-1, 1)
-"""Of the three histograms."""
+AREA, FIRST, SECOND, BORDER = "the gradients there are", "first input", "second input (for ∇ > 0)", "e^-p"
 
 
 def preprocessing_explorer(gradients: Tensor, p: float = 10.0, step: int = 0) -> PreprocessingExplorer:
@@ -75,11 +76,19 @@ class PreprocessingExplorer(WithPicture):
 
     def _draw(self) -> None:
         p, gradients = self.p.value, self._gradients[self.step.value]
-        magnitude, direction = LogSign(p)(gradients)
-        shown = gradients.abs().log10(), magnitude, direction
+        places = torch.linspace(*DECADES, 4 * BINS + 1)
+        magnitude, direction = LogSign(p)(10.0**places)
+        border = math.log10(math.exp(-p))
+        lines: dict[str, tuple[Tensor | list[float], Tensor | list[float]]] = {
+            AREA: _outline(gradients),
+            FIRST: (places, magnitude),
+            SECOND: (places, direction),
+            BORDER: ([border] * 2, [-1.0, 1.0]),
+        }
         with self.figure.batch_update():
-            for trace, values, (low, high) in zip(self.figure.data, shown, _RANGES, strict=True):
-                trace.x, trace.y = _histogram(values, low, high)
+            for trace in self.figure.data:
+                x, y = lines[trace.name]
+                trace.x, trace.y = plots.rounded(x), plots.rounded(y)
         small = (gradients.abs() < math.exp(-p)).float().mean().item()
         self.status.value = message(
             f"e^-p is {math.exp(-p):.2g}. {1 - small:.1%} of the gradients are at least as large: the LSTM sees their "
@@ -87,28 +96,26 @@ class PreprocessingExplorer(WithPicture):
         )
 
 
-def _histogram(values: Tensor, low: float, high: float) -> tuple[list[float], list[float]]:
-    """Middles of the bins, and the share of the values in each; what is beyond is in the outermost."""
-    counts = torch.histc(values.clamp(low, high), BINS, low, high)
-    middles = low + (torch.arange(BINS) + 0.5) * (high - low) / BINS
-    return middles.tolist(), (counts / len(values)).tolist()
+def _outline(gradients: Tensor) -> tuple[list[float], list[float]]:
+    """Outline of a histogram of the gradients' sizes, from -1 up to 0 at its highest; what is beyond is left out."""
+    low, high = DECADES
+    counts = torch.histc(gradients[gradients != 0].abs().log10(), BINS, low, high)
+    heights = counts / counts.max().clamp_min(1) - 1
+    edges = torch.linspace(low, high, BINS + 1)
+    x = [low, *edges.repeat_interleave(2)[1:-1].tolist(), high]
+    return x, [-1.0, *heights.repeat_interleave(2).tolist(), -1.0]
 
 
 def _figure() -> LiveFigure:
-    from plotly.subplots import make_subplots
-
-    titles = ("gradients: log₁₀ |∇|", "first input: log |∇| / p", "second input: sign, or e^p ∇")
-    figure = LiveFigure(make_subplots(rows=3, cols=1, subplot_titles=titles, vertical_spacing=0.13))
-    colors = (plots.GREY, plots.STYLES["LSTM"].color, plots.STYLES["LSTM"].color)
-    for row, color in enumerate(colors, start=1):
-        figure.add_bar(row=row, col=1, marker={"color": color, "line": {"width": 0}})
-    look = plots.layout(None, width=FIGURE_WIDTH, height=520)
-    figure.update_layout(
-        {name: look[name] for name in ("template", "width", "height", "font", "modebar", "hoverlabel")}
-    )
-    figure.update_layout(
-        showlegend=False, bargap=0, paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", margin_t=40
-    )
-    figure.update_xaxes(gridcolor=plots.GRID, linecolor=plots.GREY, showline=True)
-    figure.update_yaxes(gridcolor=plots.GRID, tickformat=".0%", rangemode="tozero")
+    layout = plots.layout("What the LSTM is shown of a gradient", "log₁₀ |∇|", "input of the LSTM", width=FIGURE_WIDTH)
+    figure = LiveFigure(layout=layout)
+    blue, orange = plots.STYLES["LSTM"], plots.STYLES["Adam"]
+    grey = {"mode": "lines", "hoverinfo": "skip"}
+    figure.add_scatter(name=AREA, fill="toself", fillcolor=plots.GRID, line={"width": 0, "color": plots.GREY}, **grey)
+    figure.add_scatter(name=FIRST, mode="lines", line=blue.line)
+    figure.add_scatter(name=SECOND, mode="lines", line=orange.line)
+    figure.add_scatter(name=BORDER, line={"color": plots.GREY, "dash": "dash", "width": 1.5}, **grey)
+    figure.update_layout(showlegend=True)
+    figure.update_xaxes(range=DECADES)
+    figure.update_yaxes(range=(-1.05, 1.05))
     return figure
