@@ -149,7 +149,7 @@ def _figure(optimizers: Mapping[str, Optimizer[Any]]) -> LiveFigure:
     for name, style in plots.styles(optimizers).items():
         figure.add_scatter(name=name, mode="lines", line=style.line)
     line = {"color": plots.GREY, "dash": "dash", "width": 1.5}
-    figure.add_scatter(name="the gradient there", mode="lines", line=line, hoverinfo="skip")
+    figure.add_scatter(name="it is here", mode="lines", line=line, hoverinfo="skip")
     figure.update_layout(showlegend=True)
     figure.update_yaxes(zeroline=True, zerolinecolor=plots.GRID)
     return figure
