@@ -42,6 +42,7 @@ from l2l_kit.reproduce import Lesson, find_lessons
 from l2l_kit.reproduce import reproduce as run_lessons
 from l2l_kit.tensors import pick_device
 from l2l_kit.training import Recipe, read_recipes
+from l2l_kit.training.processes import place, together
 
 app = typer.Typer(
     help="Learning to learn by gradient descent by gradient descent.", no_args_is_help=True, add_completion=False
@@ -105,9 +106,11 @@ def train(
                 raise UnknownNameError(f"member of recipe {recipe!r}", name, recipes)
         chosen = [member for name, member in recipes.items() if not only or name in only]
         progress = min(jobs, len(chosen)) == 1
-        work = [(member, data, device, progress) for member in chosen]
-        for number, path in enumerate(_in_order(_follow, work, jobs), start=1):
-            console.print(f"({number}/{len(chosen)}) {_trained(path)}")
+        with together(device) as mine:
+            work = [(member, data, str(mine), progress) for member in chosen]
+            for number, path in enumerate(_in_order(_follow, work, jobs), start=1):
+                if place()[0] == 0:
+                    console.print(f"({number}/{len(chosen)}) {_trained(path)}")
 
 
 def _follow(recipe: Recipe, data: Path, device: str | None, progress: bool) -> Path:

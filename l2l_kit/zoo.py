@@ -18,6 +18,7 @@ from l2l_kit.paths import DATA, PRETRAINED
 from l2l_kit.storage import load_weights, read_tensors, write_atomically, write_tensors
 from l2l_kit.tensors import pick_device
 from l2l_kit.training import History, Recipe, find_recipe, meta_train, search_meta_lr
+from l2l_kit.training.processes import meet, place
 
 FORMAT_VERSION = 1
 
@@ -121,7 +122,11 @@ def follow_recipe(
 
     Returns:
         Path of the saved optimizer.
+
+    Raises:
+        ValueError: on several processes, if the recipe has a search.
     """
+    rank, processes = place()
     runs = data / "cache" / "runs" / recipe.name
     about = {"recipe": recipe.name, "problem": recipe.problem, **machine(pick_device(device))}
     if recipe.start is not None:
@@ -131,6 +136,11 @@ def follow_recipe(
         recipe = replace(recipe, initial=load(start).state_dict())
         about["start"] = recipe.start
     if recipe.search is not None:
+        if processes > 1:
+            raise ValueError(
+                f"recipe {recipe.name!r} searches its meta-learning rate, which several processes cannot do together: "
+                "leave out its [search], and give it a meta_lr and shards."
+            )
         trials = search_meta_lr(recipe, runs / "search.db", device=device)
         write_result(f"search/{recipe.name}", trials, {**about, **asdict(recipe.search)}, data / "results")
         recipe = replace(recipe, training=replace(recipe.training, meta_lr=float(trials["meta_lr"].iloc[0])))
@@ -145,5 +155,9 @@ def follow_recipe(
     )
     if history.stopped != "finished":
         raise KeyboardInterrupt(f"{recipe.name}: interrupted; the same command goes on from {runs}.")
-    write_result(f"training/{recipe.name}", history.to_frame().reset_index(), about, data / "results")
-    return save(optimizer, data / "pretrained" / recipe.name, history, start=recipe.start)
+    path = data / "pretrained" / f"{recipe.name}.safetensors"
+    if rank == 0:
+        write_result(f"training/{recipe.name}", history.to_frame().reset_index(), about, data / "results")
+        save(optimizer, path, history, start=recipe.start)
+    meet()
+    return path

@@ -528,7 +528,7 @@ class TestCheckpointsThatAreRefused:
 
     @pytest.mark.parametrize("name", [field.name for field in fields(MetaTraining)])
     def test_one_with_another_setting(self, path, name):
-        other = {"schedule": "constant", "clip_norm": None, "second_derivatives": True, "meta_lr": 0.02}
+        other = {"schedule": "constant", "clip_norm": None, "second_derivatives": True, "meta_lr": 0.02, "shards": 5}
         value = other.get(name, getattr(SETTINGS, name) - 1 if name == "unroll" else 8)
         self.refused(path, "checkpoint of another run", f"settings had {name} ", repr(value), **{name: value})
 

@@ -22,6 +22,7 @@ from l2l_kit.randomness import generator
 from l2l_kit.storage import load_weights, read_tensors, write_tensors
 from l2l_kit.tensors import pick_device
 from l2l_kit.training.evolution import EvolutionUnroller
+from l2l_kit.training.processes import averaged, from_the_first, place
 from l2l_kit.training.rollout import rollout
 from l2l_kit.training.unroll import AutogradUnroller, ExactUnroller, ReplayUnroller, Unroller
 
@@ -53,6 +54,9 @@ class MetaTraining:
             `ReplayUnroller`); None for all.
         evolution: pairs of perturbed runs from which the meta-gradient of the output layers, and of no other weights,
             is estimated (see `EvolutionUnroller`); None for backpropagation.
+        shards: parts of equal size into which a batch is cut, each drawn on its own. Several processes share them, and
+            what comes out does not depend on how many processes there are, but for rounding. None for a batch that is
+            drawn as a whole.
         seed: of all draws.
 
     Raises:
@@ -71,6 +75,7 @@ class MetaTraining:
     second_derivatives: bool = False
     sample: int | None = None
     evolution: int | None = None
+    shards: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -78,7 +83,7 @@ class MetaTraining:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"meta-training: {name} must be a whole number of at least 1, got {value!r}.")
-        for name in ("sample", "evolution"):
+        for name in ("sample", "evolution", "shards"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"meta-training: {name} must be a whole number of at least 1, or None, got {value!r}.")
@@ -86,6 +91,10 @@ class MetaTraining:
             raise ValueError("meta-training: with second_derivatives all coordinates are needed; leave sample None.")
         if self.evolution is not None and (self.sample is not None or self.second_derivatives):
             raise ValueError("meta-training: evolution goes with neither sample nor second_derivatives.")
+        if self.shards is not None and self.batch_size % self.shards:
+            raise ValueError(
+                f"meta-training: batch_size {self.batch_size} cannot be cut into {self.shards} shards of equal size."
+            )
         if self.unroll > self.horizon:
             raise ValueError(
                 f"meta-training: unroll {self.unroll} is longer than the horizon {self.horizon}; "
@@ -219,6 +228,9 @@ class MetaTrainer:
     Iterate over `run`; to cancel, stop iterating and close the generator. However it ends, the optimizer then holds the
     weights with the best validation loss, and `history` tells the rest.
 
+    Where torchrun started several processes (see `processes.together`), each runs its share of the shards, all of them
+    take the same meta-updates, and the first one validates and saves.
+
     Args:
         optimizer: is trained in place.
         problem: where the optimizees come from.
@@ -248,6 +260,12 @@ class MetaTrainer:
         self._checkpoint = None if checkpoint is None else Path(checkpoint)
         self._meta_optimizer = torch.optim.Adam(optimizer.parameters(), lr=self.settings.meta_lr)
         self._best = self._weights()
+        self._rank, self._processes = place()
+        if (self.settings.shards or 1) % self._processes:
+            raise ValueError(
+                f"meta-training on {self._processes} processes needs shards that they can share: set shards to a "
+                f"multiple of {self._processes}, got {self.settings.shards!r}."
+            )
         self._earlier_seconds = 0.0
         self._started = time.monotonic()
         if self._checkpoint is not None and self._checkpoint.exists():
@@ -269,27 +287,21 @@ class MetaTrainer:
         if self.history.stopped != "ready":
             raise RuntimeError("a MetaTrainer runs once; make another one, with the same checkpoint to go on.")
         settings = self.settings
-        unroller: Unroller
-        if settings.evolution is not None:
-            unroller = EvolutionUnroller(self.optimizer, settings.evolution)
-        elif settings.second_derivatives and self.optimizer.coupled:
-            unroller = AutogradUnroller(self.optimizer, second_derivatives=True)
-        elif settings.second_derivatives:
-            unroller = ExactUnroller(self.optimizer)
-        else:
-            unroller = ReplayUnroller(self.optimizer, sample=settings.sample)
+        self._unrollers = {
+            shard: self._unroller() for shard in range(self._rank, settings.shards or 1, self._processes)
+        }
         self._started = time.monotonic()
         self.history.stopped = "running"
         validation = validation_optimizees(self.problem, settings, self.device)
         try:
             if not self.history.records:
-                yield self._validate(0, math.nan, rollout(self.optimizer, validation, settings.horizon))
+                yield self._validate(0, math.nan, validation)
             for epoch in range(len(self.history.records), settings.epochs + 1):
                 total = 0.0
                 for number in range(settings.episodes_per_epoch):
                     episode = (epoch - 1) * settings.episodes_per_epoch + number
                     try:
-                        loss = self._episode(unroller, episode)
+                        loss = self._episode(episode)
                     except MetaTrainingDivergedError as error:
                         self.history.stopped = "diverged"
                         best = self.history.best
@@ -301,7 +313,7 @@ class MetaTrainer:
                     total += loss
                     yield self._progress(epoch, episode + 1, loss, None)
                 mean = total / settings.episodes_per_epoch
-                yield self._validate(epoch, mean, rollout(self.optimizer, validation, settings.horizon))
+                yield self._validate(epoch, mean, validation)
             self.history.stopped = "finished"
         finally:
             if self.history.stopped == "running":
@@ -309,38 +321,57 @@ class MetaTrainer:
             self.optimizer.load_state_dict(self._best)
             self.optimizer.zero_grad(set_to_none=True)
 
-    def _episode(self, unroller: Unroller, episode: int) -> float:
+    def _unroller(self) -> Unroller:
+        settings = self.settings
+        if settings.evolution is not None:
+            return EvolutionUnroller(self.optimizer, settings.evolution)
+        if settings.second_derivatives and self.optimizer.coupled:
+            return AutogradUnroller(self.optimizer, second_derivatives=True)
+        if settings.second_derivatives:
+            return ExactUnroller(self.optimizer)
+        return ReplayUnroller(self.optimizer, sample=settings.sample)
+
+    def _episode(self, episode: int) -> float:
         """One batch of optimizees over the horizon; returns the mean loss along it."""
         settings = self.settings
-        optimizees = self.problem.sample(
-            settings.batch_size, generator(settings.seed, "meta-train", episode), self.device
-        )
+        for shard, unroller in self._unrollers.items():
+            which = (episode,) if settings.shards is None else (episode, shard)
+            size = settings.batch_size // (settings.shards or 1)
+            optimizees = self.problem.sample(size, generator(settings.seed, "meta-train", *which), self.device)
+            unroller.begin(optimizees, generator(settings.seed, "replayed coordinates", *which))
         for group in self._meta_optimizer.param_groups:
             group["lr"] = settings.meta_lr_at(episode)
-        unroller.begin(optimizees, generator(settings.seed, "replayed coordinates", episode))
         total, step = 0.0, 0
         for unroll in settings.windows:
-            window = unroller.advance(unroll)
+            windows = [unroller.advance(unroll) for unroller in self._unrollers.values()]
             step += unroll
             for name, weight in self.optimizer.named_parameters():
-                weight.grad = window.meta_gradient[name]
+                weight.grad = averaged(torch.stack([window.meta_gradient[name] for window in windows]).mean(dim=0))
             norm = torch.nn.utils.clip_grad_norm_(self.optimizer.parameters(), settings.clip_norm or math.inf)
             if not norm.isfinite():
                 raise MetaTrainingDivergedError(f"the meta-gradient became {norm.item()} at step {step}")
             self._meta_optimizer.step()
-            total += window.losses.mean(dim=1).sum().item()
+            losses = torch.stack([window.losses.mean(dim=1).sum() for window in windows])
+            total += averaged(losses.mean()).item()
         return total / settings.horizon
 
-    def _validate(self, epoch: int, training_loss: float, losses: Tensor) -> Progress:
-        """Book the end of an epoch: record, keep if best, save."""
+    def _validate(self, epoch: int, training_loss: float, validation: Optimizees) -> Progress:
+        """End an epoch: validate, record, keep if best, save."""
+        settings = self.settings
+        if self._rank == 0:
+            losses = rollout(self.optimizer, validation, settings.horizon)
+        else:
+            shape = settings.validation_tasks, settings.horizon + 1
+            losses = next(self.optimizer.parameters()).detach().new_empty(shape)
+        losses = from_the_first(losses)
         final = losses[:, -1].mean().item()
         best = min((record.validation_loss for record in self.history.records), key=_nan_last, default=math.nan)
         self.history.records.append(EpochRecord(epoch, training_loss, final, self.seconds))
         if _nan_last(final) < _nan_last(best):
             self._best = self._weights()
-        if self._checkpoint is not None:
+        if self._checkpoint is not None and self._rank == 0:
             self._save(self._checkpoint)
-        return self._progress(epoch, epoch * self.settings.episodes_per_epoch, training_loss, losses)
+        return self._progress(epoch, epoch * settings.episodes_per_epoch, training_loss, losses)
 
     def _progress(self, epoch: int, episode: int, training_loss: float, losses: Tensor | None) -> Progress:
         settings = self.settings
@@ -436,7 +467,7 @@ def meta_train(
     done = (len(trainer.history.records) - 1) * trainer.settings.episodes_per_epoch
     events = trainer.run()
     # tqdm's own switch for headless runs, which its notebook bar does not look at.
-    quiet = not progress or bool(os.environ.get("TQDM_DISABLE"))
+    quiet = not progress or bool(os.environ.get("TQDM_DISABLE")) or place()[0] > 0
     with tqdm(total=trainer.settings.episodes, initial=max(done, 0), unit="episode", disable=quiet) as bar:
         try:
             for event in events:

@@ -1,0 +1,69 @@
+"""Meta-training on several processes, as torchrun starts them: each takes its share of the optimizees."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from l2l_kit.tensors import pick_device
+
+
+def place() -> tuple[int, int]:
+    """Which process this is, and how many there are: (0, 1) where it is alone."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+@contextmanager
+def together(device: str | torch.device | None = None) -> Iterator[torch.device]:
+    """Meet the other processes that torchrun started, if it did.
+
+    Args:
+        device: None for the best there is; of several GPUs each process takes one.
+
+    Yields:
+        The device of this process.
+    """
+    chosen = pick_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield chosen
+        return
+    if chosen == torch.device("cuda"):
+        chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        torch.cuda.set_device(chosen)
+    torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield chosen
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def meet() -> None:
+    """Wait until all processes are here."""
+    if place()[1] > 1:
+        torch.distributed.barrier()
+
+
+def averaged(values: Tensor) -> Tensor:
+    """The mean of this tensor over all processes."""
+    _, processes = place()
+    if processes > 1:
+        values = values.clone()
+        torch.distributed.all_reduce(values)
+        values /= processes
+    return values
+
+
+def from_the_first(values: Tensor) -> Tensor:
+    """This tensor as the first process has it; the shape must be the same in all."""
+    _, processes = place()
+    if processes > 1:
+        values = values.clone()
+        torch.distributed.broadcast(values, src=0)
+    return values
