@@ -17,6 +17,8 @@ from typing import Annotated, Any, TypeVar, get_args
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from l2l_kit import data as data_sets
@@ -38,6 +40,7 @@ from l2l_kit.evaluation.compare import Statistic
 from l2l_kit.optimizers import BASELINES, Optimizer, baseline
 from l2l_kit.paths import DATA
 from l2l_kit.problems import Problem
+from l2l_kit.report import claims_table, report
 from l2l_kit.reproduce import Lesson, find_lessons
 from l2l_kit.reproduce import reproduce as run_lessons
 from l2l_kit.tensors import pick_device
@@ -255,25 +258,54 @@ def reproduce(
     lesson: Annotated[list[str] | None, typer.Option(help="Only these lessons, such as 01; may be repeated.")] = None,
     settings: Settings = None,
     out: Annotated[Path, typer.Option(help="Where executed notebooks and the report go.")] = Path("build/report"),
+    jobs: Annotated[int, typer.Option(min=1, help="Lessons to execute at once, the cores shared among them.")] = 1,
+    again: Annotated[bool, typer.Option("--again", help="Execute lessons again that are finished.")] = False,
     device: Device = None,
 ) -> None:
-    """Execute the lessons headless and write a report of the paper's claims and figures."""
-    with _clear_errors():
+    """Execute the lessons headless, and write a report of claims and figures. Goes on where it was interrupted."""
+    with _clear_errors(), _LessonProgress() as progress:
         if profile not in ("quick", "full"):
             raise UnknownNameError("profile", profile, ("quick", "full"))
         parameters = {"profile": profile, **({"device": device} if device else {}), **_pairs(settings)}
-
-        def tell(done: Lesson) -> None:
-            verdict = f"[red]failed: {done.error}[/red]" if done.error else "done"
-            holding = sum(claim.holds for claim in done.claims)
-            console.print(
-                f"{done.name}: {verdict} in {done.seconds:.0f} s, {holding} of {len(done.claims)} claims hold"
-            )
-
-        lessons = run_lessons(find_lessons(lesson or ()), out, parameters, tell)
+        lessons = run_lessons(
+            find_lessons(lesson or ()),
+            out / "notebooks",
+            parameters,
+            jobs=jobs,
+            again=again,
+            on_lesson=progress.end,
+            on_progress=progress.move,
+        )
+        (out / "claims.md").write_text(claims_table(lessons), encoding="utf-8")
+        (out / "report.html").write_text(report(lessons, parameters), encoding="utf-8")
         console.print(f"report: {(out / 'report.html').resolve()}", soft_wrap=True)
         if any(done.error for done in lessons):
             raise typer.Exit(1)
+
+
+class _LessonProgress(Progress):
+    """A bar for each lesson under way, and a line for each that is done."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("cells"))
+        super().__init__(*columns, TimeRemainingColumn(), console=console, transient=True)
+        self._bars: dict[str, TaskID] = {}
+
+    def move(self, lesson: str, done: int, cells: int) -> None:
+        """So many of a lesson's cells are done."""
+        if lesson not in self._bars:
+            self._bars[lesson] = self.add_task(lesson)
+        self.update(self._bars[lesson], completed=done, total=cells)
+
+    def end(self, lesson: Lesson) -> None:
+        """A lesson has ended."""
+        if lesson.name in self._bars:
+            self.remove_task(self._bars.pop(lesson.name))
+        verdict = f"[red]failed: {escape(lesson.error)}[/red]" if lesson.error else "done"
+        holding = sum(claim.holds for claim in lesson.claims)
+        self.console.print(
+            f"{lesson.name}: {verdict} in {lesson.seconds:.0f} s, {holding} of {len(lesson.claims)} claims hold"
+        )
 
 
 @app.command()

@@ -1,17 +1,20 @@
-"""Reproducing the paper: papermill executes the lessons headless, their claims and figures become a report."""
+"""Reproducing the paper: papermill executes the lessons headless, and what they claim and show is collected."""
 
 from __future__ import annotations
 
 import base64
-import html
-import time
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.evaluation import Claim, machine
+from l2l_kit.evaluation import Claim
 from l2l_kit.paths import NOTEBOOKS
 
 _PARAMETER_TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
@@ -84,11 +87,13 @@ def check_parameters(lesson: Path, parameters: Mapping[str, str]) -> dict[str, A
 
 def run_lesson(lesson: Path, directory: Path, parameters: Mapping[str, Any]) -> Lesson:
     """Execute one lesson into `directory`. A cell that fails ends it; what was done until then is kept."""
+    import nbformat
     import papermill as pm
 
     path = directory / lesson.name
     directory.mkdir(parents=True, exist_ok=True)
-    started, failure = time.monotonic(), None
+    path.unlink(missing_ok=True)
+    failure = None
     try:
         # Widget state would store 5 MB of JavaScript for each live figure.
         pm.execute_notebook(
@@ -97,49 +102,112 @@ def run_lesson(lesson: Path, directory: Path, parameters: Mapping[str, Any]) -> 
             dict(parameters),
             kernel_name="python3",
             cwd=str(directory),
+            progress_bar=False,
             store_widget_state=False,
         )
     except pm.PapermillExecutionError as error:
         failure = f"cell {error.exec_count}: {error.ename}: {error.evalue}"
-    claims, figures = _harvest(path)
-    return Lesson(path, time.monotonic() - started, claims, figures, failure)
+    except Exception as error:  # such as a kernel that was killed for its memory: the other lessons go on
+        failure = f"{type(error).__name__}: {error}"
+    if failure is None:
+        notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+        notebook.metadata["l2l_lesson"] = _fingerprint(lesson, parameters)
+        nbformat.write(notebook, path)  # type: ignore[no-untyped-call]
+    return _harvest(path, failure)
 
 
-def _harvest(path: Path) -> tuple[list[Claim], list[bytes]]:
+def finished_lesson(lesson: Path, directory: Path, parameters: Mapping[str, Any]) -> Lesson | None:
+    """What an earlier execution of this very lesson with these parameters left in `directory`, if it got to its end."""
+    import nbformat
+
+    path = directory / lesson.name
+    try:
+        mark = nbformat.read(path, as_version=4).metadata.get("l2l_lesson")  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, nbformat.reader.NotJSONError):  # killed while it was written
+        return None
+    return _harvest(path, None) if mark == _fingerprint(lesson, parameters) else None
+
+
+def _fingerprint(lesson: Path, parameters: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(lesson.read_bytes())
+    digest.update(json.dumps(dict(parameters), sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _harvest(path: Path, failure: str | None) -> Lesson:
     """Claims and static figures among a notebook's outputs."""
     import nbformat
 
-    claims, figures = [], []
-    for cell in nbformat.read(path, as_version=4).cells:  # type: ignore[no-untyped-call]
-        for output in cell.get("outputs", []):
+    claims, figures, seconds = [], [], 0.0
+    if path.exists():
+        notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+        seconds = notebook.metadata.get("papermill", {}).get("duration") or 0.0
+        for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
             if claim := output.get("metadata", {}).get("l2l_claim"):
                 claims.append(Claim(**claim))
             if png := output.get("data", {}).get("image/png"):
                 figures.append(base64.b64decode(png))
-    return claims, figures
+    return Lesson(path, seconds, claims, figures, failure)
+
+
+def cells_done(path: Path) -> tuple[int, int]:
+    """How many cells of a lesson that is being executed are done, and how many there are; (0, 1) before it begins."""
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError):  # not there yet, or only half written
+        return 0, 1
+    states = [cell["metadata"].get("papermill", {}).get("status") for cell in cells]
+    return sum(state == "completed" for state in states), len(cells)
 
 
 def reproduce(
     lessons: Sequence[Path],
     directory: Path,
     parameters: Mapping[str, str],
+    *,
+    jobs: int = 1,
+    again: bool = False,
     on_lesson: Callable[[Lesson], None] = lambda _: None,
+    on_progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> list[Lesson]:
-    """Execute lessons in order and write ``report.html`` and ``claims.md`` into `directory`.
+    """Execute lessons, each in a process of its own.
 
     Parameters are checked against every notebook before the first one runs. A lesson that fails does not stop the
-    others.
+    others, and one that was finished before, with the same parameters, is not executed again.
 
     Args:
         lessons: notebooks, from `find_lessons`.
-        directory: where executed notebooks and the report go.
+        directory: where executed notebooks go.
         parameters: values as text, by name; each lesson gets those that it declares.
+        jobs: how many to execute at once, the cores shared among them.
+        again: execute finished lessons, too.
         on_lesson: called after each lesson.
+        on_progress: called every second for each lesson under way, with its name, cells done and cells in all.
+
+    Returns:
+        The lessons in the order in which they were given.
 
     Raises:
         UnknownNameError: if no lesson declares one of the parameters.
         ValueError: if a value is not of the declared type.
     """
+    checked = _checked(lessons, parameters)
+    done: dict[Path, Lesson] = {}
+    for lesson in lessons:
+        if not again and (earlier := finished_lesson(lesson, directory, checked[lesson])):
+            done[lesson] = earlier
+            on_lesson(earlier)
+    left = [lesson for lesson in lessons if lesson not in done]
+    if left:
+        jobs = min(jobs, len(left))
+        for lesson, result in _run_all(left, directory, checked, jobs, on_progress):
+            done[lesson] = result
+            on_lesson(result)
+    return [done[lesson] for lesson in lessons]
+
+
+def _checked(lessons: Sequence[Path], parameters: Mapping[str, str]) -> dict[Path, dict[str, Any]]:
+    """The parameters of each lesson, of the types that it declares."""
     import papermill as pm
 
     declared = {lesson: set(pm.inspect_notebook(str(lesson))) for lesson in lessons}
@@ -147,68 +215,34 @@ def reproduce(
     for name in parameters:
         if name not in everything:
             raise UnknownNameError("parameter", name, everything)
-    checked = {
+    return {
         lesson: check_parameters(lesson, {name: parameters[name] for name in parameters if name in declared[lesson]})
         for lesson in lessons
     }
-    done = []
-    for lesson in lessons:
-        done.append(run_lesson(lesson, directory / "notebooks", checked[lesson]))
-        on_lesson(done[-1])
-    (directory / "claims.md").write_text(claims_table(done), encoding="utf-8")
-    (directory / "report.html").write_text(report(done, parameters), encoding="utf-8")
-    return done
 
 
-def claims_table(lessons: Sequence[Lesson]) -> str:
-    """The claims as a Markdown table."""
-    lines = ["| lesson | paper | claim | measured | on | holds |", "|---|---|---|---|---|---|"]
-    for lesson in lessons:
-        for claim in lesson.claims:
-            cells = (lesson.name, claim.source, claim.text, claim.measured, claim.conditions, _verdict(claim))
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+def _use_threads(threads: str) -> None:
+    """Let the kernels that this process starts have so many."""
+    os.environ["OMP_NUM_THREADS"] = threads
 
 
-def _verdict(claim: Claim) -> str:
-    return "yes" if claim.holds else "**no**"
-
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; width: 100%; font-size: 0.9rem; }
-th, td { border-bottom: 1px solid #ccc; padding: 0.4rem 0.6rem; text-align: left; vertical-align: top; }
-img { max-width: 100%; }
-.yes { color: #06703c; font-weight: 600; } .no { color: #b00020; font-weight: 600; }
-"""
-
-
-def report(lessons: Sequence[Lesson], parameters: Mapping[str, str]) -> str:
-    """A self-contained HTML page: what ran where, each claim with its measurement, each lesson's figures."""
-    escape = html.escape
-    where = ", ".join(f"{name} {value}" for name, value in machine().items())
-    chosen = ", ".join(f"{name}={value}" for name, value in parameters.items()) or "as in the notebooks"
-    rows = [
-        f"<tr><td>{escape(claim.source)}</td><td>{escape(claim.text)}</td><td>{escape(claim.measured)}<br>"
-        f"<small>{escape(claim.conditions)}</small></td>"
-        f"<td class={'yes' if claim.holds else 'no'}>{'holds' if claim.holds else 'does not hold'}</td></tr>"
-        for lesson in lessons
-        for claim in lesson.claims
-    ]
-    sections = []
-    for lesson in lessons:
-        state = f'<p class="no">failed: {escape(lesson.error)}</p>' if lesson.error else ""
-        figures = "".join(
-            f'<p><img alt="figure {number} of {escape(lesson.name)}" '
-            f'src="data:image/png;base64,{base64.b64encode(figure).decode()}"></p>'
-            for number, figure in enumerate(lesson.figures, start=1)
-        )
-        link = f'<a href="notebooks/{escape(lesson.path.name)}">{escape(lesson.path.name)}</a>'
-        sections.append(f"<h2>{escape(lesson.name)}</h2><p>{link}, {lesson.seconds:.0f} s</p>{state}{figures}")
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>l2l_kit: reproduction report</title>'
-        f"<style>{_STYLE}</style><h1>Learning to learn by gradient descent by gradient descent: reproduction</h1>"
-        f"<p>Parameters: {escape(chosen)}. Machine: {escape(where)}.</p>"
-        "<table><tr><th>paper</th><th>claim</th><th>measured</th><th>verdict</th></tr>"
-        f"{''.join(rows)}</table>{''.join(sections)}</html>\n"
-    )
+def _run_all(
+    lessons: Sequence[Path],
+    directory: Path,
+    parameters: Mapping[Path, Mapping[str, Any]],
+    jobs: int,
+    on_progress: Callable[[str, int, int], None],
+) -> Iterator[tuple[Path, Lesson]]:
+    """Lessons as they are finished."""
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    # papermill changes the working directory, so that it needs a process of its own.
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _use_threads, (threads,)) as pool:
+        running = {pool.submit(run_lesson, each, directory, parameters[each]): each for each in lessons}
+        waiting = set(running)
+        while waiting:
+            finished, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
+            for future in finished:
+                yield running[future], future.result()
+            for future in waiting:
+                if future.running():
+                    on_progress(running[future].stem, *cells_done(directory / running[future].name))
