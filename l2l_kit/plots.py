@@ -62,6 +62,8 @@ class Style:
 # Okabe and Ito's palette, which the colour-blind can tell apart; all but its yellow and black show on white and black.
 STYLES: dict[str, Style] = {
     "LSTM": Style("#0072B2", width=3.5),
+    "LSTM-sub": Style("#56B4E9"),
+    "one LSTM": Style("#8C6D31"),
     "SGD": Style("#E69F00", "dot"),
     "NAG": Style("#CC79A7", "dash"),
     "RMSprop": Style("#009E73", "dashdot"),
