@@ -222,8 +222,8 @@ def _checked(lessons: Sequence[Path], parameters: Mapping[str, str]) -> dict[Pat
 
 
 def _use_threads(threads: str) -> None:
-    """Let the kernels that this process starts have so many."""
-    os.environ["OMP_NUM_THREADS"] = threads
+    """Let the kernels that this process starts have so many, unless the user has said how many."""
+    os.environ.setdefault("OMP_NUM_THREADS", threads)
 
 
 def _run_all(
