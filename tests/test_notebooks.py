@@ -17,8 +17,10 @@ def code_cells(notebook: dict) -> list[dict]:
     return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
-def test_there_are_lessons() -> None:
-    assert [path.stem.split("_")[0] for path in NOTEBOOKS] == [f"{number:02}" for number in range(len(NOTEBOOKS))]
+def test_every_lesson_has_a_number_of_its_own() -> None:
+    numbers = [path.stem.split("_")[0] for path in NOTEBOOKS]
+    assert numbers[0] == "00"
+    assert sorted({f"{int(number):02}" for number in numbers}) == numbers
 
 
 def test_every_cell_is_executed_in_order(notebook: dict) -> None:
