@@ -28,6 +28,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from l2l_kit import cli, data, storage
+from l2l_kit.data import labelled, sources
 from l2l_kit.errors import DataError, UnknownNameError
 from l2l_kit.paths import DATA
 
@@ -94,7 +95,7 @@ def small_data_set(official):
         data._DATA_SETS["mnist"],
         title="Small",
         stand_in="Smaller",
-        checksum=data._checksum(ARRAYS),
+        checksum=sources.checksum(ARRAYS),
         official=official,
         files={name: f"md5:{hashlib.md5(content).hexdigest()}" for name, content in FILES.items()},
         embedded=lambda: STAND_IN,
@@ -213,7 +214,7 @@ class TestSources:
         assert official.downloads == list(FILES)
 
     def test_a_cached_one_needs_no_network(self, cached, monkeypatch):
-        monkeypatch.setattr(data, "_unreachable", no_network)
+        monkeypatch.setattr(sources, "_unreachable", no_network)
         assert is_whole(data.load("small"))
         assert data.fetch("small") == cached
 
@@ -238,7 +239,7 @@ class TestSources:
     @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
     @pytest.mark.parametrize("order", [list, lambda keys: sorted(keys, reverse=True)], ids=["as is", "reversed"])
     def test_it_does_not_matter_who_wrote_the_file(self, cached, monkeypatch, save, order):
-        monkeypatch.setattr(data, "_unreachable", no_network)
+        monkeypatch.setattr(sources, "_unreachable", no_network)
         save(cached, **{key: np.asfortranarray(ARRAYS[key]) for key in order(ARRAYS)})
         assert is_whole(data.load("small"))
 
@@ -310,7 +311,7 @@ class TestDamage:
         if request.param == "sealed":
             sealed = replace(data._DATA_SETS["small"], checksum="")
             monkeypatch.setitem(data._DATA_SETS, "small", sealed)
-            cached.write_bytes(data._npz(ARRAYS, sealed))
+            cached.write_bytes(sources.npz(ARRAYS, sealed))
         assert data.status("small").state == "verified"
         return cached
 
@@ -333,7 +334,7 @@ class TestDamage:
 
     @pytest.mark.parametrize("damage", DAMAGES)
     def test_a_damaged_file_is_never_used(self, cached, monkeypatch, damage):
-        monkeypatch.setattr(data, "_unreachable", lambda url: "offline")
+        monkeypatch.setattr(sources, "_unreachable", lambda url: "offline")
         DAMAGES[damage](cached)
         with pytest.warns(UserWarning, match=r"small\.npz"):
             assert is_stand_in(data.load("small"))
@@ -347,9 +348,9 @@ class TestDamage:
         small_set = data._DATA_SETS["small"]
         for place in range(0, len(content), 5):
             cached.write_bytes(content[:place])
-            assert data._read(cached, small_set)[0] is None
+            assert sources.read(cached, small_set)[0] is None
             cached.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
-            arrays, damage = data._read(cached, small_set)
+            arrays, damage = sources.read(cached, small_set)
             # A change of, say, a date in the zip file harms nobody.
             assert same(arrays, ARRAYS) if arrays is not None else str(cached) in damage
 
@@ -359,7 +360,7 @@ class TestDamage:
 
     def test_a_known_copy_is_taken_and_named(self, cached, monkeypatch):
         copy = {**ARRAYS, "x_train": ARRAYS["x_train"] ^ 1}
-        copies = {data._checksum(copy): "near copy, from JPEG"}
+        copies = {sources.checksum(copy): "near copy, from JPEG"}
         monkeypatch.setitem(data._DATA_SETS, "small", replace(data._DATA_SETS["small"], copies=copies))
         assert data.load("small", "full").source == "cache, small.npz"
         assert data.status("small").packing == ""
@@ -392,7 +393,7 @@ def silent_port():
 @pytest.fixture(params=["refused", "silent", "name", "proxy refused", "proxy silent", "proxy nonsense"])
 def offline(request, monkeypatch, silent_port):
     """Each way of not being connected."""
-    monkeypatch.setattr(data, "_ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(sources, "_ANSWER_SECONDS", 0.2)
     proxies = {
         "proxy refused": f"http://127.0.0.1:{closed_port()}",
         "proxy silent": f"http://127.0.0.1:{silent_port}",
@@ -412,7 +413,9 @@ def offline(request, monkeypatch, silent_port):
 class TestOffline:
     def test_is_noticed_fast_and_once(self, offline, monkeypatch, tmp_path):
         asked = []
-        monkeypatch.setattr(data, "_unreachable", lambda url, ask=data._unreachable: asked.append(url) or ask(url))
+        monkeypatch.setattr(
+            sources, "_unreachable", lambda url, ask=sources._unreachable: asked.append(url) or ask(url)
+        )
         began = time.monotonic()
         for _ in range(3):
             assert is_stand_in(data.load("small"))
@@ -436,7 +439,7 @@ class TestOffline:
         assert is_whole(data.load("small"))
 
     def test_a_file_that_was_copied_there_is_seen_after_fetch(self, cached, monkeypatch):
-        monkeypatch.setattr(data, "_unreachable", lambda url: "offline")
+        monkeypatch.setattr(sources, "_unreachable", lambda url: "offline")
         elsewhere = cached.rename(cached.with_name("elsewhere"))
         assert is_stand_in(data.load("small"))
         elsewhere.rename(cached)
@@ -444,7 +447,7 @@ class TestOffline:
         assert is_whole(data.load("small"))
 
     def test_is_a_matter_of_seconds(self):
-        assert 2 * data._ANSWER_SECONDS <= 6
+        assert 2 * sources._ANSWER_SECONDS <= 6
 
 
 BAD_ANSWERS = {
@@ -462,7 +465,7 @@ class TestDownload:
             assert is_stand_in(data.load("small"))
         with pytest.raises(DataError, match=f"could not be downloaded from {official.url}"):
             data.load("small", "full")
-        assert official.downloads == [FIRST] * (1 + data._RETRIES)
+        assert official.downloads == [FIRST] * (1 + sources._RETRIES)
         with pytest.raises(DataError, match="could not be downloaded"):
             data.fetch("small")
         assert files_below(tmp_path) == []
@@ -608,7 +611,7 @@ class TestCommand:
     def test_lists_what_is_there_and_whether_it_is_whole(self, cached, official, monkeypatch):
         official.answer = no_network
         assert "│ holds │" in self.run("small", "--list")[1]
-        copies = {data._checksum(ARRAYS): "near copy"}
+        copies = {sources.checksum(ARRAYS): "near copy"}
         with monkeypatch.context() as patched:
             patched.setitem(data._DATA_SETS, "small", replace(data._DATA_SETS["small"], checksum="", copies=copies))
             assert "│ holds (near copy) │" in self.run("small", "--list")[1]
@@ -728,7 +731,7 @@ class TestCIFAR10:
     @pytest.mark.parametrize("name", [b"numpy\nload", b"numpy.core.multiarray\nfromfile", b"_codecs\nencode"])
     def test_of_numpy_it_may_name_only_what_makes_an_array(self, name):
         with pytest.raises(ValueError, match="is refused"):
-            data._ArraysOnly(io.BytesIO(b"\x80\x02c" + name + b"\n."), encoding="bytes").load()
+            labelled._ArraysOnly(io.BytesIO(b"\x80\x02c" + name + b"\n."), encoding="bytes").load()
 
     @pytest.mark.parametrize(
         ("lacking", "change"),
@@ -741,12 +744,12 @@ class TestCIFAR10:
         members = {name: content for name, content in {**MEMBERS, **change}.items() if content is not None}
         (tmp_path / ARCHIVE).write_bytes(tar(members))
         with pytest.raises(ValueError, match=f"the archive lacks .*{lacking}"):
-            data._read_cifar10(tmp_path)
+            labelled._read_cifar10(tmp_path)
 
     def test_members_with_other_names_are_written_nowhere(self, tmp_path, tmp_path_factory):
         outside = tmp_path_factory.mktemp("elsewhere") / "file"
         (tmp_path / ARCHIVE).write_bytes(tar({**MEMBERS, "../outside": b"bad", str(outside): b"bad"}))
-        data._read_cifar10(tmp_path)
+        labelled._read_cifar10(tmp_path)
         assert files_below(tmp_path) == [tmp_path / ARCHIVE]
         assert not outside.exists()
 
@@ -780,7 +783,7 @@ class TestPhotoPatches:
     def test_no_pixel_is_both_in_training_and_in_testing(self):
         """A photograph whose pixels are their own row and column."""
         rows, columns = np.mgrid[:184, :288]
-        train, test = data._patches(np.stack([rows, columns, rows], axis=2))
+        train, test = labelled._patches(np.stack([rows, columns, rows], axis=2))
         assert train.shape == (500, 32, 32, 3)
         assert test.shape == (100, 32, 32, 3)
         assert train[..., 1].max() < test[..., 1].min()
