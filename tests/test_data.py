@@ -311,7 +311,7 @@ class TestDamage:
         if request.param == "sealed":
             sealed = replace(data._DATA_SETS["small"], checksum="")
             monkeypatch.setitem(data._DATA_SETS, "small", sealed)
-            cached.write_bytes(sources.npz(ARRAYS, sealed))
+            cached.write_bytes(sources.packed(ARRAYS, sealed))
         assert data.status("small").state == "verified"
         return cached
 

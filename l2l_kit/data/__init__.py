@@ -8,31 +8,36 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from l2l_kit.data.labelled import CIFAR10, MNIST, Images, Split
-from l2l_kit.data.pictures import PHOTOS, Photographs, fitted, style, style_names
-from l2l_kit.data.sources import DataSet, Status, Variant, cache_folder, download, npz, read, unwritable
-from l2l_kit.data.vgg import vgg16
+from l2l_kit.data.photographs import PHOTOS, Photographs
+from l2l_kit.data.pictures import fitted, load_picture, pictures_in
+from l2l_kit.data.sources import DataSet, Status, Variant, cache_folder, download, packed, read, request, unwritable
+from l2l_kit.data.styles import style, style_names
+from l2l_kit.data.vgg import VGG16, FeatureWeights
 from l2l_kit.errors import DataError, UnknownNameError
 from l2l_kit.storage import write_atomically
 
 __all__ = [
+    "FeatureWeights",
     "Images",
     "Photographs",
     "Split",
     "Status",
     "Variant",
     "cache_folder",
+    "feature_weights",
     "fetch",
     "fitted",
     "load",
+    "load_picture",
     "names",
     "photographs",
+    "pictures_in",
     "status",
     "style",
     "style_names",
-    "vgg16",
 ]
 
-_DATA_SETS: dict[str, DataSet] = {"mnist": MNIST, "cifar10": CIFAR10, "photos": PHOTOS}
+_DATA_SETS: dict[str, DataSet] = {"mnist": MNIST, "cifar10": CIFAR10, "photos": PHOTOS, "vgg16": VGG16}
 
 
 def names() -> list[str]:
@@ -62,6 +67,11 @@ def photographs(variant: Variant = "auto") -> Photographs:
     return cast(Photographs, _found("photos", variant))
 
 
+def feature_weights(variant: Variant = "auto") -> FeatureWeights:
+    """Weights of a network for features: VGG-16 ("full"), or the kit's own small one; otherwise as `load`."""
+    return cast(FeatureWeights, _found("vgg16", variant))
+
+
 def fetch(name: str) -> Path:
     """Put a data set into the cache, unless a whole copy of it is there already.
 
@@ -71,9 +81,9 @@ def fetch(name: str) -> Path:
     """
     data_set, path = _known(name), _path(name)
     if read(path, data_set)[0] is None:
-        arrays = download(data_set, path)
+        arrays = request(data_set, path)
         try:
-            write_atomically(path, npz(arrays, data_set))
+            write_atomically(path, packed(arrays, data_set))
         except OSError as error:
             raise DataError(unwritable(path, error)) from error
     _full.cache_clear()  # `load` may remember that it was not there
@@ -101,7 +111,7 @@ def _known(name: str) -> DataSet:
 
 
 def _path(name: str) -> Path:
-    return cache_folder() / f"{name}.npz"
+    return cache_folder() / f"{name}{_DATA_SETS[name].suffix}"
 
 
 def _found(name: str, variant: Variant) -> Any:
@@ -141,7 +151,7 @@ def _full(name: str, path: Path) -> Any:
     except DataError as error:
         return str(error)
     try:
-        write_atomically(path, npz(arrays, data_set))
+        write_atomically(path, packed(arrays, data_set))
     except OSError as error:
         warnings.warn(f"{unwritable(path, error)} The download is used, but not kept.", stacklevel=4)
     return data_set.make(arrays, "full", data_set.title, data_set.official, data_set.classes)

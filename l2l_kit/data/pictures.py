@@ -1,124 +1,98 @@
-"""Pictures without labels: photographs to paint, and pictures to paint them like."""
+"""Pictures that people bring: read whatever the format, or refused in a sentence."""
 
 from __future__ import annotations
 
 import io
-import tarfile
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from l2l_kit.data.labelled import photograph
-from l2l_kit.data.sources import Array, Arrays, DataSet, Variant, cache_folder
-from l2l_kit.errors import UnknownNameError
-from l2l_kit.randomness import generator
+from l2l_kit.data.sources import cache_folder
+from l2l_kit.errors import DataError
 
-SIDE = 128
-"""Height and width of photographs."""
-SPLIT = {"train": 1800, "validation": 20, "test": 100}
-"""Photographs in each part, as in the paper."""
+if TYPE_CHECKING:
+    from PIL import Image, ImageFile
+
+SMALLEST = 16
+"""Pixels that a picture's shorter side must have."""
+LARGEST = 1024
+"""Pixels that its longer side is reduced to: more than anything here looks at."""
+_MOST = 100_000_000
+"""Pixels in all above which a file is not even decoded."""
+_FORMATS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
-@dataclass(frozen=True)
-class Photographs:
-    """Photographs in three parts, none of which has a picture of another.
+def load_picture(source: str | Path | bytes, name: str = "") -> Tensor:
+    """A picture from a file, or from a file's bytes.
 
-    Attributes:
-        variant: "full" for 1,800 to train on, 20 to validate on and 100 to test on, as in the paper; "embedded" for
-            crops of the few that pip installs.
-        title: what figures and tables call them.
-        source: where they came from.
-        train, validation, test: bytes, shape ``(photographs, 3, 128, 128)``.
+    It is turned as its EXIF data say, put on white where it is transparent, converted to RGB whatever it was (palette,
+    grey, 16 bits, CMYK) and reduced to at most 1,024 pixels a side. Of an animation it is the first picture.
+
+    Args:
+        source: path of a file, or its content.
+        name: what messages call it; the file's name if not given.
+
+    Returns:
+        Bytes, shape ``(3, height, width)``.
+
+    Raises:
+        DataError: if there is no such file, it is no picture, damaged, too small, or too large to decode.
     """
-
-    variant: Variant
-    title: str
-    source: str
-    train: Tensor
-    validation: Tensor
-    test: Tensor
-
-
-def _photographs(arrays: Arrays, variant: Variant, title: str, source: str, _: tuple[str, ...]) -> Photographs:
-    parts = {name: torch.from_numpy(array).permute(0, 3, 1, 2) for name, array in arrays.items()}
-    if variant == "full":
-        order = torch.randperm(len(parts["x"]), generator=generator(0, "split of the photographs"))
-        split = order[: sum(SPLIT.values())].split_with_sizes(list(SPLIT.values()))
-        parts = {name: parts["x"][chosen] for name, chosen in zip(SPLIT, split, strict=True)}
-    return Photographs(variant, title, source, **parts)
-
-
-def _read_imagenette(folder: Path) -> Arrays:
-    """Of its training photographs 200 of each class, the middle squares."""
-    from PIL import Image, ImageOps
-
-    with tarfile.open(folder / "imagenette2-160.tgz") as archive:
-        files = [member for member in archive if member.isfile() and member.name.startswith("imagenette2-160/train/")]
-        classes: dict[str, list[tarfile.TarInfo]] = {}
-        for member in sorted(files, key=lambda member: member.name):
-            classes.setdefault(member.name.split("/")[2], []).append(member)
-        chosen = {member.name for members in classes.values() for member in members[:200]}
-        if len(chosen) < sum(SPLIT.values()):
-            raise ValueError(f"the archive has {len(chosen)} training photographs of the first 200 of each class only")
-        x = {}
-        for member in files:  # in the archive's order, so that it is unpacked once
-            if member.name in chosen and (content := archive.extractfile(member)):
-                with Image.open(io.BytesIO(content.read())) as picture:
-                    x[member.name] = np.asarray(ImageOps.fit(picture.convert("RGB"), (SIDE, SIDE)))
-    return {"x": np.stack([x[name] for name in sorted(x)])}
-
-
-_EMBEDDED = ("astronaut", "cat", "coffee", "rocket", "motorcycle", "palace", "flower")
-
-
-def _embedded_photographs() -> Arrays:
-    """Crops of photographs: what is trained on is their left half, the quarters of the right half are for the rest."""
-    parts: dict[str, list[Array]] = {"train": [], "validation": [], "test": []}
-    for name in _EMBEDDED:
-        pixels = photograph(name, (4 * SIDE, 2 * SIDE))
-        for part, columns, step in (("train", (0, 2), 16), ("validation", (2, 3), 64), ("test", (3, 4), 16)):
-            half = pixels[:, columns[0] * SIDE : columns[1] * SIDE]
-            crops = np.lib.stride_tricks.sliding_window_view(half, (SIDE, SIDE), axis=(0, 1))[::step, ::step]
-            parts[part].append(crops.transpose(0, 1, 3, 4, 2).reshape(-1, SIDE, SIDE, 3))
-    return {part: np.concatenate(crops) for part, crops in parts.items()}
-
-
-PHOTOS = DataSet(
-    title="photographs",
-    make=_photographs,
-    classes=(),
-    checksum="",
-    copies={"227883cef432ef81983ce5d597a2cf570aac96351277e4fb4d04922f98e2af64": "two of each class of ImageNet"},
-    official="https://s3.amazonaws.com/fast-ai-imageclas/",
-    files={"imagenette2-160.tgz": "md5:e793b78cc4c9e9a4ccc0c1155377a412"},
-    read=_read_imagenette,
-    stand_in=f"photo crops ({len(_EMBEDDED)} photographs of scikit-image and scikit-learn)",
-    embedded=_embedded_photographs,
-    embedded_in="scikit-image and scikit-learn",
-    embedded_classes=(),
-)
-
-
-def style_names() -> list[str]:
-    """Names of the styles that are there."""
-    return sorted(path.stem for path in (cache_folder() / "styles").glob("*.jpg"))
-
-
-@cache
-def style(name: str) -> Tensor:
-    """The picture of a style: bytes, shape ``(3, height, width)``."""
     from PIL import Image
 
-    path = cache_folder() / "styles" / f"{name}.jpg"
-    if not path.exists():
-        raise UnknownNameError("style", name, style_names())
-    with Image.open(path) as picture:
-        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+    name = name or ("the picture" if isinstance(source, bytes) else Path(source).name)
+    try:
+        content = source if isinstance(source, bytes) else Path(source).expanduser().read_bytes()
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read ({error.strerror}).") from error
+    try:
+        with Image.open(io.BytesIO(content)) as file:
+            width, height = file.size
+            if min(width, height) >= SMALLEST and width * height <= _MOST:
+                pixels = np.array(_plain(file))
+    except Exception as error:  # what is no picture, or a damaged one, can fail in any way
+        raise DataError(
+            f"{name}: not a picture that can be read. It may be damaged, or of a format other than JPEG, PNG, WebP, "
+            "GIF, TIFF and BMP."
+        ) from error
+    if min(width, height) < SMALLEST:
+        raise DataError(f"{name}: {width} by {height} pixels are too few; a picture needs {SMALLEST} a side.")
+    if width * height > _MOST:
+        raise DataError(f"{name}: {width} by {height} pixels are too many; make the picture smaller first.")
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _plain(file: ImageFile.ImageFile) -> Image.Image:
+    """An upright RGB picture without transparency, at most `LARGEST` pixels a side."""
+    from PIL import Image, ImageOps
+
+    file.draft("RGB", (LARGEST, LARGEST))  # a large JPEG is decoded at a fraction of its size
+    picture = ImageOps.exif_transpose(_eight_bits(file) if file.mode.startswith(("I", "F")) else file)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    picture = picture.convert("RGB")
+    picture.thumbnail((LARGEST, LARGEST))
+    return picture
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """A grey picture of more than 8 bits with 8."""
+    from PIL import Image
+
+    values = np.asarray(picture, dtype=np.float64)
+    most = 1.0 if picture.mode.startswith("F") else 65535.0
+    return Image.fromarray((values * (255 / most)).round().clip(0, 255).astype(np.uint8))
+
+
+def pictures_in(folder: str) -> dict[str, Path]:
+    """Files of pictures in a folder of the cache, such as "styles", by their names without suffix."""
+    found = sorted((cache_folder() / folder).glob("*"))
+    return {path.stem: path for path in found if path.suffix.lower() in _FORMATS}
 
 
 def fitted(pictures: Tensor, size: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 Each data set has an ordered list of sources, and what is loaded says which one it came from:
 
-1. the cache, ``$L2L_DATA_DIR`` or ``data/cache``: one ``.npz`` for each data set;
+1. the cache, ``$L2L_DATA_DIR`` or ``data/cache``: one ``.npz`` or ``.safetensors`` file for each data set;
 2. the official files, downloaded and put into the cache;
 3. an embedded stand-in, made of what pip has installed anyway. It always works and has a title of its own.
 
@@ -27,13 +27,15 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import safe_open
+from safetensors.numpy import save
 
 from l2l_kit.errors import DataError
 from l2l_kit.paths import DATA
 
 Variant = Literal["auto", "full", "embedded"]
 Array = npt.NDArray[np.uint8]
-Arrays = Mapping[str, Array]
+Arrays = Mapping[str, npt.NDArray[Any]]
 
 _ANSWER_SECONDS = 3.0
 _READ_SECONDS = 30.0
@@ -49,15 +51,18 @@ class DataSet:
         title: name of the whole, as figures write it.
         make: what `load` gives, from arrays, variant, title, source and classes.
         classes: words for its classes; none where there are no labels.
-        checksum: SHA-256 over its arrays, see `_checksum`; empty if it is not known, and files in the cache are sealed.
+        checksum: SHA-256 over its arrays, see `checksum`; empty if it is not known, and files in the cache are sealed.
         copies: checksums of other packings that count as the data set, and what they are.
         official: where the official files are.
-        files: their names and checksums, as pooch wants them.
+        files: their names and checksums, as pooch wants them; None where `read` checks.
         read: from the folder with the official files to the arrays; colour images have their channels last.
         stand_in: name of what stands in for it.
         embedded: makes the stand-in's arrays.
         embedded_in: the package that the stand-in comes from.
         embedded_classes: words for the stand-in's classes.
+        suffix: of its file in the cache, ".npz" or ".safetensors".
+        on_request: makes its arrays some other way; asked by `fetch` alone, where the official files cannot be had.
+        requested_from: where those come from.
     """
 
     title: str
@@ -66,12 +71,15 @@ class DataSet:
     checksum: str
     copies: Mapping[str, str]
     official: str
-    files: Mapping[str, str]
+    files: Mapping[str, str | None]
     read: Callable[[Path], Arrays]
     stand_in: str
     embedded: Callable[[], Arrays]
     embedded_in: str
     embedded_classes: tuple[str, ...]
+    suffix: Literal[".npz", ".safetensors"] = ".npz"
+    on_request: Callable[[], Arrays] | None = None
+    requested_from: str = ""
 
 
 @dataclass(frozen=True)
@@ -127,11 +135,8 @@ def read(path: Path, data_set: DataSet) -> tuple[Arrays | None, str]:
         (nothing is if there is no such file).
     """
     try:
-        # Opened here, because numpy leaves a truncated file open.
-        with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
-            arrays = dict(file)
-        seal = arrays.pop(_SEAL, "")
-        known = {data_set.checksum or str(seal): "", **data_set.copies}
+        arrays, seal = _unpacked(path)
+        known = {data_set.checksum or seal: "", **data_set.copies}
         if (found := checksum(arrays)) in known:
             return arrays, known[found]
         return None, f"{path}: its content is not known to be {data_set.title} (the checksum differs)."
@@ -141,11 +146,26 @@ def read(path: Path, data_set: DataSet) -> tuple[Arrays | None, str]:
         return None, f"{path}: truncated, damaged or not readable ({error})."
 
 
-def npz(arrays: Arrays, data_set: DataSet) -> bytes:
+def _unpacked(path: Path) -> tuple[dict[str, npt.NDArray[Any]], str]:
+    """The arrays in a file, and its seal."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="np") as tensors:
+            seal = (tensors.metadata() or {}).get(_SEAL, "")
+            return {name: tensors.get_tensor(name) for name in tensors.keys()}, seal  # noqa: SIM118  (not a dict)
+    # Opened here, because numpy leaves a truncated file open.
+    with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
+        arrays = dict(file)
+    return arrays, str(arrays.pop(_SEAL, ""))
+
+
+def packed(arrays: Arrays, data_set: DataSet) -> bytes:
     """What a file in the cache is to hold."""
+    seal = {} if data_set.checksum else {_SEAL: checksum(arrays)}
+    if data_set.suffix == ".safetensors":
+        return save(dict(arrays), seal)
     content = io.BytesIO()
-    seal = {} if data_set.checksum else {_SEAL: np.array(checksum(arrays))}
-    np.savez(content, **arrays, **seal)  # type: ignore[arg-type]  # mypy sees the option allow_pickle among them
+    sealed: Arrays = {**arrays, **{name: np.array(text) for name, text in seal.items()}}
+    np.savez(content, **sealed)  # type: ignore[arg-type]  # mypy sees the option allow_pickle among them
     return content.getvalue()
 
 
@@ -167,6 +187,7 @@ def download(data_set: DataSet, path: Path) -> Arrays:
             f"{data_set.title} is not in {path.parent}, and {data_set.official} cannot be reached ({problem}). "
             f"Run `l2l fetch {path.stem}` where there is a network and copy {path.name} there, or set L2L_DATA_DIR to "
             "the folder that has it."
+            + (f" `l2l fetch {path.stem}` gets it from {data_set.requested_from}, too." * bool(data_set.on_request))
         )
     pooch.get_logger().setLevel("WARNING")  # the bar says it, and without temporary paths
     quiet = bool(os.environ.get("TQDM_DISABLE"))
@@ -183,6 +204,23 @@ def download(data_set: DataSet, path: Path) -> Arrays:
         raise DataError(f"{data_set.title} could not be downloaded from {data_set.official}: {error}") from error
     if data_set.checksum and checksum(arrays) != data_set.checksum:
         raise DataError(f"{data_set.official} holds something else than {data_set.title}: the checksum differs.")
+    return arrays
+
+
+def request(data_set: DataSet, path: Path) -> Arrays:
+    """The arrays from the official files or, if those cannot be had, made the other way, if there is one.
+
+    Raises:
+        DataError: if neither can be had.
+    """
+    try:
+        return download(data_set, path)
+    except DataError:
+        if data_set.on_request is None:
+            raise
+        arrays = data_set.on_request()
+    if checksum(arrays) not in data_set.copies:
+        raise DataError(f"{data_set.requested_from} holds something else than expected: the checksum differs.")
     return arrays
 
 

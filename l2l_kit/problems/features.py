@@ -12,6 +12,8 @@ from l2l_kit.storage import load_weights
 
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Channels of the convolutions in VGG-16's five blocks."""
+SMALL = ((16, 16), (32, 32), (64, 64), (128,))
+"""The same of the kit's own small network."""
 
 
 class FeatureNetwork(nn.Module):

@@ -14,11 +14,15 @@ from typing_extensions import override
 from l2l_kit import data
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.problems.base import Optimizees, Problem
-from l2l_kit.problems.features import VGG16, FeatureNetwork, gram
+from l2l_kit.problems.features import SMALL, VGG16, FeatureNetwork, gram
 from l2l_kit.tensors import Layout, Tensors
 
-Network = Literal["auto", "vgg16"]
+Network = Literal["auto", "vgg16", "small"]
 Part = Literal["train", "validation", "test"]
+
+_VARIANTS: dict[str, data.Variant] = {"vgg16": "full", "small": "embedded"}
+_TRAINING_STYLES = "starry_night_vangogh1889", "swirls"
+"""What the kit's optimizers were trained on: a painting, and what comes with the kit."""
 
 CONTENT_LAYER = "conv3_1"
 STYLE_LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv4_1")
@@ -118,9 +122,11 @@ class NeuralArt(Problem):
     mentions, is that of Johnson et al. (2016), squared, and per pixel.
 
     Args:
-        style: name of a painting, see `data.style_names`.
+        style: name of a style, see `data.style_names`, or a file's path; "auto" for a night of stars by van Gogh where
+            it is there, else for the kit's own swirls; after construction it says which one.
         size: pixels a side; the paper trains on 64 and tests on 128, too.
-        network: whose features; "vgg16", or "auto" for the best there is; after construction it says which one.
+        network: whose features: "vgg16", "small" for the kit's own, "auto" for the best there is; after construction
+            it says which one.
         split: which photographs, "train", "validation" or "test".
         contents: "full" for the 1,920 photographs, "embedded" for what stands in for them, "auto" for the best there
             is; after construction it says which one that is.
@@ -135,7 +141,7 @@ class NeuralArt(Problem):
 
     name: ClassVar[str] = "neural_art"
 
-    style: str = "starry_night_vangogh1889"
+    style: str = "auto"
     size: int = 64
     network: Network = "auto"
     split: Part = "train"
@@ -155,12 +161,16 @@ class NeuralArt(Problem):
         for kind, value, known in (
             ("network", self.network, get_args(Network)),
             ("split", self.split, get_args(Part)),
-            ("variant", self.contents, get_args(data.Variant)),
+            ("kind of contents", self.contents, get_args(data.Variant)),
         ):
             if value not in known:
                 raise UnknownNameError(kind, value, known)
         if self.network == "auto":
-            object.__setattr__(self, "network", "vgg16")
+            found = data.feature_weights().variant
+            object.__setattr__(self, "network", "vgg16" if found == "full" else "small")
+        if self.style == "auto":
+            there = data.style_names()
+            object.__setattr__(self, "style", next(name for name in _TRAINING_STYLES if name in there))
         if self.contents == "auto":
             object.__setattr__(self, "contents", self.photographs.variant)
 
@@ -224,4 +234,6 @@ def to_pictures(pixels: Tensor) -> Tensor:
 @cache
 def _network(name: Network, device: torch.device | None) -> FeatureNetwork:
     """The network, up to its deepest layer that is used; it stays on the device, for all who sample there."""
-    return FeatureNetwork.of(VGG16, PIXEL_SCALE, data.vgg16(), max(STYLE_LAYERS)).to(device)
+    blocks, scale = (VGG16, PIXEL_SCALE) if name == "vgg16" else (SMALL, 1.0)
+    weights = data.feature_weights(_VARIANTS[name]).weights
+    return FeatureNetwork.of(blocks, scale, weights, max(STYLE_LAYERS)).to(device)
