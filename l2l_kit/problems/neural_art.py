@@ -98,7 +98,8 @@ class NeuralArtOptimizees(Optimizees):
 
 def _relative(found: Tensor, wanted: Tensor) -> Tensor:
     """Squared distance, in units of what it would be if nothing had been found, shape ``(n,)``."""
-    return (found - wanted).square().flatten(1).sum(dim=1) / wanted.square().flatten(1).sum(dim=1)
+    nothing = wanted.square().flatten(1).sum(dim=1)
+    return (found - wanted).square().flatten(1).sum(dim=1) / nothing.where(nothing > 0, 1.0)
 
 
 @dataclass(frozen=True)
