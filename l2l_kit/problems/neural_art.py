@@ -68,7 +68,7 @@ class NeuralArtOptimizees(Optimizees):
         losses: list[Tensor] = []
         gradients: list[Tensor] = []
         size = self.initial["pixels"].shape[-1]
-        parts = math.ceil(len(rows) * size**2 / _AT_ONCE)
+        parts = _parts(len(rows), size)
         for part, content in zip(rows.chunk(parts), self.content.chunk(parts), strict=True):
             with torch.enable_grad():
                 point = part.detach().requires_grad_()
@@ -94,6 +94,11 @@ class NeuralArtOptimizees(Optimizees):
             "style": torch.stack(styles).mean(dim=0),
             "total variation": across.square().mean(dim=(1, 2, 3)) + down.square().mean(dim=(1, 2, 3)),
         }
+
+
+def _parts(pictures: int, size: int) -> int:
+    """Into how many parts pictures are cut to compute their features."""
+    return math.ceil(pictures * size**2 / _AT_ONCE)
 
 
 def _relative(found: Tensor, wanted: Tensor) -> Tensor:
@@ -210,7 +215,8 @@ class NeuralArt(Problem):
         painting = data.style(self.style) if style is None else style
         noise = torch.randn(len(contents), 3, self.size, self.size, generator=generator)
         with torch.no_grad():
-            content = network(to_pixels(data.fitted(contents, self.size)).to(device), {CONTENT_LAYER})[CONTENT_LAYER]
+            parts = to_pixels(data.fitted(contents, self.size)).chunk(_parts(len(contents), self.size))
+            content = torch.cat([network(part.to(device), {CONTENT_LAYER})[CONTENT_LAYER] for part in parts])
             found = network(to_pixels(data.fitted(painting[None], self.size)).to(device), STYLE_LAYERS)
         return NeuralArtOptimizees(
             {"pixels": (self.init_scale * noise).to(device)},
