@@ -243,4 +243,4 @@ def _network(name: Network, device: torch.device | None) -> FeatureNetwork:
     """The network, up to its deepest layer that is used; it stays on the device, for all who sample there."""
     blocks, scale = (VGG16, PIXEL_SCALE) if name == "vgg16" else (SMALL, 1.0)
     weights = data.feature_weights(_VARIANTS[name]).weights
-    return FeatureNetwork.of(blocks, scale, weights, max(STYLE_LAYERS)).to(device)
+    return FeatureNetwork.of(blocks, scale, weights, STYLE_LAYERS[-1]).to(device)
