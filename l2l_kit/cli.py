@@ -259,6 +259,9 @@ def compare(
 @app.command()
 def sweep(
     name: Annotated[str, typer.Argument(help="A sweep of data/sweeps, or a path to one (.toml).")],
+    only: Annotated[
+        list[str] | None, typer.Option(help="Run only these optimizers, such as Adam, and record nothing yet.")
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Optimizers to run at once, the cores shared among them.")] = 1,
     data: Annotated[Path, typer.Option(help="Where results/ and cache/ are.")] = DATA,
     device: Device = None,
@@ -268,11 +271,17 @@ def sweep(
 
     with _clear_errors():
         plan = read_sweep(name)
-        learned = {label: zoo.load(optimizer) for label, optimizer in plan.learned.items()}
+        for label in only or []:
+            if label not in plan.labels:
+                raise UnknownNameError(f"optimizer of sweep {plan.name!r}", label, plan.labels)
+        labels = only or plan.labels
+        learned = {label: zoo.load(optimizer) for label, optimizer in plan.learned.items() if label in labels}
         parts = data / "cache" / "runs" / "sweeps"
-        work = [(plan, setting, label, learned, parts, device) for setting in plan.settings for label in plan.labels]
+        work = [(plan, setting, label, learned, parts, device) for setting in plan.settings for label in labels]
         for number, (part, _) in enumerate(zip(work, _in_order(run_part, work, jobs), strict=True), start=1):
             console.print(f"({number}/{len(work)}) {part[1]}: {part[2]}")
+        if only:
+            return
         tables = [run_setting(plan, setting, learned, parts, device) for setting in plan.settings]
         about = {**asdict(plan), "command": f"l2l sweep {name}", **machine(pick_device(device))}
         path = write_result(f"sweeps/{plan.name}", pd.concat(tables, ignore_index=True), about, data / "results")

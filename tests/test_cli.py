@@ -151,6 +151,21 @@ def test_sweep_again_changes_nothing_and_runs_nothing(tmp_path: Path, monkeypatc
     assert recorded.read_bytes() == before
 
 
+def test_some_optimizers_of_a_sweep_can_be_run_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The baselines, before what they are compared with is trained."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(SWEEP.replace('"quadratics"', '"quadratic"', 1))
+    assert l2l("sweep", path, "--only", "Adam", "--only", "SGD", "--data", tmp_path).exit_code == 0
+    assert not (tmp_path / "results").exists()
+    path.write_text(SWEEP)
+    monkeypatch.setattr("l2l_kit.evaluation.sweep.tune", None)  # only to be called where there is anything to tune
+    assert l2l("sweep", path, "--data", tmp_path).exit_code == 0
+    assert (tmp_path / "results" / "sweeps" / "tiny.csv").exists()
+    result = l2l("sweep", path, "--only", "adam", "--data", tmp_path)
+    assert result.exit_code == 2
+    assert "unknown optimizer of sweep 'tiny' 'adam'. Did you mean 'Adam'" in result.output
+
+
 def test_sweep_of_an_optimizer_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
     path = tmp_path / "tiny.toml"
     path.write_text(SWEEP.replace('"quadratics"', '"quadratic"', 1))

@@ -11,7 +11,7 @@ from l2l_kit import zoo
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation import Curves, Sweep, as_word, compare, held_out, read_sweep, run_setting, swept_baselines, tune
 from l2l_kit.evaluation import sweep as module
-from l2l_kit.optimizers import BASELINES, LearnedRule, LSTMOptimizer, baseline
+from l2l_kit.optimizers import LABELS, LearnedRule, LSTMOptimizer, baseline
 from l2l_kit.paths import RECIPES, SWEEPS
 from l2l_kit.problems import MNIST, Quadratics
 from l2l_kit.training import read_recipes
@@ -121,7 +121,7 @@ class TestRows:
     @pytest.mark.parametrize("step", STEPS)
     def test_they_hold_what_compare_gives_for_that_number_of_steps(self, table, tunings, step):
         """A comparison of that length alone, all optimizers together; the ratio is paired, of the first over each."""
-        chosen = learned() | {BASELINES[name]: tuning.best(step=step) for name, tuning in tunings.items()}
+        chosen = learned() | {LABELS[name]: tuning.best(step=step) for name, tuning in tunings.items()}
         curves = compare(chosen, Quadratics(3), steps=step, tasks=7, seed=4, device="cpu")
         last = Curves({name: losses[:, -1:] for name, losses in curves.losses.items()}, {}, 4)
         for row in table[table["step"] == step].itertuples():
@@ -146,6 +146,50 @@ class TestRows:
                 table = run(tmp_path, sweep, setting)
                 assert table["hidden"].tolist() == [word] * 3
                 assert table["activation"].tolist() == ["relu"] * 3
+
+
+class TestOneRate:
+    """As in the paper: the learning rate that is best at the end, all along."""
+
+    SWEEP = replace(SWEEP, one_rate=True, learning_rates={**RATES, "lbfgs": [0.1, 1.0]})
+
+    def test_it_is_the_best_for_the_last_step(self, tmp_path, tunings):
+        table = run(tmp_path, self.SWEEP)
+        last = {name: tuning.best(step=STEPS[-1]) for name, tuning in tunings.items()}
+        curves = compare({LABELS[name]: rule for name, rule in last.items()}, Quadratics(3), steps=25, tasks=7, seed=4)
+        for label, rows in table[table["optimizer"].isin(curves.losses)].groupby("optimizer"):
+            assert set(rows["lr"]) == {last[label.lower()].lr}
+            assert rows["mean"].tolist() == pytest.approx(curves.statistic(label)[STEPS].tolist(), rel=1e-5)
+        assert "L-BFGS" in set(table["optimizer"])
+
+    def test_it_is_measured_apart(self, tmp_path, measured):
+        run(tmp_path)
+        measured.clear()
+        run(tmp_path, replace(QUICK, one_rate=True))
+        assert [kind for kind, _ in measured] == ["baseline"]
+
+
+class TestTunedOn:
+    """Other optimizees than those that are compared, as far as the sweep says so."""
+
+    def test_learning_rates_are_those_of_that_problem(self, tmp_path):
+        rates = {"sgd": [0.001, 0.1, 1000.0]}
+        near, far = (replace(SWEEP, learning_rates=rates, tuned_on=on, one_rate=True) for on in ({}, {"dim": 20}))
+        tuned = {
+            dim: tune("sgd", Quadratics(dim), steps=25, tasks=5, learning_rates=rates["sgd"], seed=4).best().lr
+            for dim in (2, 20)
+        }
+        assert len(set(tuned.values())) == 2
+        for sweep, dim in ((near, 2), (far, 20)):
+            table = run(tmp_path, sweep, {"dim": 2})
+            assert set(table["lr"].dropna()) == {tuned[dim]}
+            assert sweep.make_problem({"dim": 2}) == Quadratics(2)
+
+    def test_a_mistake_is_named(self, tmp_path):
+        path = tmp_path / "mine.toml"
+        path.write_text(f"{VALID}\n[tuned_on]\ndim = 0\n")
+        with pytest.raises(ValueError, match=r"mine\.toml: not a valid sweep: .*dim must be"):
+            read_sweep(path)
 
 
 class TestHeldOut:

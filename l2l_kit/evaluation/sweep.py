@@ -7,7 +7,7 @@ import itertools
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +18,7 @@ from l2l_kit import problems
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation.compare import Curves, matched, measured
 from l2l_kit.evaluation.tuning import tune
-from l2l_kit.optimizers import BASELINES, Baseline, LearnedRule, Optimizer, baseline
+from l2l_kit.optimizers import LABELS, Baseline, LearnedRule, Optimizer, baseline
 from l2l_kit.paths import SWEEPS, toml_file
 from l2l_kit.problems import Problem
 from l2l_kit.storage import read_tensors, write_tensors
@@ -39,10 +39,13 @@ class Sweep:
         problem: configuration that all settings share.
         grid: lists of values of the fields that vary; their product is swept.
         learned: pretrained optimizers by the label that figures show; ratios are those of the first.
-        steps: numbers of updates after which the losses are noted, in ascending order; baselines are tuned for each.
+        steps: numbers of updates after which the losses are noted, in ascending order.
         tasks: fresh optimizees per setting.
         tuning_tasks: optimizees to tune the baselines on.
-        learning_rates: what is tried for each baseline.
+        learning_rates: what is tried for each hand-designed optimizer.
+        one_rate: whether such an optimizer has one learning rate, which is best for the last of the steps, as in the
+            paper, instead of the best one for each of them.
+        tuned_on: fields of the problem that are others in tuning, such as the part of the pictures.
         held_out: whether the losses are those on the test images, in tuning as in comparison (which is to the
             advantage of the baselines, the only ones that are tuned).
         seed: of all draws.
@@ -56,13 +59,15 @@ class Sweep:
     tasks: int
     tuning_tasks: int
     learning_rates: Mapping[str, list[float]]
+    one_rate: bool = False
+    tuned_on: Mapping[str, Any] = field(default_factory=dict)
     held_out: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not self.learned or not self.grid or not self.learning_rates:
             raise ValueError("learned, grid and learning_rates must not be empty")
-        if taken := set(self.learned) & set(BASELINES.values()):
+        if taken := set(self.learned) & set(LABELS.values()):
             raise ValueError(f"a learned optimizer cannot be called {taken.pop()!r}, which is a baseline")
         lists: dict[str, object] = {"steps": self.steps}
         lists |= {f"grid.{name}": values for name, values in self.grid.items()}
@@ -76,8 +81,8 @@ class Sweep:
         if self.steps != sorted(set(self.steps)):
             raise ValueError(f"steps must ascend, got {self.steps!r}")
         for name, rates in self.learning_rates.items():
-            if name not in BASELINES:
-                raise UnknownNameError("baseline", name, BASELINES)
+            if name not in LABELS:
+                raise UnknownNameError("baseline", name, LABELS)
             for rate in rates:
                 baseline(name, rate)
 
@@ -89,11 +94,15 @@ class Sweep:
     @property
     def labels(self) -> list[str]:
         """All optimizers, as figures show them: the learned ones, then the baselines."""
-        return [*self.learned, *(BASELINES[name] for name in self.learning_rates)]
+        return [*self.learned, *(LABELS[name] for name in self.learning_rates)]
 
     def make_problem(self, setting: Mapping[str, Any]) -> Problem:
         """The problem of one setting."""
         return problems.make({**self.problem, **setting})
+
+    def make_tuning_problem(self, setting: Mapping[str, Any]) -> Problem:
+        """What the hand-designed optimizers are tuned on for it."""
+        return problems.make({**self.problem, **setting, **self.tuned_on})
 
 
 def read_sweep(name_or_path: str | Path) -> Sweep:
@@ -108,6 +117,7 @@ def read_sweep(name_or_path: str | Path) -> Sweep:
         sweep = Sweep(path.stem, **tomllib.loads(path.read_text(encoding="utf-8")))
         for setting in sweep.settings:
             sweep.make_problem(setting)
+            sweep.make_tuning_problem(setting)
         return sweep
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: not a valid sweep: {error}") from error
@@ -155,12 +165,16 @@ def run_part(
         if not path.exists():
             _write(path, Part(_losses(optimizer, sweep, problem, sweep.steps, device), []))
     else:
-        name = next(name for name in sweep.learning_rates if BASELINES[name] == label)
+        name = next(name for name in sweep.learning_rates if LABELS[name] == label)
         grid = sweep.learning_rates[name]
         asked |= {"baseline": name, "grid": grid, "tuning_tasks": sweep.tuning_tasks}
+        if sweep.one_rate:
+            asked["one_rate"] = True
+        if sweep.tuned_on:
+            asked["tuned_on"] = dict(sweep.tuned_on)
         path = parts / _part_name(asked, {})
         if not path.exists():
-            _write(path, _tune_and_run(name, sweep, problem, device))
+            _write(path, _tune_and_run(name, sweep, setting, device))
     tensors, about = read_tensors(path, PART_VERSION)
     return Part(tensors["losses"], about["rates"])
 
@@ -205,19 +219,21 @@ def _write(path: Path, part: Part) -> None:
     write_tensors(path, {"losses": part.losses}, {"rates": part.rates}, PART_VERSION)
 
 
-def _tune_and_run(name: str, sweep: Sweep, problem: Problem, device: str | torch.device | None) -> Part:
-    """Each of the losses is from a run with the learning rate that is tuned for its step."""
+def _tune_and_run(name: str, sweep: Sweep, setting: Mapping[str, Any], device: str | torch.device | None) -> Part:
+    """Each of the losses is from a run with the learning rate that is tuned for it."""
+    aims = {step: sweep.steps[-1] if sweep.one_rate else step for step in sweep.steps}
     tuning = tune(
         name,
-        problem,
-        steps=sweep.steps,
+        sweep.make_tuning_problem(setting),
+        steps=list(aims.values()),
         tasks=sweep.tuning_tasks,
         learning_rates=sweep.learning_rates[name],
         held_out=sweep.held_out,
         seed=sweep.seed,
         device=device,
     )
-    best = {step: tuning.best(step=step) for step in sweep.steps}
+    best = {step: tuning.best(step=aim) for step, aim in aims.items()}
+    problem = sweep.make_problem(setting)
     columns: dict[int, Tensor] = {}
     for tuned in dict.fromkeys(best.values()):
         at = [step for step in sweep.steps if best[step] == tuned]
@@ -260,4 +276,4 @@ def swept_baselines(table: pd.DataFrame, step: int, **setting: Any) -> dict[str,
     if rates.empty or rates.index.has_duplicates:
         many = "nothing" if rates.empty else "more than one setting"
         raise ValueError(f"the sweep has {many} at step {step} for {setting}.")
-    return {label: baseline(name, float(rates[label])) for name, label in BASELINES.items() if label in rates}
+    return {label: baseline(name, float(rates[label])) for name, label in LABELS.items() if label in rates}
