@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import plotly.graph_objects as go
 import torch
 from torch import Tensor
@@ -421,22 +422,53 @@ def filters(weights: Mapping[str, Mapping[int, Tensor]]) -> PIL.Image.Image:
     Args:
         weights: by optimizer and step, shape ``(filters, 3, height, width)``, each drawn in its own range.
     """
+    blocks = {
+        name: {f"step {step}": _block(filters, 4) for step, filters in moments.items()}
+        for name, moments in weights.items()
+    }
+    return _sheet(blocks, gap=12)
+
+
+def pictures(rows: Mapping[str, Mapping[str, Tensor]], *, side: int | None = None) -> PIL.Image.Image:
+    """Pictures in rows and columns, with the rows' names on the left and the columns' above.
+
+    Args:
+        rows: by name, pictures by the column's name; bytes of shape ``(3, height, width)``, or without colours
+            ``(height, width)``. A row may lack some.
+        side: width and height to which each is scaled, its middle square; None for as it is.
+    """
+    import PIL.Image
+    import PIL.ImageOps
+
+    def tile(picture: Tensor) -> Any:
+        array = (picture.expand(3, *picture.shape[-2:])).permute(1, 2, 0).contiguous().numpy()
+        return array if side is None else np.asarray(PIL.ImageOps.fit(PIL.Image.fromarray(array), (side, side)))
+
+    return _sheet({name: {column: tile(each) for column, each in row.items()} for name, row in rows.items()}, gap=4)
+
+
+def _sheet(rows: Mapping[str, Mapping[str, Any]], gap: int) -> PIL.Image.Image:
+    """Blocks of bytes ``(height, width, 3)`` of one size, by the names of their row and column, on white."""
     import PIL.Image
     import PIL.ImageDraw
+    import PIL.ImageFont
 
-    blocks = {(name, step): _block(filters, 4) for name, of in weights.items() for step, filters in of.items()}
-    high, wide, _ = next(iter(blocks.values())).shape
-    left, top = 80, 24  # for names and steps
-    rows = {name: top + (high + 12) * row for row, name in enumerate(weights)}
-    columns = {step: left + (wide + 12) * column for column, step in enumerate(next(iter(weights.values())))}
-    picture = PIL.Image.new("RGB", (left + (wide + 12) * len(columns), top + (high + 12) * len(rows)), "white")
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    high, wide, _ = next(block for row in rows.values() for block in row.values()).shape
+    font = PIL.ImageFont.load_default(13)
+    left = max(math.ceil(font.getlength(name)) for name in rows) + 12 if any(rows) else 0
+    top = 24 if any(columns) else 0
+    size = left + (wide + gap) * len(columns), top + (high + gap) * len(rows)
+    picture = PIL.Image.new("RGB", size, "white")
     draw = PIL.ImageDraw.Draw(picture)
-    for step, x in columns.items():
-        draw.text((x, 4), f"step {step}", fill="black", font_size=13)
-    for name, y in rows.items():
-        draw.text((4, y + high // 2 - 8), name, fill="black", font_size=13)
-    for (name, step), block in blocks.items():
-        picture.paste(PIL.Image.fromarray(block), (columns[step], rows[name]))
+    places = {column: left + (wide + gap) * number for number, column in enumerate(columns)}
+    for column, x in places.items():
+        draw.text((x, 4), column, fill="black", font=font)
+    for number, (name, blocks) in enumerate(rows.items()):
+        y = top + (high + gap) * number
+        draw.text((4, y + high // 2 - 8), name, fill="black", font=font)
+        for column, block in blocks.items():
+            picture.paste(PIL.Image.fromarray(block), (places[column], y))
     return picture
 
 

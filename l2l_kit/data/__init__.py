@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from l2l_kit.data.contents import content, content_names
 from l2l_kit.data.labelled import CIFAR10, MNIST, Images, Split
 from l2l_kit.data.photos import PHOTOS, Photographs
 from l2l_kit.data.pictures import fitted, load_picture, pictures_in
@@ -24,6 +25,8 @@ __all__ = [
     "Status",
     "Variant",
     "cache_folder",
+    "content",
+    "content_names",
     "feature_weights",
     "fetch",
     "fitted",

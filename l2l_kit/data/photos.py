@@ -70,13 +70,14 @@ def _read_imagenette(folder: Path) -> Arrays:
     return {"x": np.stack([x[name] for name in sorted(x)])}
 
 
-_EMBEDDED = ("astronaut", "cat", "coffee", "rocket", "motorcycle", "palace", "flower")
+EMBEDDED = ("astronaut", "cat", "coffee", "rocket", "motorcycle", "palace", "flower")
+"""Names of the photographs that pip installs."""
 
 
 def _embedded_photographs() -> Arrays:
     """Crops of photographs: what is trained on is their left half, the quarters of the right half are for the rest."""
     parts: dict[str, list[Array]] = {"train": [], "validation": [], "test": []}
-    for name in _EMBEDDED:
+    for name in EMBEDDED:
         pixels = photograph(name, (4 * SIDE, 2 * SIDE))
         for part, columns, step in (("train", (0, 2), 16), ("validation", (2, 3), 64), ("test", (3, 4), 16)):
             half = pixels[:, columns[0] * SIDE : columns[1] * SIDE]
@@ -94,7 +95,7 @@ PHOTOS = DataSet(
     official="https://s3.amazonaws.com/fast-ai-imageclas/",
     files={"imagenette2-160.tgz": "md5:e793b78cc4c9e9a4ccc0c1155377a412"},
     read=_read_imagenette,
-    stand_in=f"photo crops ({len(_EMBEDDED)} photographs of scikit-image and scikit-learn)",
+    stand_in=f"photo crops ({len(EMBEDDED)} photographs of scikit-image and scikit-learn)",
     embedded=_embedded_photographs,
     embedded_in="scikit-image and scikit-learn",
     embedded_classes=(),

@@ -189,6 +189,11 @@ class NeuralArt(Problem):
         """Where the contents come from."""
         return data.photographs(self.contents)
 
+    @property
+    def feature_weights(self) -> data.FeatureWeights:
+        """Of the network, and where they come from."""
+        return data.feature_weights(_VARIANTS[self.network])
+
     @override
     def held_out(self) -> NeuralArt:
         return replace(self, split="validation") if self.split == "train" else self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from l2l_kit.widgets.explorer import Explorer, explorer
 from l2l_kit.widgets.network_explorer import NetworkExplorer, network_explorer
+from l2l_kit.widgets.painter import Painter, painter
 from l2l_kit.widgets.picture_explorer import PictureExplorer, picture_explorer
 from l2l_kit.widgets.preprocessing_explorer import PreprocessingExplorer, preprocessing_explorer
 from l2l_kit.widgets.proposal_explorer import ProposalExplorer, proposal_explorer
@@ -12,12 +13,14 @@ from l2l_kit.widgets.trainer import Trainer, trainer
 __all__ = [
     "Explorer",
     "NetworkExplorer",
+    "Painter",
     "PictureExplorer",
     "PreprocessingExplorer",
     "ProposalExplorer",
     "Trainer",
     "explorer",
     "network_explorer",
+    "painter",
     "picture_explorer",
     "preprocessing_explorer",
     "proposal_explorer",

@@ -79,8 +79,16 @@ class WithPicture:
     def view(self) -> ipywidgets.HBox:
         """The whole widget; asking for it sends the figure, which may be much, to the page."""
         self.figure.go_live()
-        plot = ipywidgets.Box([self.figure], layout={"flex": f"0 0 {FIGURE_WIDTH}px"})
+        plot = ipywidgets.VBox(self._shown(), layout={"flex": f"0 0 {FIGURE_WIDTH}px"})
         return ipywidgets.HBox([self._column, plot], layout={"flex_flow": "row wrap", "overflow": "visible"})
+
+    def _shown(self) -> list[ipywidgets.Widget]:
+        """What is beside the controls."""
+        return [self.figure]
+
+    def _picture(self) -> bytes:
+        """What stands in for it, as a PNG."""
+        return static.png(self.figure)
 
     def close(self) -> None:
         """Take it off the page and out of the kernel."""
@@ -92,7 +100,7 @@ class WithPicture:
         live = self.view._repr_mimebundle_() or {}
         return {
             **live,
-            "image/png": base64.b64encode(static.png(self.figure)).decode(),
+            "image/png": base64.b64encode(self._picture()).decode(),
             "text/plain": "Interactive figure: run this cell in JupyterLab to use it.",
         }
 
