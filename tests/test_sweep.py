@@ -9,11 +9,23 @@ import torch
 
 from l2l_kit import zoo
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.evaluation import Curves, Sweep, as_word, compare, held_out, read_sweep, run_setting, swept_baselines, tune
+from l2l_kit.evaluation import (
+    Curves,
+    Sweep,
+    as_word,
+    compare,
+    held_out,
+    lbfgs,
+    read_sweep,
+    run_setting,
+    swept_baselines,
+    tune,
+)
 from l2l_kit.evaluation import sweep as module
-from l2l_kit.optimizers import LABELS, LearnedRule, LSTMOptimizer, baseline
+from l2l_kit.optimizers import BASELINES, LearnedRule, LSTMOptimizer, baseline
 from l2l_kit.paths import RECIPES, SWEEPS
 from l2l_kit.problems import MNIST, Quadratics
+from l2l_kit.randomness import generator
 from l2l_kit.training import read_recipes
 
 STEPS = [2, 25]
@@ -121,7 +133,7 @@ class TestRows:
     @pytest.mark.parametrize("step", STEPS)
     def test_they_hold_what_compare_gives_for_that_number_of_steps(self, table, tunings, step):
         """A comparison of that length alone, all optimizers together; the ratio is paired, of the first over each."""
-        chosen = learned() | {LABELS[name]: tuning.best(step=step) for name, tuning in tunings.items()}
+        chosen = learned() | {BASELINES[name]: tuning.best(step=step) for name, tuning in tunings.items()}
         curves = compare(chosen, Quadratics(3), steps=step, tasks=7, seed=4, device="cpu")
         last = Curves({name: losses[:, -1:] for name, losses in curves.losses.items()}, {}, 4)
         for row in table[table["step"] == step].itertuples():
@@ -151,22 +163,48 @@ class TestRows:
 class TestOneRate:
     """As in the paper: the learning rate that is best at the end, all along."""
 
-    SWEEP = replace(SWEEP, one_rate=True, learning_rates={**RATES, "lbfgs": [0.1, 1.0]})
+    SWEEP = replace(SWEEP, one_rate=True)
 
     def test_it_is_the_best_for_the_last_step(self, tmp_path, tunings):
         table = run(tmp_path, self.SWEEP)
         last = {name: tuning.best(step=STEPS[-1]) for name, tuning in tunings.items()}
-        curves = compare({LABELS[name]: rule for name, rule in last.items()}, Quadratics(3), steps=25, tasks=7, seed=4)
+        curves = compare(
+            {BASELINES[name]: rule for name, rule in last.items()}, Quadratics(3), steps=25, tasks=7, seed=4
+        )
         for label, rows in table[table["optimizer"].isin(curves.losses)].groupby("optimizer"):
             assert set(rows["lr"]) == {last[label.lower()].lr}
             assert rows["mean"].tolist() == pytest.approx(curves.statistic(label)[STEPS].tolist(), rel=1e-5)
-        assert "L-BFGS" in set(table["optimizer"])
 
     def test_it_is_measured_apart(self, tmp_path, measured):
         run(tmp_path)
         measured.clear()
         run(tmp_path, replace(QUICK, one_rate=True))
         assert [kind for kind, _ in measured] == ["baseline"]
+
+
+class TestLBFGS:
+    def test_it_meets_the_same_optimizees_and_is_no_baseline(self, tmp_path, measured):
+        sweep = replace(SWEEP, lbfgs=True)
+        table = run(tmp_path, sweep)
+        assert sweep.labels == ["LSTM", "log-sign", "SGD", "Adam", "L-BFGS"]
+        rows = table[table["optimizer"] == "L-BFGS"]
+        assert rows["lr"].isna().all()
+        optimizees = Quadratics(3).sample(7, generator(4, "test"))
+        curves = [torch.cat([loss for _, loss in lbfgs(optimizees.alone(index), 25)]) for index in range(7)]
+        assert rows["mean"].tolist() == pytest.approx(torch.stack(curves).mean(dim=0)[STEPS].tolist(), rel=1e-5)
+        assert rows["ratio"].tolist() == pytest.approx(
+            (table[table["optimizer"] == "LSTM"]["mean"].to_numpy() / rows["mean"].to_numpy()).tolist(), rel=1e-5
+        )
+
+    def test_without_it_the_others_are_the_same(self, tmp_path, measured):
+        run(tmp_path)
+        measured.clear()
+        run(tmp_path, replace(QUICK, lbfgs=True))
+        assert measured == []
+
+    def test_a_learned_optimizer_cannot_be_called_so(self):
+        with pytest.raises(ValueError, match="cannot be called 'L-BFGS'"):
+            replace(SWEEP, learned={"L-BFGS": "one"})
 
 
 class TestTunedOn:

@@ -6,12 +6,14 @@ from l2l_kit.evaluation.along_the_way import held_out, proposed_steps
 from l2l_kit.evaluation.claims import Claim, beats_baselines, falls_behind, ratio_to, wins_sweep
 from l2l_kit.evaluation.compare import Curves, Interval, compare
 from l2l_kit.evaluation.inside import hidden_units, meta_gradient_bias, proposals, recorded_gradients, responses
+from l2l_kit.evaluation.lbfgs import LBFGS, lbfgs
 from l2l_kit.evaluation.results import machine, read_result, write_result
 from l2l_kit.evaluation.sweep import Part, Sweep, as_word, read_sweep, run_part, run_setting, swept_baselines
 from l2l_kit.evaluation.trajectories import Trajectories, trajectories
 from l2l_kit.evaluation.tuning import LEARNING_RATES, Tuning, learning_rates, tune, tuned_baselines, tuning_table
 
 __all__ = [
+    "LBFGS",
     "LEARNING_RATES",
     "Claim",
     "Curves",
@@ -26,6 +28,7 @@ __all__ = [
     "falls_behind",
     "held_out",
     "hidden_units",
+    "lbfgs",
     "learning_rates",
     "machine",
     "meta_gradient_bias",

@@ -17,12 +17,14 @@ from torch import Tensor
 from l2l_kit import problems
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation.compare import Curves, matched, measured
+from l2l_kit.evaluation.lbfgs import LBFGS, lbfgs
 from l2l_kit.evaluation.tuning import tune
-from l2l_kit.optimizers import LABELS, Baseline, LearnedRule, Optimizer, baseline
+from l2l_kit.optimizers import BASELINES, Baseline, LearnedRule, Optimizer, baseline
 from l2l_kit.paths import SWEEPS, toml_file
 from l2l_kit.problems import Problem
+from l2l_kit.randomness import generator
 from l2l_kit.storage import read_tensors, write_tensors
-from l2l_kit.tensors import Tensors
+from l2l_kit.tensors import Tensors, pick_device
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,10 +44,11 @@ class Sweep:
         steps: numbers of updates after which the losses are noted, in ascending order.
         tasks: fresh optimizees per setting.
         tuning_tasks: optimizees to tune the baselines on.
-        learning_rates: what is tried for each hand-designed optimizer.
-        one_rate: whether such an optimizer has one learning rate, which is best for the last of the steps, as in the
-            paper, instead of the best one for each of them.
+        learning_rates: what is tried for each baseline.
+        one_rate: whether a baseline has one learning rate, which is best for the last of the steps, as in the paper,
+            instead of the best one for each of them.
         tuned_on: fields of the problem that are others in tuning, such as the part of the pictures.
+        lbfgs: whether L-BFGS is run as well, which is not tuned: the lowest loss after as many evaluations.
         held_out: whether the losses are those on the test images, in tuning as in comparison (which is to the
             advantage of the baselines, the only ones that are tuned).
         seed: of all draws.
@@ -61,13 +64,14 @@ class Sweep:
     learning_rates: Mapping[str, list[float]]
     one_rate: bool = False
     tuned_on: Mapping[str, Any] = field(default_factory=dict)
+    lbfgs: bool = False
     held_out: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not self.learned or not self.grid or not self.learning_rates:
             raise ValueError("learned, grid and learning_rates must not be empty")
-        if taken := set(self.learned) & set(LABELS.values()):
+        if taken := set(self.learned) & {*BASELINES.values(), LBFGS}:
             raise ValueError(f"a learned optimizer cannot be called {taken.pop()!r}, which is a baseline")
         lists: dict[str, object] = {"steps": self.steps}
         lists |= {f"grid.{name}": values for name, values in self.grid.items()}
@@ -81,8 +85,8 @@ class Sweep:
         if self.steps != sorted(set(self.steps)):
             raise ValueError(f"steps must ascend, got {self.steps!r}")
         for name, rates in self.learning_rates.items():
-            if name not in LABELS:
-                raise UnknownNameError("baseline", name, LABELS)
+            if name not in BASELINES:
+                raise UnknownNameError("baseline", name, BASELINES)
             for rate in rates:
                 baseline(name, rate)
 
@@ -93,15 +97,15 @@ class Sweep:
 
     @property
     def labels(self) -> list[str]:
-        """All optimizers, as figures show them: the learned ones, then the baselines."""
-        return [*self.learned, *(LABELS[name] for name in self.learning_rates)]
+        """All optimizers, as figures show them: the learned ones, the baselines, L-BFGS."""
+        return [*self.learned, *(BASELINES[name] for name in self.learning_rates), *[LBFGS] * self.lbfgs]
 
     def make_problem(self, setting: Mapping[str, Any]) -> Problem:
         """The problem of one setting."""
         return problems.make({**self.problem, **setting})
 
     def make_tuning_problem(self, setting: Mapping[str, Any]) -> Problem:
-        """What the hand-designed optimizers are tuned on for it."""
+        """What the baselines are tuned on for it."""
         return problems.make({**self.problem, **setting, **self.tuned_on})
 
 
@@ -128,7 +132,7 @@ class Part(NamedTuple):
 
     Attributes:
         losses: at the sweep's steps, shape ``(tasks, steps)``.
-        rates: the learning rates that were tuned for those steps; none for a learned optimizer.
+        rates: the learning rates that were tuned for those steps; none where there is nothing to tune.
     """
 
     losses: Tensor
@@ -164,8 +168,12 @@ def run_part(
         path = parts / _part_name({**asked, "optimizer": optimizer.config()}, weights)
         if not path.exists():
             _write(path, Part(_losses(optimizer, sweep, problem, sweep.steps, device), []))
+    elif label == LBFGS:
+        path = parts / _part_name({**asked, "optimizer": LBFGS}, {})
+        if not path.exists():
+            _write(path, Part(_losses_of_lbfgs(sweep, problem, device), []))
     else:
-        name = next(name for name in sweep.learning_rates if LABELS[name] == label)
+        name = next(name for name in sweep.learning_rates if BASELINES[name] == label)
         grid = sweep.learning_rates[name]
         asked |= {"baseline": name, "grid": grid, "tuning_tasks": sweep.tuning_tasks}
         if sweep.one_rate:
@@ -192,8 +200,8 @@ def run_setting(
         sweep, setting, learned, parts, device: as in `run_part`, which is called for each optimizer.
 
     Returns:
-        A row for each number of steps and optimizer: the setting's fields, `step`, `optimizer`, `lr` (none for a
-        learned one), mean loss with its 95% interval `low` to `high`, and `ratio` with `ratio_low` to `ratio_high`: the
+        A row for each number of steps and optimizer: the setting's fields, `step`, `optimizer`, `lr` (of baselines
+        only), mean loss with its 95% interval `low` to `high`, and `ratio` with `ratio_low` to `ratio_high`: the
         first learned optimizer's mean over this one's, paired.
     """
     import pandas as pd
@@ -248,6 +256,16 @@ def _losses(
     return measured(rule, optimizees, at, held_out=sweep.held_out)
 
 
+def _losses_of_lbfgs(sweep: Sweep, problem: Problem, device: str | torch.device | None) -> Tensor:
+    """On the same optimizees as all the others."""
+    optimizees = problem.sample(sweep.tasks, generator(sweep.seed, "test"), pick_device(device))
+    curves = []
+    for index in range(sweep.tasks):
+        losses = [loss for _, loss in lbfgs(optimizees.alone(index), sweep.steps[-1])]
+        curves.append(torch.cat(losses)[sweep.steps].cpu())
+    return torch.stack(curves)
+
+
 def _part_name(asked: Mapping[str, Any], weights: Tensors) -> str:
     """A file name for what the losses of one optimizer depend on."""
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
@@ -276,4 +294,4 @@ def swept_baselines(table: pd.DataFrame, step: int, **setting: Any) -> dict[str,
     if rates.empty or rates.index.has_duplicates:
         many = "nothing" if rates.empty else "more than one setting"
         raise ValueError(f"the sweep has {many} at step {step} for {setting}.")
-    return {label: baseline(name, float(rates[label])) for name, label in LABELS.items() if label in rates}
+    return {label: baseline(name, float(rates[label])) for name, label in BASELINES.items() if label in rates}

@@ -7,7 +7,7 @@ from typing import Any
 
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.optimizers.base import LearnedRule, Optimizer, RecurrentRule
-from l2l_kit.optimizers.baselines import BASELINES, LABELS, Baseline, baseline
+from l2l_kit.optimizers.baselines import BASELINES, Baseline, baseline
 from l2l_kit.optimizers.groups import GroupedLSTMs
 from l2l_kit.optimizers.lstm import LSTMOptimizer, LSTMState
 from l2l_kit.optimizers.ntm_bfgs import NTMBFGS, NTMState
@@ -16,7 +16,6 @@ from l2l_kit.optimizers.tape import LSTMTape
 
 __all__ = [
     "BASELINES",
-    "LABELS",
     "NTMBFGS",
     "Baseline",
     "GroupedLSTMs",

@@ -19,30 +19,25 @@ _TORCH_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "nag": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
     "rmsprop": partial(torch.optim.RMSprop, alpha=0.99, eps=1e-8),
     "adam": partial(torch.optim.Adam, betas=(0.9, 0.999), eps=1e-8),
-    # One gradient is one step, as everybody paints with it: without a line search, which would ask for more.
-    "lbfgs": partial(torch.optim.LBFGS, max_iter=1, history_size=10, tolerance_grad=0, tolerance_change=0),
 }
 
 BASELINES: dict[str, str] = {"sgd": "SGD", "nag": "NAG", "rmsprop": "RMSprop", "adam": "Adam"}
 """Names of the baselines, and how figures and tables write them."""
-LABELS: dict[str, str] = {**BASELINES, "lbfgs": "L-BFGS"}
-"""Of all hand-designed optimizers: the paper's baselines, and L-BFGS, the usual one for neural art."""
 
 
 @dataclass
 class BaselineState:
-    """Torch optimizers and the tensors that they move."""
+    """A torch optimizer and the tensors that it moves."""
 
-    torch_optimizers: list[torch.optim.Optimizer]
+    torch_optimizer: torch.optim.Optimizer
     moved: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """One of `LABELS` with its learning rate.
+    """One of `BASELINES` with its learning rate.
 
-    The paper's are coordinatewise, so that on a batch every optimizee is on its own; L-BFGS looks at all coordinates of
-    an optimizee together, and there is one for each.
+    All of them are coordinatewise, so that on a batch every optimizee is on its own.
     """
 
     name: str
@@ -55,31 +50,24 @@ class Baseline:
             raise ValueError(f"baseline {self.name!r}: lr must be a positive number, got {self.lr!r}.")
 
     def init(self, params: Tensors) -> BaselineState:
-        """Fresh torch optimizers for parameters of these shapes."""
+        """A fresh torch optimizer for parameters of these shapes."""
         moved = {name: torch.zeros_like(tensor) for name, tensor in params.items()}
-        alone = self._alone(moved)
-        return BaselineState([_TORCH_OPTIMIZERS[self.name](each, lr=self.lr) for each in alone], moved)
+        return BaselineState(_TORCH_OPTIMIZERS[self.name](moved.values(), lr=self.lr), moved)
 
     @torch.no_grad()
     def update(self, gradients: Tensors, state: BaselineState) -> tuple[Tensors, BaselineState]:
-        """What torch's optimizers add to the parameters when they meet these gradients."""
-        # None of these rules looks at the parameters or losses, so the optimizers may move tensors that are zero: where
-        # they end up is the update itself.
-        for tensor in state.moved.values():
+        """What torch's optimizer adds to the parameters when it meets these gradients."""
+        # None of these rules looks at the parameters, so the optimizer may move tensors that are zero: where they
+        # end up is the update itself.
+        for name, tensor in state.moved.items():
             tensor.zero_()
-        for torch_optimizer, its in zip(state.torch_optimizers, self._alone(gradients), strict=True):
-            for tensor, gradient in zip(torch_optimizer.param_groups[0]["params"], its, strict=True):
-                tensor.grad = gradient
-            torch_optimizer.step(lambda: 0.0)
+            tensor.grad = gradients[name]
+        state.torch_optimizer.step()
         return {name: tensor.clone() for name, tensor in state.moved.items()}, state
-
-    def _alone(self, tensors: Tensors) -> list[tuple[Tensor, ...]]:
-        """The tensors of each torch optimizer: one has all of them, or there is one for each optimizee."""
-        return [tuple(tensors.values())] if self.name in BASELINES else list(zip(*tensors.values(), strict=True))
 
 
 def baseline(name: str, lr: float) -> Baseline:
-    """A baseline by name ("sgd", "nag", "rmsprop", "adam" or "lbfgs", in any case) and learning rate.
+    """A baseline by name ("sgd", "nag", "rmsprop" or "adam", in any case) and learning rate.
 
     Raises:
         UnknownNameError: for an unknown name; the message offers the nearest one.

@@ -30,6 +30,14 @@ class Optimizees(ABC):
             step: which step of the run this is; optimizees on minibatches draw the batch of that step.
         """
 
+    def alone(self, index: int) -> Optimizees:
+        """One of them, as a batch of its own.
+
+        Raises:
+            TypeError: if they cannot be taken apart, as where minibatches are drawn for all of them together.
+        """
+        raise TypeError(f"{type(self).__name__} cannot be taken apart.")
+
     def losses_and_gradients(self, rows: Tensor, layout: Layout, step: int) -> tuple[Tensor, Tensor]:
         """Losses ``(n,)`` and gradients ``(n, coordinates)`` at parameters ``(n, coordinates)``, both detached.
 

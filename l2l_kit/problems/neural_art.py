@@ -66,6 +66,11 @@ class NeuralArtOptimizees(Optimizees):
         return self._losses(params["pixels"], self.content)
 
     @override
+    def alone(self, index: int) -> NeuralArtOptimizees:
+        chosen = slice(index, index + 1)
+        return replace(self, initial={"pixels": self.initial["pixels"][chosen]}, content=self.content[chosen])
+
+    @override
     def losses_and_gradients(self, rows: Tensor, layout: Layout, step: int) -> tuple[Tensor, Tensor]:
         losses: list[Tensor] = []
         gradients: list[Tensor] = []

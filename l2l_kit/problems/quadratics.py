@@ -37,6 +37,11 @@ class QuadraticOptimizees(Optimizees):
         residual = torch.baddbmm(-self.y[:, :, None], self.W, params["theta"][:, :, None])
         return residual.square().sum(dim=(1, 2))
 
+    @override
+    def alone(self, index: int) -> QuadraticOptimizees:
+        chosen = slice(index, index + 1)
+        return QuadraticOptimizees(self.W[chosen], self.y[chosen], self.theta[chosen])
+
 
 @dataclass(frozen=True)
 class Quadratics(Problem):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import ipywidgets
@@ -14,9 +15,8 @@ from typing_extensions import override
 
 from l2l_kit import data, plots, zoo
 from l2l_kit.errors import UnknownNameError, WeightsFileError
-from l2l_kit.evaluation import read_result, swept_baselines
-from l2l_kit.optimizers import Optimizer
-from l2l_kit.problems import NeuralArt
+from l2l_kit.evaluation import LBFGS, lbfgs, read_result, swept_baselines
+from l2l_kit.problems import NeuralArt, Optimizees
 from l2l_kit.problems.neural_art import Network, to_pictures
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, pick_device
@@ -39,11 +39,13 @@ PRETRAINED = {"vgg16": "neural-art", "small": "neural-art-small"}
 """The learned optimizer by the network whose features it was trained on."""
 SWEEPS = {64: "sweeps/neural-art", 128: "sweeps/neural-art-new-style"}
 """Where the learning rates for pictures of that size come from."""
-BASELINES = ("Adam", "NAG", "L-BFGS")
+BASELINES = ("Adam", "NAG")
 STEPS = (16, 32, 64, 128, 256)
 CANVAS = 150
 """Pixels a side at which a picture is shown."""
 THUMBNAIL = 96
+Point = tuple[Tensor, Tensor]
+"""Parameters ``(1, coordinates)`` and their loss ``(1,)``."""
 
 
 def painter(
@@ -118,7 +120,7 @@ class Painter(WithPicture):
         self.cancel = ipywidgets.Button(description="Cancel", disabled=True, layout={"width": "95px"})
         self.bar = ipywidgets.IntProgress(0, 0, 1, layout={"width": "300px"})
         self.status = ipywidgets.HTML(layout={"width": "300px"})
-        names = (LEARNED, *BASELINES)
+        names = (LEARNED, *BASELINES, LBFGS)
         self._styles = plots.styles(names)
         self._captions = {name: ipywidgets.HTML() for name in names}
         self.canvases = {name: _image(CANVAS) for name in names}
@@ -249,7 +251,7 @@ class Painter(WithPicture):
         draws = generator(self.seed.value, "painter")
         optimizees = problem.optimizees(self._chosen("content")[None], draws, self._chosen("style"), device)
         layout = Layout.of(optimizees.start)
-        runs = {name: trace(rule, optimizees, steps) for name, rule in self._optimizers(device).items()}
+        runs = self._runs(optimizees, steps, device)
         for _ in range(steps + 1):
             for name, run in runs.items():
                 rows, losses = next(run)
@@ -259,16 +261,18 @@ class Painter(WithPicture):
                 while not self._going.wait(0.1):
                     yield name
 
-    def _optimizers(self, device: torch.device) -> Mapping[str, Optimizer[Any]]:
-        """All that can be had; what is wrong with the others is shown."""
+    def _runs(self, optimizees: Optimizees, steps: int, device: torch.device) -> dict[str, Iterator[Point]]:
+        """Everybody's way through the pictures; who is missing is noted."""
         table = self._rates[self.size.value]
         tuned = swept_baselines(table, table["step"].max())
-        found: dict[str, Optimizer[Any]] = {name: tuned[name] for name in BASELINES}
+        runs = {name: trace(tuned[name], optimizees, steps) for name in BASELINES}
+        runs[LBFGS] = lbfgs(optimizees, steps)
         try:
-            return {LEARNED: zoo.load(PRETRAINED[self._problem.network], device), **found}
+            rule = zoo.load(PRETRAINED[self._problem.network], device)
         except (UnknownNameError, WeightsFileError) as error:
             self._missing.append(error)
-            return found
+            return runs
+        return {LEARNED: trace(rule, optimizees, steps), **runs}
 
     def _show(self, _: str = "") -> None:
         """Show how far everybody is."""
@@ -291,6 +295,7 @@ class Painter(WithPicture):
         self._set_running(False)
         self.bar.bar_style = {"finished": "success", "cancelled": "warning", "failed": "danger"}[outcome]
         finals = {name: losses[-1] for name, losses in self._losses.items() if losses}
+        finals = {name: math.inf if math.isnan(loss) else loss for name, loss in finals.items()}
         if self._job.error is not None:
             self.status.value = error_message(self._job.error)
         elif outcome == "cancelled":

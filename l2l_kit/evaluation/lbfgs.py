@@ -1,0 +1,70 @@
+"""L-BFGS, what neural art is usually painted with (Gatys et al., 2015): torch's own, with a line search.
+
+It is no optimizer like the others. It looks at all coordinates of an optimizee together, asks for the loss at points of
+its own choice, and takes several of them for one step. What it has in common with the others, and what it costs, is
+that each point is one evaluation of the loss and its gradient: so it is followed by evaluations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from l2l_kit.problems.base import Optimizees
+from l2l_kit.tensors import Layout, ravel
+
+LBFGS = "L-BFGS"
+"""How figures and tables call it."""
+
+
+def lbfgs(optimizees: Optimizees, evaluations: int, memory: int = 10) -> Iterator[tuple[Tensor, Tensor]]:
+    """Follow one optimizee from its starting point, which is the first evaluation and counts as number 0.
+
+    The loss is given to torch times the number of coordinates, since its thresholds are made for gradients that do not
+    become smaller the more coordinates there are.
+
+    Args:
+        optimizees: a batch of one.
+        evaluations: after the first.
+        memory: steps whose changes of the gradient are remembered.
+
+    Yields:
+        After each evaluation the point with the lowest loss so far, ``(1, coordinates)``, and that loss, ``(1,)``.
+
+    Raises:
+        ValueError: if there are more optimizees than one.
+    """
+    layout, rows = Layout.of(optimizees.start), ravel(optimizees.start)
+    if len(rows) != 1:
+        raise ValueError(f"lbfgs: needs one optimizee, got {len(rows)}.")
+    point = rows.clone()
+    # One step at a time, so that its evaluations, of which 26 are enough, can be passed on.
+    limits = {"max_iter": 1, "max_eval": 26, "tolerance_grad": 0, "tolerance_change": 0}
+    torch_optimizer = torch.optim.LBFGS([point], history_size=memory, line_search_fn="strong_wolfe", **limits)
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def evaluate() -> float:
+        known = [(losses, gradients) for at, losses, gradients in seen if torch.equal(at, point)]
+        if known:  # a step begins where the last one ended
+            losses, gradients = known[0]
+        else:
+            losses, gradients = optimizees.losses_and_gradients(point, layout, step=0)
+            seen.append((point.clone(), losses, gradients))
+        point.grad = point.numel() * gradients
+        return point.numel() * losses.item()
+
+    best = rows, torch.full_like(rows[:, 0], torch.inf)
+    done = 0
+    while done <= evaluations:
+        before = len(seen)
+        torch_optimizer.step(evaluate)  # type: ignore[no-untyped-call]
+        new = seen[before:]
+        if not new:  # no better point is to be found
+            new = [(*best, best[1])]
+        for at, losses, _ in new[: evaluations + 1 - done]:
+            best = (at, losses) if losses < best[1] else best
+            yield best
+        done += len(new)
+        seen = seen[-len(new) :]

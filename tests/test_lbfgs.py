@@ -1,0 +1,92 @@
+"""L-BFGS by evaluations, against torch's own run in one piece."""
+
+import pytest
+import torch
+
+from l2l_kit.evaluation import lbfgs
+from l2l_kit.optimizers import baseline
+from l2l_kit.problems import MNIST, Optimizees, QuadraticOptimizees, Quadratics
+from l2l_kit.training import rollout
+
+
+class Valley(Optimizees):
+    """Rosenbrock's function, whose line searches take several evaluations; counts them."""
+
+    def __init__(self):
+        self.points = []
+
+    @property
+    def start(self):
+        return {"x": torch.tensor([[-1.2]], dtype=torch.float64), "y": torch.tensor([[1.0]], dtype=torch.float64)}
+
+    def losses(self, params, step):
+        x, y = params["x"][:, 0], params["y"][:, 0]
+        self.points.append((x.item(), y.item()))
+        return (1 - x) ** 2 + 100 * (y - x**2) ** 2
+
+
+def in_one_piece(evaluations):
+    """Losses of torch's optimizer that is left alone, at each of its evaluations."""
+    point = torch.tensor([-1.2, 1.0], dtype=torch.float64, requires_grad=True)
+    settings = {"max_iter": 1000, "max_eval": evaluations, "history_size": 10, "line_search_fn": "strong_wolfe"}
+    optimizer = torch.optim.LBFGS([point], tolerance_grad=0, tolerance_change=0, **settings)
+    losses = []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (1 - point[0]) ** 2 + 100 * (point[1] - point[0] ** 2) ** 2
+        losses.append(loss.item())
+        (2 * loss).backward()  # times the number of coordinates
+        return 2 * loss
+
+    optimizer.step(closure)
+    return torch.tensor(losses, dtype=torch.float64)
+
+
+def test_it_is_torchs_at_each_evaluation_and_none_is_made_twice():
+    valley = Valley()
+    losses = torch.cat([loss for _, loss in lbfgs(valley, 40)])
+    assert len(losses) == 41
+    torch.testing.assert_close(losses, in_one_piece(45)[:41].cummin(0).values, rtol=1e-9, atol=0)
+    assert losses[-1] < 1e-4 < losses[25]  # it went nearly all the way
+    assert len(set(valley.points)) == len(valley.points) <= 41 + 10  # the last step's line search may go further
+
+
+def test_points_and_losses_belong_together():
+    optimizees = Quadratics(5).sample(1, torch.Generator().manual_seed(0))
+    for rows, losses in lbfgs(optimizees, 20):
+        torch.testing.assert_close(optimizees.losses({"theta": rows}), losses)
+
+
+def test_it_finds_the_lowest_point_and_stays_there():
+    draws = torch.Generator().manual_seed(1)
+    W, y, theta = (torch.randn(shape, generator=draws, dtype=torch.float64) for shape in [(1, 4, 4), (1, 4), (1, 4)])
+    *_, (rows, losses) = lbfgs(QuadraticOptimizees(W, y, theta), 300)
+    torch.testing.assert_close(rows[0], torch.linalg.solve(W[0], y[0]))
+    assert losses < 1e-12
+
+
+def test_the_start_is_evaluation_0():
+    optimizees = Quadratics(5).sample(1, torch.Generator().manual_seed(0))
+    ((rows, losses),) = lbfgs(optimizees, 0)
+    assert torch.equal(rows, optimizees.theta)
+    assert torch.equal(losses, optimizees.losses(optimizees.start))
+
+
+def test_several_at_once_are_refused():
+    with pytest.raises(ValueError, match="needs one optimizee, got 2"):
+        next(lbfgs(Quadratics().sample(2, torch.Generator()), 3))
+
+
+class TestAlone:
+    def test_one_of_several_is_as_among_them(self):
+        optimizees = Quadratics(4).sample(3, torch.Generator().manual_seed(0))
+        together = rollout(baseline("adam", 0.1), optimizees, 5)
+        for index in range(3):
+            alone = rollout(baseline("adam", 0.1), optimizees.alone(index), 5)
+            torch.testing.assert_close(alone, together[index : index + 1])
+
+    def test_what_shares_minibatches_cannot_be_taken_apart(self):
+        networks = MNIST((2,), digits="embedded").sample(2, torch.Generator())
+        with pytest.raises(TypeError, match="cannot be taken apart"):
+            networks.alone(0)
