@@ -458,7 +458,7 @@ def _sheet(rows: Mapping[str, Mapping[str, Any]], gap: int) -> PIL.Image.Image:
     font = PIL.ImageFont.load_default(13)
     left = max(math.ceil(font.getlength(name)) for name in rows) + 12 if any(rows) else 0
     top = 24 if any(columns) else 0
-    size = left + (wide + gap) * len(columns), top + (high + gap) * len(rows)
+    size = left + (wide + gap) * len(columns) - gap, top + (high + gap) * len(rows) - gap
     picture = PIL.Image.new("RGB", size, "white")
     draw = PIL.ImageDraw.Draw(picture)
     places = {column: left + (wide + gap) * number for number, column in enumerate(columns)}

@@ -437,6 +437,25 @@ def test_a_picture_of_lines_that_lack_points():
     png_size(static.png(go.Figure([go.Scatter(x=[1, 2, 3], y=[]), go.Scatter(x=[1, 2], y=[1, None])])))
 
 
+def test_pictures_stand_in_rows_and_columns():
+    red, grey = torch.zeros(3, 4, 4, dtype=torch.uint8), torch.full((4, 4), 128, dtype=torch.uint8)
+    red[0] = 255
+    sheet = np.asarray(plots.pictures({"a": {"x": red, "y": grey}, "b": {"y": red}}))
+    assert sheet.shape[0] == 24 + 4 + 4 + 4
+    reds, greys = ((sheet == colour).all(axis=2) for colour in ((255, 0, 0), (128, 128, 128)))
+    left, right = sheet.shape[1] - 12, sheet.shape[1] - 4
+    assert reds[24:28, left : left + 4].all()
+    assert reds[32:, right:].all()
+    assert reds.sum() == 2 * 16
+    assert greys[24:28, right:].all()
+
+
+def test_a_single_picture_is_itself_at_any_size():
+    picture = torch.arange(48, dtype=torch.uint8).view(3, 4, 4)
+    assert (np.asarray(plots.pictures({"": {"": picture}})) == picture.permute(1, 2, 0).numpy()).all()
+    assert plots.pictures({"": {"": picture}}, side=10).size == (10, 10)
+
+
 def test_filters_are_drawn_one_by_one_in_their_own_range():
     weights = torch.zeros(8, 3, 2, 2)
     weights[:, 1, 0, 0] = torch.linspace(0.1, 5, 8)  # however strong, the brightest green there is

@@ -279,7 +279,8 @@ class Painter(WithPicture):
         drawn = {name: plots.rounded(losses) for name, losses in self._losses.items() if losses}
         for name in drawn:
             self.canvases[name].value = _png(plots.pictures({"": {"": self._painted[name]}}))
-            self._caption(name, f"{self._losses[name][-1]:.3f}")
+            loss = self._losses[name][-1]
+            self._caption(name, f"{loss:.3f}" if math.isfinite(loss) else "diverged")
         with self.figure.batch_update():
             for curve in self.figure.data:
                 curve.y = drawn.get(curve.name, [])
