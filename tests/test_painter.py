@@ -3,6 +3,7 @@
 import io
 import re
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -111,6 +112,20 @@ class TestPaints:
         assert torch.equal(painted["Adam"], picture)
         assert torch.equal(pixels(widget.canvases["Adam"]), picture.flatten(1).T)
         assert text(widget).startswith("After 3 steps, from the lowest loss: ")
+
+    def test_it_begins_with_what_the_optimizer_was_trained_on(self, make, recorded, monkeypatch):
+        trained = NeuralArt("woodcut", network="small", contents="embedded", content_weight=0.5, tv_weight=0.7)
+        monkeypatch.setattr(zoo, "card", lambda name: {"problem": trained.config()})
+        widget = make(seed=3, content="cat", steps=1)
+        assert widget.style.value == "woodcut"
+        widget.share.value = 0.6
+        widget.run()
+        problem = replace(trained, size=32, content_weight=0.8 * 0.5, style_weight=1.2)
+        art = problem.optimizees(data.content("cat")[None], generator(3, "painter"))
+        expected = rollout(baseline("adam", 0.2), art, 1)[0].tolist()
+        assert lines(widget)["Adam"] == pytest.approx(expected, rel=1e-4)
+        monkeypatch.setattr(zoo, "card", lambda name: {"problem": replace(trained, style="gone").config()})
+        assert make().style.value == "swirls"
 
     def test_in_the_background(self, make):
         widget = make()

@@ -6,6 +6,7 @@ import io
 import math
 import threading
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from typing import Any
 
 import ipywidgets
@@ -96,7 +97,7 @@ class Painter(WithPicture):
             raise UnknownNameError("size", str(size), map(str, SWEEPS))
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps!r}.")
-        self._problem = NeuralArt(network=network, contents="embedded")
+        self._problem = _trained_on(NeuralArt(network=network, contents="embedded"))
         self._rates = {number: read_result(name) for number, name in SWEEPS.items()}
         self._own: dict[str, dict[str, Tensor]] = {"content": {}, "style": {}}
         self._painted: dict[str, Tensor] = {}
@@ -240,13 +241,12 @@ class Painter(WithPicture):
     def _work(self) -> Generator[str, None, None]:
         """The work of the job: every optimizer in turn does a step. Its events say whose."""
         device, steps = pick_device(), self.steps.value
-        share = self.share.value
-        problem = NeuralArt(
+        trained, share = self._problem, 2 * self.share.value
+        problem = replace(
+            trained,
             size=self.size.value,
-            network=self._problem.network,
-            contents="embedded",
-            content_weight=2 * (1 - share),
-            style_weight=2 * share,
+            content_weight=(2 - share) * trained.content_weight,
+            style_weight=share * trained.style_weight,
         )
         draws = generator(self.seed.value, "painter")
         optimizees = problem.optimizees(self._chosen("content")[None], draws, self._chosen("style"), device)
@@ -348,6 +348,17 @@ class Painter(WithPicture):
         figure.update_xaxes(range=[0, self.steps.value])
         figure.update_yaxes(plots.loss_axis([(2, 0.2)]))
         return figure
+
+
+def _trained_on(problem: NeuralArt) -> NeuralArt:
+    """That problem with the weights, and where it is there the style, that the learned optimizer was trained on."""
+    name = PRETRAINED[problem.network]
+    config = zoo.card(name).get("problem") if name in zoo.names() else None
+    if config is None:
+        return problem
+    if config["style"] in data.style_names():
+        problem = replace(problem, style=config["style"])
+    return replace(problem, **{weight: config[weight] for weight in ("content_weight", "style_weight", "tv_weight")})
 
 
 def _choice(label: str, names: list[str], value: str) -> ipywidgets.Dropdown:
