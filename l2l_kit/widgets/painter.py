@@ -294,6 +294,7 @@ class Painter(WithPicture):
 
     def _end(self, outcome: Outcome) -> None:
         self._set_running(False)
+        self.pause.value = False
         self.bar.bar_style = {"finished": "success", "cancelled": "warning", "failed": "danger"}[outcome]
         finals = {name: losses[-1] for name, losses in self._losses.items() if losses}
         finals = {name: math.inf if math.isnan(loss) else loss for name, loss in finals.items()}
@@ -364,12 +365,12 @@ def _trained_on(problem: NeuralArt) -> NeuralArt:
 def _choice(label: str, names: list[str], value: str) -> ipywidgets.Dropdown:
     if value not in names:
         raise UnknownNameError(label.lower(), value, names)
-    return ipywidgets.Dropdown(options=names, value=value, description=label, **described("230px", "60px"))
+    return ipywidgets.Dropdown(options=names, value=value, description=label, **described("205px", "55px"))
 
 
 def _upload(kind: str) -> ipywidgets.FileUpload:
     return ipywidgets.FileUpload(
-        accept="image/*", description="Own", tooltip=f"A picture of your own as the {kind}", layout={"width": "80px"}
+        accept="image/*", description="Own", tooltip=f"A picture of your own as the {kind}", layout={"width": "95px"}
     )
 
 

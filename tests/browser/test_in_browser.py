@@ -268,6 +268,67 @@ def test_training_on_digits_shows_each_episode_and_cancels(open_notebook, tmp_pa
     assert page.get_by_role("button", name="Train", exact=True).is_enabled()
 
 
+# A small network, small pictures, and an optimizer and learning rates that are made here.
+PAINTER = """
+import sys, tempfile
+from pathlib import Path
+import pandas as pd
+import l2l_kit as l2l
+
+l2l.zoo.PRETRAINED = Path(tempfile.mkdtemp())
+rule = l2l.LSTMOptimizer(hidden_size=4, preprocessing="log-sign", output_scale=0.1)
+l2l.save(rule, l2l.zoo.PRETRAINED / "neural-art-small")
+module = sys.modules[l2l.widgets.painter.__module__]
+rates = {"SGD": 20.0, "NAG": 5.0, "RMSprop": 0.02, "Adam": 0.2}
+module.read_result = lambda name: pd.DataFrame(
+    [{"step": 128, "optimizer": name, "lr": lr} for name, lr in rates.items()]
+)
+module.SWEEPS = {32: "sweeps/neural-art"}
+painter = l2l.widgets.painter(content="cat", style="mosaic", size=32, steps=16, network="small")
+painter
+"""
+CANVASES = "[...document.querySelectorAll('img.widget-image')].map(image => image.src)"
+
+
+def test_pictures_are_painted_and_own_ones_taken(open_notebook, tmp_path):
+    page = open_notebook("painter.ipynb", PAINTER)
+    page.wait_for_selector("img.widget-image", timeout=30_000)
+    content, style, *canvases = page.evaluate(CANVASES)
+    assert len(canvases) == 4
+    assert len(set(canvases)) == 4  # blank, but each an image of its own
+    page.get_by_role("button", name="Paint", exact=True).click()
+    page.wait_for_function("document.body.innerText.includes('After 16 steps, from the lowest loss')", timeout=90_000)
+    page.screenshot(path=tmp_path / "painter.png")
+    assert len(lines(page)) == 4
+    painted = page.evaluate(CANVASES)
+    assert painted[:2] == [content, style]
+    assert not set(painted[2:]) & set(canvases)
+
+    handle(page, "Updates; the LSTM was trained on 128").focus()
+    page.keyboard.press("End")
+    page.get_by_role("button", name="Paint", exact=True).click()
+    page.wait_for_function("document.body.innerText.match(/Painting: step [1-9]/)", timeout=60_000)
+    page.get_by_role("button", name="Pause", exact=True).click()
+    page.wait_for_function("document.body.innerText.includes('Paused at step')", timeout=30_000)
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    page.wait_for_function("document.body.innerText.includes('Cancelled.')", timeout=30_000)
+
+    for name, picture, answer in (
+        ("mine.png", static.png(go.Figure(), dpi=20), "mine.png is the content now."),
+        ("notes.png", b"no picture", "notes.png: not a picture that can be read"),
+    ):
+        with page.expect_file_chooser() as chooser:
+            page.get_by_role("button", name="Own").first.click()
+        chooser.value.set_files({"name": name, "mimeType": "image/png", "buffer": picture})
+        page.wait_for_function(f"document.body.innerText.includes('{answer}')", timeout=30_000)
+    page.screenshot(path=tmp_path / "painter_own.png")
+    assert page.evaluate(CANVASES)[0] != content
+    assert page.locator("[role=alert]").count() == 1
+    assert (
+        page.locator(".widget-dropdown select").first.evaluate("choice => choice.selectedOptions[0].text") == "mine.png"
+    )
+
+
 def test_play_moves_along_the_landscape(open_notebook, tmp_path):
     cells = [
         IMPORT,
