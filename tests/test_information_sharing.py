@@ -127,13 +127,14 @@ def test_replay_equals_autograd(make, windows, optimizees):
 def test_replay_in_chunks_of_optimizees_equals_replay_at_once(make, monkeypatch):
     sizes = []
 
-    def weighted(self, gradients, upstream, some, whole=CoupledReplay._weighted):
+    def replayed(self, gradients, some, whole=CoupledReplay._replayed):
         sizes.append(gradients.shape[1])
-        return whole(self, gradients, upstream, some)
+        return whole(self, gradients, some)
 
     rule, windows = make(), [4, 3]
+    monkeypatch.setattr(CoupledReplay, "_replayed", replayed)
     at_once = run(ReplayUnroller(rule), quadratics(), windows)
-    monkeypatch.setattr(CoupledReplay, "_weighted", weighted)
+    assert not sizes  # it was recorded on the way
     assert_equal_windows(run(ReplayUnroller(rule, tape_bytes=1), quadratics(), windows), at_once)
     assert sizes == [1] * 6
 

@@ -120,5 +120,5 @@ class NTMBFGS(LSTMRule[NTMState]):
 
 def _multiplied(left: Tensor, right: Tensor, vectors: Tensor) -> Tensor:
     """The memory times vectors ``(heads, ..., coordinates)``."""
-    products = torch.einsum("w...c,r...c->wr...", right, vectors) / vectors.shape[-1]
-    return vectors + torch.einsum("w...c,wr...->r...c", left, products)
+    products = (right[:, None] * vectors).mean(dim=-1, keepdim=True)
+    return vectors + (left[:, None] * products).sum(dim=0)
