@@ -37,6 +37,7 @@ LOGARITHMIC = {"type": "log", "dtick": 1}
 WIDE = 2  # decades over which powers of ten are ticks enough
 WIDTH, HEIGHT = 720, 420
 LEVELS = 12
+BLUE, RED = (0, 114, 178), (213, 94, 0)  # of matrices
 FEW = 40  # points of a graph that are marked
 
 
@@ -449,6 +450,44 @@ def _block(filters: Tensor, across: int, zoom: int = 5, gap: int = 2) -> Any:
     rows, _, height, width = len(framed) // across, *framed.shape[1:]
     tiles = framed.view(rows, across, 3, height, width).permute(0, 3, 1, 4, 2)
     return tiles.reshape(rows * height, across * width, 3).numpy()
+
+
+def matrices(rows: Mapping[str, Mapping[str, Tensor]], zoom: int = 11) -> PIL.Image.Image:
+    """Square matrices as coloured pictures, blue below zero and red above: a row for each name, a column for each word.
+
+    Args:
+        rows: by name of the row and heading of the column, shape ``(n, n)``, each drawn in its own range. Headings are
+            those of the first row.
+        zoom: pixels of an entry.
+    """
+    import PIL.Image
+    import PIL.ImageDraw
+
+    pictures = {(name, head): _heat(matrix, zoom) for name, of in rows.items() for head, matrix in of.items()}
+    side = max(picture.width for picture in pictures.values())
+    left, top, gap = (110 if any(rows) else 2), 24, 12
+    heads = list(next(iter(rows.values())))
+    columns = {head: left + (side + gap) * column for column, head in enumerate(heads)}
+    picture = PIL.Image.new("RGB", (left + (side + gap) * len(heads), top + (side + gap) * len(rows)), "white")
+    draw = PIL.ImageDraw.Draw(picture)
+    for head, x in columns.items():
+        draw.text((x, 4), head, fill="black", font_size=13)
+    for row, name in enumerate(rows):
+        draw.multiline_text((4, top + (side + gap) * row + side // 2 - 8), name, fill="black", font_size=13)
+        for head in rows[name]:
+            picture.paste(pictures[name, head], (columns[head], top + (side + gap) * row))
+    return picture
+
+
+def _heat(matrix: Tensor, zoom: int) -> PIL.Image.Image:
+    """A matrix between blue (its largest entry, negative), white (zero) and red (its largest entry)."""
+    import PIL.Image
+
+    share = (matrix / matrix.abs().max().clamp_min(1e-30)).cpu()[..., None]
+    towards = torch.where(share > 0, torch.tensor(RED), torch.tensor(BLUE))
+    shades = (255 + share.abs() * (towards - 255)).round().to(torch.uint8)
+    large = shades.repeat_interleave(zoom, dim=0).repeat_interleave(zoom, dim=1)
+    return PIL.Image.fromarray(large.numpy())
 
 
 def _swept(table: pd.DataFrame, setting: str, *, showlegend: bool = True) -> list[Any]:

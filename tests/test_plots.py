@@ -443,3 +443,11 @@ def test_filters_are_drawn_one_by_one_in_their_own_range():
     picture = plots.filters({name: {0: weights, 10: weights} for name in ("LSTM", "Adam")})
     green = (np.asarray(picture) == (0, 255, 0)).all(axis=2)
     assert green.sum() == 4 * 8 * 5 * 5
+
+
+def test_matrices_are_drawn_entry_by_entry_in_their_own_range():
+    matrix = torch.diag(torch.tensor([2.0, -2.0, 0.0]))
+    picture = plots.matrices({name: {"one": matrix, "two": 1e-3 * matrix} for name in ("first", "second")}, zoom=7)
+    pixels = np.asarray(picture)
+    for colour in (plots.BLUE, plots.RED):
+        assert (pixels == colour).all(axis=2).sum() == 4 * 7 * 7

@@ -7,6 +7,7 @@ from l2l_kit.evaluation.claims import Claim, beats_baselines, falls_behind, rati
 from l2l_kit.evaluation.compare import Curves, Interval, compare
 from l2l_kit.evaluation.inside import hidden_units, meta_gradient_bias, proposals, recorded_gradients, responses
 from l2l_kit.evaluation.results import machine, read_result, write_result
+from l2l_kit.evaluation.second_order import bfgs_losses, memories
 from l2l_kit.evaluation.sweep import Part, Sweep, as_word, read_sweep, run_part, run_setting, swept_baselines
 from l2l_kit.evaluation.trajectories import Trajectories, trajectories
 from l2l_kit.evaluation.tuning import LEARNING_RATES, Tuning, learning_rates, tune, tuned_baselines, tuning_table
@@ -22,12 +23,14 @@ __all__ = [
     "Tuning",
     "as_word",
     "beats_baselines",
+    "bfgs_losses",
     "compare",
     "falls_behind",
     "held_out",
     "hidden_units",
     "learning_rates",
     "machine",
+    "memories",
     "meta_gradient_bias",
     "proposals",
     "proposed_steps",

@@ -10,12 +10,13 @@ from l2l_kit.errors import UnknownNameError
 from l2l_kit.problems.base import Optimizees, Problem
 from l2l_kit.problems.cifar import CIFAR, CIFAROptimizees
 from l2l_kit.problems.mnist import MNIST, MNISTOptimizees
-from l2l_kit.problems.quadratics import QuadraticOptimizees, Quadratics
+from l2l_kit.problems.quadratics import ConditionedQuadratics, QuadraticOptimizees, Quadratics
 
 __all__ = [
     "CIFAR",
     "MNIST",
     "CIFAROptimizees",
+    "ConditionedQuadratics",
     "MNISTOptimizees",
     "Optimizees",
     "Problem",
@@ -24,7 +25,7 @@ __all__ = [
     "make",
 ]
 
-_PROBLEMS: dict[str, type[Problem]] = {kind.name: kind for kind in (Quadratics, MNIST, CIFAR)}
+_PROBLEMS: dict[str, type[Problem]] = {kind.name: kind for kind in (Quadratics, ConditionedQuadratics, MNIST, CIFAR)}
 
 
 def make(config: Mapping[str, Any]) -> Problem:

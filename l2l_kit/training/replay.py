@@ -165,7 +165,7 @@ class CoupledReplay:
         with torch.enable_grad():
             updates, self._state = self._network(rows, self._state)
         self._updates.append(updates)
-        return updates.detach().flatten()
+        return self._updates[-1].detach().flatten()
 
     def backward(self, gradients: Tensor) -> dict[str, Tensor]:
         """The window's meta-gradient by the network's weights, by name; ends the window.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from l2l_kit.widgets.explorer import Explorer, explorer
+from l2l_kit.widgets.memory_explorer import MemoryExplorer, memory_explorer
 from l2l_kit.widgets.network_explorer import NetworkExplorer, network_explorer
 from l2l_kit.widgets.picture_explorer import PictureExplorer, picture_explorer
 from l2l_kit.widgets.preprocessing_explorer import PreprocessingExplorer, preprocessing_explorer
@@ -11,12 +12,14 @@ from l2l_kit.widgets.trainer import Trainer, trainer
 
 __all__ = [
     "Explorer",
+    "MemoryExplorer",
     "NetworkExplorer",
     "PictureExplorer",
     "PreprocessingExplorer",
     "ProposalExplorer",
     "Trainer",
     "explorer",
+    "memory_explorer",
     "network_explorer",
     "picture_explorer",
     "preprocessing_explorer",
