@@ -5,7 +5,14 @@ from __future__ import annotations
 from l2l_kit.evaluation.along_the_way import held_out, proposed_steps
 from l2l_kit.evaluation.claims import Claim, beats_baselines, falls_behind, ratio_to, wins_sweep
 from l2l_kit.evaluation.compare import Curves, Interval, compare
-from l2l_kit.evaluation.inside import hidden_units, meta_gradient_bias, proposals, recorded_gradients, responses
+from l2l_kit.evaluation.inside import (
+    TensorMemory,
+    hidden_units,
+    meta_gradient_bias,
+    proposals,
+    recorded_gradients,
+    responses,
+)
 from l2l_kit.evaluation.results import machine, read_result, write_result
 from l2l_kit.evaluation.sweep import Part, Sweep, as_word, read_sweep, run_part, run_setting, swept_baselines
 from l2l_kit.evaluation.trajectories import Trajectories, trajectories
@@ -18,6 +25,7 @@ __all__ = [
     "Interval",
     "Part",
     "Sweep",
+    "TensorMemory",
     "Trajectories",
     "Tuning",
     "as_word",
