@@ -1,20 +1,15 @@
-"""The command line: ``l2l train | tune | compare | sweep | reproduce | fetch | zoo``."""
+"""The command line: ``l2l train | search | tune | compare | sweep | reproduce | fetch | zoo``."""
 
 from __future__ import annotations
 
 import ast
 import itertools
-import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -26,26 +21,25 @@ from l2l_kit import problems, zoo
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation import compare as run_comparison
 from l2l_kit.evaluation import (
-    learning_rates,
-    machine,
     read_sweep,
-    run_part,
-    run_setting,
+    record_tuning,
     tuned_baselines,
-    tuning_table,
-    write_result,
 )
-from l2l_kit.evaluation import tune as tune_baseline
 from l2l_kit.evaluation.compare import Statistic
 from l2l_kit.optimizers import BASELINES, Optimizer, baseline
-from l2l_kit.paths import DATA
+from l2l_kit.parallel import in_order
+from l2l_kit.paths import HOME
 from l2l_kit.problems import Problem
+from l2l_kit.remake import run_sweep
 from l2l_kit.report import claims_table, report
 from l2l_kit.reproduce import Lesson, find_lessons
 from l2l_kit.reproduce import reproduce as run_lessons
-from l2l_kit.tensors import pick_device
+from l2l_kit.storage import write_atomically
 from l2l_kit.training import Recipe, read_recipes
 from l2l_kit.training.processes import place, together
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 app = typer.Typer(
     help="Learning to learn by gradient descent by gradient descent.", no_args_is_help=True, add_completion=False
@@ -53,9 +47,15 @@ app = typer.Typer(
 # A pipe has no width: give it room, so that a name is never cut.
 console = Console(width=None if sys.stdout.isatty() else 160)
 
-Result = TypeVar("Result")
 Device = Annotated[str | None, typer.Option(help='"cpu" or "cuda"; the best there is if not given.')]
 Seed = Annotated[int, typer.Option(help="Seed of all draws.")]
+RecipeName = Annotated[str, typer.Argument(help="A recipe of data/recipes, or a path to one (.toml).")]
+Members = Annotated[list[str] | None, typer.Option("--only", help="Only these members of the recipe's grid.")]
+Storage = Annotated[
+    str | None,
+    typer.Option(help="Database URL that keeps the search, for several machines; a file in cache/ if not given."),
+]
+Data = Annotated[Path, typer.Option(help="Where pretrained/, results/ and cache/ are.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", "-p", help="A field, as name=value; may be repeated.")]
 
 
@@ -95,47 +95,70 @@ def _problem(name: str, settings: list[str] | None) -> Problem:
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe of data/recipes, or a path to one (.toml).")],
-    only: Annotated[list[str] | None, typer.Option(help="Only these members of the recipe's grid.")] = None,
+    recipe: RecipeName,
+    only: Members = None,
     jobs: Annotated[int, typer.Option(min=1, help="Members to train at once, the cores shared among them.")] = 1,
-    data: Annotated[Path, typer.Option(help="Where pretrained/, results/ and cache/ are.")] = DATA,
+    storage: Storage = None,
+    data: Data = HOME,
     device: Device = None,
 ) -> None:
     """Make pretrained optimizers: search the meta-learning rate, train, save. Goes on where it was interrupted."""
     with _clear_errors():
-        recipes = {member.name: member for member in read_recipes(recipe)}
-        for name in only or []:
-            if name not in recipes:
-                raise UnknownNameError(f"member of recipe {recipe!r}", name, recipes)
-        chosen = [member for name, member in recipes.items() if not only or name in only]
-        progress = min(jobs, len(chosen)) == 1
+        chosen = _members(recipe, only)
         with together(device) as mine:
-            work = [(member, data, str(mine), progress) for member in chosen]
-            for number, path in enumerate(_in_order(_follow, work, jobs), start=1):
+            made = zoo.follow_recipes(chosen, data, jobs=jobs, storage=storage, device=str(mine))
+            for number, path in enumerate(made, start=1):
                 if place()[0] == 0:
                     console.print(f"({number}/{len(chosen)}) {_trained(path)}")
 
 
-def _follow(recipe: Recipe, data: Path, device: str | None, progress: bool) -> Path:
-    return zoo.follow_recipe(recipe, data, device=device, progress=progress)
-
-
-def _in_order(function: Callable[..., Result], work: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[Result]:
-    """Results of calls in their order, here or in several processes that share the cores."""
-    jobs = min(jobs, len(work))
-    if jobs == 1:
-        yield from itertools.starmap(function, work)
-        return
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
-        for running in [pool.submit(function, *arguments) for arguments in work]:
-            yield running.result()
+def _members(recipe: str, only: list[str] | None) -> list[Recipe]:
+    """The recipes of a file, or those of its grid that were asked for."""
+    members = {member.name: member for member in read_recipes(recipe)}
+    for name in only or []:
+        if name not in members:
+            raise UnknownNameError(f"member of recipe {recipe!r}", name, members)
+    return [member for name, member in members.items() if not only or name in only]
 
 
 def _trained(path: Path) -> str:
     trained = zoo.card(path)["trained"]
     loss, episodes, seconds = trained["validation_loss"], trained["episodes"], trained["seconds"]
     return f"{path}: validation loss {loss:.4g} after {episodes} episodes, {seconds} s"
+
+
+@app.command()
+def search(
+    recipe: RecipeName,
+    only: Members = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Trials to run at once, the cores shared among them.")] = 1,
+    storage: Storage = None,
+    data: Data = HOME,
+    device: Device = None,
+) -> None:
+    """Draw meta-learning rates, and what else a recipe leaves open, at random. Goes on where it was interrupted."""
+    with _clear_errors():
+        for member in _members(recipe, only):
+            if member.search is None:
+                raise ValueError(f"recipe {member.name!r} has no [search] section.")
+            work = [(member, data, storage, device)] * min(jobs, member.search.trials)
+            from l2l_kit import plots, static
+
+            with console.status(f"{member.name}: {member.search.trials} trials"):
+                *_, trials = in_order(_search, work, jobs)
+            table = Table(*trials.columns, title=f"{member.name}, best first")
+            for row in trials.itertuples(index=False):
+                table.add_row(*(f"{value:.4g}" for value in row))
+            console.print(table)
+            console.print(f"recorded in {data / 'results' / 'search' / member.name}.csv", soft_wrap=True)
+            for name in member.search.ranges:
+                path = data / "cache" / "runs" / member.name / f"search-{name}.png"
+                write_atomically(path, static.png(plots.search(trials, name, title=f"{member.name}: random search")))
+                console.print(f"plotted in {path}", soft_wrap=True)
+
+
+def _search(recipe: Recipe, data: Path, storage: str | None, device: str | None) -> pd.DataFrame:
+    return zoo.search_recipe(recipe, data, storage=storage, device=device)
 
 
 @app.command()
@@ -146,35 +169,16 @@ def tune(
     tasks: Annotated[int, typer.Option(help="Number of optimizees.")] = 1000,
     rates: Annotated[int, typer.Option(min=1, help="Learning rates per decade that are tried.")] = 8,
     seed: Seed = 0,
-    data: Annotated[Path, typer.Option(help="Where results/ is.")] = DATA,
+    data: Data = HOME,
     device: Device = None,
 ) -> None:
     """Find the learning rate of every baseline that gives the best final loss, and record it in data/results."""
     with _clear_errors():
         chosen = _problem(problem, settings)
-        tunings = []
-        with console.status("tuning") as status:
-            for name, label in BASELINES.items():
-                status.update(f"tuning {label}")
-                tunings.append(
-                    tune_baseline(
-                        name,
-                        chosen,
-                        steps=steps,
-                        tasks=tasks,
-                        learning_rates=learning_rates(rates),
-                        seed=seed,
-                        device=device,
-                    )
-                )
-        about = {
-            "problem": chosen.config(),
-            "steps": steps,
-            "tasks": tasks,
-            "seed": seed,
-            **machine(pick_device(device)),
-        }
-        path = write_result(f"{problem}/tuning", tuning_table(tunings), about, data / "results")
+        with console.status("tuning"):
+            tunings, path = record_tuning(
+                chosen, steps=steps, tasks=tasks, rates=rates, seed=seed, directory=data / "results", device=device
+            )
         table = Table("baseline", "step", "lr, best mean", "mean", "lr, best median", "median")
         for tuning in tunings:
             for step in steps:
@@ -233,22 +237,19 @@ def compare(
 def sweep(
     name: Annotated[str, typer.Argument(help="A sweep of data/sweeps, or a path to one (.toml).")],
     jobs: Annotated[int, typer.Option(min=1, help="Optimizers to run at once, the cores shared among them.")] = 1,
-    data: Annotated[Path, typer.Option(help="Where results/ and cache/ are.")] = DATA,
+    data: Data = HOME,
     device: Device = None,
 ) -> None:
     """Compare optimizers, baselines freshly tuned, over a grid of problems. Goes on where it was interrupted."""
-    import pandas as pd
-
     with _clear_errors():
         plan = read_sweep(name)
-        learned = {label: zoo.load(optimizer) for label, optimizer in plan.learned.items()}
-        parts = data / "cache" / "runs" / "sweeps"
-        work = [(plan, setting, label, learned, parts, device) for setting in plan.settings for label in plan.labels]
-        for number, (part, _) in enumerate(zip(work, _in_order(run_part, work, jobs), strict=True), start=1):
-            console.print(f"({number}/{len(work)}) {part[1]}: {part[2]}")
-        tables = [run_setting(plan, setting, learned, parts, device) for setting in plan.settings]
-        about = {**asdict(plan), "command": f"l2l sweep {name}", **machine(pick_device(device))}
-        path = write_result(f"sweeps/{plan.name}", pd.concat(tables, ignore_index=True), about, data / "results")
+        parts = len(plan.settings) * len(plan.labels)
+        numbers = itertools.count(1)
+
+        def tell(setting: dict[str, Any], label: str) -> None:
+            console.print(f"({next(numbers)}/{parts}) {setting}: {label}")
+
+        path = run_sweep(plan, data, jobs=jobs, device=device, on_part=tell)
         console.print(f"recorded in {path}")
 
 

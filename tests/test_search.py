@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from l2l_kit.errors import MetaTrainingDivergedError
-from l2l_kit.training import MetaTrainer, MetaTraining, Recipe, Search, meta_training, search_meta_lr
+from l2l_kit.training import MetaTrainer, MetaTraining, Recipe, Search, meta_training, random_search
 
 RECIPE = Recipe(
     "tiny",
@@ -23,7 +23,7 @@ COLUMNS = ["meta_lr", "validation_loss"]
 
 
 def search(path, recipe=RECIPE, **arguments):
-    return search_meta_lr(recipe, path, device="cpu", **arguments)
+    return random_search(recipe, path, device="cpu", **arguments)
 
 
 def with_search(**changes):
