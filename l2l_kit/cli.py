@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -18,20 +18,22 @@ from rich.table import Table
 
 from l2l_kit import data as data_sets
 from l2l_kit import problems, zoo
+from l2l_kit.anew import run_sweep
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation import compare as run_comparison
 from l2l_kit.evaluation import (
+    read_result,
     read_sweep,
     record_tuning,
     tuned_baselines,
+    write_result,
 )
 from l2l_kit.evaluation.compare import Statistic
 from l2l_kit.optimizers import BASELINES, Optimizer, baseline
 from l2l_kit.parallel import in_order
 from l2l_kit.paths import HOME
 from l2l_kit.problems import Problem
-from l2l_kit.remake import run_sweep
-from l2l_kit.report import claims_table, report
+from l2l_kit.report import claims_table, environment, recorded_table, report
 from l2l_kit.reproduce import Lesson, find_lessons
 from l2l_kit.reproduce import reproduce as run_lessons
 from l2l_kit.storage import write_atomically
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Learning to learn by gradient descent by gradient descent.", no_args_is_help=True, add_completion=False
 )
+RECORD = "reproduce/claims"
+
 # A pipe has no width: give it room, so that a name is never cut.
 console = Console(width=None if sys.stdout.isatty() else 160)
 
@@ -261,6 +265,10 @@ def reproduce(
     out: Annotated[Path, typer.Option(help="Where executed notebooks and the report go.")] = Path("build/report"),
     jobs: Annotated[int, typer.Option(min=1, help="Lessons to execute at once, the cores shared among them.")] = 1,
     again: Annotated[bool, typer.Option("--again", help="Execute lessons again that are finished.")] = False,
+    record: Annotated[
+        bool, typer.Option("--record", help="Record the claims in results/reproduce, to compare later runs with.")
+    ] = False,
+    data: Data = HOME,
     device: Device = None,
 ) -> None:
     """Execute the lessons headless, and write a report of claims and figures. Goes on where it was interrupted."""
@@ -277,11 +285,34 @@ def reproduce(
             on_lesson=progress.end,
             on_progress=progress.move,
         )
-        (out / "claims.md").write_text(claims_table(lessons), encoding="utf-8")
-        (out / "report.html").write_text(report(lessons, parameters), encoding="utf-8")
+        before = read_result(RECORD, data / "results") if (data / "results" / f"{RECORD}.csv").exists() else None
+        about = environment({each: _in_use(data_sets.status(each)) for each in data_sets.names()})
+        write_atomically(out / "claims.md", claims_table(lessons).encode())
+        write_atomically(out / "report.html", report(lessons, parameters, about, before).encode())
         console.print(f"report: {(out / 'report.html').resolve()}", soft_wrap=True)
+        if record:
+            console.print(f"recorded in {_record(lessons, before, about, data / 'results')}", soft_wrap=True)
         if any(done.error for done in lessons):
             raise typer.Exit(1)
+
+
+def _in_use(found: data_sets.Status) -> str:
+    if found.state == "verified":
+        return f"whole, in the cache{f' ({found.packing})' if found.packing else ''}"
+    return f"stand-in: {found.stand_in}"
+
+
+def _record(lessons: Sequence[Lesson], before: pd.DataFrame | None, about: Mapping[str, str], results: Path) -> Path:
+    """Record the claims of these lessons, and leave those of others as they are recorded."""
+    import pandas as pd
+
+    if failed := [lesson.name for lesson in lessons if lesson.error]:
+        raise ValueError(f"{', '.join(failed)} failed; only lessons that ran to their end can be recorded.")
+    table = recorded_table(lessons)
+    if before is not None:
+        others = before[~before["lesson"].isin([lesson.name for lesson in lessons])]
+        table = pd.concat([others, table]).sort_values("lesson", kind="stable") if len(others) else table
+    return write_result(RECORD, table, {"command": "l2l reproduce --record", **about}, results)
 
 
 class _LessonProgress(Progress):

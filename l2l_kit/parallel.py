@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from typing import Any, TypeVar
 
 import torch
@@ -32,6 +33,22 @@ def in_order(function: Callable[..., Result], work: Sequence[tuple[Any, ...]], j
         yield from itertools.starmap(function, work)
         return
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), begin_worker, (threads,)) as pool:
         for running in [pool.submit(function, *arguments) for arguments in work]:
             yield running.result()
+
+
+def begin_worker(threads: int) -> None:
+    """What each process of a pool does first: use its share of the cores, and end when the parent does.
+
+    A worker that outlives a parent that was killed would go on writing into files that the parent's successor writes.
+    """
+    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)

@@ -1,7 +1,7 @@
 """Where the kit keeps things: ``data/`` of the checkout, or the copy that an installed wheel carries.
 
 What it makes itself, pretrained optimizers and recorded results, is in $L2L_HOME if that is set: an empty folder there
-is a kit that has everything still to make (`l2l_kit.remake`).
+is a kit that has everything still to make (`l2l_kit.anew`).
 """
 
 from __future__ import annotations

@@ -16,10 +16,7 @@ PACKAGE = Path(l2l_kit.__file__).parent
 LAYERS = [
     *({name} for name in ("errors", "randomness", "tensors", "paths", "parallel", "storage", "data")),
     {"problems", "optimizers"},
-    *(
-        {name}
-        for name in ("training", "evaluation", "zoo", "remake", "learned_optimizer", "static", "plots", "widgets")
-    ),
+    *({name} for name in ("training", "evaluation", "zoo", "anew", "learned_optimizer", "static", "plots", "widgets")),
     *({name} for name in ("reproduce", "report", "cli", "__main__")),
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
