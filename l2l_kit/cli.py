@@ -1,4 +1,4 @@
-"""The command line: ``l2l train | search | tune | compare | sweep | reproduce | fetch | zoo``."""
+"""The command line: ``l2l train | search | tune | compare | sweep | reproduce | gallery | fetch | zoo``."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from l2l_kit.evaluation import (
     write_result,
 )
 from l2l_kit.evaluation.compare import Statistic
+from l2l_kit.gallery import write_gallery
 from l2l_kit.optimizers import BASELINES, Optimizer, baseline
 from l2l_kit.parallel import in_order
 from l2l_kit.paths import HOME
@@ -338,6 +339,16 @@ class _LessonProgress(Progress):
         self.console.print(
             f"{lesson.name}: {verdict} in {lesson.seconds:.0f} s, {holding} of {len(lesson.claims)} claims hold"
         )
+
+
+@app.command()
+def gallery(
+    folder: Annotated[Path, typer.Argument(help="Where the pictures go.")] = Path("docs/figures"),
+) -> None:
+    """Write the figures of the paper, as the committed lessons show them, as PNG files and a page."""
+    with _clear_errors():
+        for path in write_gallery(find_lessons(), folder):
+            console.print(f"{path}: {path.stat().st_size / 1000:.0f} kB", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "numpy", "pandas", "optuna", "plotly", "matplotlib", "papermill", "jupyterlab", "ipywidgets")
 STYLE = Path(__file__).with_name("report.css")
-PICTURE_BYTES = 80_000
+PICTURE_BYTES = 50_000
 """What a figure may weigh on the page, which is to stay below 10 MB."""
 
 

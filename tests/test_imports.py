@@ -17,7 +17,7 @@ LAYERS = [
     *({name} for name in ("errors", "randomness", "tensors", "paths", "parallel", "storage", "data")),
     {"problems", "optimizers"},
     *({name} for name in ("training", "evaluation", "zoo", "anew", "learned_optimizer", "static", "plots", "widgets")),
-    *({name} for name in ("reproduce", "report", "cli", "__main__")),
+    *({name} for name in ("reproduce", "report", "gallery", "cli", "__main__")),
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
