@@ -106,15 +106,24 @@ def random_search(
 def _open(recipe: Recipe, search: Search, storage: str | Path) -> optuna.Study:
     """The study of this recipe, made if it is not there."""
     import optuna
+    import sqlalchemy.exc
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    url, options = str(storage), {}
+    url = str(storage)
     if "://" not in url:
         Path(storage).parent.mkdir(parents=True, exist_ok=True)
-        url, options = f"sqlite:///{storage}", {"connect_args": {"timeout": 60}}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        database = optuna.storages.RDBStorage(url, options, heartbeat_interval=HEARTBEAT)
+        url = f"sqlite:///{storage}"
+    options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+    for attempts_left in reversed(range(5)):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                database = optuna.storages.RDBStorage(url, options, heartbeat_interval=HEARTBEAT)
+            break
+        except sqlalchemy.exc.DBAPIError:  # another process makes the tables of a new database at this very moment
+            if not attempts_left:
+                raise
+            time.sleep(1)
     study = optuna.create_study(
         study_name=recipe.name,
         storage=database,
