@@ -32,11 +32,11 @@ def recorded_table(lessons: Sequence[Lesson]) -> pd.DataFrame:
     import pandas as pd
 
     rows = [
-        {"lesson": lesson.path.stem, **asdict(claim), "seconds": round(lesson.seconds), **lesson.machine}
+        {"lesson": lesson.name, **asdict(claim), "seconds": round(lesson.seconds), **lesson.machine}
         for lesson in lessons
         for claim in lesson.claims
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).replace({None: math.nan})
 
 
 class Change(NamedTuple):
@@ -179,7 +179,8 @@ def _navigation(lessons: Sequence[Lesson]) -> str:
 
 
 def _section(lesson: Lesson) -> str:
-    where = ", ".join(f"{name} {value}" for name, value in lesson.machine.items() if value)
+    about = ((name, value) for name, value in lesson.machine.items() if value)
+    where = ", ".join(str(value) if name == "device" else f"{name} {value}" for name, value in about)
     link = f'<a href="notebooks/{escape(lesson.path.name)}">{escape(lesson.path.name)}</a>'
     parts = [
         f'<section id="{escape(lesson.name)}"><h2>{escape(lesson.title)}</h2>',
@@ -219,8 +220,8 @@ def _interval(claim: Claim) -> str:
         130 * (0.5 + math.log2(min(max(value, 1 / 8), 8)) / 6) for value in (claim.low, claim.effect, claim.high)
     )
     return (
-        f'<svg class="interval" viewBox="0 0 130 16" role="img" aria-label="{_effect(claim)}, on an axis around 1">'
-        '<line class="axis" x1="65" x2="65" y1="0" y2="16"/>'
+        f'<svg class="interval" viewBox="0 0 180 16" role="img" aria-label="{_effect(claim)}, on an axis around 1">'
+        '<line class="axis" x1="90" x2="90" y1="0" y2="16"/>'
         f'<line class="bar" x1="{low:.1f}" x2="{high:.1f}" y1="8" y2="8"/><circle cx="{at:.1f}" cy="8" r="3.5"/></svg>'
     )
 

@@ -65,7 +65,14 @@ def test_the_summary_counts_what_holds() -> None:
 
 def test_a_claim_has_its_numbers_and_the_lesson_its_machine() -> None:
     page = made(lesson(CLAIM))
-    for said in ("a < b & c | d", "0.4 (0.3 to 0.5)", "ratio 0.4", "On 7 functions", "device a machine", "seed = 3"):
+    for said in (
+        "a < b & c | d",
+        "0.4 (0.3 to 0.5)",
+        "ratio 0.4",
+        "On 7 functions",
+        "on a machine, python 3",
+        "seed = 3",
+    ):
         assert said in page.text
     assert "torch" in page.text
     assert "stand-in" in page.text
