@@ -170,7 +170,7 @@ def _mark_unfinished(path: Path, failure: str) -> None:
     notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
     name, _, value = failure.partition(": ")
     for cell in notebook.cells:
-        if cell.cell_type == "code" and cell.metadata.get("papermill", {}).get("status") != "completed":
+        if cell.cell_type == "code" and cell.execution_count is None:
             error = nbformat.v4.new_output("error", ename=name, evalue=value, traceback=[failure])  # type: ignore[no-untyped-call]
             cell.outputs.append(error)
             break
