@@ -70,10 +70,10 @@ def _clear_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, ArithmeticError, FileNotFoundError) as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
-        console.print(f"stopped. {error}", highlight=False)
+        console.print(f"stopped. {escape(str(error))}", highlight=False)
         raise typer.Exit(130) from error
 
 

@@ -280,7 +280,7 @@ def _checked(lessons: Sequence[Path], parameters: Mapping[str, str]) -> dict[Pat
     import papermill as pm
 
     declared = {lesson: set(pm.inspect_notebook(str(lesson))) for lesson in lessons}
-    everything = set().union(*declared.values())
+    everything = {"profile", "device"}.union(*declared.values())  # the command's own, whether a lesson has them or not
     for name in parameters:
         if name not in everything:
             raise UnknownNameError("parameter", name, everything)
