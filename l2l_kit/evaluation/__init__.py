@@ -16,7 +16,15 @@ from l2l_kit.evaluation.inside import (
 from l2l_kit.evaluation.results import machine, read_result, write_result
 from l2l_kit.evaluation.sweep import Part, Sweep, as_word, read_sweep, run_part, run_setting, swept_baselines
 from l2l_kit.evaluation.trajectories import Trajectories, trajectories
-from l2l_kit.evaluation.tuning import LEARNING_RATES, Tuning, learning_rates, tune, tuned_baselines, tuning_table
+from l2l_kit.evaluation.tuning import (
+    LEARNING_RATES,
+    Tuning,
+    learning_rates,
+    record_tuning,
+    tune,
+    tuned_baselines,
+    tuning_table,
+)
 
 __all__ = [
     "LEARNING_RATES",
@@ -42,6 +50,7 @@ __all__ = [
     "ratio_to",
     "read_result",
     "read_sweep",
+    "record_tuning",
     "recorded_gradients",
     "responses",
     "run_part",

@@ -10,6 +10,7 @@ from l2l_kit.errors import UnknownNameError
 from l2l_kit.problems.base import Optimizees, Problem
 from l2l_kit.problems.cifar import CIFAR, CIFAROptimizees
 from l2l_kit.problems.mnist import MNIST, MNISTOptimizees
+from l2l_kit.problems.neural_art import NeuralArt, NeuralArtOptimizees
 from l2l_kit.problems.quadratics import QuadraticOptimizees, Quadratics
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "MNIST",
     "CIFAROptimizees",
     "MNISTOptimizees",
+    "NeuralArt",
+    "NeuralArtOptimizees",
     "Optimizees",
     "Problem",
     "QuadraticOptimizees",
@@ -24,7 +27,7 @@ __all__ = [
     "make",
 ]
 
-_PROBLEMS: dict[str, type[Problem]] = {kind.name: kind for kind in (Quadratics, MNIST, CIFAR)}
+_PROBLEMS: dict[str, type[Problem]] = {kind.name: kind for kind in (Quadratics, MNIST, CIFAR, NeuralArt)}
 
 
 def make(config: Mapping[str, Any]) -> Problem:
