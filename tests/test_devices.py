@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from l2l_kit.optimizers import GroupedLSTMs, LSTMOptimizer, baseline
-from l2l_kit.problems import CIFAR, MNIST, Quadratics
+from l2l_kit.problems import CIFAR, MNIST, NeuralArt, Quadratics
 from l2l_kit.randomness import generator
 from l2l_kit.training import AutogradUnroller, EvolutionUnroller, ExactUnroller, ReplayUnroller, trace
 from l2l_kit.training.unroll import Unroller
@@ -20,6 +20,7 @@ PROBLEMS = {
     "quadratics": Quadratics(3),
     "mnist": MNIST(hidden=(3,), batch_size=4, digits="embedded"),
     "cifar": CIFAR(batch_size=4, variant="embedded"),
+    "neural art": NeuralArt(style="mosaic", size=16, network="small", contents="embedded"),
 }
 
 

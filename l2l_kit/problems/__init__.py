@@ -10,6 +10,7 @@ from l2l_kit.errors import UnknownNameError
 from l2l_kit.problems.base import Optimizees, Problem
 from l2l_kit.problems.cifar import CIFAR, CIFAROptimizees
 from l2l_kit.problems.mnist import MNIST, MNISTOptimizees
+from l2l_kit.problems.neural_art import NeuralArt, NeuralArtOptimizees
 from l2l_kit.problems.quadratics import ConditionedQuadratics, QuadraticOptimizees, Quadratics
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "CIFAROptimizees",
     "ConditionedQuadratics",
     "MNISTOptimizees",
+    "NeuralArt",
+    "NeuralArtOptimizees",
     "Optimizees",
     "Problem",
     "QuadraticOptimizees",
@@ -25,7 +28,9 @@ __all__ = [
     "make",
 ]
 
-_PROBLEMS: dict[str, type[Problem]] = {kind.name: kind for kind in (Quadratics, ConditionedQuadratics, MNIST, CIFAR)}
+_PROBLEMS: dict[str, type[Problem]] = {
+    kind.name: kind for kind in (Quadratics, ConditionedQuadratics, MNIST, CIFAR, NeuralArt)
+}
 
 
 def make(config: Mapping[str, Any]) -> Problem:

@@ -96,6 +96,10 @@ class Problem(ABC):
     def sample(self, n: int, generator: torch.Generator, device: torch.device | None = None) -> Optimizees:
         """Draw ``n`` optimizees from `generator` (a CPU generator) and put them on `device` (None: the CPU)."""
 
+    def held_out(self) -> Problem:
+        """The problem that a training on this one validates on: this one, unless some optimizees are set apart."""
+        return self
+
     def config(self) -> dict[str, Any]:
         """What `problems.make` needs to build this problem again: ``{"name": ..., field: value, ...}``."""
         return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]

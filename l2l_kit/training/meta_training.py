@@ -219,7 +219,7 @@ class Progress:
 
 def validation_optimizees(problem: Problem, settings: MetaTraining, device: torch.device | None = None) -> Optimizees:
     """The optimizees on which a run with these settings validates after each epoch."""
-    return problem.sample(settings.validation_tasks, generator(settings.seed, "validation"), device)
+    return problem.held_out().sample(settings.validation_tasks, generator(settings.seed, "validation"), device)
 
 
 class MetaTrainer:

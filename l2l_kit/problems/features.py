@@ -1,0 +1,81 @@
+"""Features of pictures: what convolutional networks that were trained to recognise things make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from l2l_kit.storage import load_weights
+
+VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+"""Channels of the convolutions in VGG-16's five blocks."""
+SMALL = ((16, 16), (32, 32), (64, 64), (128,))
+"""The same of the kit's own small network."""
+
+
+class FeatureNetwork(nn.Module):
+    """The convolutions of a VGG network: blocks of 3×3 convolutions and ReLUs, with max pooling between them.
+
+    Layers are called as in Gatys et al., "conv1_1" being the first convolution of the first block, and give what comes
+    out of their ReLU; parameters are called as in torchvision ("features.0.weight"). Weights are constants: gradients
+    flow to the input alone. (Gatys et al. pooled by averages instead; VGG was trained with maxima.)
+
+    Args:
+        blocks: channels of the convolutions in each block.
+        scale: factor on the input.
+    """
+
+    def __init__(self, blocks: tuple[tuple[int, ...], ...], scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+        self._places: dict[str, int] = {}
+        layers: list[nn.Module] = []
+        channels = 3
+        for block, widths in enumerate(blocks, start=1):
+            if block > 1:
+                layers.append(nn.MaxPool2d(2))
+            for number, width in enumerate(widths, start=1):
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+                self._places[f"conv{block}_{number}"] = len(layers)
+                channels = width
+        self.features = nn.Sequential(*layers)
+        self.requires_grad_(False)
+
+    @classmethod
+    def of(
+        cls, blocks: tuple[tuple[int, ...], ...], scale: float, weights: Mapping[str, Tensor], deepest: str
+    ) -> FeatureNetwork:
+        """The network with these weights, up to its deepest layer that is wanted."""
+        block, number = (int(part) for part in deepest.removeprefix("conv").split("_"))
+        with torch.device("meta"):
+            network = cls((*blocks[: block - 1], blocks[block - 1][:number]), scale)
+        network.to_empty(device="cpu")
+        load_weights(network, {name: weights[name] for name in network.state_dict()}, "feature network")
+        return network
+
+    def forward(self, pixels: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
+        """Features ``(n, channels, height, width)`` in the layers of these names.
+
+        Args:
+            pixels: pictures, shape ``(n, 3, height, width)``.
+            layers: such as "conv1_1".
+        """
+        wanted = {self._places[layer]: layer for layer in layers}
+        found: dict[str, Tensor] = {}
+        signal = self.scale * pixels
+        for place, layer in enumerate(cast(list[nn.Module], list(self.features)), start=1):
+            signal = layer(signal)
+            if place in wanted:
+                found[wanted[place]] = signal
+            if len(found) == len(wanted):
+                break
+        return found
+
+
+def gram(features: Tensor) -> Tensor:
+    """How channels go together, averaged over places: ``(n, channels, channels)`` from ``(n, channels, h, w)``."""
+    rows = features.flatten(2)
+    return rows @ rows.transpose(1, 2) / rows.shape[2]

@@ -1,0 +1,289 @@
+"""Neural art against plain formulas: features, Gram matrices, the loss and its gradient; and what the problem draws."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from l2l_kit import data, problems
+from l2l_kit.errors import DataError, UnknownNameError, WeightsFileError
+from l2l_kit.optimizers import baseline
+from l2l_kit.problems import NeuralArt, NeuralArtOptimizees, neural_art
+from l2l_kit.problems.features import SMALL, VGG16, FeatureNetwork, gram
+from l2l_kit.randomness import generator
+from l2l_kit.tensors import Layout, ravel
+from l2l_kit.training import MetaTraining, rollout, validation_optimizees
+
+TINY = ((2, 3), (4, 2), (3, 3), (5,))
+LAYERS = {"conv3_1", *neural_art.STYLE_LAYERS}
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def tiny_weights():
+    network = FeatureNetwork(TINY)
+    return {name: draw(*weight.shape, seed=place) for place, (name, weight) in enumerate(network.state_dict().items())}
+
+
+@pytest.fixture
+def tiny():
+    network = FeatureNetwork(TINY, scale=2.0).double()
+    network.load_state_dict(tiny_weights())
+    return network
+
+
+def by_hand(pixels, blocks, weights, scale):
+    """Features in all layers, as a plain loop over torchvision's places."""
+    found, place, signal = {}, 0, pixels * scale
+    for block, widths in enumerate(blocks, start=1):
+        if block > 1:
+            signal = functional.max_pool2d(signal, 2)
+            place += 1
+        for number, _ in enumerate(widths, start=1):
+            kernel, bias = weights[f"features.{place}.weight"], weights[f"features.{place}.bias"]
+            signal = functional.conv2d(signal, kernel, bias, padding=1).clamp(min=0)
+            found[f"conv{block}_{number}"] = signal
+            place += 2
+    return found
+
+
+class TestFeatures:
+    def test_are_those_of_a_plain_loop(self, tiny):
+        pixels = draw(2, 3, 16, 16, seed=9)
+        wanted = by_hand(pixels, TINY, tiny_weights(), 2.0)
+        found = tiny(pixels, wanted)
+        assert found.keys() == wanted.keys()
+        for layer, features in wanted.items():
+            torch.testing.assert_close(found[layer], features)
+
+    def test_only_what_is_asked_for_is_computed(self, tiny, monkeypatch):
+        called = []
+        monkeypatch.setattr(
+            nn.Conv2d, "forward", lambda self, x, old=nn.Conv2d.forward: called.append(1) or old(self, x)
+        )
+        assert set(tiny(draw(1, 3, 16, 16), ["conv2_1"])) == {"conv2_1"}
+        assert len(called) == 3
+
+    def test_names_and_shapes_are_those_of_torchvision(self):
+        """The convolutions of torchvision's vgg16().features, as its documentation prints them."""
+        convolutions = {
+            0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128), 10: (128, 256), 12: (256, 256), 14: (256, 256),
+            17: (256, 512), 19: (512, 512), 21: (512, 512), 24: (512, 512), 26: (512, 512), 28: (512, 512),
+        }  # fmt: skip
+        with torch.device("meta"):
+            found = {name: tuple(weight.shape) for name, weight in FeatureNetwork(VGG16).state_dict().items()}
+        assert found == {
+            f"features.{place}.{kind}": shape
+            for place, (inputs, outputs) in convolutions.items()
+            for kind, shape in (("weight", (outputs, inputs, 3, 3)), ("bias", (outputs,)))
+        }
+
+    def test_the_network_ends_where_it_is_no_longer_needed(self):
+        network = FeatureNetwork.of(TINY, 1.0, tiny_weights(), "conv3_1")
+        assert list(network.state_dict())[-1] == "features.10.bias"
+        assert network(torch.zeros(1, 3, 8, 8), ["conv3_1"])["conv3_1"].shape == (1, 3, 2, 2)
+        assert not any(weight.requires_grad for weight in network.parameters())
+
+    def test_weights_of_another_network_are_refused(self):
+        with pytest.raises(WeightsFileError, match=r"features\.0\.weight"):
+            FeatureNetwork.of(SMALL, 1.0, tiny_weights(), "conv1_1")
+
+    def test_gram_is_the_mean_product_of_channels(self):
+        features = draw(2, 3, 4, 5)
+        found = gram(features)
+        for n in range(2):
+            for a in range(3):
+                for b in range(3):
+                    torch.testing.assert_close(found[n, a, b], (features[n, a] * features[n, b]).mean())
+
+
+@pytest.fixture
+def optimizees(tiny):
+    """Two tiny ones in double precision."""
+    content = tiny(draw(2, 3, 16, 16, seed=1), LAYERS)
+    style = tiny(draw(1, 3, 16, 16, seed=2), LAYERS)
+    grams = tuple(gram(style[layer]) for layer in neural_art.STYLE_LAYERS)
+    return NeuralArtOptimizees({"pixels": draw(2, 3, 16, 16)}, content["conv3_1"], grams, tiny, (2.0, 3.0, 0.5))
+
+
+def loss_by_hand(pixels, content, style):
+    """One optimizee's loss, from pictures: features by the plain loop, sums by Python's."""
+    features, wanted, painting = (by_hand(each[None], TINY, tiny_weights(), 2.0) for each in (pixels, content, style))
+    a, b = features["conv3_1"].flatten(), wanted["conv3_1"].flatten()
+    loss = 2.0 * ((a - b) ** 2).sum() / (b**2).sum()
+    for layer in ("conv1_1", "conv2_1", "conv3_1", "conv4_1"):
+        rows, theirs = features[layer][0].flatten(1), painting[layer][0].flatten(1)
+        mine, other = (torch.einsum("ap,bp->ab", each, each) / each.shape[1] for each in (rows, theirs))
+        loss = loss + 3.0 / 4 * ((mine - other) ** 2).sum() / (other**2).sum()
+    across, down = pixels[:, :, 1:] - pixels[:, :, :-1], pixels[:, 1:] - pixels[:, :-1]
+    return loss + 0.5 * ((across**2).mean() + (down**2).mean())
+
+
+class TestLoss:
+    def test_is_that_of_the_formula(self, optimizees):
+        contents, style = draw(2, 3, 16, 16, seed=1), draw(1, 3, 16, 16, seed=2)[0]
+        losses = optimizees.losses(optimizees.start, 0)
+        wanted = [loss_by_hand(optimizees.start["pixels"][n], contents[n], style) for n in range(2)]
+        torch.testing.assert_close(losses, torch.stack(wanted))
+
+    def test_terms_add_up_to_it(self, optimizees):
+        terms = optimizees.terms(optimizees.start["pixels"])
+        total = 2.0 * terms["content"] + 3.0 * terms["style"] + 0.5 * terms["total variation"]
+        torch.testing.assert_close(optimizees.losses(optimizees.start, 0), total)
+
+    def test_gradients_are_those_of_finite_differences(self, optimizees):
+        layout, rows = Layout.of(optimizees.start), ravel(optimizees.start)
+        losses, gradients = optimizees.losses_and_gradients(rows, layout, 0)
+        torch.testing.assert_close(losses, optimizees.losses(optimizees.start, 0))
+        assert not losses.requires_grad
+        assert not gradients.requires_grad
+        for seed in range(4):
+            way = draw(*rows.shape, seed=seed)
+            step = 1e-6
+            ahead, behind = (optimizees.losses(layout.unravel(rows + sign * step * way), 0) for sign in (1, -1))
+            torch.testing.assert_close(
+                (gradients * way).sum(dim=1), (ahead - behind) / (2 * step), rtol=1e-4, atol=1e-8
+            )
+
+    def test_it_does_not_matter_how_many_are_computed_at_a_time(self, optimizees, monkeypatch):
+        layout, rows = Layout.of(optimizees.start), ravel(optimizees.start)
+        together = optimizees.losses_and_gradients(rows, layout, 0)
+        monkeypatch.setattr(neural_art, "_AT_ONCE", 1)
+        for one, other in zip(together, optimizees.losses_and_gradients(rows, layout, 0), strict=True):
+            torch.testing.assert_close(one, other)
+
+    def test_is_zero_where_all_is_right(self, tiny):
+        pixels = draw(1, 3, 1, 1).expand(1, 3, 16, 16)  # of one colour: no total variation
+        found = tiny(pixels, LAYERS)
+        grams = tuple(gram(found[layer]) for layer in neural_art.STYLE_LAYERS)
+        right = NeuralArtOptimizees({"pixels": pixels}, found["conv3_1"], grams, tiny, (1.0, 1.0, 1.0))
+        assert right.losses(right.start, 0).item() == 0
+
+    @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+    def test_content_and_style_are_1_where_there_are_no_features_whatever_the_scale(self, optimizees, scale):
+        scaled = replace(
+            optimizees,
+            content=scale * optimizees.content,
+            style=tuple(scale * style for style in optimizees.style),
+        )
+        blank = {layer: torch.zeros_like(found) for layer, found in scaled.network(draw(2, 3, 16, 16), LAYERS).items()}
+        terms = replace(scaled, network=lambda pixels, layers: blank).terms(draw(2, 3, 16, 16))
+        torch.testing.assert_close(terms["content"], torch.ones(2, dtype=torch.float64))
+        torch.testing.assert_close(terms["style"], torch.ones(2, dtype=torch.float64))
+
+
+def art(**fields):
+    return NeuralArt(**{"style": "mosaic", "size": 16, "network": "small", "contents": "embedded", **fields})
+
+
+class TestProblem:
+    def test_starts_are_noise_and_contents_differ(self):
+        found = art(init_scale=0.5).sample(8, generator(0, "test"))
+        pixels = found.start["pixels"]
+        assert pixels.shape == (8, 3, 16, 16)
+        assert pixels.std().item() == pytest.approx(0.5, rel=0.05)
+        assert len(found.content.flatten(1).sum(dim=1).unique()) == 8
+
+    def test_the_same_seed_the_same_optimizees(self):
+        one, other, another = (art().sample(3, generator(seed, "test")) for seed in (0, 0, 1))
+        assert torch.equal(one.start["pixels"], other.start["pixels"])
+        assert torch.equal(one.content, other.content)
+        assert not torch.equal(one.content, another.content)
+
+    def test_no_content_comes_twice_before_each_came_once(self, monkeypatch):
+        seen = []
+
+        def spy(self, contents, *_, **__):
+            seen.append(contents)
+
+        monkeypatch.setattr(NeuralArt, "optimizees", spy)
+        problem = art(split="test")
+        count = len(problem.photographs.test)
+        problem.sample(2 * count + 1, generator(0, "test"))
+        first, second = seen[0][:count], seen[0][count : 2 * count]
+        for part in (first, second):
+            assert torch.equal(
+                part.flatten(1).double().mean(dim=1).sort().values,
+                problem.photographs.test.flatten(1).double().mean(dim=1).sort().values,
+            )
+        assert not torch.equal(first, second)
+
+    @pytest.mark.parametrize(("split", "validated"), [("train", "validation"), ("test", "test")])
+    def test_training_validates_on_photographs_set_apart(self, split, validated, monkeypatch):
+        drawn = []
+
+        def spy(self, *_):
+            drawn.append(self.split)
+
+        monkeypatch.setattr(NeuralArt, "sample", spy)
+        validation_optimizees(art(split=split), MetaTraining(validation_tasks=2))
+        assert drawn == [validated]
+
+    def test_people_bring_their_own_content_and_style(self):
+        content = torch.randint(256, (1, 3, 50, 40), generator=generator(0, "content"), dtype=torch.uint8)
+        style = data.style("woodcut")
+        problem = art(size=32)
+        found = problem.optimizees(content, generator(0, "noise"), style)
+        assert found.start["pixels"].shape == (1, 3, 32, 32)
+        named = replace(problem, style="woodcut").optimizees(content, generator(0, "noise"))
+        assert all(torch.equal(a, b) for a, b in zip(found.style, named.style, strict=True))
+
+    def test_pixels_and_pictures_are_inverse(self):
+        pictures = torch.randint(256, (2, 3, 4, 5), generator=generator(0, "pictures"), dtype=torch.uint8)
+        assert torch.equal(neural_art.to_pictures(neural_art.to_pixels(pictures.float())), pictures)
+
+    def test_config_builds_it_again(self):
+        problem = art(split="validation", tv_weight=0.5)
+        assert problems.make(json.loads(json.dumps(problem.config()))) == problem
+
+    def test_auto_says_what_it_found(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("L2L_DATA_DIR", str(tmp_path))
+        monkeypatch.setattr("l2l_kit.data.sources._unreachable", lambda url: "offline")
+        for name in ("_full", "_embedded"):
+            getattr(data, name).cache_clear()
+        found = NeuralArt()
+        assert (found.network, found.style, found.contents) == ("small", "swirls", "embedded")
+        with pytest.raises(DataError, match="offline"):
+            NeuralArt(network="vgg16").sample(1, generator(0, "test"))
+        for name in ("_full", "_embedded"):
+            getattr(data, name).cache_clear()
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"network": "vgg"}, "Did you mean 'vgg16'"),
+            ({"split": "tests"}, "Did you mean 'test'"),
+            ({"contents": "ful"}, "Did you mean 'full'"),
+            ({"size": 8}, "size must be"),
+            ({"size": 64.0}, "size must be"),
+            ({"style_weight": -1}, "style_weight must be"),
+            ({"init_scale": float("nan")}, "init_scale must be"),
+        ],
+    )
+    def test_mistakes_are_named(self, fields, message):
+        with pytest.raises(ValueError, match=message):
+            art(**fields)
+
+    def test_an_unknown_style_is_named(self):
+        with pytest.raises(UnknownNameError, match="Did you mean 'mosaic'"):
+            art(style="mosiac").sample(1, generator(0, "test"))
+
+    def test_adam_paints(self):
+        losses = rollout(baseline("adam", 0.1), art().sample(2, generator(0, "test")), 30)
+        assert (losses[:, -1] < 0.5 * losses[:, 0]).all()
+
+
+def test_vgg_tells_the_same_photograph_from_another():
+    """Features of a photograph that was moved by two pixels are nearer to it than those of any other one."""
+    if data.status("vgg16").state != "verified" or data.status("photos").state != "verified":
+        pytest.skip("VGG-16 or the photographs are not in the cache")
+    network = FeatureNetwork.of(VGG16, neural_art.PIXEL_SCALE, data.feature_weights("full").weights, "conv4_1")
+    pictures = neural_art.to_pixels(data.photographs("full").test[:8, :, 30:94, 30:94].float())
+    moved = neural_art.to_pixels(data.photographs("full").test[:8, :, 32:96, 32:96].float())
+    one, other = (network(each, ["conv4_1"])["conv4_1"].mean(dim=(2, 3)) for each in (pictures, moved))
+    assert torch.cdist(one, other).argmin(dim=1).tolist() == list(range(8))
