@@ -141,7 +141,7 @@ def test_a_reading_of_what_was_not_made_is_seen() -> None:
     code = "l2l.remake(['quadratics'])\nl2l.load(f'mnist-{kind}')\nl2l.tuned_baselines('quadratics')"
     bad = {"cells": [{"cell_type": "code", "source": code}]}
     assert read_by_name(bad) == {"mnist\\-.*", "tuning/quadratics"}
-    assert made_first(bad) == {"quadratics"}
+    assert made_first(bad) == {"quadratics", "result/training/quadratics"}
     assert "quadratics" in zoo.names()
 
 
