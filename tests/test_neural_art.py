@@ -108,7 +108,9 @@ def optimizees(tiny):
     content = tiny(draw(2, 3, 16, 16, seed=1), LAYERS)
     style = tiny(draw(1, 3, 16, 16, seed=2), LAYERS)
     grams = tuple(gram(style[layer]) for layer in neural_art.STYLE_LAYERS)
-    return NeuralArtOptimizees({"pixels": draw(2, 3, 16, 16)}, content["conv3_1"], grams, tiny, (2.0, 3.0, 0.5))
+    return NeuralArtOptimizees(
+        {"pixels": draw(2, 3, 16, 16)}, "conv3_1", content["conv3_1"], grams, tiny, (2.0, 3.0, 0.5)
+    )
 
 
 def loss_by_hand(pixels, content, style):
@@ -161,7 +163,7 @@ class TestLoss:
         pixels = draw(1, 3, 1, 1).expand(1, 3, 16, 16)  # of one colour: no total variation
         found = tiny(pixels, LAYERS)
         grams = tuple(gram(found[layer]) for layer in neural_art.STYLE_LAYERS)
-        right = NeuralArtOptimizees({"pixels": pixels}, found["conv3_1"], grams, tiny, (1.0, 1.0, 1.0))
+        right = NeuralArtOptimizees({"pixels": pixels}, "conv3_1", found["conv3_1"], grams, tiny, (1.0, 1.0, 1.0))
         assert right.losses(right.start, 0).item() == 0
 
     @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])

@@ -24,7 +24,7 @@ _VARIANTS: dict[str, data.Variant] = {"vgg16": "full", "small": "embedded"}
 _TRAINING_STYLES = "starry_night_vangogh1889", "swirls"
 """What the kit's optimizers were trained on: a painting, and what comes with the kit."""
 
-CONTENT_LAYER = "conv3_1"
+CONTENT_LAYERS: dict[str, str] = {"vgg16": "conv3_1", "small": "conv1_2"}
 STYLE_LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv4_1")
 MEAN = (123.68, 116.779, 103.939)
 """ImageNet's mean red, green and blue, as VGG was trained with."""
@@ -42,13 +42,15 @@ class NeuralArtOptimizees(Optimizees):
 
     Attributes:
         initial: starting points, "pixels" of shape ``(n, 3, size, size)``.
-        content: the contents' features in the content layer, shape ``(n, channels, height, width)``.
+        content_layer: where contents are compared.
+        content: the contents' features there, shape ``(n, channels, height, width)``.
         style: the style's Gram matrix in each style layer, shape ``(1, channels, channels)``.
         network: what computes features.
         weights: of the content, style and total-variation terms.
     """
 
     initial: Tensors
+    content_layer: str
     content: Tensor
     style: tuple[Tensor, ...]
     network: FeatureNetwork
@@ -86,11 +88,11 @@ class NeuralArtOptimizees(Optimizees):
         return (terms * terms.new_tensor(self.weights)[:, None]).sum(dim=0)
 
     def _terms(self, pixels: Tensor, content: Tensor) -> dict[str, Tensor]:
-        found = self.network(pixels, {CONTENT_LAYER, *STYLE_LAYERS})
+        found = self.network(pixels, {self.content_layer, *STYLE_LAYERS})
         styles = [_relative(gram(found[layer]), wanted) for layer, wanted in zip(STYLE_LAYERS, self.style, strict=True)]
         across, down = pixels.diff(dim=-1), pixels.diff(dim=-2)
         return {
-            "content": _relative(found[CONTENT_LAYER], content),
+            "content": _relative(found[self.content_layer], content),
             "style": torch.stack(styles).mean(dim=0),
             "total variation": across.square().mean(dim=(1, 2, 3)) + down.square().mean(dim=(1, 2, 3)),
         }
@@ -115,13 +117,14 @@ class NeuralArt(Problem):
 
     With features F in a layer and its Gram matrices G = FFᵀ / places, of the photograph (F*) and of the painting (G*),
 
-        C = ‖F − F*‖² / ‖F*‖²  in conv3_1;
+        C = ‖F − F*‖² / ‖F*‖²  in conv3_1 (of the kit's small network in conv1_2);
         S = ‖G − G*‖² / ‖G*‖², averaged over conv1_1, conv2_1, conv3_1 and conv4_1;
         V = mean squared difference of pixels side by side, plus that of pixels one above the other.
 
     The layers are those of Gatys et al., who paint 512 pixels a side, but for two. At 64 conv4_2 leaves 8 by 8 places,
     from which a picture that begins as noise does not become recognisable, so content is compared in conv3_1, with 16
-    by 16; and conv5_1, with 4 by 4, is left out of the style.
+    by 16; and conv5_1, with 4 by 4, is left out of the style. The small network keeps less, so that pictures become
+    most recognisable by conv1_2; and it minds noise less, so that it needs a larger weight of the total variation.
     They divide each layer's distances by constants and rescale the network to mean activations of 1; here a distance
     is divided by what it would be for a picture without features. So C and S are 1 where nothing is right, whatever
     network, layer, style or size, and losses can be compared and averaged. The total variation, which the paper
@@ -136,7 +139,8 @@ class NeuralArt(Problem):
         split: which photographs, "train", "validation" or "test".
         contents: "full" for the 1,920 photographs, "embedded" for what stands in for them, "auto" for the best there
             is; after construction it says which one that is.
-        content_weight, style_weight, tv_weight: see above; the paper does not give its own.
+        content_weight, style_weight, tv_weight: see above; the paper does not give its own. These are for VGG-16; the
+            kit's own network paints better with 0.5, 1 and 0.5.
         init_scale: standard deviation of the noise that a picture starts from, where photographs have 1; the paper
             does not say where it starts, Gatys et al. do from white noise.
 
@@ -211,17 +215,18 @@ class NeuralArt(Problem):
             style: a picture, bytes of shape ``(3, height, width)``; None for the style by name.
             device: None for the CPU.
         """
-        network = _network(self.network, device)
+        network, layer = _network(self.network, device), CONTENT_LAYERS[self.network]
         painting = data.style(self.style) if style is None else style
         noise = torch.randn(len(contents), 3, self.size, self.size, generator=generator)
         with torch.no_grad():
             parts = to_pixels(data.fitted(contents, self.size)).chunk(_parts(len(contents), self.size))
-            content = torch.cat([network(part.to(device), {CONTENT_LAYER})[CONTENT_LAYER] for part in parts])
+            content = torch.cat([network(part.to(device), {layer})[layer] for part in parts])
             found = network(to_pixels(data.fitted(painting[None], self.size)).to(device), STYLE_LAYERS)
         return NeuralArtOptimizees(
             {"pixels": (self.init_scale * noise).to(device)},
+            layer,
             content,
-            tuple(gram(found[layer]) for layer in STYLE_LAYERS),
+            tuple(gram(found[name]) for name in STYLE_LAYERS),
             network,
             (self.content_weight, self.style_weight, self.tv_weight),
         )
