@@ -5,13 +5,14 @@ BIN := .venv/bin
 # Two test processes with a thread each; threads that wait for a busy core make small tensors many times slower.
 ONE_THREAD := OMP_NUM_THREADS=1
 
-.PHONY: help setup reproduce test lab notebooks benchmark clean
+.PHONY: help setup reproduce test lab notebooks gallery benchmark clean
 
 help:
 	@echo "make reproduce   execute every lesson headless and write a report of the paper's claims"
 	@echo "make lab         open JupyterLab"
 	@echo "make test        ruff, mypy, pytest (with a real browser where there is one) and nbval"
 	@echo "make notebooks   execute the lessons in place, to commit them with fresh outputs"
+	@echo "make gallery     extract the paper's figures from the executed lessons into docs/figures"
 	@echo "make benchmark   speed as ratios in one run"
 	@echo "make clean       remove the environment and what was built"
 
@@ -41,12 +42,16 @@ notebooks: setup
 	TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
 		--ExecutePreprocessor.store_widget_state=False notebooks/[0-9]*.ipynb
 
+gallery: setup
+	$(BIN)/l2l gallery
+
 benchmark: setup
 	$(BIN)/python benchmarks/episode.py quadratics
 	$(BIN)/python benchmarks/episode.py mnist
 	$(BIN)/python benchmarks/episode.py mnist --memory
 	$(BIN)/python benchmarks/episode.py cifar --memory --unroll 20
 	$(BIN)/python benchmarks/episode.py cifar --memory --unroll 100
+	$(ONE_THREAD) $(BIN)/python benchmarks/processes.py
 
 clean:
 	rm -rf .venv build

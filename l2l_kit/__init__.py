@@ -17,6 +17,7 @@ from types import ModuleType
 __version__ = "0.1.0"
 
 from l2l_kit import evaluation, optimizers, problems, training, zoo
+from l2l_kit.anew import remake
 from l2l_kit.evaluation import compare, tune, tuned_baselines
 from l2l_kit.learned_optimizer import LearnedOptimizer, parameter_groups
 from l2l_kit.optimizers import GroupedLSTMs, LSTMOptimizer, baseline
@@ -37,6 +38,7 @@ __all__ = [
     "optimizers",
     "parameter_groups",
     "problems",
+    "remake",
     "save",
     "training",
     "tune",

@@ -1,18 +1,14 @@
-"""The command line: ``l2l train | tune | compare | sweep | reproduce | fetch | zoo``."""
+"""The command line: ``l2l train | search | tune | compare | sweep | reproduce | gallery | fetch | zoo``."""
 
 from __future__ import annotations
 
 import ast
 import itertools
-import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import torch
 import typer
@@ -23,42 +19,52 @@ from rich.table import Table
 
 from l2l_kit import data as data_sets
 from l2l_kit import problems, zoo
+from l2l_kit.anew import run_sweep
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation import compare as run_comparison
 from l2l_kit.evaluation import (
-    learning_rates,
     machine,
+    read_result,
     read_sweep,
-    run_part,
-    run_setting,
+    record_tuning,
     tuned_baselines,
-    tuning_table,
     write_result,
 )
-from l2l_kit.evaluation import tune as tune_baseline
 from l2l_kit.evaluation.compare import Statistic
+from l2l_kit.gallery import write_gallery
 from l2l_kit.optimizers import BASELINES, Optimizer, baseline
-from l2l_kit.paths import DATA
+from l2l_kit.parallel import in_order
+from l2l_kit.paths import DATA, HOME
 from l2l_kit.problems import Problem
 from l2l_kit.problems.features import SMALL
-from l2l_kit.report import claims_table, report
+from l2l_kit.report import claims_table, environment, recorded_table, report
 from l2l_kit.reproduce import Lesson, find_lessons
 from l2l_kit.reproduce import reproduce as run_lessons
-from l2l_kit.storage import write_tensors
-from l2l_kit.tensors import pick_device
+from l2l_kit.storage import write_atomically, write_tensors
 from l2l_kit.training import Recipe, read_recipes
 from l2l_kit.training.features import train_features
 from l2l_kit.training.processes import place, together
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 app = typer.Typer(
     help="Learning to learn by gradient descent by gradient descent.", no_args_is_help=True, add_completion=False
 )
+RECORD = "reproduce/claims"
+
 # A pipe has no width: give it room, so that a name is never cut.
 console = Console(width=None if sys.stdout.isatty() else 160)
 
-Result = TypeVar("Result")
 Device = Annotated[str | None, typer.Option(help='"cpu" or "cuda"; the best there is if not given.')]
 Seed = Annotated[int, typer.Option(help="Seed of all draws.")]
+RecipeName = Annotated[str, typer.Argument(help="A recipe of data/recipes, or a path to one (.toml).")]
+Members = Annotated[list[str] | None, typer.Option("--only", help="Only these members of the recipe's grid.")]
+Storage = Annotated[
+    str | None,
+    typer.Option(help="Database URL that keeps the search, for several machines; a file in cache/ if not given."),
+]
+Data = Annotated[Path, typer.Option(help="Where pretrained/, results/ and cache/ are.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", "-p", help="A field, as name=value; may be repeated.")]
 
 
@@ -68,10 +74,10 @@ def _clear_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, ArithmeticError, FileNotFoundError) as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
-        console.print(f"stopped. {error}", highlight=False)
+        console.print(f"stopped. {escape(str(error))}", highlight=False)
         raise typer.Exit(130) from error
 
 
@@ -98,23 +104,19 @@ def _problem(name: str, settings: list[str] | None) -> Problem:
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe of data/recipes, or a path to one (.toml).")],
-    only: Annotated[list[str] | None, typer.Option(help="Only these members of the recipe's grid.")] = None,
+    recipe: RecipeName,
+    only: Members = None,
     jobs: Annotated[int, typer.Option(min=1, help="Members to train at once, the cores shared among them.")] = 1,
-    data: Annotated[Path, typer.Option(help="Where pretrained/, results/ and cache/ are.")] = DATA,
+    storage: Storage = None,
+    data: Data = HOME,
     device: Device = None,
 ) -> None:
     """Make pretrained optimizers: search the meta-learning rate, train, save. Goes on where it was interrupted."""
     with _clear_errors():
-        recipes = {member.name: member for member in read_recipes(recipe)}
-        for name in only or []:
-            if name not in recipes:
-                raise UnknownNameError(f"member of recipe {recipe!r}", name, recipes)
-        chosen = [member for name, member in recipes.items() if not only or name in only]
-        progress = min(jobs, len(chosen)) == 1
+        chosen = _members(recipe, only)
         with together(device) as mine:
-            work = [(member, data, str(mine), progress) for member in chosen]
-            for number, path in enumerate(_in_order(_follow, work, jobs), start=1):
+            made = zoo.follow_recipes(chosen, data, jobs=jobs, storage=storage, device=str(mine))
+            for number, path in enumerate(made, start=1):
                 if place()[0] == 0:
                     console.print(f"({number}/{len(chosen)}) {_trained(path)}")
 
@@ -143,26 +145,53 @@ def train_small_network(
         console.print(f"{path}: {trained.accuracy[-1]:.1%} of CIFAR-10's test images right; recorded in {recorded}")
 
 
-def _follow(recipe: Recipe, data: Path, device: str | None, progress: bool) -> Path:
-    return zoo.follow_recipe(recipe, data, device=device, progress=progress)
-
-
-def _in_order(function: Callable[..., Result], work: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[Result]:
-    """Results of calls in their order, here or in several processes that share the cores."""
-    jobs = min(jobs, len(work))
-    if jobs == 1:
-        yield from itertools.starmap(function, work)
-        return
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
-        for running in [pool.submit(function, *arguments) for arguments in work]:
-            yield running.result()
+def _members(recipe: str, only: list[str] | None) -> list[Recipe]:
+    """The recipes of a file, or those of its grid that were asked for."""
+    members = {member.name: member for member in read_recipes(recipe)}
+    for name in only or []:
+        if name not in members:
+            raise UnknownNameError(f"member of recipe {recipe!r}", name, members)
+    return [member for name, member in members.items() if not only or name in only]
 
 
 def _trained(path: Path) -> str:
     trained = zoo.card(path)["trained"]
     loss, episodes, seconds = trained["validation_loss"], trained["episodes"], trained["seconds"]
     return f"{path}: validation loss {loss:.4g} after {episodes} episodes, {seconds} s"
+
+
+@app.command()
+def search(
+    recipe: RecipeName,
+    only: Members = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Trials to run at once, the cores shared among them.")] = 1,
+    storage: Storage = None,
+    data: Data = HOME,
+    device: Device = None,
+) -> None:
+    """Draw meta-learning rates, and what else a recipe leaves open, at random. Goes on where it was interrupted."""
+    with _clear_errors():
+        for member in _members(recipe, only):
+            if member.search is None:
+                raise ValueError(f"recipe {member.name!r} has no [search] section.")
+            work = [(member, data, storage, device)] * min(jobs, member.search.trials)
+            from l2l_kit import plots, static
+
+            with console.status(f"{member.name}: {member.search.trials} trials"):
+                *_, trials = in_order(_search, work, jobs)
+            table = Table(*trials.columns, title=f"{member.name}, best first")
+            for row in trials.itertuples(index=False):
+                table.add_row(*(f"{value:.4g}" for value in row))
+            console.print(table)
+            console.print(f"recorded in {data / 'results' / 'search' / member.name}.csv", soft_wrap=True)
+            for name in member.search.ranges:
+                path = data / "cache" / "runs" / member.name / f"search-{name}.png"
+                write_atomically(path, static.png(plots.search(trials, name, title=f"{member.name}: random search")))
+                console.print(f"plotted in {path}", soft_wrap=True)
+
+
+def _search(recipe: Recipe, data: Path, storage: str | None, device: str | None) -> pd.DataFrame:
+    return zoo.search_recipe(recipe, data, storage=storage, device=device)
 
 
 @app.command()
@@ -173,35 +202,16 @@ def tune(
     tasks: Annotated[int, typer.Option(help="Number of optimizees.")] = 1000,
     rates: Annotated[int, typer.Option(min=1, help="Learning rates per decade that are tried.")] = 8,
     seed: Seed = 0,
-    data: Annotated[Path, typer.Option(help="Where results/ is.")] = DATA,
+    data: Data = HOME,
     device: Device = None,
 ) -> None:
     """Find the learning rate of every baseline that gives the best final loss, and record it in data/results."""
     with _clear_errors():
         chosen = _problem(problem, settings)
-        tunings = []
-        with console.status("tuning") as status:
-            for name, label in BASELINES.items():
-                status.update(f"tuning {label}")
-                tunings.append(
-                    tune_baseline(
-                        name,
-                        chosen,
-                        steps=steps,
-                        tasks=tasks,
-                        learning_rates=learning_rates(rates),
-                        seed=seed,
-                        device=device,
-                    )
-                )
-        about = {
-            "problem": chosen.config(),
-            "steps": steps,
-            "tasks": tasks,
-            "seed": seed,
-            **machine(pick_device(device)),
-        }
-        path = write_result(f"{problem}/tuning", tuning_table(tunings), about, data / "results")
+        with console.status("tuning"):
+            tunings, path = record_tuning(
+                chosen, steps=steps, tasks=tasks, rates=rates, seed=seed, directory=data / "results", device=device
+            )
         table = Table("baseline", "step", "lr, best mean", "mean", "lr, best median", "median")
         for tuning in tunings:
             for step in steps:
@@ -263,28 +273,24 @@ def sweep(
         list[str] | None, typer.Option(help="Run only these optimizers, such as Adam, and record nothing yet.")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Optimizers to run at once, the cores shared among them.")] = 1,
-    data: Annotated[Path, typer.Option(help="Where results/ and cache/ are.")] = DATA,
+    data: Data = HOME,
     device: Device = None,
 ) -> None:
     """Compare optimizers, baselines freshly tuned, over a grid of problems. Goes on where it was interrupted."""
-    import pandas as pd
-
     with _clear_errors():
         plan = read_sweep(name)
         for label in only or []:
             if label not in plan.labels:
                 raise UnknownNameError(f"optimizer of sweep {plan.name!r}", label, plan.labels)
-        labels = only or plan.labels
-        learned = {label: zoo.load(optimizer) for label, optimizer in plan.learned.items() if label in labels}
-        parts = data / "cache" / "runs" / "sweeps"
-        work = [(plan, setting, label, learned, parts, device) for setting in plan.settings for label in labels]
-        for number, (part, _) in enumerate(zip(work, _in_order(run_part, work, jobs), strict=True), start=1):
-            console.print(f"({number}/{len(work)}) {part[1]}: {part[2]}")
-        if only:
+        parts = len(plan.settings) * len(only or plan.labels)
+        numbers = itertools.count(1)
+
+        def tell(setting: dict[str, Any], label: str) -> None:
+            console.print(f"({next(numbers)}/{parts}) {setting}: {label}")
+
+        path = run_sweep(plan, data, only=only, jobs=jobs, device=device, on_part=tell)
+        if path is None:
             return
-        tables = [run_setting(plan, setting, learned, parts, device) for setting in plan.settings]
-        about = {**asdict(plan), "command": f"l2l sweep {name}", **machine(pick_device(device))}
-        path = write_result(f"sweeps/{plan.name}", pd.concat(tables, ignore_index=True), about, data / "results")
         console.print(f"recorded in {path}")
 
 
@@ -296,6 +302,10 @@ def reproduce(
     out: Annotated[Path, typer.Option(help="Where executed notebooks and the report go.")] = Path("build/report"),
     jobs: Annotated[int, typer.Option(min=1, help="Lessons to execute at once, the cores shared among them.")] = 1,
     again: Annotated[bool, typer.Option("--again", help="Execute lessons again that are finished.")] = False,
+    record: Annotated[
+        bool, typer.Option("--record", help="Record the claims in results/reproduce, to compare later runs with.")
+    ] = False,
+    data: Data = HOME,
     device: Device = None,
 ) -> None:
     """Execute the lessons headless, and write a report of claims and figures. Goes on where it was interrupted."""
@@ -312,11 +322,34 @@ def reproduce(
             on_lesson=progress.end,
             on_progress=progress.move,
         )
-        (out / "claims.md").write_text(claims_table(lessons), encoding="utf-8")
-        (out / "report.html").write_text(report(lessons, parameters), encoding="utf-8")
+        before = read_result(RECORD, data / "results") if (data / "results" / f"{RECORD}.csv").exists() else None
+        about = environment({each: _in_use(data_sets.status(each)) for each in data_sets.names()})
+        write_atomically(out / "claims.md", claims_table(lessons).encode())
+        write_atomically(out / "report.html", report(lessons, parameters, about, before).encode())
         console.print(f"report: {(out / 'report.html').resolve()}", soft_wrap=True)
+        if record:
+            console.print(f"recorded in {_record(lessons, before, about, data / 'results')}", soft_wrap=True)
         if any(done.error for done in lessons):
             raise typer.Exit(1)
+
+
+def _in_use(found: data_sets.Status) -> str:
+    if found.state == "verified":
+        return f"whole, in the cache{f' ({found.packing})' if found.packing else ''}"
+    return f"stand-in: {found.stand_in}"
+
+
+def _record(lessons: Sequence[Lesson], before: pd.DataFrame | None, about: Mapping[str, str], results: Path) -> Path:
+    """Record the claims of these lessons, and leave those of others as they are recorded."""
+    import pandas as pd
+
+    if failed := [lesson.name for lesson in lessons if lesson.error]:
+        raise ValueError(f"{', '.join(failed)} failed; only lessons that ran to their end can be recorded.")
+    table = recorded_table(lessons)
+    if before is not None:
+        others = before[~before["lesson"].isin([lesson.name for lesson in lessons])]
+        table = pd.concat([others, table]).sort_values("lesson", kind="stable") if len(others) else table
+    return write_result(RECORD, table, {"command": "l2l reproduce --record", **about}, results)
 
 
 class _LessonProgress(Progress):
@@ -342,6 +375,16 @@ class _LessonProgress(Progress):
         self.console.print(
             f"{lesson.name}: {verdict} in {lesson.seconds:.0f} s, {holding} of {len(lesson.claims)} claims hold"
         )
+
+
+@app.command()
+def gallery(
+    folder: Annotated[Path, typer.Argument(help="Where the pictures go.")] = Path("docs/figures"),
+) -> None:
+    """Write the figures of the paper, as the committed lessons show them, as PNG files and a page."""
+    with _clear_errors():
+        for path in write_gallery(find_lessons(), folder):
+            console.print(f"{path}: {path.stat().st_size / 1000:.0f} kB", highlight=False, soft_wrap=True)
 
 
 @app.command()

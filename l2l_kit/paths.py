@@ -1,7 +1,12 @@
-"""Where the kit keeps things: ``data/`` of the checkout, or the copy that an installed wheel carries."""
+"""Where the kit keeps things: ``data/`` of the checkout, or the copy that an installed wheel carries.
+
+What it makes itself, pretrained optimizers and recorded results, is in $L2L_HOME if that is set: an empty folder there
+is a kit that has everything still to make (`l2l_kit.anew`).
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from l2l_kit.errors import UnknownNameError
@@ -10,8 +15,9 @@ _PACKAGE = Path(__file__).resolve().parent
 _CHECKOUT = _PACKAGE.parent / "data"
 
 DATA = _CHECKOUT if (_CHECKOUT / "pretrained").is_dir() else _PACKAGE / "_data"
-PRETRAINED = DATA / "pretrained"
-RESULTS = DATA / "results"
+HOME = Path(os.environ.get("L2L_HOME") or DATA).absolute()
+PRETRAINED = HOME / "pretrained"
+RESULTS = HOME / "results"
 RECIPES = DATA / "recipes"
 SWEEPS = DATA / "sweeps"
 NOTEBOOKS = _PACKAGE.parent / "notebooks"

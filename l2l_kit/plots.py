@@ -38,6 +38,7 @@ LOGARITHMIC = {"type": "log", "dtick": 1}
 WIDE = 2  # decades over which powers of ten are ticks enough
 WIDTH, HEIGHT = 720, 420
 LEVELS = 12
+BLUE, RED = (0, 114, 178), (213, 94, 0)  # of matrices
 FEW = 40  # points of a graph that are marked
 
 
@@ -240,6 +241,30 @@ def tuning(table: pd.DataFrame, statistic: Statistic = "mean") -> Figure:
         )
     figure.update_xaxes(LOGARITHMIC)
     figure.update_yaxes(loss_axis(lines.values()))
+    return figure
+
+
+def search(table: pd.DataFrame, setting: str, title: str) -> Figure:
+    """Validation loss of the trials of a random search over one of the settings that were drawn.
+
+    Args:
+        table: what `random_search` gives; trials that diverged are left out, those that were pruned are drawn apart.
+        setting: the column to show them over.
+        title: of the figure.
+    """
+    figure = Figure(layout=layout(title, setting.replace("_", "-"), "validation loss"))
+    pruned = table["pruned_after"].notna() if "pruned_after" in table else table["trial"] < 0
+    finished, given_up = STYLES["LSTM"].color, STYLES["SGD"].color
+    kinds = {"finished": (~pruned, finished, "circle"), "pruned, loss when it was": (pruned, given_up, "x")}
+    for name, (rows, color, symbol) in kinds.items():
+        if rows.any():
+            marker = {"color": color, "size": 9, "symbol": symbol}
+            x, y = rounded(table[rows][setting]), rounded(table[rows]["validation_loss"])
+            figure.add_scatter(name=name, x=x, y=y, mode="markers", marker=marker)
+    if (table[setting] > 0).all() and table[setting].max() > 3 * table[setting].min():
+        figure.update_xaxes(LOGARITHMIC)
+    figure.update_layout(showlegend=True)
+    figure.update_yaxes(loss_axis([rounded(table["validation_loss"].sort_values(ascending=False))]))
     return figure
 
 
@@ -481,6 +506,44 @@ def _block(filters: Tensor, across: int, zoom: int = 5, gap: int = 2) -> Any:
     rows, _, height, width = len(framed) // across, *framed.shape[1:]
     tiles = framed.view(rows, across, 3, height, width).permute(0, 3, 1, 4, 2)
     return tiles.reshape(rows * height, across * width, 3).numpy()
+
+
+def matrices(rows: Mapping[str, Mapping[str, Tensor]], zoom: int = 11) -> PIL.Image.Image:
+    """Square matrices as coloured pictures, blue below zero and red above: a row for each name, a column for each word.
+
+    Args:
+        rows: by name of the row and heading of the column, shape ``(n, n)``, each drawn in its own range. Headings are
+            those of the first row.
+        zoom: pixels of an entry.
+    """
+    import PIL.Image
+    import PIL.ImageDraw
+
+    pictures = {(name, head): _heat(matrix, zoom) for name, of in rows.items() for head, matrix in of.items()}
+    side = max(picture.width for picture in pictures.values())
+    left, top, gap = (110 if any(rows) else 2), 24, 12
+    heads = list(next(iter(rows.values())))
+    columns = {head: left + (side + gap) * column for column, head in enumerate(heads)}
+    picture = PIL.Image.new("RGB", (left + (side + gap) * len(heads), top + (side + gap) * len(rows)), "white")
+    draw = PIL.ImageDraw.Draw(picture)
+    for head, x in columns.items():
+        draw.text((x, 4), head, fill="black", font_size=13)
+    for row, name in enumerate(rows):
+        draw.multiline_text((4, top + (side + gap) * row + side // 2 - 8), name, fill="black", font_size=13)
+        for head in rows[name]:
+            picture.paste(pictures[name, head], (columns[head], top + (side + gap) * row))
+    return picture
+
+
+def _heat(matrix: Tensor, zoom: int) -> PIL.Image.Image:
+    """A matrix between blue (its largest entry, negative), white (zero) and red (its largest entry)."""
+    import PIL.Image
+
+    share = (matrix / matrix.abs().max().clamp_min(1e-30)).cpu()[..., None]
+    towards = torch.where(share > 0, torch.tensor(RED), torch.tensor(BLUE))
+    shades = (255 + share.abs() * (towards - 255)).round().to(torch.uint8)
+    large = shades.repeat_interleave(zoom, dim=0).repeat_interleave(zoom, dim=1)
+    return PIL.Image.fromarray(large.numpy())
 
 
 def _swept(table: pd.DataFrame, setting: str, *, showlegend: bool = True) -> list[Any]:

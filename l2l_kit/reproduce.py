@@ -6,18 +6,30 @@ import base64
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.evaluation import Claim
+from l2l_kit.evaluation import Claim, machine
+from l2l_kit.parallel import begin_worker
 from l2l_kit.paths import NOTEBOOKS
+from l2l_kit.storage import write_atomically
+from l2l_kit.tensors import pick_device
 
 _PARAMETER_TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
+_PLOTLY = "application/vnd.plotly.v1+json"
+
+
+class Picture(NamedTuple):
+    """A static figure of a lesson: what it shows, in words, and the PNG."""
+
+    caption: str
+    png: bytes
 
 
 @dataclass(frozen=True)
@@ -26,16 +38,20 @@ class Lesson:
 
     Attributes:
         path: the executed notebook.
+        title: its first heading.
         seconds: how long it took.
         claims: the claims that it measured.
-        figures: its static figures, PNG, in order.
+        pictures: its static figures, in order.
+        machine: what it was executed on, and `profile`; empty if it was not executed to its end.
         error: what failed, or None; the failing cell is marked in the notebook.
     """
 
     path: Path
+    title: str
     seconds: float
     claims: list[Claim]
-    figures: list[bytes]
+    pictures: list[Picture]
+    machine: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
 
     @property
@@ -64,25 +80,51 @@ def find_lessons(names: Sequence[str] = ()) -> list[Path]:
 
 
 def check_parameters(lesson: Path, parameters: Mapping[str, str]) -> dict[str, Any]:
-    """Parameters for a lesson, of the types that its notebook declares; papermill itself would only warn.
+    """Parameters for a lesson, checked against what its notebook declares; papermill itself would only warn.
+
+    What a parameter may be stands in the notebook's own comment on it: for words, those in quotation marks (beside the
+    default); for numbers, "at least N" and "at most N", where without the former they are not negative.
 
     Raises:
-        UnknownNameError: if the notebook has no such parameter.
-        ValueError: if a value is not of the declared type.
+        UnknownNameError: if the notebook has no such parameter, or a word is none of those that it may be.
+        ValueError: if a value is not of the declared type or outside its range, or there is no such device.
     """
     import papermill as pm
 
     declared = pm.inspect_notebook(str(lesson))
     checked: dict[str, Any] = {}
-    for name, value in parameters.items():
+    for name, text in parameters.items():
         if name not in declared:
             raise UnknownNameError(f"parameter of {lesson.stem}", name, declared)
         kind = declared[name]["inferred_type_name"]
         try:
-            checked[name] = value.lower() in ("true", "1") if kind == "bool" else _PARAMETER_TYPES[kind](value)
+            value: Any = _truth(text) if kind == "bool" else _PARAMETER_TYPES[kind](text)
         except (KeyError, ValueError) as error:
-            raise ValueError(f"parameter {name} of {lesson.stem} must be of type {kind}, got {value!r}.") from error
+            raise ValueError(f"parameter {name} of {lesson.stem} must be of type {kind}, got {text!r}.") from error
+        comment, default = declared[name]["help"], declared[name]["default"]
+        if name == "device":
+            pick_device(value or None)
+        elif kind == "str":
+            words = set(re.findall(r'"([^"]*)"', comment))
+            if words and value not in words | {default.strip("\"'")}:
+                raise UnknownNameError(f"{name} of {lesson.stem}", value, words)
+        elif kind in ("int", "float"):
+            _check_range(name, lesson.stem, value, comment)
+        checked[name] = value
     return checked
+
+
+def _truth(text: str) -> bool:
+    return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+
+
+def _check_range(name: str, lesson: str, value: float, comment: str) -> None:
+    low, high = (re.search(rf"at {end} (-?[\d.]*\d)", comment) for end in ("least", "most"))
+    lowest = float(low[1]) if low else 0.0
+    highest = float(high[1]) if high else float("inf")
+    if not lowest <= value <= highest:
+        bounds = f"at least {lowest:g}" + (f" and at most {highest:g}" if high else "")
+        raise ValueError(f"parameter {name} of {lesson} must be {bounds}, got {value!r}.")
 
 
 def run_lesson(lesson: Path, directory: Path, parameters: Mapping[str, Any]) -> Lesson:
@@ -109,11 +151,30 @@ def run_lesson(lesson: Path, directory: Path, parameters: Mapping[str, Any]) -> 
         failure = f"cell {error.exec_count}: {error.ename}: {error.evalue}"
     except Exception as error:  # such as a kernel that was killed for its memory: the other lessons go on
         failure = f"{type(error).__name__}: {error}"
+        _mark_unfinished(path, failure)
     if failure is None:
         notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
         notebook.metadata["l2l_lesson"] = _fingerprint(lesson, parameters)
-        nbformat.write(notebook, path)  # type: ignore[no-untyped-call]
-    return _harvest(path, failure)
+        where = machine(pick_device(parameters.get("device") or None))
+        notebook.metadata["l2l_machine"] = {**where, "profile": parameters.get("profile", "")}
+        write_atomically(path, nbformat.writes(notebook).encode())  # type: ignore[no-untyped-call]
+    return harvest(path, failure)
+
+
+def _mark_unfinished(path: Path, failure: str) -> None:
+    """Say in the notebook which cell it was, as papermill does for a cell that raised an exception."""
+    import nbformat
+
+    if not path.exists():
+        return
+    notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    name, _, value = failure.partition(": ")
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and cell.execution_count is None:
+            error = nbformat.v4.new_output("error", ename=name, evalue=value, traceback=[failure])  # type: ignore[no-untyped-call]
+            cell.outputs.append(error)
+            break
+    write_atomically(path, nbformat.writes(notebook).encode())  # type: ignore[no-untyped-call]
 
 
 def finished_lesson(lesson: Path, directory: Path, parameters: Mapping[str, Any]) -> Lesson | None:
@@ -125,7 +186,7 @@ def finished_lesson(lesson: Path, directory: Path, parameters: Mapping[str, Any]
         mark = nbformat.read(path, as_version=4).metadata.get("l2l_lesson")  # type: ignore[no-untyped-call]
     except (OSError, ValueError, nbformat.reader.NotJSONError):  # killed while it was written
         return None
-    return _harvest(path, None) if mark == _fingerprint(lesson, parameters) else None
+    return harvest(path) if mark == _fingerprint(lesson, parameters) else None
 
 
 def _fingerprint(lesson: Path, parameters: Mapping[str, Any]) -> str:
@@ -134,20 +195,28 @@ def _fingerprint(lesson: Path, parameters: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _harvest(path: Path, failure: str | None) -> Lesson:
+def harvest(path: Path, failure: str | None = None) -> Lesson:
     """Claims and static figures among a notebook's outputs."""
     import nbformat
 
-    claims, figures, seconds = [], [], 0.0
-    if path.exists():
-        notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
-        seconds = notebook.metadata.get("papermill", {}).get("duration") or 0.0
-        for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+    if not path.exists():
+        return Lesson(path, path.stem, 0.0, [], [], error=failure)
+    notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    headings: list[str] = []
+    claims, pictures = [], []
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            headings += re.findall(r"^#+ +(.+)$", cell.source, re.MULTILINE)
+        for output in cell.get("outputs", []):
             if claim := output.get("metadata", {}).get("l2l_claim"):
                 claims.append(Claim(**claim))
             if png := output.get("data", {}).get("image/png"):
-                figures.append(base64.b64decode(png))
-    return Lesson(path, seconds, claims, figures, failure)
+                title = output["data"].get(_PLOTLY, {}).get("layout", {}).get("title", {}).get("text")
+                caption = title or (headings[-1] if headings else path.stem)
+                pictures.append(Picture(re.sub(r"<[^>]+>|[*`$]", "", caption), base64.b64decode(png)))
+    seconds = notebook.metadata.get("papermill", {}).get("duration") or 0.0
+    where = dict(notebook.metadata.get("l2l_machine", {}))
+    return Lesson(path, headings[0] if headings else path.stem, seconds, claims, pictures, where, failure)
 
 
 def cells_done(path: Path) -> tuple[int, int]:
@@ -189,7 +258,7 @@ def reproduce(
 
     Raises:
         UnknownNameError: if no lesson declares one of the parameters.
-        ValueError: if a value is not of the declared type.
+        ValueError: if a value is not of the declared type, or outside what it may be.
     """
     checked = _checked(lessons, parameters)
     done: dict[Path, Lesson] = {}
@@ -211,7 +280,7 @@ def _checked(lessons: Sequence[Path], parameters: Mapping[str, str]) -> dict[Pat
     import papermill as pm
 
     declared = {lesson: set(pm.inspect_notebook(str(lesson))) for lesson in lessons}
-    everything = set().union(*declared.values())
+    everything = {"profile", "device"}.union(*declared.values())  # the command's own, whether a lesson has them or not
     for name in parameters:
         if name not in everything:
             raise UnknownNameError("parameter", name, everything)
@@ -221,9 +290,16 @@ def _checked(lessons: Sequence[Path], parameters: Mapping[str, str]) -> dict[Pat
     }
 
 
-def _use_threads(threads: str) -> None:
-    """Let the kernels that this process starts have so many, unless the user has said how many."""
-    os.environ.setdefault("OMP_NUM_THREADS", threads)
+def _begin(jobs: int) -> None:
+    """Share the cores among so many processes.
+
+    Kernels inherit the environment: $OMP_NUM_THREADS, unless the user has said how many, and $L2L_JOBS, how many
+    processes a lesson may use where it has several things to do. And they end when their parent does.
+    """
+    cores = str(max(1, (os.cpu_count() or 1) // jobs))
+    os.environ.setdefault("OMP_NUM_THREADS", cores)
+    os.environ.setdefault("L2L_JOBS", cores)
+    begin_worker(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def _run_all(
@@ -234,9 +310,8 @@ def _run_all(
     on_progress: Callable[[str, int, int], None],
 ) -> Iterator[tuple[Path, Lesson]]:
     """Lessons as they are finished."""
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
     # papermill changes the working directory, so that it needs a process of its own.
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _use_threads, (threads,)) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (jobs,)) as pool:
         running = {pool.submit(run_lesson, each, directory, parameters[each]): each for each in lessons}
         waiting = set(running)
         while waiting:

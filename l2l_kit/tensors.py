@@ -51,11 +51,14 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
     """The device asked for, or with ``None`` the best there is: "cuda", else "cpu".
 
     Raises:
-        ValueError: if "cuda" is asked for and torch sees no GPU.
+        ValueError: if there is no such device, or "cuda" is asked for and torch sees no GPU.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f'there is no device {str(device)!r}; use "cpu" or "cuda".') from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f'device {str(device)!r} was asked for, but torch sees no GPU. Use device="cpu" or None.')
     return chosen

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,11 +16,15 @@ from l2l_kit import optimizers
 from l2l_kit.errors import UnknownNameError, WeightsFileError
 from l2l_kit.evaluation import machine, write_result
 from l2l_kit.optimizers import LearnedRule
-from l2l_kit.paths import DATA, PRETRAINED
+from l2l_kit.parallel import in_order
+from l2l_kit.paths import HOME, PRETRAINED
 from l2l_kit.storage import load_weights, read_tensors, write_atomically, write_tensors
 from l2l_kit.tensors import pick_device
-from l2l_kit.training import History, Recipe, find_recipe, meta_train, search_meta_lr
+from l2l_kit.training import History, Recipe, find_recipe, meta_train, random_search
 from l2l_kit.training.processes import meet, place
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMAT_VERSION = 1
 
@@ -106,17 +112,39 @@ def _path(name_or_path: str | Path) -> Path:
     return path
 
 
+def search_recipe(
+    recipe: Recipe,
+    data: Path = HOME,
+    *,
+    storage: str | None = None,
+    device: str | torch.device | None = None,
+    on_trial: Callable[[pd.DataFrame], None] | None = None,
+) -> pd.DataFrame:
+    """Search what a recipe leaves open, and record the trials; arguments as in `follow_recipe` and `random_search`."""
+    kept = storage or _runs(recipe, data) / "search.db"
+    trials = random_search(_begun(recipe, data, device, True), kept, device=device, on_trial=on_trial)
+    about = {**_about(recipe, device), **asdict(recipe.search)} if recipe.search else {}
+    write_result(f"search/{recipe.name}", trials, about, data / "results")
+    return trials
+
+
 def follow_recipe(
-    recipe: Recipe, data: Path = DATA, *, device: str | torch.device | None = None, progress: bool = True
+    recipe: Recipe,
+    data: Path = HOME,
+    *,
+    storage: str | None = None,
+    device: str | torch.device | None = None,
+    progress: bool = True,
 ) -> Path:
     """Make a pretrained optimizer: search its meta-learning rate, train it, save it, and record how that went.
 
     Everything is kept under ``data/cache/runs`` on the way: a run that was interrupted goes on where it was, and one
-    that is finished is not run again.
+    that is finished is not run again. Of several that follow the same recipe, one trains while the others wait for it.
 
     Args:
         recipe: what to make.
         data: where ``pretrained/``, ``results/`` and ``cache/`` are.
+        storage: database of the search, if it is not the file beside the run.
         device: None for the best there is.
         progress: show a progress bar.
 
@@ -126,38 +154,72 @@ def follow_recipe(
     Raises:
         ValueError: on several processes, if the recipe has a search.
     """
+    import filelock
+
     rank, processes = place()
-    runs = data / "cache" / "runs" / recipe.name
-    about = {"recipe": recipe.name, "problem": recipe.problem, **machine(pick_device(device))}
-    if recipe.start is not None:
-        start = data / "pretrained" / f"{recipe.start}.safetensors"
-        if not start.is_file():
-            follow_recipe(find_recipe(recipe.start), data, device=device, progress=progress)
-        recipe = replace(recipe, initial=load(start).state_dict())
-        about["start"] = recipe.start
-    if recipe.search is not None:
-        if processes > 1:
-            raise ValueError(
-                f"recipe {recipe.name!r} searches its meta-learning rate, which several processes cannot do together: "
-                "leave out its [search], and give it a meta_lr and shards."
-            )
-        trials = search_meta_lr(recipe, runs / "search.db", device=device)
-        write_result(f"search/{recipe.name}", trials, {**about, **asdict(recipe.search)}, data / "results")
-        recipe = replace(recipe, training=replace(recipe.training, meta_lr=float(trials["meta_lr"].iloc[0])))
-    optimizer = recipe.make_optimizer()
-    history = meta_train(
-        optimizer,
-        recipe.make_problem(),
-        checkpoint=runs / "checkpoint.safetensors",
-        device=device,
-        progress=progress,
-        **asdict(recipe.training),
-    )
-    if history.stopped != "finished":
-        raise KeyboardInterrupt(f"{recipe.name}: interrupted; the same command goes on from {runs}.")
+    if recipe.search is not None and processes > 1:
+        raise ValueError(
+            f"recipe {recipe.name!r} searches its meta-learning rate, which torchrun's processes cannot do together: "
+            "leave out its [search], and give it a meta_lr and shards."
+        )
+    runs = _runs(recipe, data)
+    runs.mkdir(parents=True, exist_ok=True)
     path = data / "pretrained" / f"{recipe.name}.safetensors"
-    if rank == 0:
-        write_result(f"training/{recipe.name}", history.to_frame().reset_index(), about, data / "results")
-        save(optimizer, path, history, start=recipe.start)
-    meet()
+    with filelock.FileLock(runs / "lock") if rank == 0 else nullcontext():
+        begun = _begun(recipe, data, device, progress)
+        if recipe.search is not None:
+            trials = search_recipe(recipe, data, storage=storage, device=device)
+            begun = begun.with_draw({name: float(trials[name].iloc[0]) for name in recipe.search.ranges})
+        optimizer = begun.make_optimizer()
+        history = meta_train(
+            optimizer,
+            begun.make_problem(),
+            checkpoint=runs / "checkpoint.safetensors",
+            device=device,
+            progress=progress,
+            **asdict(begun.training),
+        )
+        if history.stopped != "finished":
+            raise KeyboardInterrupt(f"{recipe.name}: interrupted; the same command goes on from {runs}.")
+        if rank == 0:
+            table = history.to_frame().reset_index()
+            write_result(f"training/{recipe.name}", table, _about(recipe, device), data / "results")
+            save(optimizer, path, history, start=recipe.start)
+        meet()
     return path
+
+
+def follow_recipes(
+    recipes: Sequence[Recipe],
+    data: Path = HOME,
+    *,
+    jobs: int = 1,
+    storage: str | None = None,
+    device: str | torch.device | None = None,
+) -> Iterator[Path]:
+    """Make several pretrained optimizers, some at the same time; arguments as in `follow_recipe`."""
+    progress = min(jobs, len(recipes)) == 1
+    return in_order(_follow, [(recipe, data, storage, device, progress) for recipe in recipes], jobs)
+
+
+def _follow(recipe: Recipe, data: Path, storage: str | None, device: str | torch.device | None, progress: bool) -> Path:
+    return follow_recipe(recipe, data, storage=storage, device=device, progress=progress)
+
+
+def _runs(recipe: Recipe, data: Path) -> Path:
+    return data / "cache" / "runs" / recipe.name
+
+
+def _about(recipe: Recipe, device: str | torch.device | None) -> dict[str, Any]:
+    about = {"recipe": recipe.name, "problem": recipe.problem, **machine(pick_device(device))}
+    return about if recipe.start is None else {**about, "start": recipe.start}
+
+
+def _begun(recipe: Recipe, data: Path, device: str | torch.device | None, progress: bool) -> Recipe:
+    """The recipe with the weights of the optimizer from which it goes on, which is made first if it is not there."""
+    if recipe.start is None:
+        return recipe
+    start = data / "pretrained" / f"{recipe.start}.safetensors"
+    if not start.is_file():
+        follow_recipe(find_recipe(recipe.start), data, device=device, progress=progress)
+    return replace(recipe, initial=load(start).state_dict())

@@ -29,6 +29,16 @@ def test_verdict(made: Curves, holds: bool, statistic: str) -> None:
     assert ("claim holds" in str(claim)) is holds
 
 
+def test_a_claim_has_its_effect_interval_problems_and_seed_as_numbers() -> None:
+    claim = beats_baselines(curves(0.5), "figure 0", "it wins")
+    assert claim.effect == pytest.approx(0.5, rel=1e-5)
+    assert claim.low <= claim.effect <= claim.high < 1
+    assert (claim.problems, claim.seed) == (200, 0)
+    behind = falls_behind(curves(2.0), "figure 0", "it fails")
+    assert behind.effect == pytest.approx(2.0, rel=1e-5)
+    assert 1 < behind.low <= behind.high
+
+
 def test_a_difference_within_the_noise_does_not_count() -> None:
     torch.manual_seed(0)
     made = Curves({"LSTM": torch.rand(30, 22), "Adam": torch.rand(30, 22) + 0.02}, {}, 0)
@@ -63,7 +73,9 @@ def swept(*ratios: tuple[float, float, float]) -> pd.DataFrame:
             measures = dict(zip(("ratio", "ratio_low", "ratio_high"), values, strict=True))
             lr = None if "LSTM" in name else 0.1
             rows.append({"scale": scale, "step": 100, "optimizer": name, "lr": lr, "mean": 1 / values[0], **measures})
-    return pd.DataFrame(rows).assign(low=0.0, high=2.0)
+    table = pd.DataFrame(rows).assign(low=0.0, high=2.0)
+    table.attrs = {"tasks": 50, "seed": 7}  # as `read_result` gives them
+    return table
 
 
 @pytest.mark.parametrize(
@@ -79,6 +91,9 @@ def test_a_sweep_is_won_only_if_every_setting_is(table: pd.DataFrame, holds: boo
     assert claim.holds is holds
     assert said in claim.measured
     assert "over scale," in claim.conditions
+    assert (claim.problems, claim.seed) == (50, 7)
+    assert (claim.high < 1) == holds, "the setting that decides"
+    assert claim.low <= claim.effect <= claim.high
 
 
 def test_a_sweep_needs_something_to_compare() -> None:
@@ -106,6 +121,7 @@ def test_a_ratio_must_lie_within_its_bounds_with_all_of_its_interval(
     assert claim.holds is holds
     assert said in claim.measured
     assert "over step," in claim.conditions
+    assert (bounds.get("above", 0) < claim.low and claim.high < bounds.get("below", 9)) == holds
 
 
 def test_a_ratio_to_an_optimizer_that_was_not_measured_is_refused() -> None:

@@ -94,6 +94,19 @@ def test_train_again_changes_nothing(tmp_path: Path, recipe: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_search_records_the_trials_that_train_then_uses(tmp_path: Path, recipe: Path) -> None:
+    arguments = (recipe, "--only", "tiny-unroll2", "--data", tmp_path, "--device", "cpu")
+    result = l2l("search", *arguments)
+    assert result.exit_code == 0, result.output
+    assert "best first" in result.output
+    recorded = tmp_path / "results" / "search" / "tiny-unroll2.csv"
+    before = recorded.read_bytes()
+    assert l2l("train", *arguments).exit_code == 0
+    assert recorded.read_bytes() == before, "the same trials, not run again"
+    picture = tmp_path / "cache" / "runs" / "tiny-unroll2" / "search-meta_lr.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 def test_tune_records_the_grid(tmp_path: Path) -> None:
     result = l2l("tune", "quadratics", "-p", "dim=2", "--steps", 5, "--tasks", 8, "--data", tmp_path, "--device", "cpu")
     assert result.exit_code == 0, result.output
@@ -224,6 +237,12 @@ def test_zoo_lists_the_pretrained_optimizers() -> None:
         (("reproduce", "--lesson", "99"), "unknown lesson"),
         (("reproduce", "--lesson", "01", "-p", "sed=1"), "Did you mean 'seed'?"),
         (("reproduce", "--lesson", "01", "-p", "seed=one"), "must be of type int"),
+        (("reproduce", "--lesson", "01", "-p", "seed=-1"), "must be at least 0, got -1"),
+        (("reproduce", "--lesson", "01", "-p", "unroll=101"), "at most 100, got 101"),
+        (("reproduce", "--lesson", "02", "-p", "digits=ful"), "Did you mean 'full'?"),
+        (("reproduce", "--device", "gpu"), "there is no device 'gpu'"),
+        (("search", "quadratic"), "Did you mean 'quadratics'?"),
+        (("search", "mnist"), "recipe 'mnist' has no [search] section"),
     ],
 )
 def test_bad_input_is_one_clear_line(arguments: tuple[str, ...], message: str) -> None:

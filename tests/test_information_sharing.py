@@ -7,9 +7,12 @@ import torch
 from test_meta_gradient import Network, assert_equal_windows, quadratics, run
 
 from l2l_kit import LearnedOptimizer, optimizers, zoo
+from l2l_kit.evaluation import bfgs_losses, memories
 from l2l_kit.optimizers import NTMBFGS, GroupedLSTMs, LSTMOptimizer
 from l2l_kit.optimizers.base import changed
-from l2l_kit.problems import Quadratics
+from l2l_kit.optimizers.ntm_bfgs import _multiplied
+from l2l_kit.problems import ConditionedQuadratics, Quadratics
+from l2l_kit.randomness import generator
 from l2l_kit.training import AutogradUnroller, EvolutionUnroller, ExactUnroller, ReplayUnroller, meta_train
 from l2l_kit.training.replay import CoupledReplay
 
@@ -114,6 +117,39 @@ def test_a_memory_forgets_what_is_older_than_its_history():
     assert torch.equal(whole.left, updates(rule, gradients(steps=3))[1].left)
 
 
+@pytest.mark.parametrize("make", WITH_MEMORY.values(), ids=WITH_MEMORY)
+def test_the_memory_as_a_matrix_is_what_vectors_are_multiplied_by(make):
+    rule = make()
+    _, state = updates(rule, gradients())
+    vectors = gradients(steps=2, seed=1)
+    product = torch.einsum("nij,rnj->rni", state.memory, vectors)
+    torch.testing.assert_close(_multiplied(state.left, state.right, vectors), product)
+
+
+def test_memories_along_the_way():
+    rule = NTMBFGS(**SMALL)
+    functions = ConditionedQuadratics(dim=4, condition=10.0).sample(3, generator(0, "test"))
+    found = memories(rule, functions, 2)
+    rows, state = functions.theta, rule.initial_state(3, 4)
+    for step in range(3):
+        torch.testing.assert_close(found[:, step], state.memory)
+        residual = torch.einsum("nij,nj->ni", functions.W, rows) - functions.y
+        update, state = rule.step(2 * torch.einsum("nij,ni->nj", functions.W, residual), state)
+        rows = rows + update
+    assert torch.equal(found[:, 0], torch.eye(4).expand(3, 4, 4))
+
+
+def test_bfgs_solves_quadratics():
+    functions = ConditionedQuadratics(dim=5, condition=100.0).sample(20, generator(0, "test"))
+    losses = bfgs_losses(functions, 60)
+    assert losses.shape == (20, 61)
+    torch.testing.assert_close(losses[:, 0].float(), functions.losses(functions.start, 0))
+    assert (losses.diff(dim=1) <= 0).all()
+    assert (losses[:, 5] > 1e-3).all()
+    assert (losses[:, -1] < 1e-12).all()
+    assert torch.equal(bfgs_losses(functions, 5), losses[:, :6])
+
+
 @each_rule
 @pytest.mark.parametrize("windows", [[5], [3, 3, 1]], ids=["one window", "windows"])
 @pytest.mark.parametrize("optimizees", [quadratics(), Network()], ids=["quadratics", "network"])
@@ -127,13 +163,14 @@ def test_replay_equals_autograd(make, windows, optimizees):
 def test_replay_in_chunks_of_optimizees_equals_replay_at_once(make, monkeypatch):
     sizes = []
 
-    def weighted(self, gradients, upstream, some, whole=CoupledReplay._weighted):
+    def replayed(self, gradients, some, whole=CoupledReplay._replayed):
         sizes.append(gradients.shape[1])
-        return whole(self, gradients, upstream, some)
+        return whole(self, gradients, some)
 
     rule, windows = make(), [4, 3]
+    monkeypatch.setattr(CoupledReplay, "_replayed", replayed)
     at_once = run(ReplayUnroller(rule), quadratics(), windows)
-    monkeypatch.setattr(CoupledReplay, "_weighted", weighted)
+    assert not sizes  # it was recorded on the way
     assert_equal_windows(run(ReplayUnroller(rule, tape_bytes=1), quadratics(), windows), at_once)
     assert sizes == [1] * 6
 

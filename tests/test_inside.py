@@ -5,6 +5,7 @@ import torch
 
 from l2l_kit import baseline
 from l2l_kit.evaluation import (
+    TensorMemory,
     compare,
     hidden_units,
     meta_gradient_bias,
@@ -51,10 +52,11 @@ def test_proposals_are_what_comes_after_the_history(name):
 
 @each_optimizer
 def test_responses_are_the_updates(name):
-    table = responses({name: OPTIMIZERS[name]}, HISTORY)
-    assert table["update"].tolist() == pytest.approx(driven(OPTIMIZERS[name], HISTORY.tolist()), rel=1e-5, abs=1e-7)
-    assert table["gradient"].tolist() == pytest.approx(HISTORY.tolist())
-    assert table["step"].tolist() == [0, 1, 2, 3, 4]
+    found = responses({name: OPTIMIZERS[name]}, torch.stack([HISTORY, -2 * HISTORY], dim=1))[name]
+    assert found.shape == (5, 2)
+    for column, history in enumerate((HISTORY, -2 * HISTORY)):
+        expected = driven(OPTIMIZERS[name], history.tolist())
+        assert found[:, column].tolist() == pytest.approx(expected, rel=1e-5, abs=1e-7)
 
 
 @each_optimizer
@@ -100,16 +102,41 @@ def test_bias_of_the_meta_gradient(averaging):
     for dashed in (False, True):
         for unroll in (2, 4, 8):
             unroller = AutogradUnroller(rule, second_derivatives=dashed)
-            unroller.begin(Quadratics(dim=3).sample(5, generator(0, "test")))
-            windows = [unroller.advance(unroll).meta_gradient for _ in range(8 // unroll)]
-            gradients[unroll, dashed] = torch.cat(
-                [sum(w[name] for w in windows).flatten() for name in sorted(windows[0])]
-            )
-    whole = gradients[8, True]
+            for batch in range(2):
+                unroller.begin(Quadratics(dim=3).sample(5, generator(0, "test", batch)))
+                windows = [unroller.advance(unroll).meta_gradient for _ in range(8 // unroll)]
+                gradients.setdefault((unroll, dashed), []).append(
+                    torch.cat([sum(w[name] for w in windows).flatten() for name in sorted(windows[0])])
+                )
+    whole = sum(gradients[8, True])
     assert set(table.index) == set(gradients)
-    for key, gradient in gradients.items():
-        expected = torch.cosine_similarity(gradient, whole, dim=0).item(), (gradient.norm() / whole.norm()).item()
+    for key, (one, other) in gradients.items():
+        cosine, agreement = (torch.cosine_similarity(*pair, dim=0) for pair in ((one + other, whole), (one, other)))
+        expected = cosine.item(), ((one + other).norm() / whole.norm()).item(), agreement.item()
         assert table.loc[key].tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_memory_of_what_is_alive_at_once():
+    before = torch.zeros(1000)
+    with TensorMemory() as memory:
+        kept = torch.ones(100)  # 400 bytes
+        for _ in range(3):
+            torch.ones(50)  # 200 bytes, one after the other
+        kept.view(10, 10).add_(before[:100].view(10, 10))  # views, and what was there before, in place
+    assert memory.peak == 4 * (100 + 50)
+
+
+def test_memory_of_a_graph_grows_with_it():
+    def peak(layers):
+        x = torch.ones(1000, requires_grad=True)
+        with TensorMemory() as memory:
+            y = x
+            for _ in range(layers):
+                y = y.exp()  # each output is kept for the way back
+            y.sum().backward()
+        return memory.peak
+
+    assert peak(20) - peak(10) == 10 * 4000
 
 
 @pytest.mark.parametrize("unroll", [3, 0])

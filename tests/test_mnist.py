@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from l2l_kit import data, problems
+from l2l_kit.data import sources
 from l2l_kit.errors import DataError, UnknownNameError
 from l2l_kit.problems import MNIST, MNISTOptimizees
 from l2l_kit.randomness import generator
@@ -191,7 +192,7 @@ class TestConfiguration:
 
     def test_says_which_digits_auto_means(self, monkeypatch, tmp_path):
         monkeypatch.setenv("L2L_DATA_DIR", str(tmp_path))
-        monkeypatch.setattr(data, "_unreachable", lambda url: "offline")
+        monkeypatch.setattr(sources, "_unreachable", lambda url: "offline")
         problem = MNIST(digits="auto")
         assert problem.config()["digits"] == "embedded"
         assert problem.images.source == DIGITS.source

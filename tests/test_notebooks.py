@@ -1,9 +1,16 @@
 """Committed notebooks are executed, small and free of what breaks GitHub or makes nbval pass silently."""
 
+import ast
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from l2l_kit import zoo
+from l2l_kit.evaluation import read_sweep
+from l2l_kit.training import find_recipe, read_recipes
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 
@@ -65,3 +72,82 @@ def test_no_path_of_a_machine(path: Path) -> None:
     text = path.read_text()
     assert "/home/" not in text
     assert str(Path(__file__).resolve().parents[1]) not in text
+
+
+def calls(notebook: dict) -> Iterator[tuple[str, ast.Call]]:
+    """All calls in a notebook's code, with the last part of what is called."""
+    for cell in code_cells(notebook):
+        for node in ast.walk(ast.parse("".join(cell["source"]))):
+            if isinstance(node, ast.Call):
+                yield ast.unparse(node.func).rpartition(".")[2], node
+
+
+def literal(notebook: dict, node: ast.expr) -> object:
+    """A constant, or a name that stands for one."""
+    if isinstance(node, ast.Name):
+        for cell in code_cells(notebook):
+            for line in ast.parse("".join(cell["source"])).body:
+                if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == node.id:
+                    return ast.literal_eval(line.value)
+    return ast.literal_eval(node)
+
+
+def read_by_name(notebook: dict) -> set[str]:
+    """Names of pretrained optimizers and recorded results that the code has as text; other parts of them as `.*`."""
+    found = set()
+    for function, call in calls(notebook):
+        kind = {"tuned_baselines": "tuning/", "read_result": "result/"}.get(function, "")
+        readers = ("load", "card", "LearnedOptimizer", "tuned_baselines", "read_result")
+        for argument in call.args if function in readers else []:
+            if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                found.add(kind + re.escape(argument.value))
+            elif isinstance(argument, ast.JoinedStr):
+                parts = [re.escape(part.value) if isinstance(part, ast.Constant) else ".*" for part in argument.values]
+                found.add(kind + "".join(parts))
+    return found
+
+
+def made_first(notebook: dict) -> set[str]:
+    """What the full profile makes, as `remake` is asked to, and by other recipes that are followed."""
+    made = set()
+    for function, call in calls(notebook):
+        if function in ("read_recipes", "find_recipe"):
+            made.add(ast.literal_eval(call.args[0]))
+        if function != "remake":
+            continue
+        names = ("recipes", "tunings", "sweeps")
+        given = dict(zip(names, call.args, strict=False)) | {word.arg: word.value for word in call.keywords}
+        recipes, tunings, sweeps = (literal(notebook, given[name]) if name in given else () for name in names)
+        members = [member for name in recipes for member in read_recipes(name)]
+        members += [find_recipe(name) for sweep in sweeps for name in read_sweep(sweep).learned.values()]
+        while members:
+            made |= {members[-1].name, f"result/training/{members[-1].name}"}
+            start = members.pop().start
+            members += [find_recipe(start)] if start else []
+        made |= {f"tuning/{name}" for name in tunings} | {f"result/{name}/tuning" for name in tunings}
+        made |= {f"result/sweeps/{name}" for name in sweeps}
+    return made
+
+
+def test_the_full_profile_makes_what_it_reads(notebook: dict) -> None:
+    if not any("parameters" in cell["metadata"].get("tags", []) for cell in notebook["cells"]):
+        pytest.skip("it has no profiles")
+    made = made_first(notebook)
+    for name in read_by_name(notebook):
+        assert any(re.fullmatch(name, each) for each in made), f"{name} is read but not made"
+
+
+def test_a_reading_of_what_was_not_made_is_seen() -> None:
+    code = "l2l.remake(['quadratics'])\nl2l.load(f'mnist-{kind}')\nl2l.tuned_baselines('quadratics')"
+    bad = {"cells": [{"cell_type": "code", "source": code}]}
+    assert read_by_name(bad) == {"mnist\\-.*", "tuning/quadratics"}
+    assert made_first(bad) == {"quadratics", "result/training/quadratics"}
+    assert "quadratics" in zoo.names()
+
+
+def test_the_full_profile_reads_from_nowhere_else(notebook: dict) -> None:
+    """L2L_HOME is set before the kit is imported, or the names would be found in what comes with it."""
+    code = ["".join(cell["source"]) for cell in code_cells(notebook)]
+    if any("l2l.remake(" in cell for cell in code):
+        whole = "\n".join(code)
+        assert 0 < whole.index('os.environ["L2L_HOME"] = "full"') < whole.index("import l2l_kit")

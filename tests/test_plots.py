@@ -462,3 +462,31 @@ def test_filters_are_drawn_one_by_one_in_their_own_range():
     picture = plots.filters({name: {0: weights, 10: weights} for name in ("LSTM", "Adam")})
     green = (np.asarray(picture) == (0, 255, 0)).all(axis=2)
     assert green.sum() == 4 * 8 * 5 * 5
+
+
+def test_matrices_are_drawn_entry_by_entry_in_their_own_range():
+    matrix = torch.diag(torch.tensor([2.0, -2.0, 0.0]))
+    picture = plots.matrices({name: {"one": matrix, "two": 1e-3 * matrix} for name in ("first", "second")}, zoom=7)
+    pixels = np.asarray(picture)
+    for colour in (plots.BLUE, plots.RED):
+        assert (pixels == colour).all(axis=2).sum() == 4 * 7 * 7
+
+
+def test_trials_of_a_search_are_points_and_pruned_ones_are_apart():
+    table = pd.DataFrame(
+        {
+            "trial": [0, 1, 2, 3],
+            "meta_lr": [1e-3, 1e-2, 3e-2, 1e-1],
+            "validation_loss": [0.2, 0.3, math.inf, 0.5],
+            "pruned_after": [math.nan, math.nan, math.nan, 2],
+        }
+    )
+    figure = plots.search(table, "meta_lr", "a search")
+    finished, pruned = figure.data
+    assert finished.x == (1e-3, 1e-2, 3e-2)
+    assert finished.y == (0.2, 0.3, None)
+    assert (pruned.x, pruned.y) == ((1e-1,), (0.5,))
+    assert figure.layout.xaxis.type == "log"
+    assert static.png(figure).startswith(b"\x89PNG")
+    (alone,) = plots.search(table.drop(columns="pruned_after"), "meta_lr", "a search").data
+    assert len(alone.x) == 4

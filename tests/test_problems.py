@@ -8,7 +8,7 @@ import torch
 
 from l2l_kit import problems
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.problems import MNIST, QuadraticOptimizees, Quadratics
+from l2l_kit.problems import MNIST, ConditionedQuadratics, QuadraticOptimizees, Quadratics
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, pick_device, ravel
 
@@ -16,6 +16,7 @@ from l2l_kit.tensors import Layout, pick_device, ravel
 PROBLEMS = [
     Quadratics(dim=1),
     Quadratics(dim=7),
+    ConditionedQuadratics(dim=5, condition=30.0),
     MNIST(hidden=(3,), batch_size=4, digits="embedded"),
     MNIST(hidden=(3, 2), activation="tanh", batch_size=4, split="test", digits="embedded"),
 ]
@@ -119,6 +120,28 @@ def test_quadratics_are_standard_gaussian():
         assert tensor.std() == pytest.approx(1, abs=0.02)
     pairs = itertools.combinations([optimizees.W[:, 0], optimizees.y, optimizees.theta], 2)
     assert all(abs(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]) < 0.05 for a, b in pairs)
+
+
+def test_conditioned_quadratics_differ_in_their_condition_number_alone():
+    plain, round_, narrow = (
+        problem.sample(50, generator(0, "test"))
+        for problem in (Quadratics(), ConditionedQuadratics(condition=1), ConditionedQuadratics(condition=300.0))
+    )
+    for functions, condition in ((round_, 1.0), (narrow, 300.0)):
+        hessians = 2 * functions.W.mT @ functions.W
+        torch.testing.assert_close(torch.linalg.cond(hessians), torch.full((50,), condition), rtol=1e-2, atol=0)
+        torch.testing.assert_close(hessians.diagonal(dim1=1, dim2=2).mean(dim=1), torch.full((50,), 20.0))
+        assert torch.equal(functions.y, plain.y)
+        assert torch.equal(functions.theta, plain.theta)
+    left, _, right = torch.linalg.svd(plain.W)
+    values = left.mT @ narrow.W @ right.mT
+    torch.testing.assert_close(values, torch.diag_embed(values.diagonal(dim1=1, dim2=2)), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("condition", [0.5, float("inf"), float("nan")])
+def test_a_condition_number_below_one(condition):
+    with pytest.raises(ValueError, match="condition must be a number of at least 1"):
+        ConditionedQuadratics(condition=condition)
 
 
 @pytest.mark.parametrize("dim", [0, -3, 2.5, "10", None])

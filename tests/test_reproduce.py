@@ -1,13 +1,19 @@
-"""Headless lessons and their report, on small notebooks made here."""
+"""Headless lessons, on small notebooks made here; some of them are killed."""
 
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 
 from l2l_kit import reproduce as module
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.report import claims_table, report
 from l2l_kit.reproduce import cells_done, check_parameters, find_lessons, finished_lesson, reproduce
 
 GOOD = """
@@ -16,10 +22,23 @@ display(Claim("figure 0", "a < b & c | d", "ratio 0.4", f"seed {seed}", holds))
 """
 
 
+PARAMETERS = """
+profile: str = "quick"  # "quick" or "full"
+seed: int = 0  # of all draws
+steps: int = 5  # at least 1, at most 100
+rate: float = 0.1  # at least -1
+device: str = ""  # "cpu" or "cuda"; empty for the best there is
+name: str = "any"
+holds: bool = True
+"""
+CELL = "# %%\n"
+
+
 def write(path: Path, code: str) -> Path:
-    parameters = nbformat.v4.new_code_cell("seed: int = 0  # of all draws\nholds: bool = True\nrate: float = 0.1")
+    parameters = nbformat.v4.new_code_cell(PARAMETERS)
     parameters.metadata["tags"] = ["parameters"]
-    notebook = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(code)])
+    heading = nbformat.v4.new_markdown_cell(f"# {path.stem}, *a lesson*\n\n## A section")
+    notebook = nbformat.v4.new_notebook(cells=[heading, parameters, *map(nbformat.v4.new_code_cell, code.split(CELL))])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, path)
     return path
@@ -44,12 +63,9 @@ def test_claims_and_failures_reach_the_report(lessons: Path, tmp_path: Path) -> 
     assert "on purpose" in done[1].error
     assert [claim.holds for lesson in done for claim in lesson.claims] == [False, False]
     assert done[0].claims[0].conditions == "seed 7"
-    page = report(done, {"seed": "7"})
-    assert "a &lt; b &amp; c | d" in page
-    assert "does not hold" in page
-    assert "on purpose" in page
-    assert "http" not in page  # self-contained
-    assert "a < b & c \\| d" in claims_table(done)
+    assert done[0].title == "01_good, *a lesson*"
+    assert done[0].machine["profile"] == ""
+    assert done[0].machine["torch"]
     kept = nbformat.read(tmp_path / "out" / "02_bad.ipynb", as_version=4)
     assert any(output.output_type == "error" for cell in kept.cells for output in cell.get("outputs", []))
 
@@ -61,14 +77,41 @@ def test_lessons_are_found_by_number_or_name(lessons: Path) -> None:
         find_lessons(["01_goood"])
 
 
-def test_parameters_are_typed_before_anything_runs(lessons: Path, tmp_path: Path) -> None:
-    good = lessons / "01_good.ipynb"
-    given = {"seed": "3", "rate": "1e-2", "holds": "true"}
-    assert check_parameters(good, given) == {"seed": 3, "rate": 0.01, "holds": True}
-    for parameters, error in (({"seed": "x"}, ValueError), ({"sede": "1"}, UnknownNameError)):
-        with pytest.raises(error):
-            reproduce([good], tmp_path / "out", parameters)
+def test_parameters_are_checked_before_anything_runs(lessons: Path, tmp_path: Path) -> None:
+    given = {"seed": "3", "rate": "1e-2", "holds": "true", "profile": "full", "device": "cpu", "name": "some"}
+    expected = {"seed": 3, "rate": 0.01, "holds": True, "profile": "full", "device": "cpu", "name": "some"}
+    assert check_parameters(lessons / "01_good.ipynb", given) == expected
+    with pytest.raises(UnknownNameError, match="Did you mean 'seed'"):
+        reproduce(find_lessons(), tmp_path / "out", {"sede": "1"})
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("seed", "x", "seed of 01_good must be of type int"),
+        ("seed", "1.5", "must be of type int"),
+        ("holds", "perhaps", "must be of type bool"),
+        ("seed", "-1", "must be at least 0, got -1"),
+        ("steps", "0", "must be at least 1 and at most 100, got 0"),
+        ("steps", "101", "must be at least 1 and at most 100, got 101"),
+        ("rate", "-2", "must be at least -1, got -2"),
+        ("rate", "nan", "must be at least -1, got nan"),
+        ("profile", "ful", "Did you mean 'full'"),
+        ("device", "gpu", "gpu"),
+    ],
+)
+def test_what_a_parameter_may_be_stands_in_the_notebook(
+    lessons: Path, tmp_path: Path, name: str, value: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        reproduce(find_lessons(), tmp_path / "out", {name: value})
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_numbers_at_the_bounds_are_allowed(lessons: Path) -> None:
+    for steps in (1, 100):
+        assert check_parameters(lessons / "01_good.ipynb", {"steps": str(steps)}) == {"steps": steps}
 
 
 def test_finished_lessons_are_not_executed_again(lessons: Path, tmp_path: Path) -> None:
@@ -121,11 +164,124 @@ def test_a_kernel_that_dies_is_a_lesson_that_failed(lessons: Path, tmp_path: Pat
     first, second = reproduce(find_lessons(), tmp_path / "out", {})
     assert "DeadKernelError" in first.error
     assert "on purpose" in second.error
+    cells = nbformat.read(first.path, as_version=4).cells
+    marked = [cell for cell in cells for output in cell.get("outputs", []) if output.output_type == "error"]
+    assert [cell.source for cell in marked] == ["import os\nos._exit(1)"]
 
 
 def test_progress_is_read_from_the_notebook(lessons: Path, tmp_path: Path) -> None:
     (lesson,) = reproduce(find_lessons(["01"]), tmp_path / "out", {})
-    assert cells_done(lesson.path) == (2, 2)
+    assert cells_done(lesson.path) == (3, 3)
     assert cells_done(tmp_path / "nothing.ipynb") == (0, 1)
     lesson.path.write_text(lesson.path.read_text()[:100])
     assert cells_done(lesson.path) == (0, 1)
+
+
+DRAWN = """
+from base64 import b64encode
+png = b64encode(b"a picture").decode()
+plotly = {"data": [], "layout": {"title": {"text": "A <b>title</b> of its own"}}}
+display({"image/png": png, "application/vnd.plotly.v1+json": plotly}, raw=True)
+display({"image/png": png}, raw=True)
+"""
+
+
+def test_figures_are_called_by_their_title_or_the_heading_above_them(lessons: Path, tmp_path: Path) -> None:
+    write(lessons / "01_good.ipynb", DRAWN)
+    (lesson,) = reproduce(find_lessons(["01"]), tmp_path / "out", {})
+    assert [picture.caption for picture in lesson.pictures] == ["A title of its own", "A section"]
+    assert all(picture.png == b"a picture" for picture in lesson.pictures)
+
+
+COMMAND = """
+import sys
+from pathlib import Path
+from l2l_kit import reproduce
+from l2l_kit.cli import app
+
+reproduce.NOTEBOOKS = Path(sys.argv.pop(1))
+app()
+"""
+# A claim needs no l2l_kit here, so that a kernel is ready at once.
+SLOW = """
+import os, time
+from pathlib import Path
+
+def claim(number):
+    fields = {"source": f"figure {number}", "text": f"claim of {name}", "measured": str(seed + number)}
+    fields |= {"conditions": "nothing", "holds": number % 2 == 0, "effect": number / 3}
+    display({"text/plain": ""}, raw=True, metadata={"l2l_claim": fields})
+
+def tick():
+    with Path("ticks").open("a") as file:
+        file.write(f"{os.getpid()} {os.getppid()}\\n")
+    time.sleep(0.2)
+
+tick()
+# %%
+tick(); claim(1)
+# %%
+tick(); claim(2)
+# %%
+tick(); claim(3)
+""".strip()
+
+
+def start(lessons: Path, out: Path) -> subprocess.Popen[bytes]:
+    arguments = ["reproduce", "--out", str(out), "--data", str(out), "-p", "seed=5"]
+    with (out.parent / f"{out.name}.log").open("ab") as log:
+        return subprocess.Popen([sys.executable, "-c", COMMAND, str(lessons), *arguments], stdout=log, stderr=log)
+
+
+def ticks(out: Path) -> list[str]:
+    path = out / "notebooks" / "ticks"
+    return path.read_text().split("\n")[:-1] if path.exists() else []
+
+
+def wait_until(condition, seconds: float = 200) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.02)
+
+
+def runs(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_killed_at_random_moments_it_ends_with_the_same_table(tmp_path: Path) -> None:
+    lessons = tmp_path / "notebooks"
+    lessons.mkdir()
+    for number in (1, 2, 3):
+        write(lessons / f"{number:02}_slow.ipynb", SLOW.replace("{name}", str(number)))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    unbroken = start(lessons, whole)
+    draws = random.Random(0)
+    for _ in range(5):
+        run, before = start(lessons, killed), len(ticks(killed))
+        enough = before + draws.randint(1, 4)
+        wait_until(lambda: len(ticks(killed)) >= enough or run.poll() is not None)  # noqa: B023
+        time.sleep(draws.random() / 4)
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        for process in map(int, ticks(killed)[-1].split()):  # the kernel, and the process that started it
+            wait_until(lambda: not runs(process))  # noqa: B023
+    assert start(lessons, killed).wait() == unbroken.wait() == 0
+    tables = [(out / "claims.md").read_text() for out in (whole, killed)]
+    assert tables[0].count("\n") == 2 + 3 * 3
+    one, other = (re.sub(r"\| \d+ \| (yes|\*\*no\*\*) \|\n", r"\1\n", table) for table in tables)  # without the seconds
+    assert one == other
+    assert len(ticks(whole)) == 3 * 4
+    assert len(ticks(killed)) > 3 * 4  # it was killed half-way, and began a lesson again
+    assert "widgets" not in nbformat.read(killed / "notebooks" / "01_slow.ipynb", as_version=4).metadata
+
+
+def test_kernels_are_told_how_many_processes_they_may_use(lessons: Path, tmp_path: Path) -> None:
+    write(lessons / "01_good.ipynb", "import os\nassert 1 <= int(os.environ['L2L_JOBS']) <= os.cpu_count()")
+    (lesson,) = reproduce(find_lessons(["01"]), tmp_path / "out", {})
+    assert lesson.error is None

@@ -5,12 +5,28 @@ from __future__ import annotations
 from l2l_kit.evaluation.along_the_way import held_out, proposed_steps
 from l2l_kit.evaluation.claims import Claim, beats_baselines, falls_behind, ratio_to, wins_sweep
 from l2l_kit.evaluation.compare import Curves, Interval, compare
-from l2l_kit.evaluation.inside import hidden_units, meta_gradient_bias, proposals, recorded_gradients, responses
+from l2l_kit.evaluation.inside import (
+    TensorMemory,
+    hidden_units,
+    meta_gradient_bias,
+    proposals,
+    recorded_gradients,
+    responses,
+)
 from l2l_kit.evaluation.lbfgs import LBFGS, lbfgs
 from l2l_kit.evaluation.results import machine, read_result, write_result
+from l2l_kit.evaluation.second_order import bfgs_losses, memories
 from l2l_kit.evaluation.sweep import Part, Sweep, as_word, read_sweep, run_part, run_setting, swept_baselines
 from l2l_kit.evaluation.trajectories import Trajectories, trajectories
-from l2l_kit.evaluation.tuning import LEARNING_RATES, Tuning, learning_rates, tune, tuned_baselines, tuning_table
+from l2l_kit.evaluation.tuning import (
+    LEARNING_RATES,
+    Tuning,
+    learning_rates,
+    record_tuning,
+    tune,
+    tuned_baselines,
+    tuning_table,
+)
 
 __all__ = [
     "LBFGS",
@@ -20,10 +36,12 @@ __all__ = [
     "Interval",
     "Part",
     "Sweep",
+    "TensorMemory",
     "Trajectories",
     "Tuning",
     "as_word",
     "beats_baselines",
+    "bfgs_losses",
     "compare",
     "falls_behind",
     "held_out",
@@ -31,12 +49,14 @@ __all__ = [
     "lbfgs",
     "learning_rates",
     "machine",
+    "memories",
     "meta_gradient_bias",
     "proposals",
     "proposed_steps",
     "ratio_to",
     "read_result",
     "read_sweep",
+    "record_tuning",
     "recorded_gradients",
     "responses",
     "run_part",

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation.compare import Curves, Statistic
 
@@ -26,6 +28,11 @@ class Claim:
         measured: what was measured, with its uncertainty.
         conditions: number of optimizees, seed and what else the measurement depends on.
         holds: whether the measurement supports the claim.
+        effect: what was measured as one number, if it is one; for a sweep, that of the setting which decides.
+        low: lower end of its 95% confidence interval.
+        high: upper end.
+        problems: number of optimizees behind it; for a sweep, in each setting.
+        seed: of these optimizees.
     """
 
     source: str
@@ -33,6 +40,11 @@ class Claim:
     measured: str
     conditions: str
     holds: bool
+    effect: float | None = None
+    low: float | None = None
+    high: float | None = None
+    problems: int | None = None
+    seed: int | None = None
 
     def __str__(self) -> str:
         verdict = "holds" if self.holds else "DOES NOT HOLD"
@@ -69,7 +81,7 @@ def beats_baselines(
     below = all(bool((mine < other).all()) for other in others)
     if from_step < curves.steps:
         measured += f"; below every baseline at every step from {from_step} on: {below}"
-    return Claim(source, text, measured, _conditions(curves), below and ratio[2] < 1)
+    return Claim(source, text, measured, _conditions(curves), below and ratio[2] < 1, **_numbers(ratio, curves))
 
 
 def falls_behind(curves: Curves, source: str, text: str, *, learned: str = "LSTM") -> Claim:
@@ -87,7 +99,7 @@ def falls_behind(curves: Curves, source: str, text: str, *, learned: str = "LSTM
         ValueError: if there is nothing to compare with.
     """
     measured, ratio = _against_the_best(curves, learned, "mean", curves.steps)
-    return Claim(source, text, measured, _conditions(curves), ratio[1] > 1)
+    return Claim(source, text, measured, _conditions(curves), ratio[1] > 1, **_numbers(ratio, curves))
 
 
 def wins_sweep(table: pd.DataFrame, source: str, text: str, *, learned: str = "LSTM") -> Claim:
@@ -96,7 +108,7 @@ def wins_sweep(table: pd.DataFrame, source: str, text: str, *, learned: str = "L
     Holds if in every setting the 95% confidence interval of its paired ratio to the best baseline lies below 1.
 
     Args:
-        table: what `run_setting` gives for each setting, together; only the rows that the claim is about.
+        table: a recorded sweep, from `read_result`; only the rows that the claim is about.
         source: section or figure of the paper.
         text: the claim, in our words.
         learned: name of the learned optimizer in the table, the first of the sweep, since ratios are its own.
@@ -114,7 +126,8 @@ def wins_sweep(table: pd.DataFrame, source: str, text: str, *, learned: str = "L
         f"{learned} is clearly best in {len(won)} of {len(worst)} settings, clearly not in {len(lost)}; "
         f"ratio to the best baseline between {worst['ratio'].min():.3g} and {worst['ratio'].max():.3g}"
     )
-    return Claim(source, text, measured, _swept_over(table), len(won) == len(worst))
+    numbers = _swept_numbers(worst.iloc[int(worst["ratio_high"].argmax())], table)
+    return Claim(source, text, measured, _swept_over(table), len(won) == len(worst), **numbers)
 
 
 def ratio_to(
@@ -139,17 +152,36 @@ def ratio_to(
     if rows.empty:
         raise UnknownNameError("optimizer in this sweep", other, table["optimizer"].unique())
     within = int(((rows["ratio_low"] > above) & (rows["ratio_high"] < below)).sum())
+    margin = np.minimum(rows["ratio_low"] / above if above else math.inf, below / rows["ratio_high"])  # of the bounds
     bounds = " and ".join([f"above {above:g}"] * (above > 0) + [f"below {below:g}"] * (below < math.inf))
     measured = (
         f"mean loss over that of {other}: between {rows['ratio'].min():.3g} and {rows['ratio'].max():.3g}; "
         f"clearly {bounds} in {within} of {len(rows)} settings"
     )
-    return Claim(source, text, measured, _swept_over(table), within == len(rows))
+    numbers = _swept_numbers(rows.iloc[int(margin.argmin())], table)
+    return Claim(source, text, measured, _swept_over(table), within == len(rows), **numbers)
 
 
 def _swept_over(table: pd.DataFrame) -> str:
     varied = [name for name in table.columns if name not in _MEASURES and table[name].nunique() > 1]
     return f"the recorded sweep over {' and '.join(varied) or 'one setting'}, baselines tuned for each setting"
+
+
+def _numbers(ratio: tuple[float, float, float], curves: Curves) -> dict[str, Any]:
+    """A claim's fields from a paired ratio with its interval."""
+    return {**_as_fields(ratio), "problems": curves.tasks, "seed": curves.seed}
+
+
+def _swept_numbers(row: pd.Series[Any], table: pd.DataFrame) -> dict[str, Any]:
+    """A claim's fields from one row of a sweep."""
+    ratio = (float(row["ratio"]), float(row["ratio_low"]), float(row["ratio_high"]))
+    return {**_as_fields(ratio), "problems": table.attrs.get("tasks"), "seed": table.attrs.get("seed")}
+
+
+def _as_fields(ratio: tuple[float, float, float]) -> dict[str, float | None]:
+    """Three numbers, those that JSON has no words for left out."""
+    finite = (value if math.isfinite(value) else None for value in ratio)
+    return dict(zip(("effect", "low", "high"), finite, strict=True))
 
 
 def _against_the_best(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from typing_extensions import override
 
 from l2l_kit.evaluation.compare import matched
 from l2l_kit.optimizers import LearnedRule, LSTMOptimizer, Optimizer
@@ -77,28 +81,25 @@ def proposals(optimizers: Mapping[str, Optimizer[Any]], history: Tensor, gradien
     return found
 
 
-def responses(optimizers: Mapping[str, Optimizer[Any]], gradients: Tensor) -> pd.DataFrame:
-    """The updates with which optimizers answer a sequence of gradients of one coordinate.
+def responses(optimizers: Mapping[str, Optimizer[Any]], gradients: Tensor) -> dict[str, Tensor]:
+    """The updates with which optimizers answer the gradients that coordinates meet one after the other.
 
     Args:
         optimizers: by name.
-        gradients: shape ``(steps,)``.
+        gradients: shape ``(steps, coordinates)``.
 
     Returns:
-        Columns `optimizer`, `step`, `gradient` and `update`.
+        By name, the updates, shape ``(steps, coordinates)``.
     """
-    import pandas as pd
-
-    frames = []
+    found = {}
     for name, optimizer in optimizers.items():
-        state = optimizer.init({"coordinate": gradients[:1, None]})
+        state = optimizer.init({"coordinates": gradients[:1]})
         moved = []
-        for gradient in gradients:
-            updates, state = optimizer.update({"coordinate": gradient.view(1, 1)}, state)
-            moved.append(updates["coordinate"].item())
-        columns = {"optimizer": name, "step": range(len(gradients)), "gradient": gradients.tolist(), "update": moved}
-        frames.append(pd.DataFrame(columns))
-    return pd.concat(frames, ignore_index=True)
+        for row in gradients:
+            updates, state = optimizer.update({"coordinates": row[None]}, state)
+            moved.append(updates["coordinates"][0])
+        found[name] = torch.stack(moved)
+    return found
 
 
 def hidden_units(lstm: LSTMOptimizer, gradients: Tensor) -> Tensor:
@@ -133,19 +134,20 @@ def meta_gradient_bias(
 
     The whole one backpropagates through the whole horizon and along the dashed edges of figure 2: it is the gradient of
     what is minimized (equation 3). The others are summed over the windows of a run, whose weights stay what they are.
+    All are those of two batches of optimizees, which also tell how much a meta-gradient depends on the batch.
 
     Args:
         optimizer: at whose weights.
         problem: where the optimizees come from.
         unrolls: lengths of the windows; they must divide the horizon.
         horizon: number of updates.
-        tasks: number of optimizees.
+        tasks: number of optimizees in each batch.
         seed: of the optimizees.
         device: None for the best there is.
 
     Returns:
-        Columns `unroll`, `dashed edges` (whether they were followed), `cosine` to the whole meta-gradient and `size`,
-        its norm as a share of the whole one's.
+        Columns `unroll`, `dashed edges` (whether they were followed), `cosine` to the whole meta-gradient, `size`, its
+        norm as a share of the whole one's, and `agreement`, the cosine between the two batches' meta-gradients.
 
     Raises:
         ValueError: for an unroll that does not divide the horizon.
@@ -162,13 +164,52 @@ def meta_gradient_bias(
     found = {}
     for dashed, unroller in ((False, ReplayUnroller(optimizer)), (True, exact)):
         for unroll in lengths:
-            unroller.begin(problem.sample(tasks, generator(seed, "test"), chosen))
-            windows = [unroller.advance(unroll).meta_gradient for _ in range(horizon // unroll)]
-            rows = [torch.cat([window[name].flatten() for name in names]) for window in windows]
-            found[dashed, unroll] = torch.stack(rows).sum(dim=0)
-    whole = found[True, horizon]
+            batches = []
+            for batch in range(2):
+                unroller.begin(problem.sample(tasks, generator(seed, "test", batch), chosen))
+                windows = [unroller.advance(unroll).meta_gradient for _ in range(horizon // unroll)]
+                rows = [torch.cat([window[name].flatten() for name in names]) for window in windows]
+                batches.append(torch.stack(rows).sum(dim=0))
+            found[dashed, unroll] = torch.stack(batches)
+    whole = found[True, horizon].mean(dim=0)
     table = []
-    for (dashed, unroll), gradient in found.items():
+    for (dashed, unroll), pair in found.items():
+        gradient, agreement = pair.mean(dim=0), torch.cosine_similarity(pair[0], pair[1], dim=0).item()
         cosine = torch.cosine_similarity(gradient, whole, dim=0).item()
-        table.append((unroll, dashed, cosine, (gradient.norm() / whole.norm()).item()))
-    return pd.DataFrame(table, columns=["unroll", "dashed edges", "cosine", "size"])
+        table.append((unroll, dashed, cosine, (gradient.norm() / whole.norm()).item(), agreement))
+    return pd.DataFrame(table, columns=["unroll", "dashed edges", "cosine", "size", "agreement"])
+
+
+class TensorMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types here
+    """Counts, while it is entered, the bytes of the tensors that torch makes and that are alive at once.
+
+    Attributes:
+        peak: the most so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = self._alive = 0
+        self._counted: set[int] = set()
+
+    @override
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        known = self._counted | _storages((args, kwargs)).keys()  # a view has the storage of what it is a view of
+        for key, storage in _storages(made).items():
+            if key not in known:
+                self._counted.add(key)
+                self._alive += storage.nbytes()
+                weakref.finalize(storage, self._forget, key, storage.nbytes())
+        self.peak = max(self.peak, self._alive)
+        return made
+
+    def _forget(self, key: int, size: int) -> None:
+        self._counted.discard(key)
+        self._alive -= size
+
+
+def _storages(tree: Any) -> dict[int, torch.UntypedStorage]:
+    """What the tensors in a tree lie in, by address."""
+    tensors = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+    return {storage._cdata: storage for storage in (tensor.untyped_storage() for tensor in tensors)}

@@ -44,7 +44,7 @@ def write_result(name: str, table: pd.DataFrame, about: dict[str, Any], director
 
 
 def read_result(name: str, directory: Path = RESULTS) -> pd.DataFrame:
-    """A recorded table.
+    """A recorded table; how it was made is in its `attrs`.
 
     Raises:
         FileNotFoundError: if there is none of that name; the message lists those that there are.
@@ -55,4 +55,6 @@ def read_result(name: str, directory: Path = RESULTS) -> pd.DataFrame:
     if not path.is_file():
         known = sorted(str(other.relative_to(directory).with_suffix("")) for other in directory.rglob("*.csv"))
         raise FileNotFoundError(f"no recorded result {name!r} in {directory}. There is: {', '.join(known) or 'none'}.")
-    return pd.read_csv(path)
+    table = pd.read_csv(path)
+    table.attrs = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    return table

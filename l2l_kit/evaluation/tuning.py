@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation.compare import Curves, Statistic, measured
-from l2l_kit.evaluation.results import read_result
+from l2l_kit.evaluation.results import machine, read_result, write_result
 from l2l_kit.optimizers import BASELINES, Baseline, baseline
+from l2l_kit.paths import RESULTS
 from l2l_kit.problems import Problem
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import pick_device
@@ -110,6 +112,37 @@ def tuning_table(tunings: Iterable[Tuning]) -> pd.DataFrame:
     import pandas as pd
 
     return pd.concat([tuning.table.assign(baseline=tuning.name) for tuning in tunings], ignore_index=True)
+
+
+def record_tuning(
+    problem: Problem,
+    *,
+    steps: Sequence[int] = (100,),
+    tasks: int = 1000,
+    rates: int = 8,
+    seed: int = 0,
+    directory: Path = RESULTS,
+    device: str | torch.device | None = None,
+) -> tuple[list[Tuning], Path]:
+    """Tune every baseline for a problem, and record the table as `tuned_baselines` reads it.
+
+    Args:
+        problem: it is recorded under its name.
+        steps, tasks, seed, device: as in `tune`.
+        rates: learning rates per decade.
+        directory: where results live.
+
+    Returns:
+        The tunings, and where they are recorded.
+    """
+    grid = learning_rates(rates)
+    tunings = [
+        tune(name, problem, steps=steps, tasks=tasks, learning_rates=grid, seed=seed, device=device)
+        for name in BASELINES
+    ]
+    about = {"problem": problem.config(), "steps": list(steps), "tasks": tasks, "rates": rates, "seed": seed}
+    about |= machine(pick_device(device))
+    return tunings, write_result(f"{problem.name}/tuning", tuning_table(tunings), about, directory)
 
 
 def tuned_baselines(problem: str, statistic: Statistic = "mean", step: int | None = None) -> dict[str, Baseline]:

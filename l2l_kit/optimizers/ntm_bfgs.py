@@ -33,6 +33,13 @@ class NTMState(NamedTuple):
     left: Tensor
     right: Tensor
 
+    @property
+    def memory(self) -> Tensor:
+        """The matrix M, which no step needs, shape ``(..., coordinates, coordinates)``."""
+        coordinates = self.left.shape[-1]
+        written = torch.einsum("w...i,w...j->...ij", self.left, self.right)
+        return torch.eye(coordinates).to(written) + written / coordinates
+
 
 class NTMBFGS(LSTMRule[NTMState]):
     """An LSTM whose coordinates share a memory M, a matrix of coordinates by coordinates as in BFGS.
@@ -45,11 +52,11 @@ class NTMBFGS(LSTMRule[NTMState]):
 
     Args:
         hidden_size, num_layers, preprocessing, output_scale, forget_bias, seed: as in `LSTMOptimizer`.
-        global_averaging_cells: as in `LSTMOptimizer`; with two, one read head and three write heads it could do all
-            that BFGS does.
+        global_averaging_cells: as in `LSTMOptimizer`; two of them, one read head and three write heads are enough to do
+            what BFGS does, says the paper, for a network that can compute any function of its coordinate.
         read_heads: vectors that are multiplied at each step.
         write_heads: outer products that are added at each step.
-        history: steps whose outer products are kept, as in L-BFGS; older ones are forgotten.
+        history: steps whose outer products are kept; older ones are forgotten, as in L-BFGS (the paper's NTM-L-BFGS).
 
     Raises:
         UnknownNameError: for an unknown preprocessing.
@@ -120,5 +127,5 @@ class NTMBFGS(LSTMRule[NTMState]):
 
 def _multiplied(left: Tensor, right: Tensor, vectors: Tensor) -> Tensor:
     """The memory times vectors ``(heads, ..., coordinates)``."""
-    products = torch.einsum("w...c,r...c->wr...", right, vectors) / vectors.shape[-1]
-    return vectors + torch.einsum("w...c,wr...->r...c", left, products)
+    products = (right[:, None] * vectors).mean(dim=-1, keepdim=True)
+    return vectors + (left[:, None] * products).sum(dim=0)

@@ -11,12 +11,13 @@ from l2l_kit.problems.base import Optimizees, Problem
 from l2l_kit.problems.cifar import CIFAR, CIFAROptimizees
 from l2l_kit.problems.mnist import MNIST, MNISTOptimizees
 from l2l_kit.problems.neural_art import NeuralArt, NeuralArtOptimizees
-from l2l_kit.problems.quadratics import QuadraticOptimizees, Quadratics
+from l2l_kit.problems.quadratics import ConditionedQuadratics, QuadraticOptimizees, Quadratics
 
 __all__ = [
     "CIFAR",
     "MNIST",
     "CIFAROptimizees",
+    "ConditionedQuadratics",
     "MNISTOptimizees",
     "NeuralArt",
     "NeuralArtOptimizees",
@@ -27,7 +28,9 @@ __all__ = [
     "make",
 ]
 
-_PROBLEMS: dict[str, type[Problem]] = {kind.name: kind for kind in (Quadratics, MNIST, CIFAR, NeuralArt)}
+_PROBLEMS: dict[str, type[Problem]] = {
+    kind.name: kind for kind in (Quadratics, ConditionedQuadratics, MNIST, CIFAR, NeuralArt)
+}
 
 
 def make(config: Mapping[str, Any]) -> Problem:

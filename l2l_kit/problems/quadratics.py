@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -69,3 +70,33 @@ class Quadratics(Problem):
         return QuadraticOptimizees(
             W=gaussian(n, self.dim, self.dim), y=gaussian(n, self.dim), theta=gaussian(n, self.dim)
         )
+
+
+@dataclass(frozen=True)
+class ConditionedQuadratics(Quadratics):
+    """`Quadratics` whose Hessians all have one condition number, the ratio of the largest to the smallest curvature.
+
+    The singular vectors of W, y and θ₀ are those that `Quadratics` draws, and the mean curvature is what it is there on
+    average; so that two problems of this kind differ by the condition number alone.
+
+    Args:
+        dim: number of parameters.
+        condition: of the Hessian 2 WᵀW.
+    """
+
+    name: ClassVar[str] = "conditioned-quadratics"
+
+    condition: float = 100.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (math.isfinite(self.condition) and self.condition >= 1):
+            raise ValueError(f"condition must be a number of at least 1, got {self.condition!r}.")
+
+    @override
+    def sample(self, n: int, generator: torch.Generator, device: torch.device | None = None) -> QuadraticOptimizees:
+        drawn = super().sample(n, generator)
+        left, _, right = torch.linalg.svd(drawn.W)
+        curvatures = self.condition ** torch.linspace(0, -1, self.dim)
+        scales = (curvatures * self.dim / curvatures.mean()).sqrt()
+        return QuadraticOptimizees((left * scales @ right).to(device), drawn.y.to(device), drawn.theta.to(device))

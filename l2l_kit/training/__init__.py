@@ -14,7 +14,7 @@ from l2l_kit.training.meta_training import (
 )
 from l2l_kit.training.recipes import Recipe, Search, find_recipe, read_recipes
 from l2l_kit.training.rollout import rollout, trace
-from l2l_kit.training.search import search_meta_lr
+from l2l_kit.training.search import random_search
 from l2l_kit.training.unroll import AutogradUnroller, ExactUnroller, ReplayUnroller, Unroller, Window
 
 __all__ = [
@@ -33,9 +33,9 @@ __all__ = [
     "Window",
     "find_recipe",
     "meta_train",
+    "random_search",
     "read_recipes",
     "rollout",
-    "search_meta_lr",
     "trace",
     "validation_optimizees",
 ]

@@ -1,8 +1,9 @@
 """Recipes: files that say how a pretrained optimizer was made, so that one command makes it again.
 
 A recipe is a TOML file with the sections ``[problem]``, ``[optimizer]`` and ``[training]`` (the arguments of
-`problems.make`, `optimizers.make` and `MetaTraining`), and optionally ``[search]`` (how the meta-learning rate is
-searched) and ``[grid]``: lists of values, such as ``"training.unroll" = [1, 20]``, that turn it into a family.
+`problems.make`, `optimizers.make` and `MetaTraining`), and optionally ``[search]`` (how the meta-learning rate, and
+what else ``[search.optimizer]`` leaves open, is searched) and ``[grid]``: lists of values, such as
+``"training.unroll" = [1, 20]``, that turn it into a family.
 With ``start`` it names another recipe, from whose optimizer the training goes on; where that is a single LSTM, each of
 several goes on from it.
 """
@@ -13,7 +14,7 @@ import itertools
 import tomllib
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,30 @@ class Search:
         trials: number of runs.
         epochs: length of each.
         meta_lr: bounds between which its logarithm is drawn uniformly.
+        optimizer: bounds of other settings that are open, by their names in ``[optimizer]``; if the lower one is above
+            0, their logarithm is drawn uniformly, else they themselves.
+        prune: give a trial up once it is worse than the median of the others after as many epochs. Which ones that
+            meets depends on the order in which trials end: the same each time in one process, but not in several.
     """
 
     trials: int
     epochs: int
     meta_lr: tuple[float, float]
+    optimizer: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    prune: bool = False
 
     def __post_init__(self) -> None:
-        low, high = self.meta_lr
-        if self.trials < 1 or self.epochs < 1 or not 0 < low <= high:
-            raise ValueError(f"search: trials and epochs must be at least 1 and 0 < low <= high, got {self}.")
+        (low, high), others = self.meta_lr, self.optimizer.values()
+        if self.trials < 1 or self.epochs < 1 or not 0 < low <= high or any(not 0 <= a <= b for a, b in others):
+            raise ValueError(
+                "search: trials and epochs must be at least 1, 0 < low <= high for meta_lr and 0 <= low <= high for "
+                f"others, got {self}."
+            )
+
+    @property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Lower and upper bound of all that is drawn."""
+        return {"meta_lr": self.meta_lr, **self.optimizer}
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,15 @@ class Recipe:
                 initial = optimizer.shared(initial)
             load_weights(optimizer, initial, f"recipe {self.name!r}, start {self.start!r}")
         return optimizer
+
+    def with_draw(self, drawn: Mapping[str, float]) -> Recipe:
+        """This recipe with values for what its search leaves open: `meta_lr`, and settings of the optimizer."""
+        settings = {name: value for name, value in drawn.items() if name != "meta_lr"}
+        return replace(
+            self,
+            training=replace(self.training, meta_lr=drawn["meta_lr"]),
+            optimizer={**self.optimizer, **settings},
+        )
 
 
 _SECTIONS = ("name", "start", "problem", "optimizer", "training", "search", "grid")
@@ -136,14 +160,14 @@ def _members(content: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _recipe(content: dict[str, Any], default_name: str) -> Recipe:
     for section, kind in (("training", MetaTraining), ("search", Search)):
-        known = [field.name for field in fields(kind)]
+        known = [each.name for each in fields(kind)]
         for setting in content.get(section, {}):
             if setting not in known:
                 raise UnknownNameError(f"{section} setting", setting, known)
     search = content.get("search")
     if search is not None:
-        low, high = search["meta_lr"]
-        search = Search(search["trials"], search["epochs"], (low, high))
+        opened = {name: _bounds(bounds) for name, bounds in search.get("optimizer", {}).items()}
+        search = Search(**{**search, "meta_lr": _bounds(search["meta_lr"]), "optimizer": opened})
     recipe = Recipe(
         content.get("name", default_name),
         content["problem"],
@@ -154,4 +178,11 @@ def _recipe(content: dict[str, Any], default_name: str) -> Recipe:
     )
     recipe.make_problem()
     recipe.make_optimizer()
+    if search is not None:
+        recipe.with_draw({name: low for name, (low, _) in search.ranges.items()}).make_optimizer()
     return recipe
+
+
+def _bounds(bounds: list[float]) -> tuple[float, float]:
+    low, high = bounds
+    return float(low), float(high)

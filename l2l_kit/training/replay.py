@@ -133,7 +133,8 @@ class CoupledReplay:
     """As `Replay`, for a network whose coordinates learn of each other.
 
     One coordinate cannot be replayed without the others of its optimizee, so the chunks are of optimizees, and memory
-    is bounded by the largest of `tape_bytes` and one optimizee's window. It is done by autograd.
+    is bounded by the larger of `tape_bytes` and one optimizee's window. It is done by autograd: on the way where the
+    window of all optimizees fits, and otherwise by replay.
 
     Args:
         network: what to run.
@@ -150,12 +151,21 @@ class CoupledReplay:
 
     def start(self, unroll: int) -> None:
         """Begin a window where the last one ended."""
+        remembered = sum(part.numel() * part.element_size() for part in self._state) // self._n
+        self._chunk = max(1, self._tape_bytes // (_ACTIVATIONS * remembered * unroll))
         self._first_state = self._state
+        self._updates: list[Tensor] = []  # with their graph
 
     def step(self, gradients: Tensor) -> Tensor:
         """Updates for gradients, both ``(coordinates of all optimizees,)``."""
-        updates, self._state = self._network.step(gradients.view(self._n, -1), self._state)
-        return updates.flatten()
+        rows = gradients.view(self._n, -1)
+        if self._chunk < self._n:
+            updates, self._state = self._network.step(rows, self._state)
+            return updates.flatten()
+        with torch.enable_grad():
+            updates, self._state = self._network(rows, self._state)
+        self._updates.append(updates)
+        return self._updates[-1].detach().flatten()
 
     def backward(self, gradients: Tensor) -> dict[str, Tensor]:
         """The window's meta-gradient by the network's weights, by name; ends the window.
@@ -165,26 +175,27 @@ class CoupledReplay:
         """
         gradients = gradients.view(len(gradients), self._n, -1)
         upstream = gradients[1:].flip(0).cumsum(0).flip(0).div_(self._n)
-        remembered = sum(part.numel() * part.element_size() for part in self._state) // self._n
-        chunk = max(1, self._tape_bytes // (_ACTIVATIONS * remembered * len(upstream)))
         names, weights = zip(*self._network.named_parameters(), strict=True)
+        if self._updates:
+            self._state = changed(self._state, Tensor.detach)
+            return dict(zip(names, torch.autograd.grad(self._updates, weights, list(upstream)), strict=True))
         total = {name: torch.zeros_like(weight) for name, weight in zip(names, weights, strict=True)}
-        for first in range(0, self._n, chunk):
-            some = slice(first, first + chunk)
-            with torch.enable_grad():
-                loss = self._weighted(gradients[:-1, some], upstream[:, some], some)
-            for name, gradient in zip(names, torch.autograd.grad(loss, weights), strict=True):
+        for first in range(0, self._n, self._chunk):
+            some = slice(first, first + self._chunk)
+            updates = self._replayed(gradients[:-1, some], some)
+            found = torch.autograd.grad(updates, weights, list(upstream[:, some]))
+            for name, gradient in zip(names, found, strict=True):
                 total[name] += gradient
         return total
 
-    def _weighted(self, gradients: Tensor, upstream: Tensor, some: slice) -> Tensor:
-        """Σ_t upstream(t) · g(t) of some optimizees, with its graph."""
-        state = changed(self._first_state, lambda part: part[..., some, :])
-        loss = upstream.new_zeros(())
-        for row, weights in zip(gradients, upstream, strict=True):
+    @torch.enable_grad()
+    def _replayed(self, gradients: Tensor, some: slice) -> list[Tensor]:
+        """The window's updates of some optimizees, with their graph."""
+        state, moved = changed(self._first_state, lambda part: part[..., some, :]), []
+        for row in gradients:
             updates, state = self._network(row, state)
-            loss = loss + (updates * weights).sum()
-        return loss
+            moved.append(updates)
+        return moved
 
 
 class StepwiseReplay:

@@ -1,41 +1,54 @@
-"""Random search of the meta-learning rate (section 3 of the paper)."""
+"""Random search of what a recipe leaves open: the meta-learning rate (section 3 of the paper), and more if it says so.
+
+What is drawn depends on the recipe's seed and the number of the draw, and on nothing else. The draws wait in the study
+as a queue, from which any number of processes, on any machines that reach its database, take one after the other.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import time
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from l2l_kit.errors import MetaTrainingDivergedError
 from l2l_kit.training.meta_training import MetaTrainer
-from l2l_kit.training.recipes import Recipe
+from l2l_kit.training.recipes import Recipe, Search
 
 if TYPE_CHECKING:
+    import optuna
     import pandas as pd
 
+HEARTBEAT = 15
+"""Seconds between signs of life; a trial whose process was killed is run again after twice as long."""
 
-def search_meta_lr(
+
+def random_search(
     recipe: Recipe,
-    storage: Path,
+    storage: str | Path,
     *,
     device: str | torch.device | None = None,
     on_trial: Callable[[pd.DataFrame], None] | None = None,
 ) -> pd.DataFrame:
-    """Run the trials that the recipe's search asks for and are not in `storage` yet.
+    """Run the trials that the recipe's search asks for and that `storage` has not yet, alone or together with others.
 
     Args:
         recipe: with a `search`; each trial trains its optimizer for the search's number of epochs.
-        storage: SQLite file that keeps finished trials, so that an interrupted search goes on where it was.
+        storage: SQLite file, or the URL of a database that SQLAlchemy can open, which keeps the trials. An interrupted
+            search goes on where it was, and several processes that are given the same one share the trials.
         device: None for the best there is.
-        on_trial: called with the table so far after each trial.
+        on_trial: called with the table so far after each trial that was run here.
 
     Returns:
-        A row per trial, best first: meta_lr, validation_loss (infinite where the trial diverged), seconds.
+        A row per trial, once all are done, wherever they were run; the best first: trial, meta_lr and what else was
+        drawn, validation_loss (infinite where the trial diverged), seconds. Where trials were pruned there is a column
+        pruned_after, the epoch; they come last, with the loss that they had then.
 
     Raises:
         ValueError: if the recipe has no search, `storage` is that of another recipe, or every trial diverged.
@@ -45,34 +58,23 @@ def search_meta_lr(
     search = recipe.search
     if search is None:
         raise ValueError(f"recipe {recipe.name!r} has no [search] section.")
-    low, high = search.meta_lr
-    storage.parent.mkdir(parents=True, exist_ok=True)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        study_name=recipe.name, storage=f"sqlite:///{storage}", direction="minimize", load_if_exists=True
-    )
-
-    asked = {
-        "problem": recipe.make_problem().config(),
-        "optimizer": recipe.make_optimizer().config(),
-        "training": asdict(replace(recipe.training, meta_lr=low, epochs=search.epochs)),
-        "meta_lr": [low, high],
-    }
-    asked = json.loads(json.dumps(asked))
-    if study.user_attrs.get("asked", asked) != asked:
-        raise ValueError(
-            f"{storage}: holds the trials of another recipe named {recipe.name!r}. Delete it to search anew, or give "
-            "this recipe another name."
-        )
-    study.set_user_attr("asked", asked)
+    study = _open(recipe, search, storage)
 
     def trial_loss(trial: optuna.Trial) -> float:
-        meta_lr = trial.suggest_float("meta_lr", low, high, log=True)
-        settings = replace(recipe.training, meta_lr=meta_lr, epochs=search.epochs)
-        trainer = MetaTrainer(recipe.make_optimizer(), recipe.make_problem(), settings, device=device)
+        mine = _by_draw(study).get(trial.user_attrs.get("draw", -1))
+        if mine is None or mine.number != trial.number:
+            raise optuna.TrialPruned  # the queue was empty by now, or two processes had filled it at the same moment
+        drawn = {name: trial.suggest_float(name, *bounds, log=bounds[0] > 0) for name, bounds in search.ranges.items()}
+        tried = recipe.with_draw(drawn)
+        settings = replace(tried.training, epochs=search.epochs)
+        trainer = MetaTrainer(tried.make_optimizer(), tried.make_problem(), settings, device=device)
         try:
-            for _ in trainer.run():
-                pass
+            for event in trainer.run():
+                if search.prune and event.validation_losses is not None and event.epoch:
+                    trial.report(trainer.history.records[-1].validation_loss, event.epoch)
+                    if event.epoch < search.epochs and trial.should_prune():
+                        trial.set_user_attr("pruned_after", event.epoch)
+                        raise optuna.TrialPruned
         except MetaTrainingDivergedError:
             return float("inf")
         finally:
@@ -80,22 +82,118 @@ def search_meta_lr(
         loss = trainer.history.records[-1].validation_loss
         return float("inf") if math.isnan(loss) else loss  # optuna would count NaN as a failure and try again for ever
 
-    def table() -> pd.DataFrame:
-        import pandas as pd
-
-        rows = [
-            {"trial": trial.number, **trial.params, "validation_loss": trial.value, **trial.user_attrs}
-            for trial in study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
-        ]
-        return pd.DataFrame(rows).sort_values("validation_loss", ignore_index=True)
-
-    while (done := len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))) < search.trials:
-        # A sampler of its own for each trial: what it draws depends on the trial's number, not on interruptions.
-        study.sampler = optuna.samplers.RandomSampler(seed=recipe.training.seed * 1000 + done)
-        study.optimize(trial_loss, n_trials=1)
-        if on_trial is not None:
-            on_trial(table())
-    trials = table()
+    states = optuna.trial.TrialState
+    while True:
+        _queue(study, recipe, search)
+        found = {trial.state for trial in _by_draw(study).values()}
+        if states.WAITING in found:
+            study.optimize(trial_loss, n_trials=1)
+            if on_trial is not None:
+                on_trial(_table(study))
+        elif states.RUNNING in found:  # elsewhere
+            time.sleep(1)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                optuna.storages.fail_stale_trials(study)
+        else:
+            break
+    trials = _table(study)
     if not trials["validation_loss"].iloc[0] < float("inf"):
         raise ValueError(f"recipe {recipe.name!r}: every trial of the search diverged; lower its meta_lr bounds.")
     return trials
+
+
+def _open(recipe: Recipe, search: Search, storage: str | Path) -> optuna.Study:
+    """The study of this recipe, made if it is not there."""
+    import optuna
+    import sqlalchemy.exc
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    url = str(storage)
+    if "://" not in url:
+        Path(storage).parent.mkdir(parents=True, exist_ok=True)
+        url = f"sqlite:///{storage}"
+    options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+    for attempts_left in reversed(range(5)):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                database = optuna.storages.RDBStorage(url, options, heartbeat_interval=HEARTBEAT)
+            break
+        except sqlalchemy.exc.DBAPIError:  # another process makes the tables of a new database at this very moment
+            if not attempts_left:
+                raise
+            time.sleep(1)
+    study = optuna.create_study(
+        study_name=recipe.name,
+        storage=database,
+        direction="minimize",
+        load_if_exists=True,
+        sampler=optuna.samplers.RandomSampler(),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
+    )
+    low, high = search.meta_lr
+    asked: dict[str, Any] = {
+        "problem": recipe.make_problem().config(),
+        "optimizer": recipe.make_optimizer().config(),
+        "training": asdict(replace(recipe.training, meta_lr=low, epochs=search.epochs)),
+        "meta_lr": [low, high],
+    }
+    if search.optimizer:
+        asked["open"] = search.optimizer
+    if search.prune:
+        asked["prune"] = True
+    asked = json.loads(json.dumps(asked))
+    if study.user_attrs.get("asked", asked) != asked:
+        raise ValueError(
+            f"{storage}: holds the trials of another recipe named {recipe.name!r}. Delete it to search anew, or give "
+            "this recipe another name."
+        )
+    study.set_user_attr("asked", asked)
+    return study
+
+
+def _draw(recipe: Recipe, search: Search, number: int) -> dict[str, float]:
+    """What one trial tries: a function of seed and number alone."""
+    import optuna
+    from optuna.distributions import BaseDistribution, FloatDistribution
+
+    sampler = optuna.samplers.RandomSampler(seed=recipe.training.seed * 1000 + number)
+    open_to: dict[str, BaseDistribution] = {
+        name: FloatDistribution(low, high, log=low > 0) for name, (low, high) in search.ranges.items()
+    }
+    drawn: dict[str, float] = optuna.create_study(sampler=sampler).ask(open_to).params
+    return drawn
+
+
+def _queue(study: optuna.Study, recipe: Recipe, search: Search) -> None:
+    """Add those draws that are neither done, nor under way, nor waiting."""
+    there = _by_draw(study)
+    for number in range(search.trials):
+        if number not in there:
+            study.enqueue_trial(_draw(recipe, search, number), user_attrs={"draw": number})
+
+
+def _by_draw(study: optuna.Study) -> Mapping[int, optuna.trial.FrozenTrial]:
+    """The trial of each draw; those that failed, since they were interrupted or killed, do not count."""
+    from optuna.trial import TrialState
+
+    found: dict[int, optuna.trial.FrozenTrial] = {}
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state != TrialState.FAIL and "draw" in trial.user_attrs:
+            found.setdefault(trial.user_attrs["draw"], trial)
+    return found
+
+
+def _table(study: optuna.Study) -> pd.DataFrame:
+    """Finished trials, the best first and pruned ones last."""
+    import pandas as pd
+    from optuna.trial import TrialState
+
+    done = [trial for trial in _by_draw(study).values() if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    done.sort(key=lambda trial: (trial.state == TrialState.PRUNED, trial.value))
+    rows = []
+    for trial in done:
+        attributes = dict(trial.user_attrs)
+        rows.append({"trial": attributes.pop("draw"), **trial.params, "validation_loss": trial.value, **attributes})
+    return pd.DataFrame(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from l2l_kit.widgets.explorer import Explorer, explorer
+from l2l_kit.widgets.memory_explorer import MemoryExplorer, memory_explorer
 from l2l_kit.widgets.network_explorer import NetworkExplorer, network_explorer
 from l2l_kit.widgets.painter import Painter, painter
 from l2l_kit.widgets.picture_explorer import PictureExplorer, picture_explorer
@@ -12,6 +13,7 @@ from l2l_kit.widgets.trainer import Trainer, trainer
 
 __all__ = [
     "Explorer",
+    "MemoryExplorer",
     "NetworkExplorer",
     "Painter",
     "PictureExplorer",
@@ -19,6 +21,7 @@ __all__ = [
     "ProposalExplorer",
     "Trainer",
     "explorer",
+    "memory_explorer",
     "network_explorer",
     "painter",
     "picture_explorer",

@@ -358,6 +358,44 @@ def test_play_moves_along_the_landscape(open_notebook, tmp_path):
     assert label.text_content() == paused
 
 
+def test_the_explorers_of_lesson_6(open_notebook, tmp_path, record_property):
+    """Of gradients as many as those of a network, made up here."""
+    page = open_notebook("preprocessing.ipynb", INSIDE, "l2l.widgets.preprocessing_explorer(weights)")
+    page.wait_for_selector(LINES, timeout=30_000, state="attached")
+    page.evaluate(WATCH)
+    for tooltip in ("Of appendix A", "Of the trajectory"):
+        before = page.evaluate(EVERY_PATH)
+        handle(page, tooltip).focus()
+        record(f"preprocessing, {tooltip}", [press(page, "ArrowRight") for _ in range(8)], record_property)
+        assert page.evaluate(EVERY_PATH) != before
+    page.screenshot(path=tmp_path / "preprocessing.png")
+
+    page = open_notebook("proposals.ipynb", INSIDE, PROPOSALS)
+    page.wait_for_selector(LINES, timeout=30_000, state="attached")
+    page.evaluate(WATCH)
+    before = lines(page)
+    handle(page, "Of the trajectory").focus()
+    record("proposals, step slider", [press(page, "ArrowRight") for _ in range(8)], record_property)
+    assert lines(page) != before
+    page.locator(".widget-dropdown select").select_option("last")
+    page.wait_for_function(f"{TITLE}.startsWith('last')", timeout=20_000)
+    page.screenshot(path=tmp_path / "proposals.png")
+
+
+INSIDE = """
+import torch
+import l2l_kit as l2l
+draws = torch.Generator().manual_seed(0)
+weights = 0.001 * torch.randn(101, 15910, generator=draws)
+"""
+PROPOSALS = """
+rules = {"LSTM": l2l.LSTMOptimizer(preprocessing="log-sign", output_scale=0.1), "Adam": l2l.baseline("adam", 0.03)}
+rules |= {"NAG": l2l.baseline("nag", 0.5), "RMSprop": l2l.baseline("rmsprop", 0.01)}
+l2l.widgets.proposal_explorer(rules, {"first": weights, "last": 10 * weights[:, :200]})
+"""
+EVERY_PATH = "[...document.querySelectorAll('.js-plotly-plot path')].map(path => path.getAttribute('d'))"
+
+
 def test_dark_theme(explorer_page, tmp_path):
     page = explorer_page
     change = "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})"

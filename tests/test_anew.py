@@ -1,0 +1,95 @@
+"""Making anew: with $L2L_HOME the kit reads what was made there, and nothing that comes with it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from l2l_kit import remake
+from l2l_kit.errors import UnknownNameError
+
+RECIPE = """
+name = "tiny-unroll{unroll}"
+[grid]
+"training.unroll" = [2, 5]
+[problem]
+name = "quadratics"
+dim = 2
+[optimizer]
+hidden_size = 4
+[training]
+horizon = 10
+epochs = 1
+episodes_per_epoch = 2
+batch_size = 4
+validation_tasks = 8
+meta_lr = 0.01
+"""
+SWEEP = """
+steps = [2]
+tasks = 3
+tuning_tasks = 2
+[learned]
+LSTM = "tiny-unroll5"
+[problem]
+name = "quadratics"
+[grid]
+dim = [2]
+[learning_rates]
+adam = [0.1]
+"""
+SCRIPT = """
+import json
+import l2l_kit as l2l
+from l2l_kit.evaluation import read_result
+
+assert l2l.zoo.names() == []
+for _ in range(2):
+    l2l.remake(["tiny.toml"], {"quadratics": {"steps": [3], "tasks": 4, "rates": 1}}, ["small.toml"], device="cpu")
+refused = []
+for read, name in ((l2l.load, "quadratics"), (l2l.tuned_baselines, "mnist"), (read_result, "sweeps/cifar10")):
+    try:
+        read(name)
+    except (ValueError, FileNotFoundError):
+        refused.append(True)
+print(json.dumps({
+    "names": l2l.zoo.names(),
+    "baselines": sorted(l2l.tuned_baselines("quadratics")),
+    "swept": read_result("sweeps/small")["optimizer"].tolist(),
+    "refused": len(refused),
+}))
+"""
+
+
+def test_what_is_made_is_all_that_there_is(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    (tmp_path / "small.toml").write_text(SWEEP)
+    root = str(Path(__file__).resolve().parents[1])
+    environment = {**os.environ, "L2L_HOME": "home", "L2L_JOBS": "2", "PYTHONPATH": root}
+    ran = subprocess.run(
+        [sys.executable, "-c", SCRIPT], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    said = json.loads(ran.stdout.splitlines()[-1])
+    assert said == {
+        "names": ["tiny-unroll2", "tiny-unroll5"],
+        "baselines": ["Adam", "NAG", "RMSprop", "SGD"],
+        "swept": ["LSTM", "Adam"],
+        "refused": 3,
+    }
+
+
+def test_what_comes_with_the_kit_is_not_overwritten() -> None:
+    with pytest.raises(ValueError, match="set L2L_HOME"):
+        remake(["quadratics"])
+
+
+def test_mistakes_are_named_before_anything_is_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("l2l_kit.anew.HOME", tmp_path)
+    for wrong in ({"recipes": ["quadratic"]}, {"sweeps": ["cifar"]}):
+        with pytest.raises(UnknownNameError):
+            remake(**wrong)
+    assert list(tmp_path.iterdir()) == []
