@@ -169,8 +169,9 @@ def _mark_unfinished(path: Path, failure: str) -> None:
         return
     notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
     name, _, value = failure.partition(": ")
-    for cell in notebook.cells:
-        if cell.cell_type == "code" and cell.execution_count is None:
+    for cell in reversed(notebook.cells):  # the last that was begun; its count may have come before the kernel died
+        begun = cell.metadata.get("papermill", {}).get("status", "pending") != "pending"
+        if cell.cell_type == "code" and begun:
             error = nbformat.v4.new_output("error", ename=name, evalue=value, traceback=[failure])  # type: ignore[no-untyped-call]
             cell.outputs.append(error)
             break
