@@ -123,7 +123,7 @@ def loss_by_hand(pixels, content, style):
         mine, other = (torch.einsum("ap,bp->ab", each, each) / each.shape[1] for each in (rows, theirs))
         loss = loss + 3.0 / 4 * ((mine - other) ** 2).sum() / (other**2).sum()
     across, down = pixels[:, :, 1:] - pixels[:, :, :-1], pixels[:, 1:] - pixels[:, :-1]
-    return loss + 0.5 * ((across**2).mean() + (down**2).mean())
+    return (16 / 64) ** 2 * (loss + 0.5 * ((across**2).mean() + (down**2).mean()))
 
 
 class TestLoss:
@@ -136,7 +136,7 @@ class TestLoss:
     def test_terms_add_up_to_it(self, optimizees):
         terms = optimizees.terms(optimizees.start["pixels"])
         total = 2.0 * terms["content"] + 3.0 * terms["style"] + 0.5 * terms["total variation"]
-        torch.testing.assert_close(optimizees.losses(optimizees.start, 0), total)
+        torch.testing.assert_close(optimizees.losses(optimizees.start, 0), (16 / 64) ** 2 * total)
 
     def test_gradients_are_those_of_finite_differences(self, optimizees):
         layout, rows = Layout.of(optimizees.start), ravel(optimizees.start)
@@ -190,6 +190,15 @@ class TestProblem:
         assert pixels.shape == (8, 3, 16, 16)
         assert pixels.std().item() == pytest.approx(0.5, rel=0.05)
         assert len(found.content.flatten(1).sum(dim=1).unique()) == 8
+
+    def test_a_pixel_has_as_large_a_gradient_at_any_size(self):
+        size = {}
+        for pixels in (32, 64):
+            optimizees = art(size=pixels).sample(4, torch.Generator().manual_seed(0))
+            rows = ravel(optimizees.start)
+            _, gradients = optimizees.losses_and_gradients(rows, Layout.of(optimizees.start), 0)
+            size[pixels] = gradients.square().mean().sqrt().item()
+        assert size[64] / size[32] == pytest.approx(1, abs=0.3)  # edges differ; a mean over places would give a quarter
 
     def test_the_same_seed_the_same_optimizees(self):
         one, other, another = (art().sample(3, generator(seed, "test")) for seed in (0, 0, 1))

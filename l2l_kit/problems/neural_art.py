@@ -30,7 +30,9 @@ MEAN = (123.68, 116.779, 103.939)
 """ImageNet's mean red, green and blue, as VGG was trained with."""
 PIXEL_SCALE = 57.6
 """The standard deviation of ImageNet's bytes: pixels are counted in these, so that photographs are of scale 1."""
-_AT_ONCE = 4 * 64 * 64
+REFERENCE_SIZE = 64
+"""Pixels a side of the pictures whose loss is a mean over the places; see `NeuralArt`."""
+_AT_ONCE = 4 * REFERENCE_SIZE**2
 """Pixels whose features are computed at a time; more are not faster on a CPU, and take 1.5 kB of memory each."""
 
 
@@ -90,7 +92,8 @@ class NeuralArtOptimizees(Optimizees):
 
     def _losses(self, pixels: Tensor, content: Tensor) -> Tensor:
         terms = torch.stack(list(self._terms(pixels, content).values()))
-        return (terms * terms.new_tensor(self.weights)[:, None]).sum(dim=0)
+        area = (pixels.shape[-1] / REFERENCE_SIZE) ** 2
+        return area * (terms * terms.new_tensor(self.weights)[:, None]).sum(dim=0)
 
     def _terms(self, pixels: Tensor, content: Tensor) -> dict[str, Tensor]:
         found = self.network(pixels, {self.content_layer, *STYLE_LAYERS})
@@ -118,7 +121,7 @@ def _relative(found: Tensor, wanted: Tensor) -> Tensor:
 class NeuralArt(Problem):
     """Paint what a photograph shows in the style of a painting, from noise (Gatys et al., 2015).
 
-        f(θ) = content_weight · C(θ) + style_weight · S(θ) + tv_weight · V(θ),    θ the pixels.
+        f(θ) = (size / 64)² · (content_weight · C(θ) + style_weight · S(θ) + tv_weight · V(θ)),    θ the pixels.
 
     With features F in a layer and its Gram matrices G = FFᵀ / places, of the photograph (F*) and of the painting (G*),
 
@@ -134,6 +137,10 @@ class NeuralArt(Problem):
     is divided by what it would be for a picture without features. So C and S are 1 where nothing is right, whatever
     network, layer, style or size, and losses can be compared and averaged. The total variation, which the paper
     mentions, is that of Johnson et al. (2016), squared, and per pixel.
+
+    All three are means over places, so that a pixel moves them the less the more there are. An optimizer that works on
+    coordinates sees just its pixel's gradient, and the factor makes that as large at any size: the sum over places that
+    Gatys et al. take for contents, in units of 64 by 64. Without it what was trained at 64 finds at 128 a quarter.
 
     Args:
         style: name of a style, see `data.style_names`, or a file's path; "auto" for a night of stars by van Gogh where
