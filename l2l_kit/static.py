@@ -17,6 +17,7 @@ from contourpy import contour_generator
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
 from matplotlib.ticker import NullFormatter
 
 PIXELS_PER_INCH = 100  # of plotly's sizes
@@ -104,8 +105,11 @@ def _markers(axes: Axes, x: Any, y: Any, marker: Any, label: str | None) -> None
     colors = marker.color
     color = _colour(colors) if isinstance(colors, str) else [_colour(each) for each in colors or [_INK]]
     area = ((marker.size or 6) * POINTS_PER_PIXEL) ** 2
-    edge = {"linewidths": (marker.line.width or 0) * POINTS_PER_PIXEL, "edgecolors": _colour(marker.line.color)}
-    axes.scatter(x, y, s=area, c=color, marker=_SYMBOLS[marker.symbol or "circle"], zorder=3, label=label, **edge)
+    symbol = MarkerStyle(_SYMBOLS[marker.symbol or "circle"])
+    edge = {}
+    if symbol.is_filled():  # others are lines themselves
+        edge = {"linewidths": (marker.line.width or 0) * POINTS_PER_PIXEL, "edgecolors": _colour(marker.line.color)}
+    axes.scatter(x, y, s=area, c=color, marker=symbol, zorder=3, label=label, **edge)
 
 
 def _dress(axes: Axes, layout: Any) -> None:
