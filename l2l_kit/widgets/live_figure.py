@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
@@ -103,6 +104,36 @@ class WithPicture:
             "image/png": base64.b64encode(self._picture()).decode(),
             "text/plain": "Interactive figure: run this cell in JupyterLab to use it.",
         }
+
+
+class Redrawn(WithPicture, ABC):
+    """Drawn anew whenever a control is moved; what goes wrong then is shown under the controls.
+
+    Attributes:
+        status: what the figure says, or what went wrong.
+    """
+
+    def __init__(
+        self,
+        figure: LiveFigure,
+        controls: Iterable[ipywidgets.Widget],
+        moved: Iterable[ipywidgets.ValueWidget],
+    ) -> None:
+        self.status = ipywidgets.HTML(layout={"width": f"{CONTROLS_WIDTH - 20}px"})
+        super().__init__(figure, [*controls, self.status])
+        for control in moved:
+            control.observe(self._update, names="value")
+        self._update()
+
+    @abstractmethod
+    def _draw(self) -> None:
+        """Show what the controls say."""
+
+    def _update(self, _: Any = None) -> None:
+        try:
+            self._draw()
+        except Exception as error:  # the kernel would only log it
+            self.status.value = error_message(error)
 
 
 def _close(widget: ipywidgets.Widget) -> None:

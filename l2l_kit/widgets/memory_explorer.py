@@ -9,6 +9,7 @@ from typing import Any
 import ipywidgets
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from l2l_kit import plots
 from l2l_kit.evaluation import bfgs_losses, memories
@@ -17,12 +18,10 @@ from l2l_kit.problems import ConditionedQuadratics, QuadraticOptimizees
 from l2l_kit.randomness import generator
 from l2l_kit.training import rollout
 from l2l_kit.widgets.live_figure import (
-    CONTROLS_WIDTH,
     FIGURE_WIDTH,
     LiveFigure,
-    WithPicture,
+    Redrawn,
     described,
-    error_message,
     heading,
     message,
     options,
@@ -63,7 +62,7 @@ def memory_explorer(
     return MemoryExplorer(memory, others, condition, function, step, seed)
 
 
-class MemoryExplorer(WithPicture):
+class MemoryExplorer(Redrawn):
     """See `memory_explorer`. Its controls are attributes; setting their `value` does what a reader's hand does.
 
     Attributes:
@@ -103,19 +102,10 @@ class MemoryExplorer(WithPicture):
             step, 0, STEPS, description="Step", tooltip="At which the memory is shown", **described("300px")
         )
         self.picture = ipywidgets.Image(format="png", layout={"width": "260px", "margin": "8px 0 0 20px"})
-        self.status = ipywidgets.HTML(layout={"width": f"{CONTROLS_WIDTH - 20}px"})
-        controls = [heading("Function"), self.condition, self.function, self.step, self.picture, self.status]
-        super().__init__(_figure(self._losses), controls)
-        for control in (self.condition, self.function, self.step):
-            control.observe(self._update, names="value")
-        self._update()
+        moved = [self.condition, self.function, self.step]
+        super().__init__(_figure(self._losses), [heading("Function"), *moved, self.picture], moved)
 
-    def _update(self, _: Any = None) -> None:
-        try:
-            self._draw()
-        except Exception as error:  # the kernel would only log it
-            self.status.value = error_message(error)
-
+    @override
     def _draw(self) -> None:
         step = self.step.value
         which = CONDITIONS.index(self.condition.value) * FUNCTIONS + self.function.value

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import ipywidgets
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from l2l_kit import plots
 from l2l_kit.optimizers import LogSign
 from l2l_kit.widgets.live_figure import (
-    CONTROLS_WIDTH,
     FIGURE_WIDTH,
     LiveFigure,
-    WithPicture,
+    Redrawn,
     described,
-    error_message,
     heading,
     message,
 )
@@ -42,7 +40,7 @@ def preprocessing_explorer(gradients: Tensor, p: float = 10.0, step: int = 0) ->
     return PreprocessingExplorer(gradients, p, step)
 
 
-class PreprocessingExplorer(WithPicture):
+class PreprocessingExplorer(Redrawn):
     """See `preprocessing_explorer`. Its controls are attributes; setting their `value` does what a reader's hand does.
 
     Attributes:
@@ -62,18 +60,10 @@ class PreprocessingExplorer(WithPicture):
         self.step = ipywidgets.IntSlider(
             step, 0, steps - 1, description="Step", tooltip="Of the trajectory", **described("300px")
         )
-        self.status = ipywidgets.HTML(layout={"width": f"{CONTROLS_WIDTH - 20}px"})
-        super().__init__(_figure(), [heading("Preprocessing"), self.p, self.step, self.status])
-        for control in (self.p, self.step):
-            control.observe(self._update, names="value")
-        self._update()
+        moved = [self.p, self.step]
+        super().__init__(_figure(), [heading("Preprocessing"), *moved], moved)
 
-    def _update(self, _: Any = None) -> None:
-        try:
-            self._draw()
-        except Exception as error:  # the kernel would only log it
-            self.status.value = error_message(error)
-
+    @override
     def _draw(self) -> None:
         p, gradients = self.p.value, self._gradients[self.step.value]
         places = torch.linspace(*DECADES, 4 * BINS + 1)

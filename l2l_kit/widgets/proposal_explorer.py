@@ -9,6 +9,7 @@ from typing import Any
 import ipywidgets
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from l2l_kit import plots
 from l2l_kit.errors import UnknownNameError
@@ -16,12 +17,10 @@ from l2l_kit.evaluation import proposals
 from l2l_kit.optimizers import Optimizer
 from l2l_kit.tensors import Tensors
 from l2l_kit.widgets.live_figure import (
-    CONTROLS_WIDTH,
     FIGURE_WIDTH,
     LiveFigure,
-    WithPicture,
+    Redrawn,
     described,
-    error_message,
     heading,
     message,
 )
@@ -55,7 +54,7 @@ def proposal_explorer(
     return ProposalExplorer(optimizers, gradients, parameter, coordinate, step)
 
 
-class ProposalExplorer(WithPicture):
+class ProposalExplorer(Redrawn):
     """See `proposal_explorer`. Its controls are attributes; setting their `value` does what a reader's hand does.
 
     Attributes:
@@ -96,14 +95,9 @@ class ProposalExplorer(WithPicture):
         self.step = ipywidgets.IntSlider(
             step, 0, steps - 1, description="Step", tooltip="Of the trajectory", **described("300px")
         )
-        self.status = ipywidgets.HTML(layout={"width": f"{CONTROLS_WIDTH - 20}px"})
-        super().__init__(
-            _figure(optimizers), [heading("Coordinate"), self.parameter, self.coordinate, self.step, self.status]
-        )
+        moved = [self.coordinate, self.step]
+        super().__init__(_figure(optimizers), [heading("Coordinate"), self.parameter, *moved], moved)
         self.parameter.observe(self._choose, names="value")
-        for control in (self.coordinate, self.step):
-            control.observe(self._update, names="value")
-        self._update()
 
     def _choose(self, _: Any) -> None:
         """Go to another parameter, and a coordinate of middling gradients there."""
@@ -113,12 +107,7 @@ class ProposalExplorer(WithPicture):
             self.coordinate.value = _middling(gradients)
         self._update()
 
-    def _update(self, _: Any = None) -> None:
-        try:
-            self._draw()
-        except Exception as error:  # the kernel would only log it
-            self.status.value = error_message(error)
-
+    @override
     def _draw(self) -> None:
         parameter, coordinate, step = self.parameter.value, self.coordinate.value, self.step.value
         probes, found = self._found(parameter, coordinate)
