@@ -33,7 +33,7 @@ from l2l_kit.evaluation import (
 from l2l_kit.evaluation.compare import Statistic
 from l2l_kit.gallery import write_gallery
 from l2l_kit.optimizers import BASELINES, Optimizer, baseline
-from l2l_kit.parallel import in_order
+from l2l_kit.parallel import in_order, share
 from l2l_kit.paths import DATA, HOME
 from l2l_kit.problems import Problem
 from l2l_kit.problems.features import SMALL
@@ -300,7 +300,12 @@ def reproduce(
     lesson: Annotated[list[str] | None, typer.Option(help="Only these lessons, such as 01; may be repeated.")] = None,
     settings: Settings = None,
     out: Annotated[Path, typer.Option(help="Where executed notebooks and the report go.")] = Path("build/report"),
-    jobs: Annotated[int, typer.Option(min=1, help="Lessons to execute at once, the cores shared among them.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Lessons to execute at once, the cores shared among them; as many as cores if not given."
+        ),
+    ] = None,
     again: Annotated[bool, typer.Option("--again", help="Execute lessons again that are finished.")] = False,
     record: Annotated[
         bool, typer.Option("--record", help="Record the claims in results/reproduce, to compare later runs with.")
@@ -317,7 +322,7 @@ def reproduce(
             find_lessons(lesson or ()),
             out / "notebooks",
             parameters,
-            jobs=jobs,
+            jobs=jobs or share(),
             again=again,
             on_lesson=progress.end,
             on_progress=progress.move,
