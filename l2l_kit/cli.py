@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ from l2l_kit.evaluation import (
 from l2l_kit.evaluation.compare import Statistic
 from l2l_kit.gallery import write_gallery
 from l2l_kit.optimizers import BASELINES, Optimizer, baseline
-from l2l_kit.parallel import in_order, share
+from l2l_kit.parallel import in_order
 from l2l_kit.paths import DATA, HOME
 from l2l_kit.problems import Problem
 from l2l_kit.problems.features import SMALL
@@ -322,7 +323,7 @@ def reproduce(
             find_lessons(lesson or ()),
             out / "notebooks",
             parameters,
-            jobs=jobs or share(),
+            jobs=jobs or os.cpu_count() or 1,
             again=again,
             on_lesson=progress.end,
             on_progress=progress.move,

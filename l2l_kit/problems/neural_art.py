@@ -32,7 +32,7 @@ PIXEL_SCALE = 57.6
 """The standard deviation of ImageNet's bytes: pixels are counted in these, so that photographs are of scale 1."""
 REFERENCE_SIZE = 64
 """Pixels a side of the pictures whose loss is a mean over the places; see `NeuralArt`."""
-_AT_ONCE = 4 * REFERENCE_SIZE**2
+_AT_ONCE = 4 * 64 * 64
 """Pixels whose features are computed at a time; more are not faster on a CPU, and take 1.5 kB of memory each."""
 
 
