@@ -28,7 +28,7 @@ class CIFAROptimizees(Classifiers):
     """``n`` convolutional networks, each with initial weights and an order of minibatches of its own.
 
     Attributes:
-        initial: starting points; "conv." or "fc." in a name is the kind of the parameter.
+        initial: starting points; the part of a name before the dot says which LSTM looks after the parameter.
         images: what the minibatches are drawn from, as bytes, shape ``(images, 3, 32, 32)``.
         classes: shape ``(images,)``, counted from 0.
         test_images: what `test` looks at, as bytes, shape ``(test images, 3, 32, 32)``.
@@ -53,7 +53,7 @@ class CIFAROptimizees(Classifiers):
     @override
     def losses(self, params: Tensors, step: int) -> Tensor:
         """Cross entropy, in nats, averaged over each network's minibatch of that step."""
-        chosen = self._minibatches(len(params["fc.bias1"]), step)
+        chosen = self._minibatches(len(params["fc.bias"]), step)
         return torch.stack([self._loss(_one(params, index), batch) for index, batch in enumerate(chosen)])
 
     @override
@@ -80,7 +80,7 @@ class CIFAROptimizees(Classifiers):
     @torch.no_grad()
     def test(self, params: Tensors) -> tuple[Tensor, Tensor]:
         losses, right = [], []
-        for index in range(len(params["fc.bias1"])):
+        for index in range(len(params["fc.bias"])):
             logits = self.logits(_one(params, index), self.test_images)
             losses.append(functional.cross_entropy(logits, self.test_classes))
             right.append((logits.argmax(dim=1) == self.test_classes).float().mean())
@@ -89,16 +89,15 @@ class CIFAROptimizees(Classifiers):
     def logits(self, params: Tensors, images: Tensor) -> Tensor:
         """Outputs ``(images, classes)`` of one network, whose parameters have no leading axis.
 
-        Its batch normalisation takes mean and variance from these very images, in training and test alike.
+        Batch normalisation takes its mean and variance from these very images, in training and test alike.
         """
-        signal = images.to(params["fc.bias1"].dtype) / 127.5 - 1
+        signal = images.to(params["fc.bias"].dtype, memory_format=torch.channels_last) / 255
         for layer in range(LAYERS):
-            signal = functional.conv2d(signal, params[f"conv.weight{layer}"], padding=KERNEL // 2)
-            scale, offset = params[f"conv.scale{layer}"], params[f"conv.offset{layer}"]
-            signal = functional.batch_norm(signal, None, None, scale, offset, training=True)
+            kernel = params[f"conv.weight{layer}"].contiguous(memory_format=torch.channels_last)
+            signal = _normalised(functional.conv2d(signal, kernel, padding=KERNEL // 2), params[f"fc.offset{layer}"])
             signal = functional.max_pool2d(signal, 2).relu()  # the same either way round, on a quarter of the values
-        hidden = (signal.flatten(1) @ params["fc.weight0"] + params["fc.bias0"]).relu()
-        return hidden @ params["fc.weight1"] + params["fc.bias1"]
+        hidden = _normalised(signal.flatten(1) @ params["fc.weight0"], params[f"fc.offset{LAYERS}"]).relu()
+        return hidden @ params["fc.weight1"] + params["fc.bias"]
 
     @torch.enable_grad()
     def _loss_at(self, row: Tensor, layout: Layout, batch: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,6 +112,12 @@ class CIFAROptimizees(Classifiers):
         return draw_minibatches(self.order, step, n, self.batch_size, len(self.images)).to(self.images.device)
 
 
+def _normalised(signal: Tensor, offset: Tensor) -> Tensor:
+    """Batch normalisation with an offset and no scale."""
+    # A scale of ones, and not None: torch cannot differentiate twice without one.
+    return functional.batch_norm(signal, None, None, torch.ones_like(offset), offset, training=True)
+
+
 def _one(params: Tensors, index: int) -> Tensors:
     return {name: tensor[index] for name, tensor in params.items()}
 
@@ -122,14 +127,20 @@ class CIFAR(Problem):
     """A convolutional network on CIFAR-10 or some of its labels: cross entropy over minibatches.
 
     Three times convolution (16 channels, 5×5), batch normalisation, ReLU and max pooling, then a fully connected layer
-    of 32 ReLUs and one output for each label. Where the paper is silent this follows its authors' code: that is where
-    channels, kernel size and the scale of the initial weights are from.
+    of 32 units, batch normalisation and ReLU, and one output for each label.
+
+    The paper (section 3.3) says: three convolutional layers with max pooling, a fully connected layer of 32 units, ReLU
+    activations with batch normalisation, two LSTMs. Its authors' published code says the rest: channels and kernel
+    size, initial weights and biases from N(0, 0.01²), pixels from 0 to 1, batch normalisation before *every* ReLU, with
+    an offset and no scale, and which LSTM looks after which parameters: "conv" after the three kernels and "fc" after
+    everything else. Without the batch normalisation of the fully connected layer the logits of a new network are some
+    10⁻³, and meta-training stays on the plateau where every class has the same probability (lesson 4). The biases that
+    the code adds just before a batch normalisation are left out: it subtracts them again.
 
     Args:
         labels: which classes, 0 … 9; CIFAR-5 and CIFAR-2 of the paper are five and two of them.
         batch_size: images per minibatch; the paper uses 128.
-        init_scale: standard deviation of all initial weights and biases, but for the batch normalisation's scales and
-            offsets, which begin as 1 and 0.
+        init_scale: standard deviation of all initial weights and biases; batch normalisation's offsets begin as 0.
         split: which images the minibatches come from, "train" or "test".
         variant: "full" for CIFAR-10, "embedded" for the patches of photographs that stand in for it, "auto" for the
             best there is; after construction it says which one that is.
@@ -191,11 +202,11 @@ class CIFAR(Problem):
         initial: Tensors = {}
         for layer in range(LAYERS):
             initial[f"conv.weight{layer}"] = gaussian(CHANNELS, CHANNELS if layer else 3, KERNEL, KERNEL)
-            initial[f"conv.scale{layer}"] = torch.ones(n, CHANNELS, device=device)
-            initial[f"conv.offset{layer}"] = torch.zeros(n, CHANNELS, device=device)
-        for layer, (inputs, outputs) in enumerate(((CHANNELS * POOLED**2, HIDDEN), (HIDDEN, len(self.labels)))):
-            initial[f"fc.weight{layer}"] = gaussian(inputs, outputs)
-            initial[f"fc.bias{layer}"] = gaussian(outputs)
+            initial[f"fc.offset{layer}"] = torch.zeros(n, CHANNELS, device=device)
+        initial["fc.weight0"] = gaussian(CHANNELS * POOLED**2, HIDDEN)
+        initial[f"fc.offset{LAYERS}"] = torch.zeros(n, HIDDEN, device=device)
+        initial["fc.weight1"] = gaussian(HIDDEN, len(self.labels))
+        initial["fc.bias"] = gaussian(len(self.labels))
         order = int(torch.randint(2**62, (), generator=generator))
         images, classes = _labelled(self.variant, self.split, self.labels, device)
         test_images, test_classes = _labelled(self.variant, "test", self.labels, device)
