@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.optimizers.base import LearnedRule, Part
+from l2l_kit.optimizers.base import LearnedRule, Optimizer, Part
 from l2l_kit.optimizers.lstm import LSTMOptimizer, LSTMState
 from l2l_kit.tensors import Layout, Tensors
 
@@ -93,6 +93,29 @@ class GroupedLSTMs(LearnedRule):
         updates, after = dict(gradients), {}
         for kind, named in _by_kind(gradients).items():
             moved, after[kind] = self.network_for(kind).update(named, state[kind])
+            updates |= moved
+        return updates, after
+
+
+class GroupedBaselines:
+    """A hand-designed optimizer for each kind of parameter: what `GroupedLSTMs` is for learned ones.
+
+    Args:
+        groups: by kind, what moves its parameters.
+    """
+
+    def __init__(self, groups: Mapping[str, Optimizer[Any]]) -> None:
+        self.groups = dict(groups)
+
+    def init(self, params: Tensors) -> dict[str, Any]:
+        """As in `Optimizer`."""
+        return {kind: self.groups[kind].init(named) for kind, named in _by_kind(params).items()}
+
+    def update(self, gradients: Tensors, state: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
+        """As in `Optimizer`."""
+        updates, after = dict(gradients), {}
+        for kind, named in _by_kind(gradients).items():
+            moved, after[kind] = self.groups[kind].update(named, state[kind])
             updates |= moved
         return updates, after
 

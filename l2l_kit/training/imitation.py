@@ -1,0 +1,242 @@
+"""Imitation: a learned optimizer is fitted to the updates of a hand-designed one, as a start for meta-training.
+
+Meta-training from random weights has to find everything by itself: that steps go downhill, how long they should be,
+that they should become shorter. Where an episode is expensive, much of that can be learned from a teacher (Chen et al.,
+2020). Networks are trained, the gradients of some of their coordinates are recorded, and the LSTMs learn by regression
+to make of these gradients the updates that the teacher makes of them. No gradient of a network has to be computed
+for that but those that are recorded.
+
+Gradients under the teacher's updates alone would not do: an LSTM that is not yet the teacher takes the network
+elsewhere. So from the third network on the LSTMs make the updates themselves, and the teacher says what it would have
+done there (DAgger; Ross, Gordon and Bagnell, 2011).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from l2l_kit.optimizers import LearnedRule, LSTMOptimizer, LSTMTape, Optimizer
+from l2l_kit.optimizers.base import Part
+from l2l_kit.problems import Optimizees, Problem
+from l2l_kit.randomness import generator
+from l2l_kit.tensors import Layout, Tensors, ravel
+from l2l_kit.training.rollout import rollout
+
+TAUGHT = 2
+"""Networks that the teacher trains, before the LSTMs do."""
+TOGETHER = 4
+"""Recorded networks from which one pass takes its coordinates."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imitation:
+    """The settings of an imitation.
+
+    Args:
+        networks: how many networks are trained and recorded, one after the other. After each of them the LSTMs are
+            fitted to all that is recorded so far.
+        horizon: steps that are recorded.
+        sample: coordinates of each parameter tensor that are recorded.
+        passes: how often the LSTMs go over recorded steps after each network. The passes see, in turn, the first tenth,
+            the first four tenths and all of the horizon, because the first steps differ most from each other.
+        coordinates: how many coordinates of a network and LSTM one pass sees.
+        unroll: steps of truncated backpropagation through time.
+        lr: learning rate of Adam in the first pass after each network. It falls linearly to a twentieth of that.
+        seed: of all draws.
+
+    Raises:
+        ValueError: for a number that is not positive, or an unroll that is longer than a tenth of the horizon.
+    """
+
+    networks: int = 10
+    horizon: int = 1000
+    sample: int = 250
+    passes: int = 60
+    coordinates: int = 250
+    unroll: int = 25
+    lr: float = 0.003
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("networks", "horizon", "sample", "passes", "coordinates", "unroll"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"imitation: {name} must be a whole number of at least 1, got {value!r}.")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ValueError(f"imitation: lr must be a positive number, got {self.lr!r}.")
+        if self.unroll * 10 > self.horizon:
+            raise ValueError(
+                f"imitation: unroll {self.unroll} is longer than a tenth of the horizon {self.horizon}, which some "
+                "passes are confined to."
+            )
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What some coordinates of one network met, and what the teacher makes of it.
+
+    Attributes:
+        layout: of these coordinates: the network's tensors, thinned out.
+        gradients: shape ``(horizon, coordinates)``.
+        targets: the teacher's updates, same shape.
+        sizes: root mean square of the targets over each tensor, smoothed in time, same shape.
+    """
+
+    layout: Layout
+    gradients: Tensor
+    targets: Tensor
+    sizes: Tensor
+
+
+@dataclass(frozen=True)
+class Taught:
+    """How far an imitation has come; one after each network.
+
+    Attributes:
+        network: its number, from 1.
+        losses: of the network's minibatches, shape ``(horizon + 1,)``.
+        error: squared distance from the teacher's updates, relative to their mean square, over the last passes.
+    """
+
+    network: int
+    losses: Tensor
+    error: float
+
+
+def imitate(
+    optimizer: LearnedRule, teacher: Optimizer[Any], problem: Problem, settings: Imitation | None = None
+) -> Iterator[Taught]:
+    """Fit a learned optimizer to a teacher, in place; goes on as it is iterated over.
+
+    Args:
+        optimizer: is trained in place.
+        teacher: must be coordinatewise, such as every baseline.
+        problem: where the networks come from.
+        settings: how.
+
+    Raises:
+        ValueError: for an optimizer whose coordinates learn of each other.
+    """
+    if optimizer.coupled:
+        raise ValueError("imitate: the optimizer's coordinates must be independent of each other.")
+    settings = settings or Imitation()
+    adam = torch.optim.Adam(optimizer.parameters(), lr=settings.lr, betas=(0.9, 0.99))
+    recordings: list[Recording] = []
+    for number in range(settings.networks):
+        optimizees = problem.sample(1, generator(settings.seed, "imitation", number))
+        driver = teacher if number < TAUGHT else optimizer
+        recording, losses = _record(driver, teacher, optimizees, settings, number)
+        recordings.append(recording)
+        errors = []
+        for index in range(settings.passes):
+            for group in adam.param_groups:
+                group["lr"] = settings.lr * (1 - 0.95 * index / settings.passes)
+            draws = generator(settings.seed, "passes", number, index)
+            steps = settings.horizon * (1, 4, 10)[index % 3] // 10
+            errors.append(_pass(optimizer, adam, recordings, steps, settings, draws))
+        yield Taught(number + 1, losses, sum(errors[-3:]) / len(errors[-3:]))
+    optimizer.zero_grad(set_to_none=True)
+
+
+class _Recorder:
+    """An optimizer that keeps the gradients of some coordinates, which it leaves to another one to follow."""
+
+    def __init__(self, driver: Optimizer[Any], chosen: Tensor) -> None:
+        self.driver, self.chosen, self.gradients = driver, chosen, list[Tensor]()
+
+    def init(self, params: Tensors) -> Any:
+        return self.driver.init(params)
+
+    def update(self, gradients: Tensors, state: Any) -> tuple[Tensors, Any]:
+        self.gradients.append(ravel(gradients)[0, self.chosen])
+        return self.driver.update(gradients, state)
+
+
+def _record(
+    driver: Optimizer[Any], teacher: Optimizer[Any], optimizees: Optimizees, settings: Imitation, number: int
+) -> tuple[Recording, Tensor]:
+    """What one network meets on its way with `driver`, and its losses."""
+    whole, draws = Layout.of(optimizees.start), generator(settings.seed, "recorded coordinates", number)
+    columns, shapes, first = [], [], 0
+    for (name, _), size in zip(whole.shapes, whole.sizes, strict=True):
+        kept = min(size, settings.sample)
+        columns.append(first + torch.randperm(size, generator=draws)[:kept])
+        shapes.append((name, (kept,)))
+        first += size
+    recorder, layout = _Recorder(driver, torch.cat(columns)), Layout(tuple(shapes))
+    losses = rollout(recorder, optimizees, settings.horizon)[0]
+    gradients = torch.stack(recorder.gradients)
+    state, targets = teacher.init(layout.unravel(torch.zeros_like(gradients[:1]))), torch.empty_like(gradients)
+    for target, row in zip(targets, gradients, strict=True):
+        updates, state = teacher.update(layout.unravel(row[None]), state)
+        target.copy_(ravel(updates)[0])
+    sizes = torch.cat([_smoothed(part) for part in targets.split(layout.sizes, dim=1)], dim=1)
+    return Recording(layout, gradients, targets, sizes), losses
+
+
+def _smoothed(targets: Tensor) -> Tensor:
+    """Root mean square over a tensor's coordinates, averaged over about the last twenty steps."""
+    power, smooth = targets.square().mean(dim=1), []
+    for step, now in enumerate(power):
+        share = max(1 / (step + 1), 0.05)
+        smooth.append(now if step == 0 else (1 - share) * smooth[-1] + share * now)
+    return torch.stack(smooth).sqrt().clamp_min(1e-9)[:, None].expand_as(targets)
+
+
+def _pass(
+    optimizer: LearnedRule,
+    adam: torch.optim.Adam,
+    recordings: list[Recording],
+    steps: int,
+    settings: Imitation,
+    draws: torch.Generator,
+) -> float:
+    """Go over the first steps of some recordings, window by window, and fit the LSTMs; returns the mean error."""
+    some = [recordings[int(index)] for index in torch.randint(len(recordings), (TOGETHER,), generator=draws)]
+    streams = [_Stream(part, some, steps, settings, draws) for part in optimizer.parts(some[0].layout)]
+    errors = []
+    for first in range(0, steps - settings.unroll + 1, settings.unroll):
+        for stream in streams:
+            errors.append(stream.fit(slice(first, first + settings.unroll)))
+        adam.step()
+    return sum(errors) / len(errors)
+
+
+class _Stream:
+    """The coordinates that one LSTM sees in one pass, and where it is with them."""
+
+    def __init__(
+        self, part: Part, recordings: list[Recording], steps: int, settings: Imitation, draws: torch.Generator
+    ) -> None:
+        self.lstm = cast(LSTMOptimizer, part.network)
+        pieces: list[list[Tensor]] = [[], [], []]
+        for recording in recordings:
+            mine = torch.arange(recording.gradients.shape[1])[part.columns]
+            chosen = mine[torch.randperm(len(mine), generator=draws)[: settings.coordinates]]
+            # Downhill is downhill on either side: the mirror image of a coordinate is as good an example.
+            sign = torch.randint(0, 2, (len(chosen),), generator=draws) * 2.0 - 1.0
+            for piece, values in zip(
+                pieces, (recording.gradients * 1.0, recording.targets, recording.sizes), strict=True
+            ):
+                piece.append(values[:steps, chosen] * (sign if piece is not pieces[2] else 1.0))
+        self.gradients, self.targets, self.sizes = (torch.cat(piece, dim=1) for piece in pieces)
+        self.tape = LSTMTape(self.lstm, self.gradients.shape[1], settings.unroll)
+        self.state = self.lstm.initial_state(self.gradients.shape[1])
+
+    def fit(self, window: slice) -> float:
+        """Run through a window and leave the gradient of its error in the LSTM's weights."""
+        self.tape.start(self.state)
+        updates = torch.stack([self.tape.step(gradients) for gradients in self.gradients[window]])
+        self.state = self.tape.state
+        error = (updates - self.targets[window]) / self.sizes[window]
+        found = self.tape.backward(2 * error.clamp(-5, 5) / self.sizes[window] / error.numel())
+        for name, weight in self.lstm.named_parameters():
+            weight.grad = found[name].reshape(weight.shape).clone()
+        torch.nn.utils.clip_grad_norm_(self.lstm.parameters(), 1.0)
+        return error.square().mean().item()
