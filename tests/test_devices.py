@@ -11,7 +11,7 @@ import torch
 from l2l_kit.optimizers import GroupedLSTMs, LSTMOptimizer, baseline
 from l2l_kit.problems import CIFAR, MNIST, NeuralArt, Quadratics
 from l2l_kit.randomness import generator
-from l2l_kit.training import AutogradUnroller, EvolutionUnroller, ExactUnroller, ReplayUnroller, trace
+from l2l_kit.training import AutogradUnroller, ExactUnroller, ReplayUnroller, trace
 from l2l_kit.training.unroll import Unroller
 
 META = torch.device("meta")
@@ -64,12 +64,6 @@ class TestOnDevice:
         for _ in range(2):
             window = unroller.advance(3)
             assert {tensor.device for tensor in (window.losses, *window.meta_gradient.values())} == {META}
-
-    def test_meta_training_by_evolution(self, problem, unchecked):
-        unroller = EvolutionUnroller(rules(problem), 2)
-        unroller.begin(optimizees(problem), generator(0, "perturbations"))
-        window = unroller.advance(2)
-        assert {tensor.device for tensor in (window.losses, *window.meta_gradient.values())} == {META}
 
     def test_meta_training_by_autograd(self, problem, unchecked):
         unroller = AutogradUnroller(rules(problem), second_derivatives=problem == "quadratics")

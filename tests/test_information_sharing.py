@@ -13,7 +13,7 @@ from l2l_kit.optimizers.base import changed
 from l2l_kit.optimizers.ntm_bfgs import _multiplied
 from l2l_kit.problems import ConditionedQuadratics, Quadratics
 from l2l_kit.randomness import generator
-from l2l_kit.training import AutogradUnroller, EvolutionUnroller, ExactUnroller, ReplayUnroller, meta_train
+from l2l_kit.training import AutogradUnroller, ExactUnroller, ReplayUnroller, meta_train
 from l2l_kit.training.replay import CoupledReplay
 
 SMALL = {"hidden_size": 5}
@@ -192,16 +192,6 @@ def test_groups_of_which_one_averages():
     assert rule.coupled
     replayed = run(ReplayUnroller(rule), Layers(), [3, 2])
     assert_equal_windows(replayed, run(AutogradUnroller(rule, second_derivatives=False), Layers(), [3, 2]))
-
-
-@each_rule
-def test_evolution_runs_the_same_steps(make):
-    rule = make()
-    (evolved,), (replayed,) = (
-        run(unroller, quadratics(), [5]) for unroller in (EvolutionUnroller(rule, 2), ReplayUnroller(rule))
-    )
-    torch.testing.assert_close(evolved.losses, replayed.losses)
-    assert evolved.meta_gradient["output.weight"].count_nonzero() == rule.output.weight.numel()
 
 
 @each_rule

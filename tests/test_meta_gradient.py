@@ -7,7 +7,7 @@ from l2l_kit.errors import MetaTrainingDivergedError
 from l2l_kit.optimizers import GroupedLSTMs, LSTMOptimizer
 from l2l_kit.optimizers.tape import floats_per_step
 from l2l_kit.problems import Optimizees, QuadraticOptimizees
-from l2l_kit.training import AutogradUnroller, EvolutionUnroller, ExactUnroller, ReplayUnroller, replay, rollout, unroll
+from l2l_kit.training import AutogradUnroller, ExactUnroller, ReplayUnroller, replay, rollout, unroll
 
 OPTIMIZERS = {
     "one layer": {"num_layers": 1},
@@ -271,7 +271,6 @@ UNROLLERS = {
     "second derivatives": lambda optimizer: AutogradUnroller(optimizer, second_derivatives=True),
     "exact replay": ExactUnroller,
     "exact replay in chunks": lambda optimizer: ExactUnroller(optimizer, tape_bytes=1),
-    "evolution": lambda optimizer: EvolutionUnroller(optimizer, pairs=2),
 }
 
 
@@ -401,49 +400,3 @@ class TestGroups:
         optimizer = make_groups()
         exact = run(ReplayUnroller(optimizer), Layers(), [4, 4])
         assert_equal_windows(run(ReplayUnroller(optimizer, sample=8), Layers(), [4, 4]), exact)
-
-
-class TestEvolution:
-    @pytest.mark.parametrize("make", [make_optimizer, make_groups], ids=["one LSTM", "two LSTMs"])
-    def test_a_pair_gives_the_slope_of_the_meta_loss_along_its_perturbation(self, make):
-        optimizer, optimizees = make(), Layers()
-        (found,) = run(EvolutionUnroller(optimizer, 1, spread=1e-6), optimizees, [5])
-        (expected,) = run(AutogradUnroller(optimizer, second_derivatives=True), optimizees, [5])
-        torch.testing.assert_close(found.losses, expected.losses, rtol=1e-12, atol=0)
-        draws = torch.Generator().manual_seed(0)  # as in `run`
-        noise = {
-            name: torch.randn(weight.shape, generator=draws, dtype=weight.dtype)
-            for name, weight in optimizer.named_parameters()
-            if "output" in name
-        }
-        slope = sum((expected.meta_gradient[name] * direction).sum() for name, direction in noise.items())
-        for name, gradient in found.meta_gradient.items():
-            if name in noise:
-                torch.testing.assert_close(gradient, slope * noise[name], rtol=1e-5, atol=1e-6)
-            else:
-                assert not gradient.any()
-
-    def test_chance_alone_gives_it_too(self):
-        optimizer, optimizees = make_optimizer(num_layers=1), quadratics()
-        unroller = EvolutionUnroller(optimizer, 3000, spread=1e-4)
-        unroller.begin(optimizees, torch.Generator().manual_seed(0))
-        found = unroller.advance(2).meta_gradient["output.weight"]
-        (window,) = run(AutogradUnroller(optimizer, second_derivatives=True), optimizees, [2])
-        expected = window.meta_gradient["output.weight"]
-        assert (found - expected).norm() < 0.15 * expected.norm()
-
-    def test_the_weights_are_left_as_they_were(self):
-        optimizer = make_optimizer()
-        before = {name: weight.clone() for name, weight in optimizer.state_dict().items()}
-        run(EvolutionUnroller(optimizer, 3), quadratics(), [2, 2])
-        for name, weight in optimizer.state_dict().items():
-            assert torch.equal(weight, before[name]), name
-
-    def test_the_draws_are_those_of_the_generator(self):
-        windows = []
-        for seed in (0, 0, 1):
-            unroller = EvolutionUnroller(make_optimizer(), 2)
-            unroller.begin(quadratics(), torch.Generator().manual_seed(seed))
-            windows.append(unroller.advance(3).meta_gradient["output.weight"])
-        assert torch.equal(windows[0], windows[1])
-        assert not torch.isclose(windows[0], windows[2]).any()

@@ -71,7 +71,6 @@ def assert_same_bits(found, expected):
 RUNS = {
     "first order": {},
     "second derivatives": {"second_derivatives": True},
-    "evolution": {"evolution": 2},
     "best in between": {"meta_lr": 0.03, "schedule": "constant", "clip_norm": None, "seed": 2},
 }
 
@@ -278,6 +277,18 @@ for event in MetaTrainer(optimizer, Quadratics(dim=2), settings, checkpoint={str
         assert list(make_trainer(tmp_path / "run", problem=Labelled(dim=2)).run()) == []
         with pytest.raises(WeightsFileError, match="labels"):
             make_trainer(tmp_path / "run", problem=Labelled(dim=2, labels=(1, 3)))
+
+    def test_a_setting_that_no_longer_exists_does_not_matter_where_it_was_not_used(self, tmp_path):
+        path = tmp_path / "run"
+        finish(make_trainer(path))
+        tensors, about = storage.read_tensors(path, 1)
+        about["settings"]["gone"] = None
+        storage.write_tensors(path, tensors, about, version=1)
+        assert list(make_trainer(path).run()) == []
+        about["settings"]["gone"] = 4
+        storage.write_tensors(path, tensors, about, version=1)
+        with pytest.raises(WeightsFileError, match="gone 4"):
+            make_trainer(path)
 
     def test_seconds_add_up_over_sessions(self, tmp_path):
         finish(make_trainer(tmp_path / "run"))

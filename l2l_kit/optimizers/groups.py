@@ -66,10 +66,6 @@ class GroupedLSTMs(LearnedRule):
             raise UnknownNameError("kind of parameter", kind, self.groups)
         return cast(LSTMOptimizer, self.groups[kind])
 
-    def shared(self, weights: Tensors) -> Tensors:
-        """Weights for all of its LSTMs from those of one, to begin training with."""
-        return {f"groups.{kind}.{name}": tensor for kind in self.groups for name, tensor in weights.items()}
-
     @override
     def parts(self, layout: Layout) -> list[Part]:
         columns: dict[str, list[Tensor]] = {}

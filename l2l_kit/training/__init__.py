@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from l2l_kit.training.evolution import EvolutionUnroller
 from l2l_kit.training.meta_training import (
     EpochRecord,
     History,
@@ -20,7 +19,6 @@ from l2l_kit.training.unroll import AutogradUnroller, ExactUnroller, ReplayUnrol
 __all__ = [
     "AutogradUnroller",
     "EpochRecord",
-    "EvolutionUnroller",
     "ExactUnroller",
     "History",
     "MetaTrainer",

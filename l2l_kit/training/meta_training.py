@@ -21,7 +21,6 @@ from l2l_kit.problems import Optimizees, Problem
 from l2l_kit.randomness import generator
 from l2l_kit.storage import load_weights, read_tensors, write_tensors
 from l2l_kit.tensors import pick_device
-from l2l_kit.training.evolution import EvolutionUnroller
 from l2l_kit.training.processes import averaged, from_the_first, place
 from l2l_kit.training.rollout import rollout
 from l2l_kit.training.unroll import AutogradUnroller, ExactUnroller, ReplayUnroller, Unroller
@@ -52,8 +51,6 @@ class MetaTraining:
         second_derivatives: keep the gradients along the dashed edges of figure 2.
         sample: coordinates of each parameter tensor from which the meta-gradient is estimated, where it has more (see
             `ReplayUnroller`); None for all.
-        evolution: pairs of perturbed runs from which the meta-gradient of the output layers, and of no other weights,
-            is estimated (see `EvolutionUnroller`); None for backpropagation.
         shards: parts of equal size into which a batch is cut, each drawn on its own. Several processes share them, and
             what comes out does not depend on how many processes there are, but for rounding. None for a batch that is
             drawn as a whole.
@@ -74,7 +71,6 @@ class MetaTraining:
     validation_tasks: int = 256
     second_derivatives: bool = False
     sample: int | None = None
-    evolution: int | None = None
     shards: int | None = None
     seed: int = 0
 
@@ -83,14 +79,12 @@ class MetaTraining:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"meta-training: {name} must be a whole number of at least 1, got {value!r}.")
-        for name in ("sample", "evolution", "shards"):
+        for name in ("sample", "shards"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"meta-training: {name} must be a whole number of at least 1, or None, got {value!r}.")
         if self.sample is not None and self.second_derivatives:
             raise ValueError("meta-training: with second_derivatives all coordinates are needed; leave sample None.")
-        if self.evolution is not None and (self.sample is not None or self.second_derivatives):
-            raise ValueError("meta-training: evolution goes with neither sample nor second_derivatives.")
         if self.shards is not None and self.batch_size % self.shards:
             raise ValueError(
                 f"meta-training: batch_size {self.batch_size} cannot be cut into {self.shards} shards of equal size."
@@ -323,8 +317,6 @@ class MetaTrainer:
 
     def _unroller(self) -> Unroller:
         settings = self.settings
-        if settings.evolution is not None:
-            return EvolutionUnroller(self.optimizer, settings.evolution)
         if settings.second_derivatives and self.optimizer.coupled:
             return AutogradUnroller(self.optimizer, second_derivatives=True)
         if settings.second_derivatives:

@@ -4,8 +4,7 @@ A recipe is a TOML file with the sections ``[problem]``, ``[optimizer]`` and ``[
 `problems.make`, `optimizers.make` and `MetaTraining`), and optionally ``[search]`` (how the meta-learning rate, and
 what else ``[search.optimizer]`` leaves open, is searched) and ``[grid]``: lists of values, such as
 ``"training.unroll" = [1, 20]``, that turn it into a family.
-With ``start`` it names another recipe, from whose optimizer the training goes on; where that is a single LSTM, each of
-several goes on from it.
+With ``start`` it names another recipe, from whose optimizer the training goes on.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from l2l_kit import optimizers, problems
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.optimizers import GroupedLSTMs, LearnedRule
+from l2l_kit.optimizers import LearnedRule
 from l2l_kit.paths import RECIPES, toml_file
 from l2l_kit.problems import Problem
 from l2l_kit.storage import load_weights
@@ -87,10 +86,7 @@ class Recipe:
         """
         optimizer = optimizers.make(self.optimizer)
         if self.initial is not None:
-            initial = dict(self.initial)
-            if isinstance(optimizer, GroupedLSTMs) and not initial.keys() & optimizer.state_dict().keys():
-                initial = optimizer.shared(initial)
-            load_weights(optimizer, initial, f"recipe {self.name!r}, start {self.start!r}")
+            load_weights(optimizer, self.initial, f"recipe {self.name!r}, start {self.start!r}")
         return optimizer
 
     def with_draw(self, drawn: Mapping[str, float]) -> Recipe:
