@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from tqdm.auto import tqdm
 
 from l2l_kit import optimizers
 from l2l_kit.errors import UnknownNameError, WeightsFileError
@@ -20,7 +21,7 @@ from l2l_kit.parallel import in_order
 from l2l_kit.paths import HOME, PRETRAINED
 from l2l_kit.storage import load_weights, read_tensors, write_atomically, write_tensors
 from l2l_kit.tensors import pick_device
-from l2l_kit.training import History, Recipe, find_recipe, meta_train, random_search
+from l2l_kit.training import History, Imitation, Recipe, find_recipe, imitate, meta_train, random_search
 from l2l_kit.training.processes import meet, place
 
 if TYPE_CHECKING:
@@ -66,7 +67,14 @@ def card(name_or_path: str | Path) -> dict[str, Any]:
     return read_tensors(_path(name_or_path), FORMAT_VERSION)[1]
 
 
-def save(optimizer: LearnedRule, path: str | Path, history: History | None = None, *, start: str | None = None) -> Path:
+def save(
+    optimizer: LearnedRule,
+    path: str | Path,
+    history: History | None = None,
+    *,
+    start: str | None = None,
+    imitation: Mapping[str, Any] | None = None,
+) -> Path:
     """Save a learned optimizer as ``path`` (``.safetensors``) and its card beside it (``.json``).
 
     The card stands in the header of the weights as well, so the one file is enough to load it.
@@ -76,6 +84,7 @@ def save(optimizer: LearnedRule, path: str | Path, history: History | None = Non
         path: a file name; ``.safetensors`` is added if missing.
         history: of its meta-training; without it the card says nothing of that.
         start: name of the optimizer from whose weights the meta-training went on, if there was one.
+        imitation: what it imitated before its meta-training, and how, if it did.
 
     Raises:
         WeightsFileError: if a weight is NaN or infinite.
@@ -92,6 +101,8 @@ def save(optimizer: LearnedRule, path: str | Path, history: History | None = Non
         about |= history.about()
     if start is not None:
         about["start"] = start
+    if imitation is not None:
+        about["imitation"] = dict(imitation)
     about["versions"] = {"l2l_kit": __version__, "torch": torch.__version__, "python": platform.python_version()}
     write_tensors(path, weights, about, FORMAT_VERSION)
     write_atomically(path.with_suffix(".json"), (json.dumps(about, indent=2) + "\n").encode())
@@ -171,6 +182,8 @@ def follow_recipe(
             trials = search_recipe(recipe, data, storage=storage, device=device)
             begun = begun.with_draw({name: float(trials[name].iloc[0]) for name in recipe.search.ranges})
         optimizer = begun.make_optimizer()
+        if begun.imitation is not None:
+            _imitate(begun, begun.imitation, optimizer, runs / "imitation.safetensors", progress)
         history = meta_train(
             optimizer,
             begun.make_problem(),
@@ -184,9 +197,26 @@ def follow_recipe(
         if rank == 0:
             table = history.to_frame().reset_index()
             write_result(f"training/{recipe.name}", table, _about(recipe, device), data / "results")
-            save(optimizer, path, history, start=recipe.start)
+            taught = {"teacher": recipe.teacher, **asdict(recipe.imitation)} if recipe.imitation else None
+            save(optimizer, path, history, start=recipe.start, imitation=taught)
         meet()
     return path
+
+
+def _imitate(recipe: Recipe, settings: Imitation, optimizer: LearnedRule, path: Path, progress: bool) -> None:
+    """Let an optimizer imitate its recipe's teacher, or load what an earlier run of the recipe saved of that."""
+    asked = {"optimizer": optimizer.config(), "imitation": asdict(settings), "teacher": dict(recipe.teacher)}
+    asked = json.loads(json.dumps({**asked, "problem": recipe.make_problem().config()}))
+    if path.exists():
+        weights, about = read_tensors(path, FORMAT_VERSION)
+        if about == asked:
+            load_weights(optimizer, weights, str(path))
+            return
+    taught = imitate(optimizer, recipe.make_teacher(), recipe.make_problem(), settings)
+    with tqdm(taught, total=settings.networks, unit="network", desc="imitation", disable=not progress) as bar:
+        for one in bar:
+            bar.set_postfix(error=f"{one.error:.3g}", loss=f"{one.losses[-20:].mean():.3g}")
+    write_tensors(path, optimizer.state_dict(), asked, FORMAT_VERSION)
 
 
 def follow_recipes(

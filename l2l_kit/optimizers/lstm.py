@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -36,13 +36,21 @@ class LSTMLayer(nn.Module):
     (torch.nn.LSTM has the candidate third. Here the three sigmoids lie side by side and are one operation.)
     """
 
-    def __init__(self, inputs: int, hidden: int, forget_bias: float, draws: torch.Generator) -> None:
+    def __init__(
+        self, inputs: int, hidden: int, forget_bias: float | tuple[float, float], draws: torch.Generator
+    ) -> None:
         super().__init__()
         bound = 1 / math.sqrt(hidden)  # torch.nn.LSTM's own initialisation
         self.weight = nn.Parameter(torch.empty(4 * hidden, inputs + hidden).uniform_(-bound, bound, generator=draws))
         self.bias = nn.Parameter(torch.empty(4 * hidden).uniform_(-bound, bound, generator=draws))
         with torch.no_grad():
-            self.bias[hidden : 2 * hidden] += forget_bias
+            if isinstance(forget_bias, tuple):
+                low, high = forget_bias
+                spread = low + (high - low) * torch.rand(hidden, generator=draws)
+                self.bias[hidden : 2 * hidden] += spread
+                self.bias[:hidden] -= spread / 2  # what is forgotten slowly must be taken in slowly, or cells saturate
+            else:
+                self.bias[hidden : 2 * hidden] += forget_bias
 
     def forward(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
         """New output and cell state, both ``(hidden, coordinates)``, from inputs ``(inputs, coordinates)``."""
@@ -77,7 +85,7 @@ class LSTMRule(RecurrentRule[Memory]):
         num_layers: int,
         preprocessing: str | Preprocessing | Mapping[str, Any],
         output_scale: float,
-        forget_bias: float,
+        forget_bias: float | Sequence[float],
         global_averaging_cells: int,
         seed: int,
         *,
@@ -91,8 +99,9 @@ class LSTMRule(RecurrentRule[Memory]):
                 raise ValueError(f"{mine}: {name} must be a whole number of at least 1, got {size!r}.")
         if not (math.isfinite(output_scale) and output_scale > 0):
             raise ValueError(f"{mine}: output_scale must be a positive number, got {output_scale!r}.")
-        if not math.isfinite(forget_bias):
-            raise ValueError(f"{mine}: forget_bias must be a finite number, got {forget_bias!r}.")
+        biases = (forget_bias,) if isinstance(forget_bias, int | float) else tuple(forget_bias)
+        if len(biases) not in (1, 2) or not all(math.isfinite(bias) for bias in biases):
+            raise ValueError(f"{mine}: forget_bias must be a finite number, or two of them, got {forget_bias!r}.")
         if not isinstance(global_averaging_cells, int) or not 0 <= global_averaging_cells <= hidden_size:
             raise ValueError(
                 f"{mine}: global_averaging_cells must be a whole number from 0 to {hidden_size}, the cells of a layer, "
@@ -102,12 +111,12 @@ class LSTMRule(RecurrentRule[Memory]):
         self.num_layers = num_layers
         self.preprocessing = make_preprocessing(preprocessing)
         self.output_scale = output_scale
-        self.forget_bias = forget_bias
+        self.forget_bias = biases[0] if len(biases) == 1 else (biases[0], biases[1])
         self.global_averaging_cells = global_averaging_cells
         self.seed = seed
         draws = generator(seed, "initial weights")
         widths = [self.preprocessing.features + more_inputs] + [hidden_size] * (num_layers - 1)
-        self.layers = nn.ModuleList(LSTMLayer(width, hidden_size, forget_bias, draws) for width in widths)
+        self.layers = nn.ModuleList(LSTMLayer(width, hidden_size, self.forget_bias, draws) for width in widths)
         bound = 1 / math.sqrt(hidden_size)
         self.output = nn.Linear(hidden_size, outputs, device="meta").to_empty(device="cpu")
         with torch.no_grad():
@@ -122,7 +131,7 @@ class LSTMRule(RecurrentRule[Memory]):
             "num_layers": self.num_layers,
             "preprocessing": self.preprocessing.config(),
             "output_scale": self.output_scale,
-            "forget_bias": self.forget_bias,
+            "forget_bias": list(self.forget_bias) if isinstance(self.forget_bias, tuple) else self.forget_bias,
             "seed": self.seed,
         }
         if self.global_averaging_cells:  # left out otherwise: saved states say by it to which rule they belong
@@ -168,7 +177,9 @@ class LSTMOptimizer(LSTMRule[LSTMState]):
         output_scale: factor on the proposed update; the paper uses 0.1 on MNIST and none (1.0) on the quadratics.
         forget_bias: added to the initial biases of the forget gates; the paper does not say. With b, an untrained cell
             remembers about 1 + exp(b) steps. Where gradients are noisy, much of what there is to learn is to average
-            them, and a long memory is found far sooner from a long memory.
+            them, and a long memory is found far sooner from a long memory. Two numbers spread the cells of a layer
+            between them, so that some remember a few steps and others hundreds; the biases of their input gates are
+            lowered by half of that (compare the chrono initialisation of Tallec and Ollivier, 2018).
         global_averaging_cells: how many cells of each layer talk: their outputs are replaced, at each step, by their
             mean over all coordinates of the optimizee (appendix of the paper's first version, arXiv:1606.04474v1). One
             is enough to clip the norm of the gradient, for example.
@@ -188,7 +199,7 @@ class LSTMOptimizer(LSTMRule[LSTMState]):
         num_layers: int = 2,
         preprocessing: str | Preprocessing | Mapping[str, Any] = "none",
         output_scale: float = 1.0,
-        forget_bias: float = 0.0,
+        forget_bias: float | Sequence[float] = 0.0,
         global_averaging_cells: int = 0,
         seed: int = 0,
     ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from l2l_kit.training.imitation import Imitation, imitate
 from l2l_kit.training.meta_training import (
     EpochRecord,
     History,
@@ -21,6 +22,7 @@ __all__ = [
     "EpochRecord",
     "ExactUnroller",
     "History",
+    "Imitation",
     "MetaTrainer",
     "MetaTraining",
     "Progress",
@@ -30,6 +32,7 @@ __all__ = [
     "Unroller",
     "Window",
     "find_recipe",
+    "imitate",
     "meta_train",
     "random_search",
     "read_recipes",

@@ -176,17 +176,16 @@ def _record(
     for target, row in zip(targets, gradients, strict=True):
         updates, state = teacher.update(layout.unravel(row[None]), state)
         target.copy_(ravel(updates)[0])
-    sizes = torch.cat([_smoothed(part) for part in targets.split(layout.sizes, dim=1)], dim=1)
+    sizes = torch.cat([_smoothed(part) for part in targets.split_with_sizes(layout.sizes, dim=1)], dim=1)
     return Recording(layout, gradients, targets, sizes), losses
 
 
 def _smoothed(targets: Tensor) -> Tensor:
     """Root mean square over a tensor's coordinates, averaged over about the last twenty steps."""
-    power, smooth = targets.square().mean(dim=1), []
-    for step, now in enumerate(power):
-        share = max(1 / (step + 1), 0.05)
-        smooth.append(now if step == 0 else (1 - share) * smooth[-1] + share * now)
-    return torch.stack(smooth).sqrt().clamp_min(1e-9)[:, None].expand_as(targets)
+    power = targets.square().mean(dim=1)
+    for step in range(1, len(power)):
+        power[step] = power[step - 1].lerp(power[step], max(1 / (step + 1), 0.05))
+    return power.sqrt().clamp_min(1e-9)[:, None].expand_as(targets)
 
 
 def _pass(
@@ -202,8 +201,7 @@ def _pass(
     streams = [_Stream(part, some, steps, settings, draws) for part in optimizer.parts(some[0].layout)]
     errors = []
     for first in range(0, steps - settings.unroll + 1, settings.unroll):
-        for stream in streams:
-            errors.append(stream.fit(slice(first, first + settings.unroll)))
+        errors += [stream.fit(slice(first, first + settings.unroll)) for stream in streams]
         adam.step()
     return sum(errors) / len(errors)
 
@@ -215,17 +213,16 @@ class _Stream:
         self, part: Part, recordings: list[Recording], steps: int, settings: Imitation, draws: torch.Generator
     ) -> None:
         self.lstm = cast(LSTMOptimizer, part.network)
-        pieces: list[list[Tensor]] = [[], [], []]
+        gradients, targets, sizes = [], [], []
         for recording in recordings:
             mine = torch.arange(recording.gradients.shape[1])[part.columns]
             chosen = mine[torch.randperm(len(mine), generator=draws)[: settings.coordinates]]
             # Downhill is downhill on either side: the mirror image of a coordinate is as good an example.
             sign = torch.randint(0, 2, (len(chosen),), generator=draws) * 2.0 - 1.0
-            for piece, values in zip(
-                pieces, (recording.gradients * 1.0, recording.targets, recording.sizes), strict=True
-            ):
-                piece.append(values[:steps, chosen] * (sign if piece is not pieces[2] else 1.0))
-        self.gradients, self.targets, self.sizes = (torch.cat(piece, dim=1) for piece in pieces)
+            gradients.append(recording.gradients[:steps, chosen] * sign)
+            targets.append(recording.targets[:steps, chosen] * sign)
+            sizes.append(recording.sizes[:steps, chosen])
+        self.gradients, self.targets, self.sizes = (torch.cat(part, dim=1) for part in (gradients, targets, sizes))
         self.tape = LSTMTape(self.lstm, self.gradients.shape[1], settings.unroll)
         self.state = self.lstm.initial_state(self.gradients.shape[1])
 

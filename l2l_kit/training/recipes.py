@@ -4,6 +4,8 @@ A recipe is a TOML file with the sections ``[problem]``, ``[optimizer]`` and ``[
 `problems.make`, `optimizers.make` and `MetaTraining`), and optionally ``[search]`` (how the meta-learning rate, and
 what else ``[search.optimizer]`` leaves open, is searched) and ``[grid]``: lists of values, such as
 ``"training.unroll" = [1, 20]``, that turn it into a family.
+With ``[imitation]``, the arguments of `Imitation` and those of a baseline under ``teacher`` (or one for each kind of
+parameter), the optimizer imitates that baseline before it is meta-trained.
 With ``start`` it names another recipe, from whose optimizer the training goes on.
 """
 
@@ -21,10 +23,11 @@ from torch import Tensor
 
 from l2l_kit import optimizers, problems
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.optimizers import LearnedRule
+from l2l_kit.optimizers import Baseline, GroupedBaselines, LearnedRule, baseline
 from l2l_kit.paths import RECIPES, toml_file
 from l2l_kit.problems import Problem
 from l2l_kit.storage import load_weights
+from l2l_kit.training.imitation import Imitation
 from l2l_kit.training.meta_training import MetaTraining
 
 
@@ -71,6 +74,8 @@ class Recipe:
     optimizer: Mapping[str, Any]
     training: MetaTraining
     search: Search | None = None
+    imitation: Imitation | None = None
+    teacher: Mapping[str, Any] = field(default_factory=dict)
     start: str | None = None
     initial: Mapping[str, Tensor] | None = None  # the weights of `start`, once they are there
 
@@ -89,6 +94,12 @@ class Recipe:
             load_weights(optimizer, self.initial, f"recipe {self.name!r}, start {self.start!r}")
         return optimizer
 
+    def make_teacher(self) -> Baseline | GroupedBaselines:
+        """The hand-designed optimizer that is imitated: one, or one for each kind of parameter."""
+        if "name" in self.teacher:
+            return baseline(**self.teacher)
+        return GroupedBaselines({kind: baseline(**arguments) for kind, arguments in self.teacher.items()})
+
     def with_draw(self, drawn: Mapping[str, float]) -> Recipe:
         """This recipe with values for what its search leaves open: `meta_lr`, and settings of the optimizer."""
         settings = {name: value for name, value in drawn.items() if name != "meta_lr"}
@@ -99,7 +110,7 @@ class Recipe:
         )
 
 
-_SECTIONS = ("name", "start", "problem", "optimizer", "training", "search", "grid")
+_SECTIONS = ("name", "start", "problem", "optimizer", "imitation", "training", "search", "grid")
 
 
 def read_recipes(name_or_path: str | Path) -> list[Recipe]:
@@ -155,7 +166,8 @@ def _members(content: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _recipe(content: dict[str, Any], default_name: str) -> Recipe:
-    for section, kind in (("training", MetaTraining), ("search", Search)):
+    teacher = content.get("imitation", {}).pop("teacher", {})
+    for section, kind in (("training", MetaTraining), ("search", Search), ("imitation", Imitation)):
         known = [each.name for each in fields(kind)]
         for setting in content.get(section, {}):
             if setting not in known:
@@ -170,10 +182,14 @@ def _recipe(content: dict[str, Any], default_name: str) -> Recipe:
         content["optimizer"],
         MetaTraining(**content["training"]),
         search,
+        Imitation(**content["imitation"]) if "imitation" in content else None,
+        teacher,
         content.get("start"),
     )
     recipe.make_problem()
     recipe.make_optimizer()
+    if recipe.imitation is not None:
+        recipe.make_teacher()
     if search is not None:
         recipe.with_draw({name: low for name, (low, _) in search.ranges.items()}).make_optimizer()
     return recipe
