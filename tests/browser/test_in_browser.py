@@ -405,6 +405,35 @@ l2l.widgets.proposal_explorer(rules, {"first": weights, "last": 10 * weights[:, 
 EVERY_PATH = "[...document.querySelectorAll('.js-plotly-plot path')].map(path => path.getAttribute('d'))"
 
 
+# Whether an element is wholly within the visible part of the notebook.
+IN_SIGHT = """element => {
+    const box = element.getBoundingClientRect();
+    const page = document.querySelector('.jp-WindowedPanel-outer').getBoundingClientRect();
+    return Math.min(box.top - page.top, box.left - page.left, page.bottom - box.bottom, page.right - box.right) > -1; }"""
+LONG = "print('\\n'.join('a lesson goes on' for _ in range(60)))"  # so that the page has a scroll bar
+
+
+@pytest.mark.parametrize(("width", "file_browser"), [(1400, True), (900, False)])
+def test_a_figure_is_in_sight_of_its_controls(open_notebook, tmp_path, width, file_browser):
+    page = open_notebook("sight.ipynb", LONG, IMPORT, "l2l.widgets.explorer()", PAINTER, LONG)
+    page.set_viewport_size({"width": width, "height": 900})
+    if page.locator(".jp-FileBrowser").is_visible() != file_browser:
+        page.evaluate("window.jupyterapp.commands.execute('filebrowser:toggle-main')")
+    page.wait_for_selector(LINES, timeout=30_000, state="attached")
+    page.wait_for_selector("img.widget-image", timeout=30_000)
+    plots = page.locator(".js-plotly-plot")
+    for name, control, plot in (
+        ("explorer", page.locator(".widget-checkbox input").first, plots.first),
+        ("painter", page.locator(".widget-dropdown select").first, plots.last),
+    ):
+        control.focus()
+        plot.evaluate("element => element.scrollIntoView({block: 'nearest'})")
+        page.wait_for_timeout(500)
+        page.screenshot(path=tmp_path / f"{name}_{width}.png")
+        assert plot.evaluate(IN_SIGHT)
+        assert control.evaluate(IN_SIGHT)
+
+
 def test_dark_theme(explorer_page, tmp_path):
     page = explorer_page
     change = "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})"
