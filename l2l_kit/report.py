@@ -149,7 +149,7 @@ def report(
     body = [
         "<header><h1>Learning to learn by gradient descent by gradient descent</h1>",
         '<p class="soft">What the paper claims, and what the lessons of l2l_kit measured. '
-        f"{escape(chosen)}.</p><p class=\"soft\">{MEANING}</p></header>",
+        f'{escape(chosen)}.</p><p class="soft">{MEANING}</p></header>',
         _tiles(tiles),
         _navigation(lessons),
         *(_section(lesson) for lesson in lessons),
@@ -221,7 +221,7 @@ def _claim_row(claim: Claim) -> str:
 
 
 def _interval(claim: Claim) -> str:
-    """The effect, a ratio, as a dot with its interval as a bar and a line at 1; an arrow for what is beyond the axis."""
+    """The effect, a ratio, as a dot, its interval as a bar, and a line at 1; arrows for what is beyond the axis."""
     if not (claim.effect and claim.low and claim.high and claim.low > 0):
         return ""
     ends = "".join(
@@ -229,12 +229,13 @@ def _interval(claim: Claim) -> str:
         for arrow, beyond in (("M0 8l6-4v8z", claim.low < 1 / AXIS), ("M180 8l-6-4v8z", claim.high > AXIS))
         if beyond
     )
+    bar = f'x1="{_across(claim.low):.1f}" x2="{_across(claim.high):.1f}"'
     inside = 1 / AXIS <= claim.effect <= AXIS
     dot = f'<circle cx="{_across(claim.effect):.1f}" cy="8" r="3.5"/>' if inside else ""
     return (
         f'<svg class="interval" viewBox="0 0 180 16" role="img" aria-label="{_effect(claim)}, on an axis around 1">'
         f'<line class="axis" x1="{_across(1):.1f}" x2="{_across(1):.1f}" y1="0" y2="16"/>'
-        f'<line class="bar" x1="{_across(claim.low):.1f}" x2="{_across(claim.high):.1f}" y1="8" y2="8"/>{dot}{ends}</svg>'
+        f'<line class="bar" {bar} y1="8" y2="8"/>{dot}{ends}</svg>'
     )
 
 
