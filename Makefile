@@ -35,8 +35,10 @@ test: setup
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout 300 \
 		--nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
 
+# .jupyter raises what an upload may weigh, since at a message of over 10 MB the server drops the connection without a
+# word, and turns off the pop-up that asks about Jupyter's news.
 lab: setup
-	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+	JUPYTER_CONFIG_PATH=$(CURDIR)/.jupyter $(BIN)/jupyter lab notebooks/00_start_here.ipynb
 
 notebooks: setup
 	TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \

@@ -25,6 +25,14 @@ PACKAGES = ("torch", "numpy", "pandas", "optuna", "plotly", "matplotlib", "paper
 STYLE = Path(__file__).with_name("report.css")
 PICTURE_BYTES = 50_000
 """What a figure may weigh on the page, which is to stay below 10 MB."""
+AXIS = 4.0
+"""Effects are drawn on a logarithmic axis from one over this to this."""
+MEANING = (
+    "A claim <b>holds</b> if the measurement supports it, where it is a ratio with the whole 95% confidence interval; "
+    "it <b>does not hold</b> if the measurement refutes it or cannot decide. Ratios are drawn on a logarithmic axis "
+    f"from 1/{AXIS:g} to {AXIS:g}, their intervals as bars; the dotted line is 1, and an arrow points at what is "
+    "beyond the axis."
+)
 
 
 def recorded_table(lessons: Sequence[Lesson]) -> pd.DataFrame:
@@ -141,7 +149,7 @@ def report(
     body = [
         "<header><h1>Learning to learn by gradient descent by gradient descent</h1>",
         '<p class="soft">What the paper claims, and what the lessons of l2l_kit measured. '
-        f"{escape(chosen)}.</p></header>",
+        f'{escape(chosen)}.</p><p class="soft">{MEANING}</p></header>',
         _tiles(tiles),
         _navigation(lessons),
         *(_section(lesson) for lesson in lessons),
@@ -213,17 +221,27 @@ def _claim_row(claim: Claim) -> str:
 
 
 def _interval(claim: Claim) -> str:
-    """The effect and its interval on a logarithmic axis from an eighth to eight, with a line at 1."""
+    """The effect, a ratio, as a dot, its interval as a bar, and a line at 1; arrows for what is beyond the axis."""
     if not (claim.effect and claim.low and claim.high and claim.low > 0):
         return ""
-    low, at, high = (
-        130 * (0.5 + math.log2(min(max(value, 1 / 8), 8)) / 6) for value in (claim.low, claim.effect, claim.high)
+    ends = "".join(
+        f'<path class="beyond" d="{arrow}"/>'
+        for arrow, beyond in (("M0 8l6-4v8z", claim.low < 1 / AXIS), ("M180 8l-6-4v8z", claim.high > AXIS))
+        if beyond
     )
+    bar = f'x1="{_across(claim.low):.1f}" x2="{_across(claim.high):.1f}"'
+    inside = 1 / AXIS <= claim.effect <= AXIS
+    dot = f'<circle cx="{_across(claim.effect):.1f}" cy="8" r="3.5"/>' if inside else ""
     return (
         f'<svg class="interval" viewBox="0 0 180 16" role="img" aria-label="{_effect(claim)}, on an axis around 1">'
-        '<line class="axis" x1="90" x2="90" y1="0" y2="16"/>'
-        f'<line class="bar" x1="{low:.1f}" x2="{high:.1f}" y1="8" y2="8"/><circle cx="{at:.1f}" cy="8" r="3.5"/></svg>'
+        f'<line class="axis" x1="{_across(1):.1f}" x2="{_across(1):.1f}" y1="0" y2="16"/>'
+        f'<line class="bar" {bar} y1="8" y2="8"/>{dot}{ends}</svg>'
     )
+
+
+def _across(ratio: float) -> float:
+    """Where a ratio is on the axis, in units of the picture, which is 180 wide; at its end if it is beyond."""
+    return 90 + 84 * min(max(math.log(ratio) / math.log(AXIS), -1), 1)
 
 
 def _figure(picture: Picture) -> str:

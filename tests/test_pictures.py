@@ -62,6 +62,61 @@ def test_from_a_file_or_from_its_content(tmp_path):
     assert torch.equal(data.load_picture(str(path)), data.load_picture(path))
 
 
+def flat(mode, values):
+    """30 by 40 pixels of one colour, given as the numbers that are stored."""
+    array = np.broadcast_to(np.array(values), (30, 40, *np.shape(values)))
+    if mode == "1":
+        return Image.fromarray(array.astype(np.uint8)).convert("1")
+    if mode == "P":
+        picture = Image.new("P", (40, 30), 1)
+        picture.putpalette([0, 0, 0, *values])
+        return picture
+    if mode == "I;16B":
+        picture = Image.new(mode, (40, 30))
+        picture.putdata([values] * (30 * 40))
+        return picture
+    dtype = {"F": np.float32, "I": np.int32, "I;16": np.uint16}.get(mode, np.uint8)
+    return Image.frombytes(mode, (40, 30), np.ascontiguousarray(array, dtype=dtype).tobytes())
+
+
+@pytest.mark.parametrize(
+    ("mode", "stored", "format", "seen"),
+    [
+        ("1", 255, "PNG", (255, 255, 255)),
+        ("1", 0, "TIFF", (0, 0, 0)),
+        ("L", 200, "PNG", (200, 200, 200)),
+        ("P", (10, 20, 30), "PNG", (10, 20, 30)),
+        ("LA", (200, 255), "PNG", (200, 200, 200)),
+        ("LA", (0, 51), "PNG", (204, 204, 204)),  # a fifth of black on white
+        ("RGB", (10, 20, 30), "PNG", (10, 20, 30)),
+        ("RGBA", (10, 20, 30, 255), "TIFF", (10, 20, 30)),
+        ("RGBA", (255, 0, 0, 102), "PNG", (255, 153, 153)),  # two fifths of red on white
+        ("CMYK", (0, 255, 255, 0), "TIFF", (255, 0, 0)),
+        ("CMYK", (0, 0, 0, 102), "TIFF", (153, 153, 153)),
+        ("YCbCr", (76, 85, 255), "TIFF", (254, 0, 0)),
+        ("LAB", (255, 0, 0), "TIFF", (255, 255, 255)),
+        ("I;16", 0x4040, "PNG", (64, 64, 64)),
+        ("I;16", 0x4040, "TIFF", (64, 64, 64)),
+        ("I;16", 200, "PNG", (1, 1, 1)),  # 16 bits are 16 bits, however dark
+        ("I;16B", 0x4040, "TIFF", (64, 64, 64)),
+        ("I", 200, "TIFF", (200, 200, 200)),
+        ("I", 0x4040, "TIFF", (64, 64, 64)),
+        ("I", 2**30, "TIFF", (255, 255, 255)),
+        ("I", -5, "TIFF", (0, 0, 0)),
+        ("F", 200.0, "TIFF", (200, 200, 200)),
+        ("F", 0.25, "TIFF", (64, 64, 64)),
+        ("F", float(0x4040), "TIFF", (64, 64, 64)),
+        ("F", 0.0, "TIFF", (0, 0, 0)),
+        ("F", float("nan"), "TIFF", (0, 0, 0)),
+    ],
+)
+def test_every_mode_is_read_as_what_it_shows(mode, stored, format, seen):
+    content = encoded(flat(mode, stored), format)
+    with Image.open(io.BytesIO(content)) as file:
+        assert file.mode == mode  # that is what is tested
+    assert close(data.load_picture(content), (15, 5), seen, by=1)
+
+
 class TestUnusualPictures:
     def test_cmyk(self):
         pixels = data.load_picture(encoded(halves("CMYK"), "JPEG", quality=95))
@@ -105,6 +160,15 @@ class TestUnusualPictures:
         pixels = data.load_picture(encoded(halves(), exif=exif))
         assert pixels.shape == shape
         assert close(pixels, red, RED)
+
+    def test_16_bits_are_turned_too(self):
+        rows = np.full((30, 40), 65535, np.uint16)
+        rows[:, 20:] = 0
+        exif = Image.Exif()
+        exif[0x0112] = 6  # by a quarter
+        pixels = data.load_picture(encoded(Image.fromarray(rows), exif=exif))
+        assert close(pixels, (5, 15), (255, 255, 255))
+        assert close(pixels, (35, 15), (0, 0, 0))
 
     @pytest.mark.parametrize("format", ["JPEG", "PNG"])
     def test_20_megapixels_are_made_smaller(self, format):
@@ -179,6 +243,15 @@ class TestStyles:
             assert close(data.style(name), (15, 5), RED)
         (own / "notes.txt").write_text("no picture")
         assert set(data.style_names()) == {"bricks", "gravel", "mine", "mosaic", "swirls", "tissue", "woodcut"}
+
+    def test_only_pictures_are_offered_and_none_is_lost(self, own):
+        for name in ("one.jpg", "one.png", "two.jpg", "two.jpg.png", "._one.jpg", ".hidden.png"):
+            (own / name).write_bytes(encoded(halves()))
+        (own / "folder.jpg").mkdir()
+        added = set(data.style_names()) - {"bricks", "gravel", "mosaic", "swirls", "tissue", "woodcut"}
+        assert added == {"one.jpg", "one.png", "two", "two.jpg.png"}
+        for name in added:
+            assert data.style(name).shape == (3, 30, 40)
 
     def test_a_path(self, tmp_path):
         (tmp_path / "mine.png").write_bytes(encoded(halves()))

@@ -60,7 +60,7 @@ def test_the_summary_counts_what_holds() -> None:
     assert "2 of 3claims hold" in page.text
     assert "1 of 2lessons ran to their end" in page.text
     assert "Failed. cell 3: Error: no" in page.text
-    assert page.text.count("does not hold") == 1
+    assert [kind for _, each in page.tags if (kind := each.get("class")) in ("yes", "no")] == ["yes", "no", "yes"]
 
 
 def test_a_claim_has_its_numbers_and_the_lesson_its_machine() -> None:
@@ -76,6 +76,49 @@ def test_a_claim_has_its_numbers_and_the_lesson_its_machine() -> None:
         assert said in page.text
     assert "torch" in page.text
     assert "stand-in" in page.text
+
+
+def drawn(effect: float, low: float, high: float) -> dict[str, list[float]]:
+    """Where a claim's line at 1, bar, dot and arrows are, across the page."""
+    parts: dict[str, list[float]] = {"axis": [], "bar": [], "dot": [], "beyond": []}
+    for tag, attributes in made(lesson(replace(CLAIM, effect=effect, low=low, high=high))).tags:
+        kind = attributes.get("class") or ""
+        if tag == "line":
+            parts[kind] += [float(attributes["x1"] or ""), float(attributes["x2"] or "")]
+        elif tag == "circle":
+            parts["dot"].append(float(attributes["cx"] or ""))
+        elif tag == "path":
+            parts["beyond"].append(float(re.findall(r"-?[\d.]+", attributes["d"] or "")[0]))
+    return parts
+
+
+def test_an_effect_of_one_is_on_the_line_and_half_as_far_from_it_as_double() -> None:
+    one = drawn(1.0, 0.5, 2.0)
+    (line, same), (low, high) = one["axis"], one["bar"]
+    assert line == same
+    assert one["dot"] == [line]
+    assert line - low == pytest.approx(high - line)
+    assert low < line
+    assert drawn(0.5, 0.4, 0.6)["dot"] == [low]
+    assert drawn(2.0, 1.9, 2.1)["dot"] == [high]
+    assert drawn(1.1, 1.05, 1.2)["dot"][0] > line  # behind, and not on the better side
+    assert drawn(0.9, 0.8, 0.95)["dot"][0] < line
+    assert not one["beyond"]
+
+
+def test_what_is_beyond_the_axis_is_marked_where_the_axis_ends() -> None:
+    (end,) = drawn(0.5, 1e-3, 0.6)["beyond"]
+    (other,) = drawn(2.0, 1.5, 1e3)["beyond"]
+    line = drawn(0.5, 1e-3, 0.6)["axis"][0]
+    assert line - end == pytest.approx(other - line)
+    assert end < min(drawn(0.5, 1e-3, 0.6)["bar"]) < line
+    assert drawn(50.0, 40.0, 60.0)["dot"] == []  # the arrow alone, not a dot at another number
+    assert drawn(50.0, 40.0, 60.0)["beyond"] == [other]
+    assert drawn(1.0, 1e-3, 1e3)["beyond"] == [end, other]
+
+
+def test_the_page_says_what_a_verdict_means() -> None:
+    assert "cannot decide" in made(lesson(CLAIM)).text
 
 
 def test_every_link_of_the_page_leads_somewhere_and_nothing_is_loaded() -> None:
@@ -169,7 +212,7 @@ def test_a_broken_optimizer_is_seen_to_fail(broken: bool) -> None:
     assert json.loads(json.dumps(claim.__dict__, allow_nan=False))["problems"] == 256
     page = made(lesson(claim))
     assert ("0 of 1claims hold" if broken else "1 of 1claims hold") in page.text
-    assert ("does not hold" in page.text) == broken
+    assert any(each.get("class") == "no" for _, each in page.tags) == broken
     assert ("**no**" in claims_table([lesson(claim)])) == broken
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,9 @@ def load_picture(source: str | Path | bytes, name: str = "") -> Tensor:
     """A picture from a file, or from a file's bytes.
 
     It is turned as its EXIF data say, put on white where it is transparent, converted to RGB whatever it was (palette,
-    grey, 16 bits, CMYK) and reduced to at most 1,024 pixels a side. Of an animation it is the first picture.
+    grey, 16 bits, floating point, CMYK) and reduced to at most 1,024 pixels a side. Of an animation it is the first
+    picture. 32-bit and floating-point files don't say which value is white: it is the smallest of 1 (for floats), 255
+    and 65,535 that no pixel exceeds, or else their maximum.
 
     Args:
         source: path of a file, or its content.
@@ -71,7 +74,8 @@ def _plain(file: ImageFile.ImageFile) -> Image.Image:
     from PIL import Image, ImageOps
 
     file.draft("RGB", (LARGEST, LARGEST))  # a large JPEG is decoded at a fraction of its size
-    picture = ImageOps.exif_transpose(_eight_bits(file) if file.mode.startswith(("I", "F")) else file)
+    upright = ImageOps.exif_transpose(file)
+    picture = _eight_bits(upright, file.format) if file.mode.startswith(("I", "F")) else upright
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -80,19 +84,32 @@ def _plain(file: ImageFile.ImageFile) -> Image.Image:
     return picture
 
 
-def _eight_bits(picture: Image.Image) -> Image.Image:
+def _eight_bits(picture: Image.Image, file_format: str | None) -> Image.Image:
     """A grey picture of more than 8 bits with 8."""
     from PIL import Image
 
-    values = np.asarray(picture, dtype=np.float64)
-    most = 1.0 if picture.mode.startswith("F") else 65535.0
-    return Image.fromarray((values * (255 / most)).round().clip(0, 255).astype(np.uint8))
+    values = np.nan_to_num(np.asarray(picture, dtype=np.float64))
+    if picture.mode.startswith("I;") or file_format == "PNG":  # as "I", some versions of Pillow read PNGs of 16 bits
+        white = 65535.0
+    else:
+        whites = (1.0, 255.0, 65535.0) if picture.mode == "F" else (255.0, 65535.0)
+        white = next((white for white in whites if values.max() <= white), float(values.max()))
+    return Image.fromarray((values * (255 / white)).round().clip(0, 255).astype(np.uint8))
 
 
 def pictures_in(folder: str) -> dict[str, Path]:
-    """Files of pictures in a folder of the cache, such as "styles", by their names without suffix."""
-    found = sorted((cache_folder() / folder).glob("*"))
-    return {path.stem: path for path in found if path.suffix.lower() in _FORMATS}
+    """Files of pictures in a folder of the cache, such as "styles", by name.
+
+    The name is the file's without its suffix, or with it where two files would have the same name. Hidden files, such
+    as the ``._one.jpg`` that macOS puts beside ``one.jpg``, are left out.
+    """
+    found = [
+        path
+        for path in sorted((cache_folder() / folder).glob("[!.]*"))
+        if path.suffix.lower() in _FORMATS and path.is_file()
+    ]
+    taken = Counter([path.stem for path in found] + [path.name for path in found])
+    return {path.stem if taken[path.stem] == 1 else path.name: path for path in found}
 
 
 def fitted(pictures: Tensor, size: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from l2l_kit.widgets.explorer import Explorer, explorer
+from l2l_kit.widgets.lab import missing_in_lab
 from l2l_kit.widgets.memory_explorer import MemoryExplorer, memory_explorer
 from l2l_kit.widgets.network_explorer import NetworkExplorer, network_explorer
 from l2l_kit.widgets.painter import Painter, painter
@@ -22,6 +23,7 @@ __all__ = [
     "Trainer",
     "explorer",
     "memory_explorer",
+    "missing_in_lab",
     "network_explorer",
     "painter",
     "picture_explorer",

@@ -16,7 +16,8 @@ import plotly.graph_objects as go
 
 from l2l_kit import static
 
-CONTROLS_WIDTH, FIGURE_WIDTH = 320, 640
+CONTROLS_WIDTH, FIGURE_WIDTH = 308, 620
+"""Pixels: both are side by side in a window of 1,400 with Lab's file browser open."""
 ALIVE = 2
 UNROLLS = (1, 2, 5, 10, 20, 50, 100)
 PREPROCESSINGS = {
@@ -54,7 +55,10 @@ class LiveFigure(go.FigureWidget):  # type: ignore[misc]  # plotly has no types
 
 
 class WithPicture:
-    """Displays as controls beside a live figure where there is a kernel, elsewhere as a picture of the figure.
+    """Displays as a live figure with controls where there is a kernel, elsewhere as a picture of the figure.
+
+    The controls are beside the figure, or below it where the page is too narrow: never above it, where a reader who
+    moves one would not see what follows.
 
     Widgets live as long as the kernel, also when their cell was run again, and a page that is loaded anew loads all of
     them, 5 MB for each figure. So only the newest `ALIVE` of each kind stay alive, and older ones are closed.
@@ -81,10 +85,10 @@ class WithPicture:
         """The whole widget; asking for it sends the figure, which may be much, to the page."""
         self.figure.go_live()
         plot = ipywidgets.VBox(self._shown(), layout={"flex": f"0 0 {FIGURE_WIDTH}px"})
-        return ipywidgets.HBox([self._column, plot], layout={"flex_flow": "row wrap", "overflow": "visible"})
+        return ipywidgets.HBox([plot, self._column], layout={"flex_flow": "row wrap", "overflow": "visible"})
 
     def _shown(self) -> list[ipywidgets.Widget]:
-        """What is beside the controls."""
+        """The figure, and what belongs to it."""
         return [self.figure]
 
     def _picture(self) -> bytes:

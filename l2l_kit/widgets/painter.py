@@ -45,6 +45,8 @@ STEPS = (16, 32, 64, 128, 256)
 CANVAS = 150
 """Pixels a side at which a picture is shown."""
 THUMBNAIL = 96
+LARGEST_UPLOAD = "Own pictures: at most 10 MB each, or 100 MB where JupyterLab was started by make lab."
+"""Larger ones never arrive: the server drops the page's connection to the kernel. See .jupyter in the checkout."""
 Point = tuple[Tensor, Tensor]
 """Parameters ``(1, coordinates)`` and their loss ``(1,)``."""
 
@@ -148,6 +150,7 @@ class Painter(WithPicture):
         self.pause.observe(self._guarded(self._pause), names="value")
         self._look()
         self._clear()
+        self.status.value = message(LARGEST_UPLOAD)
 
     def start(self) -> None:
         """Paint in the background, as the Paint button does."""
@@ -370,7 +373,10 @@ def _choice(label: str, names: list[str], value: str) -> ipywidgets.Dropdown:
 
 def _upload(kind: str) -> ipywidgets.FileUpload:
     return ipywidgets.FileUpload(
-        accept="image/*", description="Own", tooltip=f"A picture of your own as the {kind}", layout={"width": "95px"}
+        accept="image/*",
+        description="Own",
+        tooltip=f"A picture of your own as the {kind}. {LARGEST_UPLOAD}",
+        layout={"width": "95px"},
     )
 
 

@@ -1,9 +1,11 @@
 """What a reader sees and does: the widgets and the live figures in a real page."""
 
 import base64
+import io
 import statistics
 
 import nbformat
+import PIL.Image
 import plotly.graph_objects as go
 import pytest
 
@@ -302,7 +304,7 @@ CANVASES = "[...document.querySelectorAll('img.widget-image')].map(image => imag
 def test_pictures_are_painted_and_own_ones_taken(open_notebook, tmp_path):
     page = open_notebook("painter.ipynb", PAINTER)
     page.wait_for_selector("img.widget-image", timeout=30_000)
-    content, style, *canvases = page.evaluate(CANVASES)
+    *canvases, content, style = page.evaluate(CANVASES)
     assert len(canvases) == 4
     assert len(set(canvases)) == 4  # blank, but each an image of its own
     page.get_by_role("button", name="Paint", exact=True).click()
@@ -310,8 +312,8 @@ def test_pictures_are_painted_and_own_ones_taken(open_notebook, tmp_path):
     page.screenshot(path=tmp_path / "painter.png")
     assert len(lines(page)) == 4
     painted = page.evaluate(CANVASES)
-    assert painted[:2] == [content, style]
-    assert not set(painted[2:]) & set(canvases)
+    assert painted[-2:] == [content, style]
+    assert not set(painted[:-2]) & set(canvases)
 
     handle(page, "Updates; the LSTM was trained on 128").focus()
     page.keyboard.press("End")
@@ -327,15 +329,32 @@ def test_pictures_are_painted_and_own_ones_taken(open_notebook, tmp_path):
         ("notes.png", b"no picture", "notes.png: not a picture that can be read"),
     ):
         with page.expect_file_chooser() as chooser:
-            page.get_by_role("button", name="Own").first.click()
+            page.get_by_role("button", name="Own (").first.click()
         chooser.value.set_files({"name": name, "mimeType": "image/png", "buffer": picture})
         page.wait_for_function(f"document.body.innerText.includes('{answer}')", timeout=30_000)
     page.screenshot(path=tmp_path / "painter_own.png")
-    assert page.evaluate(CANVASES)[0] != content
+    assert page.evaluate(CANVASES)[-2] != content
     assert page.locator("[role=alert]").count() == 1
     assert (
         page.locator(".widget-dropdown select").first.evaluate("choice => choice.selectedOptions[0].text") == "mine.png"
     )
+
+
+def test_a_large_photograph_arrives(open_notebook, tmp_path):
+    """Of 12 MB, which is more than the server takes if it is not told otherwise; and nothing pops up over the page."""
+    page = open_notebook("large.ipynb", PAINTER)
+    page.wait_for_selector(".js-plotly-plot", timeout=30_000)
+    before = page.evaluate(CANVASES)
+    content = io.BytesIO()
+    PIL.Image.linear_gradient("L").resize((2000, 2000)).convert("RGB").save(content, "BMP")
+    assert len(content.getvalue()) > 12_000_000
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Own (").first.click()
+    chooser.value.set_files({"name": "large.bmp", "mimeType": "image/bmp", "buffer": content.getvalue()})
+    page.wait_for_function("document.body.innerText.includes('large.bmp is the content now.')", timeout=60_000)
+    page.screenshot(path=tmp_path / "large.png")
+    assert page.evaluate(CANVASES)[-2] != before[-2]
+    assert page.get_by_text("Jupyter news").count() == 0
 
 
 def test_play_moves_along_the_landscape(open_notebook, tmp_path):
@@ -403,6 +422,36 @@ rules |= {"NAG": l2l.baseline("nag", 0.5), "RMSprop": l2l.baseline("rmsprop", 0.
 l2l.widgets.proposal_explorer(rules, {"first": weights, "last": 10 * weights[:, :200]})
 """
 EVERY_PATH = "[...document.querySelectorAll('.js-plotly-plot path')].map(path => path.getAttribute('d'))"
+
+
+# Whether an element is wholly within the visible part of the notebook.
+IN_SIGHT = """element => {
+    const box = element.getBoundingClientRect();
+    const page = document.querySelector('.jp-WindowedPanel-outer').getBoundingClientRect();
+    return Math.min(box.top - page.top, box.left - page.left, page.bottom - box.bottom, page.right - box.right)
+        > -1; }"""
+LONG = "print('\\n'.join('a lesson goes on' for _ in range(60)))"  # so that the page has a scroll bar
+
+
+@pytest.mark.parametrize(("width", "file_browser"), [(1400, True), (900, False)])
+def test_a_figure_is_in_sight_of_its_controls(open_notebook, tmp_path, width, file_browser):
+    page = open_notebook("sight.ipynb", LONG, IMPORT, "l2l.widgets.explorer()", PAINTER, LONG)
+    page.set_viewport_size({"width": width, "height": 900})
+    if page.locator(".jp-FileBrowser").is_visible() != file_browser:
+        page.evaluate("window.jupyterapp.commands.execute('filebrowser:toggle-main')")
+    page.wait_for_selector(LINES, timeout=30_000, state="attached")
+    page.wait_for_selector("img.widget-image", timeout=30_000)
+    plots = page.locator(".js-plotly-plot")
+    for name, control, plot in (
+        ("explorer", page.locator(".widget-checkbox input").first, plots.first),
+        ("painter", page.locator(".widget-dropdown select").first, plots.last),
+    ):
+        control.focus()
+        plot.evaluate("element => element.scrollIntoView({block: 'nearest'})")
+        page.wait_for_timeout(500)
+        page.screenshot(path=tmp_path / f"{name}_{width}.png")
+        assert plot.evaluate(IN_SIGHT)
+        assert control.evaluate(IN_SIGHT)
 
 
 def test_dark_theme(explorer_page, tmp_path):
