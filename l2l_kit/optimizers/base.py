@@ -85,7 +85,7 @@ class RecurrentRule(LearnedRule, Generic[Memory]):
 
     @abstractmethod
     def initial_state(self, *shape: int) -> Memory:
-        """The state h(0) for gradients of that shape."""
+        """The state h(0) for gradients of that shape: zeros, in the weights' type and on their device."""
 
     @abstractmethod
     def forward(self, gradients: Tensor, state: Memory) -> tuple[Tensor, Memory]:
