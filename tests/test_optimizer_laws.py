@@ -519,7 +519,7 @@ class TestParameters:
         optimizer = optimizer_of(which, model)
         train(model, optimizer, range(2))
         model[0].requires_grad_(False)
-        with pytest.raises(RuntimeError, match="2 of 4 parameters have no gradient; leave those .* out"):
+        with pytest.raises(RuntimeError, match=r"2 of 4 parameters have no gradient; leave those .* out"):
             train(model, optimizer, range(2, 3))
 
 
