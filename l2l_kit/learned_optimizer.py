@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -84,7 +83,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         loaded = copy.deepcopy(rule) if isinstance(rule, LearnedRule) else zoo.load(rule)
         self._rule = loaded.cpu().requires_grad_(False)
         self._rule_on: dict[torch.device, LearnedRule] = {}
-        self._fingerprint = _fingerprint(self._rule)
+        self._fingerprint = self._rule.fingerprint()
         which = self._rule if isinstance(rule, LearnedRule) else rule
         # `defaults` are the arguments, since others build an optimizer like this one by type(o)(params, **o.defaults).
         super().__init__(params, {"rule": which, "lr": lr, "weight_decay": weight_decay, "state_dtype": state_dtype})
@@ -173,7 +172,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         gradients = [_gradient(param, network) for param, _ in params]
         sizes = [len(gradient) for gradient in gradients]
         states = [self._memory(param, network) for param, _ in params]
-        joined = (torch.cat(values, dim=-1).to(gradients[0].dtype) for values in zip(*states, strict=True))
+        joined = (_side_by_side(parts).to(gradients[0].dtype) for parts in zip(*states, strict=True))
         updates, state = _advanced(network, torch.cat(gradients), type(states[0])(*joined))
         pieces = zip(*(values.split_with_sizes(sizes, dim=-1) for values in state), strict=True)
         for (param, group), update, piece in zip(params, updates.split_with_sizes(sizes), pieces, strict=True):
@@ -192,9 +191,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
             zeros = torch.zeros_like(_real(param))  # sharded as the parameter is, and so will be what is made of it
             fresh = {name: zeros.expand(*part.shape[:-1], *zeros.shape) for name, part in of_none._asdict().items()}
             self.state[param] = self._kept(param, network, fresh)
-        coordinates, kept = _local(param).numel(), map(_local, self.state[param].values())
-        flat = (values.view(*_leading(values, part), coordinates) for values, part in zip(kept, of_none, strict=True))
-        return type(of_none)(*flat)
+        local = _local(param)
+        kept = map(_local, self.state[param].values())
+        return type(of_none)(
+            *(values.view(*values.shape[: values.dim() - local.dim()], local.numel()) for values in kept)
+        )
 
     def _kept(self, param: Tensor, network: RecurrentRule[Any], state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state as it is kept between steps: tensors of its own, ``(..., *shape of the parameter)``."""
@@ -202,7 +203,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         dtype = self.defaults["state_dtype"] or of_none[0].dtype
         return {
             name: state[name]
-            .reshape(*_leading(state[name], part), *shape)
+            .reshape(*state[name].shape[: part.dim() - 1], *shape)
             .to(param.device, dtype, copy=True, memory_format=torch.contiguous_format)
             for name, part in of_none._asdict().items()
         }
@@ -250,12 +251,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
             group.update({"weight_decay": 0.0, "kind": None, **group, "fingerprint": self._fingerprint})
 
 
-def _leading(values: Tensor, of_none: Tensor) -> torch.Size:
-    """Sizes of the axes that a tensor of the state has before those of the parameter.
-
-    `of_none` is the same tensor of the state for no coordinates: its last axis is theirs, and those before are as many.
-    """
-    return values.shape[: of_none.dim() - 1]
+def _side_by_side(parts: tuple[Tensor, ...]) -> Tensor:
+    """States of several parameters as one; those added later have zeros for what was written before they came."""
+    longest = max(map(len, parts))
+    grown = (torch.cat([part.new_zeros(longest - len(part), *part.shape[1:]), part]) for part in parts)
+    return torch.cat([*grown], dim=-1)
 
 
 def _is_sharded(tensor: Tensor) -> bool:
@@ -297,11 +297,3 @@ def _add(param: Tensor, updates: Tensor, group: dict[str, Any]) -> None:
     if group["weight_decay"]:
         values.mul_(1 - group["lr"] * group["weight_decay"])
     values.add_(updates.mul_(group["lr"]).view(values.shape).to(values.dtype))
-
-
-def _fingerprint(rule: LearnedRule) -> str:
-    """Identifies the rule to which an optimizer's state belongs, whatever precision it is held in."""
-    digest = hashlib.blake2b(repr(sorted(rule.config().items())).encode(), digest_size=8)
-    for tensor in rule.state_dict().values():
-        digest.update(tensor.float().numpy().tobytes())
-    return digest.hexdigest()

@@ -499,8 +499,6 @@ class TestParameters:
         groups = [first, *rest] if which != ADAM else [{"params": group["params"]} for group in (first, *rest)]
         optimizer = type(optimizer_of(which, model))(groups[:1], **optimizer_of(which, model).defaults)
         train(model, optimizer, range(2))
-        if which == "quadratics-ntm":  # whose parameters have as many vectors each as steps were made
-            pytest.skip("the memory of NTM-BFGS goes back to the first step")
         optimizer.add_param_group(groups[1])
         before = weights(model)
         assert all(moved(train(model, optimizer, range(2, 4)), before))

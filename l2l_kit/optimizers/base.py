@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
@@ -59,6 +60,13 @@ class LearnedRule(nn.Module, ABC):
     @abstractmethod
     def config(self) -> dict[str, Any]:
         """What `optimizers.make` needs to build this optimizer again, up to its weights."""
+
+    def fingerprint(self) -> str:
+        """Identifies the rule by its configuration and its weights in single precision, whatever type holds them."""
+        digest = hashlib.blake2b(repr(sorted(self.config().items())).encode(), digest_size=8)
+        for tensor in self.state_dict().values():
+            digest.update(tensor.float().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     @abstractmethod
     def network_for(self, kind: str | None) -> RecurrentRule[Any]:
