@@ -47,7 +47,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
     row of a padding token, the weights of a pixel that is never on, an expert that is not used. The rules were trained
     without that exception and would move it. Eight of lesson 2's networks, trained by "mnist" on all of MNIST, reach
     the same test loss with it and without: 0.270 and 0.271 after 100 steps, 0.234 and 0.234 after 200 (the standard
-    error of the difference is 0.001), while 12 percent of the first layer's weights have not moved.
+    error of the differences is 0.001; from a start ten times as close to zero it is 0.228 and 0.226 after 200), while
+    12 percent of the first layer's weights have not moved.
 
     Args:
         params: parameters or parameter groups, as for every torch optimizer. A group may have its own ``lr`` and
@@ -296,4 +297,4 @@ def _add(param: Tensor, updates: Tensor, group: dict[str, Any]) -> None:
     values = _local(param)
     if group["weight_decay"]:
         values.mul_(1 - group["lr"] * group["weight_decay"])
-    values.add_(updates.mul_(group["lr"]).view(values.shape).to(values.dtype))
+    values.add_(updates.view(values.shape).to(values.dtype), alpha=group["lr"])
