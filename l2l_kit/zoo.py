@@ -36,7 +36,7 @@ def names() -> list[str]:
 
 
 def load(name_or_path: str | Path, device: str | torch.device | None = None) -> LearnedRule:
-    """A learned optimizer with its weights.
+    """A learned optimizer with its weights, in the precision in which they were saved.
 
     Args:
         name_or_path: a pretrained one by name (see `names`), or a path to a ``.safetensors`` file that `save` wrote.
@@ -53,6 +53,8 @@ def load(name_or_path: str | Path, device: str | torch.device | None = None) -> 
         optimizer = optimizers.make(about["optimizer"])
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsFileError(f"{path}: its description of the optimizer cannot be used ({error}).") from error
+    for weight in weights.values():
+        optimizer.to(weight.dtype)  # whatever torch's default type is now
     load_weights(optimizer, weights, str(path))
     return optimizer if device is None else optimizer.to(pick_device(device))
 

@@ -1,6 +1,7 @@
 """Optimizers made of several: each kind of parameter has an LSTM of its own, everywhere."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -90,16 +91,78 @@ def network():
     )
 
 
+CONVOLUTIONS = {f"Conv{transposed}{axes}d" for transposed in ("", "Transpose") for axes in (1, 2, 3)}
+ARGUMENTS = {
+    **dict.fromkeys(CONVOLUTIONS, (1, 2, 3)),
+    **{f"Lazy{name}": (2, 3) for name in CONVOLUTIONS},
+    "Linear": (2, 3),
+    "LazyLinear": (3,),
+    "NonDynamicallyQuantizableLinear": (2, 3),
+    "Bilinear": (2, 2, 3),
+    "Embedding": (4, 3),
+    "EmbeddingBag": (4, 3),
+    "MultiheadAttention": (4, 2),
+    **dict.fromkeys(("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"), (2, 3)),
+    "RNNBase": ("LSTM", 2, 3),
+    "RNNCellBase": (2, 3, True, 4),
+    "PReLU": (),
+    "RMSNorm": (4,),
+    "LayerNorm": (4,),
+    "GroupNorm": (2, 4),
+    **dict.fromkeys(("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm"), (4,)),
+    **{f"LazyBatchNorm{axes}d": () for axes in (1, 2, 3)},
+    "Transformer": (4, 2, 1, 1, 8),
+    "TransformerEncoderLayer": (4, 2, 8),
+    "TransformerDecoderLayer": (4, 2, 8),
+    "AdaptiveLogSoftmaxWithLoss": (4, 6, [2]),
+}
+
+
+def instance_norm(axes):
+    return lambda: getattr(nn, f"InstanceNorm{axes}d")(4, affine=True)
+
+
+def stacked(kind, layer):
+    return lambda: getattr(nn, kind)(getattr(nn, layer)(4, 2, 8), 2)
+
+
+WITH_PARAMETERS = {
+    **{name: partial(getattr(nn, name), *arguments) for name, arguments in ARGUMENTS.items() if hasattr(nn, name)},
+    **{f"InstanceNorm{axes}d": instance_norm(axes) for axes in (1, 2, 3)},
+    **{f"LazyInstanceNorm{axes}d": partial(getattr(nn, f"LazyInstanceNorm{axes}d"), affine=True) for axes in (1, 2, 3)},
+    "TransformerEncoder": stacked("TransformerEncoder", "TransformerEncoderLayer"),
+    "TransformerDecoder": stacked("TransformerDecoder", "TransformerDecoderLayer"),
+    "conv with weight_norm": lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 2, 3)),
+    "conv with spectral_norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Conv2d(1, 2, 3)),
+    "conv with the older spectral_norm": lambda: nn.utils.spectral_norm(nn.Conv2d(1, 2, 3)),
+    "linear with weight_norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(2, 3)),
+}
+
+
+def makes_parameters(kind):
+    """Whether its constructor, or that of a class that it derives from, names any class of parameters."""
+    constructors = [vars(base)["__init__"] for base in kind.mro() if "__init__" in vars(base) and base is not object]
+    return any("Parameter" in name for constructor in constructors for name in constructor.__code__.co_names)
+
+
 class TestOnOnesOwnModel:
-    def test_kinds_follow_from_the_type_of_module(self):
+    def test_kernels_of_convolutions_are_conv_and_the_rest_is_fc(self):
         model = network()
         kinds = {group["kind"]: group["params"] for group in l2l.parameter_groups(model)}
         assert list(kinds) == ["conv", "fc"]
-        for kind, modules in (("conv", model[:2]), ("fc", model[4:])):
-            assert {id(param) for param in kinds[kind]} == {id(param) for param in modules.parameters()}
+        assert [id(param) for param in kinds["conv"]] == [id(model[0].weight)]
+        assert {id(param) for param in kinds["fc"]} == {id(param) for param in model.parameters()} - {
+            id(model[0].weight)
+        }
 
     def test_kinds_may_be_chosen_by_name(self):
-        found = l2l.parameter_groups(network(), lambda name, module: "fc" if name == "1" else "conv")
+        found = l2l.parameter_groups(network(), lambda name, module: "fc" if name.startswith("1.") else "conv")
+        assert [(group["kind"], len(group["params"])) for group in found] == [("conv", 6), ("fc", 2)]
+
+    def test_kinds_may_be_chosen_by_module(self):
+        found = l2l.parameter_groups(
+            network(), lambda _, module: "fc" if isinstance(module, nn.BatchNorm2d) else "conv"
+        )
         assert [(group["kind"], len(group["params"])) for group in found] == [("conv", 6), ("fc", 2)]
 
     def test_shared_parameters_come_once_and_frozen_ones_never(self):
@@ -109,9 +172,24 @@ class TestOnOnesOwnModel:
         (group,) = l2l.parameter_groups(model)
         assert [param.shape for param in group["params"]] == [(3, 3), (3,)]
 
-    def test_an_unknown_type_is_named(self):
-        with pytest.raises(TypeError, match="no kind of parameter is known for '0', a Embedding; give a function"):
-            l2l.parameter_groups(nn.Sequential(nn.Embedding(2, 3)))
+    @pytest.mark.parametrize("name", WITH_PARAMETERS)
+    def test_every_module_of_torch_has_a_kind(self, name):
+        """All of its parameters, each once, and an optimizer takes them."""
+        module = WITH_PARAMETERS[name]()
+        found = l2l.parameter_groups(module)
+        kinds = {param: group["kind"] for group in found for param in group["params"]}
+        assert set(kinds) == set(module.parameters())
+        assert sum(len(group["params"]) for group in found) == len(kinds)
+        for param_name, param in module.named_parameters():
+            kernel = "conv" in name.lower() and "bias" not in param_name
+            assert kinds[param] == ("conv" if kernel else "fc")
+        l2l.LearnedOptimizer(found, groups())
+
+    def test_no_module_of_torch_was_forgotten(self):
+        classes = {name for name, kind in vars(nn).items() if isinstance(kind, type) and issubclass(kind, nn.Module)}
+        found = {name for name in classes if makes_parameters(getattr(nn, name))}
+        assert found - {"ParameterList", "ParameterDict"} <= set(WITH_PARAMETERS)
+        assert {"Conv1d", "BatchNorm2d", "LSTM", "Embedding", "MultiheadAttention"} <= found
 
     def test_each_kind_is_moved_by_its_own_lstm(self):
         model, twin = network(), network()
@@ -145,7 +223,7 @@ class TestOnOnesOwnModel:
     def test_a_rule_of_one_takes_any_kind(self):
         model = network()
         optimizer = l2l.LearnedOptimizer(l2l.parameter_groups(model), LSTMOptimizer(**CONV))
-        model(torch.ones(8, 1, 8, 8)).square().mean().backward()
+        model(torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))).pow(3).mean().backward()
         before = next(model.parameters()).clone()
         optimizer.step()
         assert not torch.equal(next(model.parameters()), before)

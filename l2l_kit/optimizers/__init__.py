@@ -8,7 +8,7 @@ from typing import Any
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.optimizers.base import LearnedRule, Optimizer, RecurrentRule
 from l2l_kit.optimizers.baselines import BASELINES, Baseline, baseline
-from l2l_kit.optimizers.groups import GroupedBaselines, GroupedLSTMs
+from l2l_kit.optimizers.groups import GroupedBaselines, GroupedLSTMs, parameter_groups
 from l2l_kit.optimizers.lstm import LSTMOptimizer, LSTMState
 from l2l_kit.optimizers.ntm_bfgs import NTMBFGS, NTMState
 from l2l_kit.optimizers.preprocessing import Identity, LogSign, Preprocessing, Scale
@@ -33,6 +33,7 @@ __all__ = [
     "Scale",
     "baseline",
     "make",
+    "parameter_groups",
 ]
 
 _LEARNED: dict[str, type[LearnedRule]] = {rule.kind: rule for rule in (LSTMOptimizer, GroupedLSTMs, NTMBFGS)}

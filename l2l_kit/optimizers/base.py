@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
@@ -60,6 +61,13 @@ class LearnedRule(nn.Module, ABC):
     def config(self) -> dict[str, Any]:
         """What `optimizers.make` needs to build this optimizer again, up to its weights."""
 
+    def fingerprint(self) -> str:
+        """Identifies the rule by its configuration and its weights in single precision, whatever type holds them."""
+        digest = hashlib.blake2b(repr(sorted(self.config().items())).encode(), digest_size=8)
+        for tensor in self.state_dict().values():
+            digest.update(tensor.float().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
     @abstractmethod
     def network_for(self, kind: str | None) -> RecurrentRule[Any]:
         """The network that looks after a kind of parameter, such as "conv"; None where the kind is not known."""
@@ -85,7 +93,7 @@ class RecurrentRule(LearnedRule, Generic[Memory]):
 
     @abstractmethod
     def initial_state(self, *shape: int) -> Memory:
-        """The state h(0) for gradients of that shape."""
+        """The state h(0) for gradients of that shape: zeros, in the weights' type and on their device."""
 
     @abstractmethod
     def forward(self, gradients: Tensor, state: Memory) -> tuple[Tensor, Memory]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, cast
 
 import torch
@@ -114,6 +114,36 @@ class GroupedBaselines:
             moved, after[kind] = self.groups[kind].update(named, state[kind])
             updates |= moved
         return updates, after
+
+
+def parameter_groups(model: nn.Module, kind_of: Callable[[str, nn.Module], str] | None = None) -> list[dict[str, Any]]:
+    """A model's parameters by kind, for a learned optimizer that is made of several.
+
+    Args:
+        model: any module.
+        kind_of: from the name of a parameter and the submodule that it belongs to, to its kind. None for those of the
+            rules that were trained on CIFAR-10, and of the authors' code: "conv" for the kernels of convolutions
+            (reparametrized ones too), "fc" for all the rest.
+
+    Returns:
+        Parameter groups with ``kind`` and ``params``; each parameter once, frozen ones left out.
+    """
+    kernels = {
+        param
+        for module in model.modules()
+        if isinstance(module, nn.modules.conv._ConvNd)
+        for name, param in module.named_parameters()
+        if name.startswith(("weight", "parametrizations.weight"))
+    }
+    kinds: dict[str, list[nn.Parameter]] = {}
+    seen: set[nn.Parameter] = set()
+    for prefix, module in model.named_modules():
+        for name, param in module.named_parameters(prefix, recurse=False):
+            if param.requires_grad and param not in seen:
+                kind = kind_of(name, module) if kind_of else "conv" if param in kernels else "fc"
+                kinds.setdefault(kind, []).append(param)
+                seen.add(param)
+    return [{"kind": kind, "params": params} for kind, params in kinds.items()]
 
 
 def _kind(name: str) -> str:

@@ -41,8 +41,10 @@ class LSTMLayer(nn.Module):
     ) -> None:
         super().__init__()
         bound = 1 / math.sqrt(hidden)  # torch.nn.LSTM's own initialisation
-        self.weight = nn.Parameter(torch.empty(4 * hidden, inputs + hidden).uniform_(-bound, bound, generator=draws))
-        self.bias = nn.Parameter(torch.empty(4 * hidden).uniform_(-bound, bound, generator=draws))
+        self.weight = nn.Parameter(
+            torch.empty(4 * hidden, inputs + hidden, device="cpu").uniform_(-bound, bound, generator=draws)
+        )
+        self.bias = nn.Parameter(torch.empty(4 * hidden, device="cpu").uniform_(-bound, bound, generator=draws))
         with torch.no_grad():
             if isinstance(forget_bias, tuple):
                 low, high = forget_bias
