@@ -386,7 +386,13 @@ class _LessonProgress(Progress):
     def __init__(self, lessons: Sequence[Path]) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("cells, left:"))
         # Cells take from no time to minutes: what is left is judged by all that was done.
-        super().__init__(*columns, TimeRemainingColumn(), console=console, transient=True, speed_estimate_period=1e6)
+        super().__init__(
+            *(*columns, TimeRemainingColumn()),
+            console=console,
+            transient=True,
+            speed_estimate_period=1e6,
+            disable=not console.is_terminal,
+        )
         self._cells = {path.stem: cells_done(path)[1] for path in lessons}
         self._done = dict.fromkeys(self._cells, 0)
         self._bar = self.add_task("", total=sum(self._cells.values()))
