@@ -314,7 +314,9 @@ def reproduce(
     profile: Annotated[str, typer.Option(help="quick or full.")] = "quick",
     lesson: Annotated[list[str] | None, typer.Option(help="Only these lessons, such as 01; may be repeated.")] = None,
     settings: Settings = None,
-    out: Annotated[Path, typer.Option(parser=user_path, help="Where executed notebooks and the report go.")] = Path("build/report"),
+    out: Annotated[Path, typer.Option(parser=user_path, help="Where executed notebooks and the report go.")] = Path(
+        "build/report"
+    ),
     jobs: Annotated[
         int | None,
         typer.Option(
@@ -461,16 +463,15 @@ def list_zoo() -> None:
     table = Table("name", "trained on", "preprocessing", "unroll", "horizon", "episodes", "validation loss")
     with _clear_errors():
         for name in zoo.names():
-            about = zoo.card(name)
-            training, trained, rule = about["training"], about["trained"], about["optimizer"]
+            about = {"problem": {}, "training": {}, "trained": {}} | zoo.card(name)  # it may be saved without a history
+            problem, training, trained, rule = (about[part] for part in ("problem", "training", "trained", "optimizer"))
             lstms = rule.get("groups", {"": rule}).values()
             table.add_row(
                 name,
-                about["problem"]["name"],
+                problem.get("name", ""),
                 ", ".join(sorted({lstm["preprocessing"]["name"] for lstm in lstms})),
-                str(training["unroll"]),
-                str(training["horizon"]),
-                str(trained["episodes"]),
-                f"{trained['validation_loss']:.4g}",
+                *(str(training.get(field, "")) for field in ("unroll", "horizon")),
+                str(trained.get("episodes", "")),
+                f"{trained['validation_loss']:.4g}" if trained else "",
             )
         console.print(table)

@@ -76,7 +76,9 @@ def find_lessons(names: Sequence[str] = ()) -> list[Path]:
     """
     known = {path.stem: path for path in sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))}
     if not known:
-        raise FileNotFoundError(f"{NOTEBOOKS}: there are no lessons. Install l2l_kit anew, or use it from its repository.")
+        raise FileNotFoundError(
+            f"{NOTEBOOKS}: there are no lessons. Install l2l_kit anew, or use it from its repository."
+        )
     chosen = set()
     for name in names:
         matching = [stem for stem in known if stem == name or stem.split("_")[0] == name.zfill(2)]

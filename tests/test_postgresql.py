@@ -123,7 +123,9 @@ def test_two_share_a_search_and_take_up_what_a_third_one_left_when_it_was_killed
     killed.communicate()
 
     monkeypatch.setattr(module, "HEARTBEAT", 1)
-    other = start("from l2l_kit.cli import app\napp()", "search", path, "--storage", server, "--data", tmp_path / "data")
+    other = start(
+        "from l2l_kit.cli import app\napp()", "search", path, "--storage", server, "--data", tmp_path / "data"
+    )
     here = random_search(recipe, server, device="cpu")
     told, _ = other.communicate(timeout=200)
     assert other.returncode == 0, told

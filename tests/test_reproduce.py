@@ -232,7 +232,9 @@ tick(); claim(3)
 def start(lessons: Path, out: Path, **how: bool) -> subprocess.Popen[bytes]:
     arguments = ["reproduce", "--out", str(out), "--data", str(out), "-p", "seed=5"]
     with (out.parent / f"{out.name}.log").open("ab") as log:
-        return subprocess.Popen([sys.executable, "-c", COMMAND, str(lessons), *arguments], stdout=log, stderr=log, **how)
+        return subprocess.Popen(
+            [sys.executable, "-c", COMMAND, str(lessons), *arguments], stdout=log, stderr=log, **how
+        )
 
 
 def ticks(out: Path) -> list[str]:

@@ -69,7 +69,9 @@ def random_search(
     except (sqlalchemy.exc.DBAPIError, optuna.exceptions.StorageInternalError) as error:
         cause = error.__cause__ or error
         reason = " ".join(str(getattr(cause, "orig", cause)).split())  # without the statement that failed
-        remedy = " A folder that can be written, on a drive with file locks, is needed." * url.drivername.startswith("sqlite")
+        remedy = " A folder that can be written, on a drive with file locks, is needed." * url.drivername.startswith(
+            "sqlite"
+        )
         raise ValueError(f"{url}: {reason}.{remedy}") from error
     if not trials["validation_loss"].iloc[0] < float("inf"):
         raise ValueError(f"recipe {recipe.name!r}: every trial of the search diverged; lower its meta_lr bounds.")
@@ -160,7 +162,9 @@ def _open(recipe: Recipe, search: Search, url: sqlalchemy.URL) -> optuna.Study:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                database = optuna.storages.RDBStorage(url.render_as_string(False), options, heartbeat_interval=HEARTBEAT)
+                database = optuna.storages.RDBStorage(
+                    url.render_as_string(False), options, heartbeat_interval=HEARTBEAT
+                )
             break
         except sqlalchemy.exc.DBAPIError:  # another process makes the tables of a new database at this very moment
             if not attempts_left:
