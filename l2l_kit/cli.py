@@ -22,7 +22,6 @@ from l2l_kit import data as data_sets
 from l2l_kit import problems, zoo
 from l2l_kit.anew import run_sweep
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.evaluation import compare as run_comparison
 from l2l_kit.evaluation import (
     Claim,
     machine,
@@ -32,6 +31,7 @@ from l2l_kit.evaluation import (
     tuned_baselines,
     write_result,
 )
+from l2l_kit.evaluation import compare as run_comparison
 from l2l_kit.evaluation.compare import Statistic
 from l2l_kit.gallery import write_gallery
 from l2l_kit.optimizers import BASELINES, Optimizer, baseline

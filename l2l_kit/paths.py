@@ -16,7 +16,7 @@ _CHECKOUT = _PACKAGE.parent / "data"
 
 
 def user_path(path: str | Path) -> Path:
-    """A path as a user writes it: ``~`` is the home folder, as in a shell, which leaves it alone in ``--data=~/l2l``."""
+    """A path as a user writes it: ``~`` is the home folder. A shell leaves it alone in ``--data=~/l2l``."""
     return Path(os.path.expanduser(path))
 
 

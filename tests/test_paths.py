@@ -9,6 +9,8 @@ from typing import Annotated, get_args, get_origin, get_type_hints
 
 import filelock
 import pytest
+from test_cli import SWEEP
+from test_reproduce import Here
 from typer.testing import CliRunner, Result
 
 import l2l_kit as l2l
@@ -17,7 +19,6 @@ from l2l_kit.cli import app
 from l2l_kit.evaluation import read_sweep
 from l2l_kit.parallel import alone
 from l2l_kit.training import random_search, read_recipes
-from test_cli import SWEEP
 
 RECIPE = """
 [problem]
@@ -156,33 +157,11 @@ def test_a_disk_that_is_full_or_cannot_be_written_is_one_clear_line(
     (tmp_path / "searched.toml").write_text(RECIPE + SEARCH)
     (tmp_path / "sweep.toml").write_text(SWEEP)
     monkeypatch.setattr("l2l_kit.training.search.time.sleep", lambda _: None)
-    # A process of its own would need seconds to start; what it runs is the same.
     monkeypatch.setattr("l2l_kit.reproduce.ProcessPoolExecutor", Here)
     result = run(*(part.format(disk=bad_disk, folder=tmp_path) for part in command))
     assert result.exit_code == 2, result.output
     assert result.stderr.startswith(f"error: {'sqlite:///' * ('database' in result.stderr)}{bad_disk}")
     assert result.stderr.count("\n") == 1
-
-
-class Here:
-    """A pool of no processes."""
-
-    def __init__(self, *_: object) -> None: ...
-
-    def __enter__(self) -> "Here":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def submit(self, function, *arguments):
-        from concurrent.futures import Future
-
-        future = Future()
-        try:
-            future.set_result(function(*arguments))
-        except OSError as error:
-            future.set_exception(error)
-        return future
 
 
 def test_what_was_there_is_left_where_the_new_content_does_not_fit(tmp_path: Path, monkeypatch) -> None:

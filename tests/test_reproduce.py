@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import nbformat
@@ -56,6 +57,33 @@ def lessons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return directory
 
 
+class Here:
+    """A pool of no processes: a process of its own needs seconds to start, and what it runs is the same."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __enter__(self) -> "Here":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, function, *arguments) -> Future:
+        future = Future()
+        try:
+            future.set_result(function(*arguments))
+        except OSError as error:
+            future.set_exception(error)
+        return future
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ProcessPoolExecutor", Here)
+
+
+@pytest.mark.usefixtures("here")
 def test_claims_and_failures_reach_the_report(lessons: Path, tmp_path: Path) -> None:
     seen = []
     done = reproduce(find_lessons(), tmp_path / "out", {"seed": "7", "holds": "false"}, on_lesson=seen.append)
@@ -116,6 +144,7 @@ def test_the_numbers_at_the_bounds_are_allowed(lessons: Path) -> None:
         assert check_parameters(lessons / "01_good.ipynb", {"steps": str(steps)}) == {"steps": steps}
 
 
+@pytest.mark.usefixtures("here")
 def test_finished_lessons_are_not_executed_again(lessons: Path, tmp_path: Path) -> None:
     """Unless they are asked for, have changed, are to have other parameters, or have failed."""
     out = tmp_path / "out"
@@ -137,6 +166,7 @@ def test_finished_lessons_are_not_executed_again(lessons: Path, tmp_path: Path) 
     assert run({"seed": "3"}) == both
 
 
+@pytest.mark.usefixtures("here")
 def test_one_that_was_killed_half_way_is_executed_again(lessons: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (first,) = reproduce(find_lessons(["01"]), out, {})
@@ -161,6 +191,7 @@ def test_several_at_once(lessons: Path, tmp_path: Path) -> None:
     assert {name for name, _, _ in moved} <= {"01_good", "02_bad"}
 
 
+@pytest.mark.usefixtures("here")
 def test_a_kernel_that_dies_is_a_lesson_that_failed(lessons: Path, tmp_path: Path) -> None:
     write(lessons / "01_good.ipynb", "import os\nos._exit(1)")
     first, second = reproduce(find_lessons(), tmp_path / "out", {})
@@ -171,6 +202,7 @@ def test_a_kernel_that_dies_is_a_lesson_that_failed(lessons: Path, tmp_path: Pat
     assert [cell.source for cell in marked] == ["import os\nos._exit(1)"]
 
 
+@pytest.mark.usefixtures("here")
 def test_progress_is_read_from_the_notebook(lessons: Path, tmp_path: Path) -> None:
     (lesson,) = reproduce(find_lessons(["01"]), tmp_path / "out", {})
     assert cells_done(lesson.path) == (3, 3)
@@ -188,6 +220,7 @@ display({"image/png": png}, raw=True)
 """
 
 
+@pytest.mark.usefixtures("here")
 def test_figures_are_called_by_their_title_or_the_heading_above_them(lessons: Path, tmp_path: Path) -> None:
     write(lessons / "01_good.ipynb", DRAWN)
     (lesson,) = reproduce(find_lessons(["01"]), tmp_path / "out", {})
@@ -291,7 +324,7 @@ import os, sys
 from pathlib import Path
 
 found = f"{sys.executable} {os.environ['OMP_NUM_THREADS']}"
-fields = {"source": "", "text": Path().resolve().name, "measured": found, "conditions": "", "holds": True, "effect": 0.0}
+fields = {"source": "", "text": Path().resolve().name, "measured": found, "conditions": "", "holds": True, "effect": 0}
 display({"text/plain": ""}, raw=True, metadata={"l2l_claim": fields})
 """
 
