@@ -175,6 +175,7 @@ def run_lesson(lesson: Path, directory: Path, parameters: Mapping[str, Any]) -> 
             dict(parameters),
             kernel_name="python3",
             kernel_manager_class=_kernel_manager(),
+            start_timeout=300,
             cwd=str(directory),
             progress_bar=False,
             store_widget_state=False,
