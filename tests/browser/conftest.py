@@ -124,15 +124,10 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(scope="session")
-def context(browser):
-    """One cache for all pages, so that JupyterLab's scripts are fetched and compiled once."""
-    return browser.new_context(viewport={"width": 1400, "height": 1000})
-
-
 @pytest.fixture
-def page(context, tmp_path):
+def page(browser, tmp_path):
     """A page that notes every request that leaves this machine, and fails the test if there was one."""
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
     page = context.new_page()
     page.add_init_script(PATIENCE)
     outside = []
@@ -140,7 +135,7 @@ def page(context, tmp_path):
     page.on("request", lambda request: None if request.url.startswith(inside) else outside.append(request.url))
     yield page
     page.screenshot(path=tmp_path / "end.png")
-    page.close()
+    context.close()
     assert not outside, f"requests that left 127.0.0.1: {outside}"
 
 
