@@ -229,10 +229,12 @@ def test_figures_are_called_by_their_title_or_the_heading_above_them(lessons: Pa
 
 
 COMMAND = """
-import sys
+import signal, sys
 from pathlib import Path
 from l2l_kit import reproduce
 from l2l_kit.cli import app
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
 reproduce.NOTEBOOKS = Path(sys.argv.pop(1))
 app()
