@@ -31,9 +31,8 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile tests
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout 300 \
-		--nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
+		--nbval-sanitize-with tests/nbval_sanitize.cfg notebooks tests
 
 # .jupyter raises what an upload may weigh, since at a message of over 10 MB the server drops the connection without a
 # word, and turns off the pop-up that asks about Jupyter's news.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
+import errno
 import itertools
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,15 +15,15 @@ import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from l2l_kit import data as data_sets
 from l2l_kit import problems, zoo
 from l2l_kit.anew import run_sweep
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.evaluation import compare as run_comparison
 from l2l_kit.evaluation import (
+    Claim,
     machine,
     read_result,
     read_sweep,
@@ -31,15 +31,16 @@ from l2l_kit.evaluation import (
     tuned_baselines,
     write_result,
 )
+from l2l_kit.evaluation import compare as run_comparison
 from l2l_kit.evaluation.compare import Statistic
 from l2l_kit.gallery import write_gallery
 from l2l_kit.optimizers import BASELINES, Optimizer, baseline
-from l2l_kit.parallel import in_order
-from l2l_kit.paths import DATA, HOME
+from l2l_kit.parallel import cores, in_order
+from l2l_kit.paths import DATA, HOME, user_path
 from l2l_kit.problems import Problem
 from l2l_kit.problems.features import SMALL
 from l2l_kit.report import claims_table, environment, recorded_table, report
-from l2l_kit.reproduce import Lesson, find_lessons
+from l2l_kit.reproduce import Lesson, cells_done, find_lessons
 from l2l_kit.reproduce import reproduce as run_lessons
 from l2l_kit.storage import write_atomically, write_tensors
 from l2l_kit.training import Recipe, read_recipes
@@ -56,6 +57,7 @@ RECORD = "reproduce/claims"
 
 # A pipe has no width: give it room, so that a name is never cut.
 console = Console(width=None if sys.stdout.isatty() else 160)
+complaints = Console(stderr=True, soft_wrap=True, highlight=False)
 
 Device = Annotated[str | None, typer.Option(help='"cpu" or "cuda"; the best there is if not given.')]
 Seed = Annotated[int, typer.Option(help="Seed of all draws.")]
@@ -65,21 +67,33 @@ Storage = Annotated[
     str | None,
     typer.Option(help="Database URL that keeps the search, for several machines; a file in cache/ if not given."),
 ]
-Data = Annotated[Path, typer.Option(help="Where pretrained/, results/ and cache/ are.")]
+Data = Annotated[Path, typer.Option(parser=user_path, help="Where pretrained/, results/ and cache/ are.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", "-p", help="A field, as name=value; may be repeated.")]
 
 
 @contextmanager
-def _clear_errors() -> Iterator[None]:
+def _clear_errors(after_a_stop: str = "") -> Iterator[None]:
     """Show what the user can mend as one line, without a traceback."""
     try:
         yield
-    except (ValueError, ArithmeticError, FileNotFoundError) as error:
-        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+    except (ValueError, ArithmeticError, OSError) as error:
+        text = _explained(error) if isinstance(error, OSError) and error.errno else str(error)
+        complaints.print(f"[red]error:[/red] {escape(text)}")
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
-        console.print(f"stopped. {escape(str(error))}", highlight=False)
+        complaints.print(f"stopped. {escape(str(error) or after_a_stop)}")
         raise typer.Exit(130) from error
+
+
+def _explained(error: OSError) -> str:
+    """Which file it was, what the system says, and what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "Make room there, or choose another place"
+    elif error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+        remedy = "Some network drives have no file locks: choose a place on another one"
+    else:
+        remedy = "Choose a place that can be read and written"
+    return f"{error.filename or 'a file'}: {error.strerror}. {remedy} (an option of the command, or L2L_HOME)."
 
 
 def _pairs(settings: list[str] | None) -> dict[str, str]:
@@ -126,7 +140,7 @@ def train(
 def train_small_network(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over CIFAR-10.")] = 3,
     seed: Seed = 0,
-    data: Annotated[Path, typer.Option(help="Where networks/ and results/ are.")] = DATA,
+    data: Annotated[Path, typer.Option(parser=user_path, help="Where networks/ and results/ are.")] = DATA,
 ) -> None:
     """Make the small network whose features stand in for VGG-16's, and record how well it tells pictures apart."""
     import pandas as pd
@@ -244,7 +258,7 @@ def compare(
     steps: Annotated[int, typer.Option(help="Updates per run.")] = 100,
     tasks: Annotated[int, typer.Option(help="Number of optimizees.")] = 1000,
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option(help="Write the whole curves to this CSV file.")] = None,
+    out: Annotated[Path | None, typer.Option(parser=user_path, help="Write the whole curves to this CSV file.")] = None,
     device: Device = None,
 ) -> None:
     """Run optimizers on the same fresh optimizees and print their losses after the last step."""
@@ -263,7 +277,7 @@ def compare(
             table.add_row(name, *cells)
         console.print(table)
         if out is not None:
-            curves.to_frame().to_csv(out, index=False)
+            write_atomically(out, curves.to_frame().to_csv(index=False).encode())
             console.print(f"curves written to {out}")
 
 
@@ -300,7 +314,9 @@ def reproduce(
     profile: Annotated[str, typer.Option(help="quick or full.")] = "quick",
     lesson: Annotated[list[str] | None, typer.Option(help="Only these lessons, such as 01; may be repeated.")] = None,
     settings: Settings = None,
-    out: Annotated[Path, typer.Option(help="Where executed notebooks and the report go.")] = Path("build/report"),
+    out: Annotated[Path, typer.Option(parser=user_path, help="Where executed notebooks and the report go.")] = Path(
+        "build/report"
+    ),
     jobs: Annotated[
         int | None,
         typer.Option(
@@ -315,23 +331,27 @@ def reproduce(
     device: Device = None,
 ) -> None:
     """Execute the lessons headless, and write a report of claims and figures. Goes on where it was interrupted."""
-    with _clear_errors(), _LessonProgress() as progress:
+    with _clear_errors("The same command goes on where it was."):
         if profile not in ("quick", "full"):
             raise UnknownNameError("profile", profile, ("quick", "full"))
         parameters = {"profile": profile, **({"device": device} if device else {}), **_pairs(settings)}
-        lessons = run_lessons(
-            find_lessons(lesson or ()),
-            out / "notebooks",
-            parameters,
-            jobs=jobs or os.cpu_count() or 1,
-            again=again,
-            on_lesson=progress.end,
-            on_progress=progress.move,
-        )
+        chosen, at_once = find_lessons(lesson or ()), jobs or cores()
+        console.print(f"{len(chosen)} lessons, {min(at_once, len(chosen))} at a time, into {out / 'notebooks'}")
+        with _LessonProgress(chosen) as progress:
+            lessons = run_lessons(
+                chosen,
+                out / "notebooks",
+                parameters,
+                jobs=at_once,
+                again=again,
+                on_lesson=progress.end,
+                on_progress=progress.move,
+            )
         before = read_result(RECORD, data / "results") if (data / "results" / f"{RECORD}.csv").exists() else None
         about = environment({each: _in_use(data_sets.status(each)) for each in data_sets.names()})
         write_atomically(out / "claims.md", claims_table(lessons).encode())
         write_atomically(out / "report.html", report(lessons, parameters, about, before).encode())
+        console.print(f"{_verdict([claim for done in lessons for claim in done.claims])}")
         console.print(f"report: {(out / 'report.html').resolve()}", soft_wrap=True)
         if record:
             console.print(f"recorded in {_record(lessons, before, about, data / 'results')}", soft_wrap=True)
@@ -358,34 +378,44 @@ def _record(lessons: Sequence[Lesson], before: pd.DataFrame | None, about: Mappi
     return write_result(RECORD, table, {"command": "l2l reproduce --record", **about}, results)
 
 
-class _LessonProgress(Progress):
-    """A bar for each lesson under way, and a line for each that is done."""
+def _verdict(claims: Sequence[Claim]) -> str:
+    return f"{sum(claim.holds for claim in claims)} of {len(claims)} claims hold"
 
-    def __init__(self) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("cells"))
-        super().__init__(*columns, TimeRemainingColumn(), console=console, transient=True)
-        self._bars: dict[str, TaskID] = {}
+
+class _LessonProgress(Progress):
+    """A bar over the cells of all lessons with the time left, and a line for each lesson that is done."""
+
+    def __init__(self, lessons: Sequence[Path]) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("cells, left:"))
+        # Cells take from no time to minutes: what is left is judged by all that was done.
+        super().__init__(
+            *(*columns, TimeRemainingColumn()),
+            console=console,
+            transient=True,
+            speed_estimate_period=1e6,
+            disable=not console.is_terminal,
+        )
+        self._cells = {path.stem: cells_done(path)[1] for path in lessons}
+        self._done = dict.fromkeys(self._cells, 0)
+        self._bar = self.add_task("", total=sum(self._cells.values()))
 
     def move(self, lesson: str, done: int, cells: int) -> None:
         """So many of a lesson's cells are done."""
-        if lesson not in self._bars:
-            self._bars[lesson] = self.add_task(lesson)
-        self.update(self._bars[lesson], completed=done, total=cells)
+        self._done[lesson] = min(done, self._cells[lesson])  # papermill adds a cell
+        under_way = ", ".join(name for name, done in self._done.items() if 0 < done < self._cells[name])
+        self.update(self._bar, completed=sum(self._done.values()), description=under_way)
 
     def end(self, lesson: Lesson) -> None:
         """A lesson has ended."""
-        if lesson.name in self._bars:
-            self.remove_task(self._bars.pop(lesson.name))
+        self.move(lesson.name, self._cells[lesson.name], self._cells[lesson.name])
         verdict = f"[red]failed: {escape(lesson.error)}[/red]" if lesson.error else "done"
-        holding = sum(claim.holds for claim in lesson.claims)
-        self.console.print(
-            f"{lesson.name}: {verdict} in {lesson.seconds:.0f} s, {holding} of {len(lesson.claims)} claims hold"
-        )
+        claims = f", {_verdict(lesson.claims)}" if lesson.claims else ""
+        self.console.print(f"{lesson.name}: {verdict} in {lesson.seconds:.0f} s{claims}")
 
 
 @app.command()
 def gallery(
-    folder: Annotated[Path, typer.Argument(help="Where the pictures go.")] = Path("docs/figures"),
+    folder: Annotated[Path, typer.Argument(parser=user_path, help="Where the pictures go.")] = Path("docs/figures"),
 ) -> None:
     """Write the figures of the paper, as the committed lessons show them, as PNG files and a page."""
     with _clear_errors():
@@ -433,16 +463,15 @@ def list_zoo() -> None:
     table = Table("name", "trained on", "preprocessing", "unroll", "horizon", "episodes", "validation loss")
     with _clear_errors():
         for name in zoo.names():
-            about = zoo.card(name)
-            training, trained, rule = about["training"], about["trained"], about["optimizer"]
+            about = {"problem": {}, "training": {}, "trained": {}} | zoo.card(name)  # it may be saved without a history
+            problem, training, trained, rule = (about[part] for part in ("problem", "training", "trained", "optimizer"))
             lstms = rule.get("groups", {"": rule}).values()
             table.add_row(
                 name,
-                about["problem"]["name"],
+                problem.get("name", ""),
                 ", ".join(sorted({lstm["preprocessing"]["name"] for lstm in lstms})),
-                str(training["unroll"]),
-                str(training["horizon"]),
-                str(trained["episodes"]),
-                f"{trained['validation_loss']:.4g}",
+                *(str(training.get(field, "")) for field in ("unroll", "horizon")),
+                str(trained.get("episodes", "")),
+                f"{trained['validation_loss']:.4g}" if trained else "",
             )
         console.print(table)

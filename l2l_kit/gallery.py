@@ -26,6 +26,9 @@ def write_gallery(lessons: Sequence[Path], folder: Path) -> list[Path]:
 
     Returns:
         The pictures, in the order of the page.
+
+    Raises:
+        ValueError: if the lessons show no figure of the paper, since they were not executed.
     """
     pictures: dict[str, bytes] = {}
     page = ["# Figures of the paper, as the lessons show them", "", "Made from the notebooks by `l2l gallery`.", ""]
@@ -42,6 +45,8 @@ def write_gallery(lessons: Sequence[Path], folder: Path) -> list[Path]:
                 titled = True
             pictures[name] = smaller(picture.png, PICTURE_BYTES)
             page += [f"![{picture.caption}]({name})", "", f"*{picture.caption}*", ""]
+    if not pictures:
+        raise ValueError("these lessons show no figure of the paper: execute them first.")
     for earlier in folder.glob("figure-*.png"):
         earlier.unlink()
     for name, png in pictures.items():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -15,9 +18,23 @@ import torch
 Result = TypeVar("Result")
 
 
+def cores() -> int:
+    """How many cores this process may use: fewer than there are under ``taskset`` or in a container with a quota."""
+    import joblib
+
+    return int(joblib.cpu_count())
+
+
 def share() -> int:
-    """How many processes there is room for: $L2L_JOBS, or one for each core."""
-    return int(os.environ.get("L2L_JOBS") or os.cpu_count() or 1)
+    """How many processes there is room for: $L2L_JOBS, or one for each core.
+
+    Raises:
+        ValueError: if $L2L_JOBS is no number of processes.
+    """
+    jobs = os.environ.get("L2L_JOBS") or str(cores())
+    if not jobs.isdecimal() or int(jobs) < 1:
+        raise ValueError(f"L2L_JOBS must be a number of processes, at least 1, got {jobs!r}.")
+    return int(jobs)
 
 
 def in_order(function: Callable[..., Result], work: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[Result]:
@@ -32,18 +49,44 @@ def in_order(function: Callable[..., Result], work: Sequence[tuple[Any, ...]], j
     if jobs <= 1:
         yield from itertools.starmap(function, work)
         return
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ProcessPoolExecutor(jobs, get_context("spawn"), begin_worker, (threads,)) as pool:
-        for running in [pool.submit(function, *arguments) for arguments in work]:
-            yield running.result()
+    with ProcessPoolExecutor(jobs, get_context("spawn"), begin_worker, (max(1, cores() // jobs),)) as pool:
+        try:
+            for running in [pool.submit(function, *arguments) for arguments in work]:
+                yield running.result()
+        except BaseException:  # such as Ctrl-C: what has not begun is not to begin any more
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold a lock file, for which other processes wait.
+
+    Raises:
+        OSError: with the path, if the file cannot be written, or the drive has no file locks.
+    """
+    import filelock
+
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:  # the second is how older versions say that there are no locks
+        number = getattr(error, "errno", None) or errno.ENOLCK
+        raise OSError(number, os.strerror(number), str(path)) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def begin_worker(threads: int) -> None:
     """What each process of a pool does first: use its share of the cores, and end when the parent does.
 
+    Where $OMP_NUM_THREADS says how many threads, torch has read it already.
     A worker that outlives a parent that was killed would go on writing into files that the parent's successor writes.
     """
-    torch.set_num_threads(threads)
+    if not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -14,13 +14,19 @@ from l2l_kit.errors import UnknownNameError
 _PACKAGE = Path(__file__).resolve().parent
 _CHECKOUT = _PACKAGE.parent / "data"
 
+
+def user_path(path: str | Path) -> Path:
+    """A path as a user writes it: ``~`` is the home folder. A shell leaves it alone in ``--data=~/l2l``."""
+    return Path(os.path.expanduser(path))
+
+
 DATA = _CHECKOUT if (_CHECKOUT / "pretrained").is_dir() else _PACKAGE / "_data"
-HOME = Path(os.environ.get("L2L_HOME") or DATA).absolute()
+HOME = user_path(os.environ.get("L2L_HOME") or DATA).absolute()
 PRETRAINED = HOME / "pretrained"
 RESULTS = HOME / "results"
 RECIPES = DATA / "recipes"
 SWEEPS = DATA / "sweeps"
-NOTEBOOKS = _PACKAGE.parent / "notebooks"
+NOTEBOOKS = _PACKAGE.parent / "notebooks" if DATA == _CHECKOUT else DATA / "notebooks"
 
 
 def toml_file(kind: str, name_or_path: str | Path, folder: Path) -> Path:
@@ -29,7 +35,7 @@ def toml_file(kind: str, name_or_path: str | Path, folder: Path) -> Path:
     Raises:
         UnknownNameError: if there is no such file; the message says what kind of thing is meant and offers the nearest.
     """
-    path = Path(name_or_path)
+    path = user_path(name_or_path)
     if path.suffix != ".toml":
         path = folder / f"{name_or_path}.toml"
     if not path.is_file():

@@ -7,19 +7,23 @@ import hashlib
 import json
 import os
 import re
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation import Claim, machine
-from l2l_kit.parallel import begin_worker
+from l2l_kit.parallel import begin_worker, cores
 from l2l_kit.paths import NOTEBOOKS
 from l2l_kit.storage import write_atomically
 from l2l_kit.tensors import pick_device
+
+if TYPE_CHECKING:
+    from jupyter_client.manager import KernelManager
 
 _PARAMETER_TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
 _PLOTLY = "application/vnd.plotly.v1+json"
@@ -68,8 +72,13 @@ def find_lessons(names: Sequence[str] = ()) -> list[Path]:
 
     Raises:
         UnknownNameError: if there is no such lesson.
+        FileNotFoundError: if there are none at all.
     """
     known = {path.stem: path for path in sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))}
+    if not known:
+        raise FileNotFoundError(
+            f"{NOTEBOOKS}: there are no lessons. Install l2l_kit anew, or use it from its repository."
+        )
     chosen = set()
     for name in names:
         matching = [stem for stem in known if stem == name or stem.split("_")[0] == name.zfill(2)]
@@ -91,7 +100,7 @@ def check_parameters(lesson: Path, parameters: Mapping[str, str]) -> dict[str, A
     """
     import papermill as pm
 
-    declared = pm.inspect_notebook(str(lesson))
+    declared = pm.inspect_notebook(_literally(lesson))
     checked: dict[str, Any] = {}
     for name, text in parameters.items():
         if name not in declared:
@@ -127,8 +136,30 @@ def _check_range(name: str, lesson: str, value: float, comment: str) -> None:
         raise ValueError(f"parameter {name} of {lesson} must be {bounds}, got {value!r}.")
 
 
+def _literally(path: Path) -> str:
+    """A path as papermill takes it, which fills in what stands in braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _kernel_manager() -> type[KernelManager]:
+    """Starts kernels in this very interpreter, whatever the user's Jupyter knows by the name of python3."""
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    class ThisInterpreter(AsyncKernelManager):
+        # What a cell prints is in the notebook. A kernel's log only tells of its sockets, and of being shut down.
+        kernel_spec = KernelSpec(**get_kernel_dict(extra_arguments=["--log-level=CRITICAL"]))
+
+    return ThisInterpreter
+
+
 def run_lesson(lesson: Path, directory: Path, parameters: Mapping[str, Any]) -> Lesson:
-    """Execute one lesson into `directory`. A cell that fails ends it; what was done until then is kept."""
+    """Execute one lesson into `directory`. A cell that fails ends it; what was done until then is kept.
+
+    Raises:
+        OSError: if the notebook cannot be written.
+    """
     import nbformat
     import papermill as pm
 
@@ -139,16 +170,22 @@ def run_lesson(lesson: Path, directory: Path, parameters: Mapping[str, Any]) -> 
     try:
         # Widget state would store 5 MB of JavaScript for each live figure.
         pm.execute_notebook(
-            str(lesson),
-            str(path),
+            _literally(lesson),
+            _literally(path),
             dict(parameters),
             kernel_name="python3",
+            kernel_manager_class=_kernel_manager(),
+            start_timeout=300,
             cwd=str(directory),
             progress_bar=False,
             store_widget_state=False,
         )
     except pm.PapermillExecutionError as error:
         failure = f"cell {error.exec_count}: {error.ename}: {error.evalue}"
+    except OSError as error:
+        path.unlink(missing_ok=True)  # half of it may be there
+        error.filename = error.filename or str(path)
+        raise
     except Exception as error:  # such as a kernel that was killed for its memory: the other lessons go on
         failure = f"{type(error).__name__}: {error}"
         _mark_unfinished(path, failure)
@@ -260,6 +297,7 @@ def reproduce(
     Raises:
         UnknownNameError: if no lesson declares one of the parameters.
         ValueError: if a value is not of the declared type, or outside what it may be.
+        OSError: if a notebook cannot be written; lessons that were under way are stopped.
     """
     checked = _checked(lessons, parameters)
     done: dict[Path, Lesson] = {}
@@ -280,7 +318,7 @@ def _checked(lessons: Sequence[Path], parameters: Mapping[str, str]) -> dict[Pat
     """The parameters of each lesson, of the types that it declares."""
     import papermill as pm
 
-    declared = {lesson: set(pm.inspect_notebook(str(lesson))) for lesson in lessons}
+    declared = {lesson: set(pm.inspect_notebook(_literally(lesson))) for lesson in lessons}
     everything = {"profile", "device"}.union(*declared.values())  # the command's own, whether a lesson has them or not
     for name in parameters:
         if name not in everything:
@@ -297,10 +335,11 @@ def _begin(jobs: int) -> None:
     Kernels inherit the environment: $OMP_NUM_THREADS, unless the user has said how many, and $L2L_JOBS, how many
     processes a lesson may use where it has several things to do. And they end when their parent does.
     """
-    cores = str(max(1, (os.cpu_count() or 1) // jobs))
-    os.environ.setdefault("OMP_NUM_THREADS", cores)
-    os.environ.setdefault("L2L_JOBS", cores)
-    begin_worker(int(os.environ["OMP_NUM_THREADS"]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # after Ctrl-C the parent ends them
+    mine = max(1, cores() // jobs)
+    begin_worker(mine)
+    for variable in ("OMP_NUM_THREADS", "L2L_JOBS"):
+        os.environ[variable] = os.environ.get(variable) or str(mine)
 
 
 def _run_all(
@@ -312,13 +351,19 @@ def _run_all(
 ) -> Iterator[tuple[Path, Lesson]]:
     """Lessons as they are finished."""
     # papermill changes the working directory, so that it needs a process of its own.
+    others = set(active_children())
     with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (jobs,)) as pool:
-        running = {pool.submit(run_lesson, each, directory, parameters[each]): each for each in lessons}
-        waiting = set(running)
-        while waiting:
-            finished, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
-            for future in finished:
-                yield running[future], future.result()
-            for future in waiting:
-                if future.running():
-                    on_progress(running[future].stem, *cells_done(directory / running[future].name))
+        try:
+            running = {pool.submit(run_lesson, each, directory, parameters[each]): each for each in lessons}
+            waiting = set(running)
+            while waiting:
+                finished, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    yield running[future], future.result()
+                for future in waiting:
+                    if future.running():
+                        on_progress(running[future].stem, *cells_done(directory / running[future].name))
+        except BaseException:  # such as Ctrl-C, or a full disk: a lesson may take hours, and goes on another time
+            for worker in set(active_children()) - others:
+                worker.kill()  # papermill would catch SIGTERM
+            raise

@@ -17,7 +17,11 @@ from l2l_kit.errors import WeightsFileError
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a kill at any moment, finds the old content or the new, never a part."""
+    """Write a file so that a reader, or a kill at any moment, finds the old content or the new, never a part.
+
+    Raises:
+        OSError: with the path, if it cannot be written or the disk is full; what was there is there still.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # with the usual permissions, unlike mkstemp's
     try:
@@ -26,8 +30,13 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = (
+                str(path),
+                None,
+            )  # a full disk has no name, and nobody knows the other file
         raise
 
 

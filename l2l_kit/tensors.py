@@ -57,6 +57,8 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
+        if chosen.type != "cuda":
+            torch.zeros(1, device=chosen).item()  # torch knows names of devices that are not here, or hold no numbers
     except RuntimeError as error:
         raise ValueError(f'there is no device {str(device)!r}; use "cpu" or "cuda".') from error
     if chosen.type == "cuda" and not torch.cuda.is_available():

@@ -17,8 +17,8 @@ from l2l_kit import optimizers
 from l2l_kit.errors import UnknownNameError, WeightsFileError
 from l2l_kit.evaluation import machine, write_result
 from l2l_kit.optimizers import LearnedRule
-from l2l_kit.parallel import in_order
-from l2l_kit.paths import HOME, PRETRAINED
+from l2l_kit.parallel import alone, in_order
+from l2l_kit.paths import HOME, PRETRAINED, user_path
 from l2l_kit.storage import load_weights, read_tensors, write_atomically, write_tensors
 from l2l_kit.tensors import pick_device
 from l2l_kit.training import History, Imitation, Recipe, find_recipe, imitate, meta_train, random_search
@@ -91,7 +91,7 @@ def save(
     Raises:
         WeightsFileError: if a weight is NaN or infinite.
     """
-    path = _with_suffix(Path(path))
+    path = _with_suffix(user_path(path))
     weights = optimizer.state_dict()
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
@@ -116,7 +116,7 @@ def _with_suffix(path: Path) -> Path:
 
 
 def _path(name_or_path: str | Path) -> Path:
-    path = Path(name_or_path)
+    path = user_path(name_or_path)
     if path.suffix == ".safetensors" or len(path.parts) > 1:
         return _with_suffix(path)
     path = PRETRAINED / f"{name_or_path}.safetensors"
@@ -167,8 +167,6 @@ def follow_recipe(
     Raises:
         ValueError: on several processes, if the recipe has a search.
     """
-    import filelock
-
     rank, processes = place()
     if recipe.search is not None and processes > 1:
         raise ValueError(
@@ -178,7 +176,7 @@ def follow_recipe(
     runs = _runs(recipe, data)
     runs.mkdir(parents=True, exist_ok=True)
     path = data / "pretrained" / f"{recipe.name}.safetensors"
-    with filelock.FileLock(runs / "lock") if rank == 0 else nullcontext():
+    with alone(runs / "lock") if rank == 0 else nullcontext():
         begun = _begun(recipe, data, device, progress)
         if recipe.search is not None:
             trials = search_recipe(recipe, data, storage=storage, device=device)

@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 from l2l_kit import cli, zoo
 from l2l_kit.cli import app
 from l2l_kit.evaluation import read_result
+from l2l_kit.paths import RESULTS
 from l2l_kit.problems import MNIST
 
 RECIPE = """
@@ -56,6 +57,9 @@ dim = [2, 3, 4]
 sgd = [0.01, 0.1]
 adam = [0.1]
 """
+
+
+SMALL = ("-p", "dim=2", "--tasks", "2", "--steps", "1")
 
 
 def l2l(*arguments: object) -> Result:
@@ -243,10 +247,53 @@ def test_zoo_lists_the_pretrained_optimizers() -> None:
         (("reproduce", "--device", "gpu"), "there is no device 'gpu'"),
         (("search", "quadratic"), "Did you mean 'quadratics'?"),
         (("search", "mnist"), "recipe 'mnist' has no [search] section"),
+        (("compare", "adam", "--device", "meta", *SMALL), "there is no device 'meta'"),
+        (("compare", "nothing.safetensors"), "there is no such file"),
+        (("compare", "{folder}/junk.safetensors"), "not a whole safetensors file"),
+        (("compare", "adam", *SMALL, "--out", "{folder}/junk.toml/curves.csv"), "{folder}/junk.toml"),
+        (("compare", "adam", *SMALL, "--out", "{folder}"), "{folder}: Is a directory"),
+        (("train", "nothing.toml"), "unknown recipe 'nothing.toml'"),
+        (("train", "{folder}"), "unknown recipe"),
+        (("train", "{folder}/junk.toml"), "not a valid recipe"),
+        (("train", "{folder}/empty.toml"), "'problem' is missing"),
+        (("train", "{folder}/bytes.toml"), "not a valid recipe"),
+        (("train", "quadratics", "--data", "{folder}/junk.toml"), "{folder}/junk.toml"),
+        (("train", "quadratics", "--device", "gpu"), "there is no device 'gpu'"),
+        (("search", "quadratics", "--storage", "nonsense://x"), "postgresql://user@host:port/name"),
+        (
+            ("search", "quadratics", "--storage", "postgresql://me:secret@host:port/x"),
+            "postgresql://user@host:port/name",
+        ),
+        (("search", "quadratics", "--storage", "{folder}"), "unable to open database file"),
+        (("sweep", "{folder}/empty.toml"), "not a valid sweep"),
+        (("gallery", "{folder}/junk.toml"), "{folder}/junk.toml"),
+        (("fetch", "mnist"), "L2L_DATA_DIR"),
     ],
 )
-def test_bad_input_is_one_clear_line(arguments: tuple[str, ...], message: str) -> None:
-    result = l2l(*arguments)
+def test_bad_input_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.setattr("l2l_kit.training.search.time.sleep", lambda _: None)
+    monkeypatch.setattr("l2l_kit.data.request", lambda *_: {})
+    monkeypatch.setattr("l2l_kit.data.packed", lambda *_: b"")
+    monkeypatch.setenv("L2L_DATA_DIR", str(tmp_path / "junk.toml"))
+    for name, content in {"junk.toml": b"a = [", "bytes.toml": b"name = '\xff'", "empty.toml": b""}.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "junk.safetensors").write_bytes(b"junk")
+    result = l2l(*(argument.format(folder=tmp_path) for argument in arguments))
     assert result.exit_code == 2
-    assert message in result.output
-    assert "Traceback" not in result.output
+    assert message.format(folder=tmp_path) in result.stderr
+    assert "secret" not in result.output
+    if not result.stderr.startswith("Usage"):  # typer draws a box
+        assert result.stderr.startswith("error: ")
+        assert result.stderr.count("\n") == 1
+
+
+def test_the_zoo_lists_an_optimizer_that_was_saved_without_a_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zoo, "PRETRAINED", tmp_path)
+    zoo.save(zoo.load(Path(RESULTS.parent, "pretrained", "quadratics.safetensors")), tmp_path / "bare")
+    result = l2l("zoo")
+    assert result.exit_code == 0, result.output
+    assert "bare" in result.output

@@ -1,11 +1,14 @@
 """Headless lessons, on small notebooks made here; some of them are killed."""
 
+import errno
+import os
 import random
 import re
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import nbformat
@@ -14,7 +17,7 @@ import pytest
 
 from l2l_kit import reproduce as module
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.reproduce import cells_done, check_parameters, find_lessons, finished_lesson, reproduce
+from l2l_kit.reproduce import cells_done, check_parameters, find_lessons, finished_lesson, reproduce, run_lesson
 
 GOOD = """
 from l2l_kit.evaluation import Claim
@@ -54,6 +57,33 @@ def lessons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return directory
 
 
+class Here:
+    """A pool of no processes: a process of its own needs seconds to start, and what it runs is the same."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __enter__(self) -> "Here":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, function, *arguments) -> Future:
+        future = Future()
+        try:
+            future.set_result(function(*arguments))
+        except OSError as error:
+            future.set_exception(error)
+        return future
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ProcessPoolExecutor", Here)
+
+
+@pytest.mark.usefixtures("here")
 def test_claims_and_failures_reach_the_report(lessons: Path, tmp_path: Path) -> None:
     seen = []
     done = reproduce(find_lessons(), tmp_path / "out", {"seed": "7", "holds": "false"}, on_lesson=seen.append)
@@ -114,6 +144,7 @@ def test_the_numbers_at_the_bounds_are_allowed(lessons: Path) -> None:
         assert check_parameters(lessons / "01_good.ipynb", {"steps": str(steps)}) == {"steps": steps}
 
 
+@pytest.mark.usefixtures("here")
 def test_finished_lessons_are_not_executed_again(lessons: Path, tmp_path: Path) -> None:
     """Unless they are asked for, have changed, are to have other parameters, or have failed."""
     out = tmp_path / "out"
@@ -135,6 +166,7 @@ def test_finished_lessons_are_not_executed_again(lessons: Path, tmp_path: Path) 
     assert run({"seed": "3"}) == both
 
 
+@pytest.mark.usefixtures("here")
 def test_one_that_was_killed_half_way_is_executed_again(lessons: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (first,) = reproduce(find_lessons(["01"]), out, {})
@@ -159,6 +191,7 @@ def test_several_at_once(lessons: Path, tmp_path: Path) -> None:
     assert {name for name, _, _ in moved} <= {"01_good", "02_bad"}
 
 
+@pytest.mark.usefixtures("here")
 def test_a_kernel_that_dies_is_a_lesson_that_failed(lessons: Path, tmp_path: Path) -> None:
     write(lessons / "01_good.ipynb", "import os\nos._exit(1)")
     first, second = reproduce(find_lessons(), tmp_path / "out", {})
@@ -169,6 +202,7 @@ def test_a_kernel_that_dies_is_a_lesson_that_failed(lessons: Path, tmp_path: Pat
     assert [cell.source for cell in marked] == ["import os\nos._exit(1)"]
 
 
+@pytest.mark.usefixtures("here")
 def test_progress_is_read_from_the_notebook(lessons: Path, tmp_path: Path) -> None:
     (lesson,) = reproduce(find_lessons(["01"]), tmp_path / "out", {})
     assert cells_done(lesson.path) == (3, 3)
@@ -186,6 +220,7 @@ display({"image/png": png}, raw=True)
 """
 
 
+@pytest.mark.usefixtures("here")
 def test_figures_are_called_by_their_title_or_the_heading_above_them(lessons: Path, tmp_path: Path) -> None:
     write(lessons / "01_good.ipynb", DRAWN)
     (lesson,) = reproduce(find_lessons(["01"]), tmp_path / "out", {})
@@ -194,10 +229,12 @@ def test_figures_are_called_by_their_title_or_the_heading_above_them(lessons: Pa
 
 
 COMMAND = """
-import sys
+import signal, sys
 from pathlib import Path
 from l2l_kit import reproduce
 from l2l_kit.cli import app
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
 reproduce.NOTEBOOKS = Path(sys.argv.pop(1))
 app()
@@ -227,10 +264,12 @@ tick(); claim(3)
 """.strip()
 
 
-def start(lessons: Path, out: Path) -> subprocess.Popen[bytes]:
+def start(lessons: Path, out: Path, **how: bool) -> subprocess.Popen[bytes]:
     arguments = ["reproduce", "--out", str(out), "--data", str(out), "-p", "seed=5"]
     with (out.parent / f"{out.name}.log").open("ab") as log:
-        return subprocess.Popen([sys.executable, "-c", COMMAND, str(lessons), *arguments], stdout=log, stderr=log)
+        return subprocess.Popen(
+            [sys.executable, "-c", COMMAND, str(lessons), *arguments], stdout=log, stderr=log, **how
+        )
 
 
 def ticks(out: Path) -> list[str]:
@@ -279,6 +318,85 @@ def test_killed_at_random_moments_it_ends_with_the_same_table(tmp_path: Path) ->
     assert len(ticks(whole)) == 3 * 4
     assert len(ticks(killed)) > 3 * 4  # it was killed half-way, and began a lesson again
     assert "widgets" not in nbformat.read(killed / "notebooks" / "01_slow.ipynb", as_version=4).metadata
+
+
+ELSEWHERE = '{"argv": ["false"], "display_name": "Python 3", "language": "python"}'
+SETTING = """
+import os, sys
+from pathlib import Path
+
+found = f"{sys.executable} {os.environ['OMP_NUM_THREADS']}"
+fields = {"source": "", "text": Path().resolve().name, "measured": found, "conditions": "", "holds": True, "effect": 0}
+display({"text/plain": ""}, raw=True, metadata={"l2l_claim": fields})
+"""
+
+
+def test_whatever_the_surroundings_a_lesson_runs_in_this_interpreter_and_quietly(
+    lessons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A kernel of the user's named python3, OpenMP's own list of threads, and a folder with an odd name."""
+    kernels = tmp_path / "jupyter" / "kernels" / "python3"
+    kernels.mkdir(parents=True)
+    (kernels / "kernel.json").write_text(ELSEWHERE)
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2,1")
+    monkeypatch.delenv("L2L_JOBS", raising=False)
+    write(lessons / "01_good.ipynb", SETTING)
+    odd = tmp_path / "{an} odd: näme's %d"
+    (lesson,) = reproduce(find_lessons(["01"]), odd, {"seed": "1"})
+    assert lesson.error is None
+    assert [(claim.text, claim.measured) for claim in lesson.claims] == [(odd.name, f"{sys.executable} 2,1")]
+    assert lesson.path.parent == odd
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_full_disk_leaves_no_half_of_a_notebook(
+    lessons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object, content: str, path: str) -> None:
+        Path(path).write_text(content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("papermill.iorw.LocalHandler.write", full)
+    with pytest.raises(OSError, match="01_good") as caught:
+        run_lesson(lessons / "01_good.ipynb", tmp_path / "out", {})
+    assert caught.value.errno == errno.ENOSPC
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_where_notebooks_cannot_be_written_everything_stops_and_the_path_is_named(
+    lessons: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        reproduce(find_lessons(), tmp_path / "file" / "out", {})
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no process groups")
+def test_after_ctrl_c_all_is_quiet_and_nothing_runs_on(tmp_path: Path) -> None:
+    """A terminal sends it to all processes of the group."""
+    lessons = tmp_path / "notebooks"
+    lessons.mkdir()
+    for number in (1, 2, 3):
+        write(lessons / f"{number:02}_slow.ipynb", SLOW.replace("{name}", str(number)).replace("0.2", "100"))
+    out = tmp_path / "out"
+    run = start(lessons, out, start_new_session=True)
+    wait_until(lambda: ticks(out) or run.poll() is not None)
+    os.killpg(run.pid, signal.SIGINT)
+    assert run.wait(60) == 130
+    for process in {int(each) for tick in ticks(out) for each in tick.split()}:
+        wait_until(lambda: not runs(process))  # noqa: B023
+    told = (tmp_path / "out.log").read_text().splitlines()
+    assert len(told) == 2, told
+    assert told[0].startswith("3 lessons")
+    assert told[1].startswith("stopped.")
+
+
+def test_without_lessons_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "NOTEBOOKS", tmp_path)
+    with pytest.raises(FileNotFoundError, match="there are no lessons"):
+        find_lessons()
 
 
 def test_kernels_are_told_how_many_processes_they_may_use(lessons: Path, tmp_path: Path) -> None:

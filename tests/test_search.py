@@ -169,7 +169,7 @@ def test_what_is_drawn_is_what_was_recorded(name):
 def test_a_trial_whose_process_was_killed_is_run_again(tmp_path, monkeypatch, whole):
     """A dead process gives no signs of life any more; what it had taken is given to another."""
     monkeypatch.setattr(module, "HEARTBEAT", 1)
-    study = module._open(RECIPE, RECIPE.search, tmp_path / "search.db")
+    study = module._open(RECIPE, RECIPE.search, module._url(tmp_path / "search.db"))
     module._queue(study, RECIPE, RECIPE.search)
     with pytest.warns(UserWarning, match="Heartbeat"):
         dead = study.ask()
@@ -179,7 +179,7 @@ def test_a_trial_whose_process_was_killed_is_run_again(tmp_path, monkeypatch, wh
 
 
 def test_a_queue_that_two_filled_at_the_same_moment_is_run_once(tmp_path, monkeypatch, whole):
-    study = module._open(RECIPE, RECIPE.search, tmp_path / "search.db")
+    study = module._open(RECIPE, RECIPE.search, module._url(tmp_path / "search.db"))
     for number in (0, 1, 2, 3) * 2:
         study.enqueue_trial(module._draw(RECIPE, RECIPE.search, number), user_attrs={"draw": number})
     calls, original = itertools.count(), MetaTrainer.run

@@ -31,7 +31,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from l2l_kit.errors import DataError
-from l2l_kit.paths import DATA
+from l2l_kit.paths import DATA, user_path
 
 Variant = Literal["auto", "full", "embedded"]
 Array = npt.NDArray[np.uint8]
@@ -109,7 +109,7 @@ class Status:
 
 def cache_folder() -> Path:
     """Where data sets are kept: ``$L2L_DATA_DIR``, else ``data/cache``."""
-    return Path(os.environ.get("L2L_DATA_DIR") or DATA / "cache").expanduser()
+    return user_path(os.environ.get("L2L_DATA_DIR") or DATA / "cache")
 
 
 def unwritable(path: Path, error: OSError) -> str:

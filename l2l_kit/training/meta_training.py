@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from l2l_kit.errors import MetaTrainingDivergedError, UnknownNameError, WeightsFileError
 from l2l_kit.optimizers import LearnedRule
+from l2l_kit.paths import user_path
 from l2l_kit.problems import Optimizees, Problem
 from l2l_kit.randomness import generator
 from l2l_kit.storage import load_weights, read_tensors, write_tensors
@@ -251,7 +252,7 @@ class MetaTrainer:
         self.problem = problem
         self.settings = settings or MetaTraining()
         self.history = History(problem.config(), self.settings, str(self.device), [])
-        self._checkpoint = None if checkpoint is None else Path(checkpoint)
+        self._checkpoint = None if checkpoint is None else user_path(checkpoint)
         self._meta_optimizer = torch.optim.Adam(optimizer.parameters(), lr=self.settings.meta_lr)
         self._best = self._weights()
         self._rank, self._processes = place()

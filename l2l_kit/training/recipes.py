@@ -133,7 +133,9 @@ def read_recipes(name_or_path: str | Path) -> list[Recipe]:
         if len({recipe.name for recipe in recipes}) < len(recipes):
             raise ValueError(f"several members of its grid have the name {recipes[0].name!r}; use placeholders in it")
         return recipes
-    except (ValueError, TypeError, KeyError) as error:
+    except KeyError as error:
+        raise ValueError(f"{path}: not a valid recipe: {error} is missing.") from error
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: not a valid recipe: {error}") from error
 
 

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from l2l_kit.errors import MetaTrainingDivergedError
+from l2l_kit.paths import user_path
 from l2l_kit.training.meta_training import MetaTrainer
 from l2l_kit.training.recipes import Recipe, Search
 
 if TYPE_CHECKING:
     import optuna
     import pandas as pd
+    import sqlalchemy
 
 HEARTBEAT = 15
 """Seconds between signs of life; a trial whose process was killed is run again after twice as long."""
@@ -40,8 +42,9 @@ def random_search(
 
     Args:
         recipe: with a `search`; each trial trains its optimizer for the search's number of epochs.
-        storage: SQLite file, or the URL of a database that SQLAlchemy can open, which keeps the trials. An interrupted
-            search goes on where it was, and several processes that are given the same one share the trials.
+        storage: SQLite file, or the URL of a database that SQLAlchemy can open, such as ``postgresql://host/name``,
+            which keeps the trials. An interrupted search goes on where it was, and several processes that are given the
+            same one share the trials. A password is better kept in $PGPASSWORD or ``~/.pgpass`` than in the URL.
         device: None for the best there is.
         on_trial: called with the table so far after each trial that was run here.
 
@@ -51,14 +54,40 @@ def random_search(
         pruned_after, the epoch; they come last, with the loss that they had then.
 
     Raises:
-        ValueError: if the recipe has no search, `storage` is that of another recipe, or every trial diverged.
+        ValueError: if the recipe has no search, `storage` is that of another recipe, cannot be opened or lacks its
+            driver, or every trial diverged.
     """
     import optuna
+    import sqlalchemy.exc
 
     search = recipe.search
     if search is None:
         raise ValueError(f"recipe {recipe.name!r} has no [search] section.")
-    study = _open(recipe, search, storage)
+    url = _url(storage)
+    try:
+        trials = _search(recipe, search, url, device, on_trial)
+    except (sqlalchemy.exc.DBAPIError, optuna.exceptions.StorageInternalError) as error:
+        cause = error.__cause__ or error
+        reason = " ".join(str(getattr(cause, "orig", cause)).split())  # without the statement that failed
+        remedy = " A folder that can be written, on a drive with file locks, is needed." * url.drivername.startswith(
+            "sqlite"
+        )
+        raise ValueError(f"{url}: {reason}.{remedy}") from error
+    if not trials["validation_loss"].iloc[0] < float("inf"):
+        raise ValueError(f"recipe {recipe.name!r}: every trial of the search diverged; lower its meta_lr bounds.")
+    return trials
+
+
+def _search(
+    recipe: Recipe,
+    search: Search,
+    url: sqlalchemy.URL,
+    device: str | torch.device | None,
+    on_trial: Callable[[pd.DataFrame], None] | None,
+) -> pd.DataFrame:
+    import optuna
+
+    study = _open(recipe, search, url)
 
     def trial_loss(trial: optuna.Trial) -> float:
         mine = _by_draw(study).get(trial.user_attrs.get("draw", -1))
@@ -97,28 +126,45 @@ def random_search(
                 optuna.storages.fail_stale_trials(study)
         else:
             break
-    trials = _table(study)
-    if not trials["validation_loss"].iloc[0] < float("inf"):
-        raise ValueError(f"recipe {recipe.name!r}: every trial of the search diverged; lower its meta_lr bounds.")
-    return trials
+    return _table(study)
 
 
-def _open(recipe: Recipe, search: Search, storage: str | Path) -> optuna.Study:
+def _url(storage: str | Path) -> sqlalchemy.URL:
+    """Where the trials are kept; as text it shows no password."""
+    import sqlalchemy
+
+    if "://" not in str(storage):
+        path = user_path(storage)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return sqlalchemy.URL.create("sqlite", database=str(path))
+    try:
+        url = sqlalchemy.make_url(str(storage))
+        if url.drivername in ("postgresql", "postgres"):  # SQLAlchemy's own choice of a driver depends on its version
+            url = url.set(drivername="postgresql+psycopg")
+        url.get_dialect().import_dbapi()
+    except (sqlalchemy.exc.ArgumentError, ValueError) as error:
+        raise ValueError("the database URL is not of the form postgresql://user@host:port/name.") from error
+    except ImportError as error:
+        raise ValueError(
+            f"{url}: its driver is not installed ({error}). For PostgreSQL: pip install 'l2l_kit[postgresql]'"
+        ) from error
+    return url
+
+
+def _open(recipe: Recipe, search: Search, url: sqlalchemy.URL) -> optuna.Study:
     """The study of this recipe, made if it is not there."""
     import optuna
     import sqlalchemy.exc
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    url = str(storage)
-    if "://" not in url:
-        Path(storage).parent.mkdir(parents=True, exist_ok=True)
-        url = f"sqlite:///{storage}"
-    options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+    options = {"connect_args": {"timeout": 60}} if url.get_backend_name() == "sqlite" else {}
     for attempts_left in reversed(range(5)):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                database = optuna.storages.RDBStorage(url, options, heartbeat_interval=HEARTBEAT)
+                database = optuna.storages.RDBStorage(
+                    url.render_as_string(False), options, heartbeat_interval=HEARTBEAT
+                )
             break
         except sqlalchemy.exc.DBAPIError:  # another process makes the tables of a new database at this very moment
             if not attempts_left:
@@ -146,7 +192,7 @@ def _open(recipe: Recipe, search: Search, storage: str | Path) -> optuna.Study:
     asked = json.loads(json.dumps(asked))
     if study.user_attrs.get("asked", asked) != asked:
         raise ValueError(
-            f"{storage}: holds the trials of another recipe named {recipe.name!r}. Delete it to search anew, or give "
+            f"{url}: holds the trials of another recipe named {recipe.name!r}. Delete it to search anew, or give "
             "this recipe another name."
         )
     study.set_user_attr("asked", asked)

@@ -1,0 +1,55 @@
+"""How many cores there are to share, and who may use them."""
+
+import os
+import time
+
+import pytest
+import torch
+
+from l2l_kit.parallel import cores, in_order, share
+
+
+@pytest.fixture
+def one_core():
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system does not bind processes to cores")
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    yield
+    os.sched_setaffinity(0, before)
+
+
+def test_only_the_cores_that_the_process_may_use_are_counted(one_core, monkeypatch):
+    monkeypatch.delenv("L2L_JOBS", raising=False)
+    assert cores() == share() == 1
+
+
+def threads():
+    return torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+
+
+@pytest.mark.parametrize(("asked", "found"), [("", 1), ("2", min(2, os.cpu_count()))])
+def test_workers_share_one_core_unless_the_user_says_how_many_threads(one_core, monkeypatch, asked, found):
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert list(in_order(threads, [(), ()], jobs=2)) == [(found, asked)] * 2
+
+
+def test_the_number_of_jobs_is_said_by_the_environment(monkeypatch):
+    monkeypatch.setenv("L2L_JOBS", "3")
+    assert share() == 3
+    for wrong in ("two", "0", "-1", "1.5"):
+        monkeypatch.setenv("L2L_JOBS", wrong)
+        with pytest.raises(ValueError, match=f"L2L_JOBS .* at least 1, got '{wrong}'"):
+            share()
+
+
+def touch(path):
+    time.sleep(0.1)
+    path.touch()
+
+
+def test_after_an_interruption_nothing_more_is_begun(tmp_path):
+    work = [(None,), *((tmp_path / str(number),) for number in range(20))]
+    with pytest.raises(AttributeError):
+        list(in_order(touch, work, jobs=2))
+    assert len(list(tmp_path.iterdir())) < 20

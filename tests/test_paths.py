@@ -1,0 +1,198 @@
+"""Whatever path a user gives: the home folder's sign, odd names, a folder that cannot be written, a full disk."""
+
+import errno
+import os
+import runpy
+import subprocess
+from pathlib import Path
+from typing import Annotated, get_args, get_origin, get_type_hints
+
+import filelock
+import pytest
+from test_cli import SWEEP
+from test_reproduce import Here
+from typer.testing import CliRunner, Result
+
+import l2l_kit as l2l
+from l2l_kit import data, paths, storage
+from l2l_kit.cli import app
+from l2l_kit.evaluation import read_sweep
+from l2l_kit.parallel import alone
+from l2l_kit.training import random_search, read_recipes
+
+RECIPE = """
+[problem]
+name = "quadratics"
+dim = 2
+[optimizer]
+hidden_size = 2
+[training]
+horizon = 2
+unroll = 2
+epochs = 1
+episodes_per_epoch = 1
+batch_size = 2
+validation_tasks = 2
+"""
+SEARCH = "[search]\ntrials = 1\nepochs = 1\nmeta_lr = [1e-3, 1e-1]\n"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    assert not (tmp_path / "~").exists()
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def test_the_home_folder_is_found_in_what_the_environment_names(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("L2L_HOME", "~/of mine")
+    monkeypatch.setenv("L2L_DATA_DIR", "~/dätä")
+    assert runpy.run_path(paths.__file__)["HOME"] == home / "of mine"
+    assert data.cache_folder() == home / "dätä"
+
+
+def test_no_command_takes_a_path_as_it_stands() -> None:
+    """A shell leaves the sign alone in --data=~/l2l, so that each path is to go through `user_path`."""
+    parsers = []
+    for command in app.registered_commands:
+        for hint in get_type_hints(command.callback, include_extras=True).values():
+            kind, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+            if Path in (kind, *get_args(kind)):
+                parsers += [note.parser for note in notes]
+    assert len(parsers) >= 9
+    assert set(parsers) == {paths.user_path}
+
+
+def test_the_home_folder_is_found_by_commands_and_functions(home: Path) -> None:
+    (home / "tiny.toml").write_text(RECIPE + SEARCH)
+    (home / "sweep.toml").write_text(SWEEP)
+    assert read_sweep("~/sweep.toml").name == "sweep"
+    (recipe,) = read_recipes("~/tiny.toml")
+    random_search(recipe, "~/a/search.db", device="cpu")
+    rule = recipe.make_optimizer()
+    l2l.meta_train(rule, recipe.make_problem(), checkpoint="~/a/run.safetensors", **SETTINGS)
+    l2l.save(rule, "~/a/rule")
+    assert l2l.load("~/a/rule").config() == rule.config()
+    result = run(
+        "compare", "~/a/rule", "adam=0.1", "-p", "dim=2", "--tasks", 2, "--steps", 1, "--out", "~/a/curves.csv"
+    )
+    assert result.exit_code == 0, result.output
+    result = run("train", "~/tiny.toml", "--data", "~/made", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    found = {path.name for path in (home / "a").iterdir()}
+    assert found >= {"search.db", "run.safetensors", "rule.safetensors", "rule.json", "curves.csv"}
+    assert (home / "made" / "pretrained" / "tiny.safetensors").exists()
+
+
+SETTINGS = {
+    "horizon": 2,
+    "unroll": 2,
+    "epochs": 1,
+    "episodes_per_epoch": 1,
+    "batch_size": 2,
+    "validation_tasks": 2,
+    "progress": False,
+}
+
+
+def test_odd_names_are_names(home: Path) -> None:
+    odd = home / "a b" / "ünïcode {x} 100% #1?"
+    (home / "tiny.toml").write_text(RECIPE + SEARCH)
+    result = run("train", "tiny.toml", "--data", odd.relative_to(home), "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert (odd / "cache" / "runs" / "tiny" / "search.db").stat().st_size > 0
+    result = run(
+        "compare", odd / "pretrained" / "tiny", "-p", "dim=2", "--tasks", 2, "--steps", 1, "--out", odd / "c,1.csv"
+    )
+    assert result.exit_code == 0, result.output
+    assert (odd / "c,1.csv").exists()
+
+
+@pytest.fixture(params=["full", "read-only"])
+def bad_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A disk of one page that is full, or cannot be written."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4k", "none", disk]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a disk")
+    try:
+        if request.param == "full":
+            (disk / "filler").write_bytes(bytes(4096))
+        else:
+            subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        yield disk
+        left = {path.name for path in disk.rglob("*") if path.is_file() and path.stat().st_size}
+        assert left <= {"filler"}
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+SMALL = ("-p", "dim=2", "--tasks", "2", "--steps", "1")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("compare", "adam=0.1", *SMALL, "--out", "{disk}/curves.csv"),
+        ("tune", "quadratics", *SMALL, "--rates", "1", "--data", "{disk}"),
+        ("train", "{folder}/tiny.toml", "--data", "{disk}"),
+        ("train", "{folder}/searched.toml", "--data", "{disk}"),
+        ("search", "{folder}/searched.toml", "--data", "{folder}", "--storage", "{disk}/search.db"),
+        ("sweep", "{folder}/sweep.toml", "--data", "{disk}"),
+        ("reproduce", "--lesson", "00", "--out", "{disk}"),
+        ("gallery", "{disk}"),
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_a_disk_that_is_full_or_cannot_be_written_is_one_clear_line(
+    bad_disk: Path, tmp_path: Path, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    (tmp_path / "searched.toml").write_text(RECIPE + SEARCH)
+    (tmp_path / "sweep.toml").write_text(SWEEP)
+    monkeypatch.setattr("l2l_kit.training.search.time.sleep", lambda _: None)
+    monkeypatch.setattr("l2l_kit.reproduce.ProcessPoolExecutor", Here)
+    result = run(*(part.format(disk=bad_disk, folder=tmp_path) for part in command))
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith(f"error: {'sqlite:///' * ('database' in result.stderr)}{bad_disk}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_what_was_there_is_left_where_the_new_content_does_not_fit(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(storage.os, "fsync", full)
+    with pytest.raises(OSError, match=str(path)):
+        storage.write_atomically(path, b"new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks"), NotImplementedError("no flock")])
+def test_a_drive_without_file_locks_is_named(tmp_path: Path, monkeypatch, error: Exception) -> None:
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(filelock.FileLock, "_acquire", refuse)
+    result = run("train", tmp_path / "tiny.toml", "--data", tmp_path)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {tmp_path / 'cache' / 'runs' / 'tiny' / 'lock'}: ")
+    assert "file locks" in result.stderr
+
+
+def test_a_lock_keeps_others_out(tmp_path: Path) -> None:
+    with alone(tmp_path / "lock"), pytest.raises(filelock.Timeout):
+        filelock.FileLock(tmp_path / "lock", timeout=0).acquire()
+    filelock.FileLock(tmp_path / "lock", timeout=0).acquire().lock.release()
