@@ -35,7 +35,6 @@ from torch import Tensor, nn
 
 from l2l_kit.evaluation import machine
 from l2l_kit.optimizers import GroupedLSTMs, LearnedRule, LSTMOptimizer, LSTMState
-from l2l_kit.optimizers.lstm import BLOCK
 from l2l_kit.problems import CIFAR, MNIST, Optimizees, Quadratics
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, ravel
@@ -118,8 +117,8 @@ def autograd_episode(
 def step_by_forward(optimizer: LSTMOptimizer, gradients: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
     updates = torch.empty_like(gradients)
     after = LSTMState(torch.empty_like(state.hidden), torch.empty_like(state.cell))
-    for first in range(0, len(gradients), BLOCK):
-        part = slice(first, first + BLOCK)
+    for first in range(0, len(gradients), 4096):
+        part = slice(first, first + 4096)
         before = LSTMState(state.hidden[..., part], state.cell[..., part])
         updates[part], (after.hidden[..., part], after.cell[..., part]) = optimizer(gradients[part], before)
     return updates, after
