@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from l2l_kit import baseline, compare, zoo
-from l2l_kit.evaluation import read_result, write_result
+from l2l_kit.evaluation import EACH_STEP, ONE_RATE, read_result, write_result
 from l2l_kit.optimizers import GroupedLSTMs, LSTMOptimizer
 from l2l_kit.problems import CIFAR
 from l2l_kit.widgets import picture_explorer
@@ -38,8 +38,12 @@ def recorded(monkeypatch, tmp_path):
         for (number, step), rates in RATES.items():
             if number == labels:
                 rows += [(word, step, label, rates[name]) for label, name in BASELINES.items()]
+        rows.append((word, 2, "decaying NAdam", 0.01))
         table = pd.DataFrame(rows, columns=["labels", "step", "optimizer", "lr"])
-        write_result(f"sweeps/cifar{labels}", table, {}, tmp_path)
+        other = table.assign(lr=3 * table["lr"], protocol=ONE_RATE)
+        table = pd.concat([table.assign(protocol=EACH_STEP), other])
+        about = {"baselines": {"decaying NAdam": {"name": "nadam", "decay": 50.0}}}
+        write_result(f"sweeps/cifar{labels}", table, about, tmp_path)
     module = sys.modules[picture_explorer.__module__]
     monkeypatch.setattr(module, "read_result", lambda name: read_result(name, tmp_path))
     monkeypatch.setattr(module, "STEPS", (2, 3, 8))

@@ -11,7 +11,7 @@ import itertools
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,7 +22,7 @@ from l2l_kit import problems
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation.compare import Curves, measured
 from l2l_kit.evaluation.lbfgs import LBFGS, lbfgs
-from l2l_kit.evaluation.tuning import next_rate
+from l2l_kit.evaluation.tuning import further_rates
 from l2l_kit.optimizers import Baseline, LearnedRule, baseline
 from l2l_kit.paths import SWEEPS, toml_file
 from l2l_kit.problems import Problem
@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PIECE_VERSION = 1
-FLAT = 1e-4
-"""Where the losses of two learning rates differ by less than this share, none beyond them is tried."""
+RATES = "learning_rates"
 ONE_RATE = "one rate"
 """The paper's protocol: a baseline has one learning rate, the one with the best loss at the last of the steps."""
 EACH_STEP = "rate for each step"
@@ -52,8 +51,7 @@ class Sweep:
         grid: lists of values of the fields that vary; their product is swept.
         learned: pretrained optimizers by the label that figures show; ratios are those of the first.
         baselines: by label, the arguments of `Baseline`, with a list of `learning_rates` to begin with instead of one.
-            Others are tried as long as the best one, for any of the steps, is the first or the last, unless the losses
-            are the same there, as with learning rates that are next to nothing.
+            Others are tried until the best one, for each of the steps, is neither the first nor the last.
         steps: numbers of updates after which the losses are noted, in ascending order.
         tasks: fresh optimizees per setting.
         tuning_tasks: optimizees to tune the baselines on.
@@ -84,7 +82,7 @@ class Sweep:
             raise ValueError(f"two optimizers have the same label: {', '.join(self.labels)}")
         lists: dict[str, object] = {"steps": self.steps}
         lists |= {f"grid.{name}": values for name, values in self.grid.items()}
-        lists |= {f"learning_rates of {label}": rule.get("learning_rates") for label, rule in self.baselines.items()}
+        lists |= {f"{RATES} of {label}": rule.get(RATES) for label, rule in self.baselines.items()}
         for name, values in lists.items():
             if not isinstance(values, list) or not values:
                 raise ValueError(f"{name} must be a list with something in it, got {values!r}")
@@ -93,10 +91,10 @@ class Sweep:
                 raise ValueError(f"steps, tasks and tuning_tasks must be whole numbers of at least 1, got {number!r}")
         if self.steps != sorted(set(self.steps)):
             raise ValueError(f"steps must ascend, got {self.steps!r}")
-        for label in self.baselines:
-            rates = [rule.lr for rule in self.first_tried(label)]
+        for label, rule in self.baselines.items():
+            rates = [self.baseline(label, lr).lr for lr in rule[RATES]]
             if any(not 1 < larger / rate <= 10 / 3 for rate, larger in itertools.pairwise(rates)):  # as in 0.1, 0.3, 1
-                raise ValueError(f"learning_rates of {label} must ascend, by a factor of √10 at most, got {rates!r}")
+                raise ValueError(f"{RATES} of {label} must ascend, by a factor of √10 at most, got {rates!r}")
 
     @property
     def settings(self) -> list[dict[str, Any]]:
@@ -108,10 +106,9 @@ class Sweep:
         """All optimizers, as figures show them: the learned ones, the baselines, L-BFGS."""
         return [*self.learned, *self.baselines, *[LBFGS] * self.lbfgs]
 
-    def first_tried(self, label: str) -> list[Baseline]:
-        """A baseline with each of the learning rates that its grid begins with."""
-        rule = {name: value for name, value in self.baselines[label].items() if name != "learning_rates"}
-        return [Baseline(lr=rate, **rule) for rate in self.baselines[label]["learning_rates"]]
+    def baseline(self, label: str, lr: float) -> Baseline:
+        """The baseline of that label with a learning rate."""
+        return Baseline(lr=lr, **{name: value for name, value in self.baselines[label].items() if name != RATES})
 
     def make_problem(self, setting: Mapping[str, Any], draw: str = "test") -> Problem:
         """The problem of one setting, or what the baselines are tuned on for it if the draw is "tuning"."""
@@ -226,12 +223,13 @@ def look(sweep: Sweep, setting: Mapping[str, Any], label: str, rule: LearnedRule
     if label not in sweep.baselines:
         tests = [piece(rule, "test")] * len(sweep.steps)
         return Ran(missing(tests), [], tests)
-    grid = sweep.first_tried(label)
+    rates = list(sweep.baselines[label][RATES])
     while True:
-        tunings = [piece(one, "tuning") for one in grid]
+        tunings = [piece(sweep.baseline(label, lr), "tuning") for lr in rates]
         if to_run := missing(tunings):
             return Ran(to_run, [], [])
         means = torch.stack([one.losses(folder).mean(dim=0) for one in tunings])
+<<<<<<< HEAD
         last = len(grid) - 1
         smaller = [replace(grid[0], lr=next_rate(grid[0].lr, larger=False))] if _open_at(0, min(1, last), means) else []
         larger = [replace(grid[-1], lr=next_rate(grid[-1].lr))] if _open_at(last, max(0, last - 1), means) else []
@@ -245,6 +243,12 @@ def _open_at(end: int, beside: int, means: Tensor) -> bool:
     """Whether a row of ``(learning rates, steps)`` has the lowest loss in a column, clearly below the row beside it."""
     plateau = (means[beside] - means[end] <= FLAT * means[end].abs()) & (end != beside)
     return bool(((means.argmin(dim=0) == end) & ~plateau).any())
+=======
+        if not (further := further_rates(rates, means)):
+            tests = [piece(sweep.baseline(label, rates[best]), "test") for best in means.argmin(dim=0).tolist()]
+            return Ran(missing(tests), rates, tests)
+        rates = sorted(rates + further)
+>>>>>>> sweeps
 
 
 def tabulate(
