@@ -8,12 +8,8 @@ from typer.testing import CliRunner, Result
 
 from l2l_kit import cli, zoo
 from l2l_kit.cli import app
-<<<<<<< HEAD
-from l2l_kit.evaluation import read_result
-from l2l_kit.paths import RESULTS
-=======
 from l2l_kit.evaluation import EACH_STEP, ONE_RATE, read_result
->>>>>>> sweeps
+from l2l_kit.paths import RESULTS
 from l2l_kit.problems import MNIST
 
 RECIPE = """

@@ -229,26 +229,10 @@ def look(sweep: Sweep, setting: Mapping[str, Any], label: str, rule: LearnedRule
         if to_run := missing(tunings):
             return Ran(to_run, [], [])
         means = torch.stack([one.losses(folder).mean(dim=0) for one in tunings])
-<<<<<<< HEAD
-        last = len(grid) - 1
-        smaller = [replace(grid[0], lr=next_rate(grid[0].lr, larger=False))] if _open_at(0, min(1, last), means) else []
-        larger = [replace(grid[-1], lr=next_rate(grid[-1].lr))] if _open_at(last, max(0, last - 1), means) else []
-        if not smaller and not larger:
-            tests = [piece(grid[index], "test") for index in means.argmin(dim=0).tolist()]
-            return Ran(missing(tests), [one.lr for one in grid], tests)
-        grid = smaller + grid + larger
-
-
-def _open_at(end: int, beside: int, means: Tensor) -> bool:
-    """Whether a row of ``(learning rates, steps)`` has the lowest loss in a column, clearly below the row beside it."""
-    plateau = (means[beside] - means[end] <= FLAT * means[end].abs()) & (end != beside)
-    return bool(((means.argmin(dim=0) == end) & ~plateau).any())
-=======
         if not (further := further_rates(rates, means)):
             tests = [piece(sweep.baseline(label, rates[best]), "test") for best in means.argmin(dim=0).tolist()]
             return Ran(missing(tests), rates, tests)
         rates = sorted(rates + further)
->>>>>>> sweeps
 
 
 def tabulate(
