@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field, fields, replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -139,12 +140,11 @@ class TestLearning:
         assert all(torch.equal(weight, initial[name]) for name, weight in trainer.optimizer.state_dict().items())
 
     def test_ctrl_c_ends_the_training_and_keeps_the_best(self):
-        @dataclass(frozen=True)
-        class Interrupted(Quadratics):
-            calls: itertools.count = field(default_factory=itertools.count)
+        calls = itertools.count()
 
+        class Interrupted(Quadratics):
             def sample(self, n, generator, device=None):
-                if next(self.calls) == 4:
+                if next(calls) == 4:
                     raise KeyboardInterrupt
                 return super().sample(n, generator, device)
 
@@ -289,6 +289,8 @@ for event in MetaTrainer(optimizer, Quadratics(dim=2), settings, checkpoint={str
 class Breaking(Problem):
     """Quadratics that are whole until sample number `sample`; those break at step `step`."""
 
+    name: ClassVar[str] = "breaking"
+
     sample_number: int
     step: int
     value: float
@@ -301,7 +303,7 @@ class Breaking(Problem):
         return BreakingOptimizees(whole.W, whole.y, whole.theta, self.step, self.value)
 
     def config(self):
-        return {"name": "breaking"}
+        return {"name": self.name}
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from l2l_kit.evaluation.tuning import tune
 from l2l_kit.optimizers import BASELINES, Baseline, LearnedRule, Optimizer, baseline
 from l2l_kit.paths import SWEEPS, toml_file
 from l2l_kit.problems import Problem
+from l2l_kit.problems.base import draw
 from l2l_kit.randomness import generator
 from l2l_kit.storage import read_tensors, write_tensors
 from l2l_kit.tensors import Tensors, pick_device
@@ -258,7 +259,7 @@ def _losses(
 
 def _losses_of_lbfgs(sweep: Sweep, problem: Problem, device: str | torch.device | None) -> Tensor:
     """On the same optimizees as all the others."""
-    optimizees = problem.sample(sweep.tasks, generator(sweep.seed, "test"), pick_device(device))
+    optimizees = draw(problem, sweep.tasks, generator(sweep.seed, "test"), pick_device(device))
     curves = []
     for index in range(sweep.tasks):
         losses = [loss for _, loss in lbfgs(optimizees.alone(index), sweep.steps[-1])]

@@ -225,6 +225,7 @@ class LSTMOptimizer(LSTMRule[LSTMState]):
         for first in range(0, len(flat), BLOCK):
             part = slice(first, first + BLOCK)
             new: LSTMState
-            updates[part], new = self(flat[part], LSTMState(before.hidden[..., part], before.cell[..., part]))
+            memory = LSTMState(before.hidden[..., part], before.cell[..., part])
+            updates[part], new = self(flat[part].to(memory.cell.dtype), memory)
             after.hidden[..., part], after.cell[..., part] = new
         return updates.view_as(gradients), changed(after, lambda part: part.view(*part.shape[:2], *gradients.shape))

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from l2l_kit.errors import MetaTrainingDivergedError, UnknownNameError, WeightsFileError
 from l2l_kit.optimizers import LearnedRule
 from l2l_kit.problems import Optimizees, Problem
+from l2l_kit.problems.base import check_problem, draw
 from l2l_kit.randomness import generator
 from l2l_kit.storage import load_weights, read_tensors, write_tensors
 from l2l_kit.tensors import pick_device
@@ -219,7 +220,7 @@ class Progress:
 
 def validation_optimizees(problem: Problem, settings: MetaTraining, device: torch.device | None = None) -> Optimizees:
     """The optimizees on which a run with these settings validates after each epoch."""
-    return problem.held_out().sample(settings.validation_tasks, generator(settings.seed, "validation"), device)
+    return draw(problem.held_out(), settings.validation_tasks, generator(settings.seed, "validation"), device)
 
 
 class MetaTrainer:
@@ -240,6 +241,7 @@ class MetaTrainer:
         device: None for the best there is.
 
     Raises:
+        TypeError: if it is no problem.
         WeightsFileError: if the checkpoint cannot be read or belongs to another run.
     """
 
@@ -252,6 +254,7 @@ class MetaTrainer:
         checkpoint: str | Path | None = None,
         device: str | torch.device | None = None,
     ) -> None:
+        check_problem(problem)
         self.device = pick_device(device)
         self.optimizer = optimizer.to(self.device)
         self.problem = problem
@@ -337,7 +340,7 @@ class MetaTrainer:
         for shard, unroller in self._unrollers.items():
             which = (episode,) if settings.shards is None else (episode, shard)
             size = settings.batch_size // (settings.shards or 1)
-            optimizees = self.problem.sample(size, generator(settings.seed, "meta-train", *which), self.device)
+            optimizees = draw(self.problem, size, generator(settings.seed, "meta-train", *which), self.device)
             unroller.begin(optimizees, generator(settings.seed, "replayed coordinates", *which))
         for group in self._meta_optimizer.param_groups:
             group["lr"] = settings.meta_lr_at(episode)
@@ -358,11 +361,11 @@ class MetaTrainer:
     def _validate(self, epoch: int, training_loss: float, validation: Optimizees) -> Progress:
         """End an epoch: validate, record, keep if best, save."""
         settings = self.settings
+        like = next(iter(validation.start.values()))
         if self._rank == 0:
-            losses = rollout(self.optimizer, validation, settings.horizon)
+            losses = rollout(self.optimizer, validation, settings.horizon).to(like)
         else:
-            shape = settings.validation_tasks, settings.horizon + 1
-            losses = next(self.optimizer.parameters()).detach().new_empty(shape)
+            losses = like.new_empty(settings.validation_tasks, settings.horizon + 1)
         losses = from_the_first(losses)
         final = losses[:, -1].mean().item()
         best = min((record.validation_loss for record in self.history.records), key=_nan_last, default=math.nan)
