@@ -1,15 +1,8 @@
-"""Headless lessons, on small notebooks made here; some of them are killed."""
+"""Headless lessons, on small notebooks made here."""
 
-import random
-import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import nbformat
-import psutil
 import pytest
 
 from l2l_kit import reproduce as module
@@ -191,94 +184,6 @@ def test_figures_are_called_by_their_title_or_the_heading_above_them(lessons: Pa
     (lesson,) = reproduce(find_lessons(["01"]), tmp_path / "out", {})
     assert [picture.caption for picture in lesson.pictures] == ["A title of its own", "A section"]
     assert all(picture.png == b"a picture" for picture in lesson.pictures)
-
-
-COMMAND = """
-import sys
-from pathlib import Path
-from l2l_kit import reproduce
-from l2l_kit.cli import app
-
-reproduce.NOTEBOOKS = Path(sys.argv.pop(1))
-app()
-"""
-# A claim needs no l2l_kit here, so that a kernel is ready at once.
-SLOW = """
-import os, time
-from pathlib import Path
-
-def claim(number):
-    fields = {"source": f"figure {number}", "text": f"claim of {name}", "measured": str(seed + number)}
-    fields |= {"conditions": "nothing", "holds": number % 2 == 0, "effect": number / 3}
-    display({"text/plain": ""}, raw=True, metadata={"l2l_claim": fields})
-
-def tick():
-    with Path("ticks").open("a") as file:
-        file.write(f"{os.getpid()} {os.getppid()}\\n")
-    time.sleep(0.2)
-
-tick()
-# %%
-tick(); claim(1)
-# %%
-tick(); claim(2)
-# %%
-tick(); claim(3)
-""".strip()
-
-
-def start(lessons: Path, out: Path) -> subprocess.Popen[bytes]:
-    arguments = ["reproduce", "--out", str(out), "--data", str(out), "-p", "seed=5"]
-    with (out.parent / f"{out.name}.log").open("ab") as log:
-        return subprocess.Popen([sys.executable, "-c", COMMAND, str(lessons), *arguments], stdout=log, stderr=log)
-
-
-def ticks(out: Path) -> list[str]:
-    path = out / "notebooks" / "ticks"
-    return path.read_text().split("\n")[:-1] if path.exists() else []
-
-
-def wait_until(condition, seconds: float = 200) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.02)
-
-
-def runs(process: int) -> bool:
-    try:
-        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-@pytest.mark.timeout(1200)
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
-def test_killed_at_random_moments_it_ends_with_the_same_table(tmp_path: Path) -> None:
-    lessons = tmp_path / "notebooks"
-    lessons.mkdir()
-    for number in (1, 2, 3):
-        write(lessons / f"{number:02}_slow.ipynb", SLOW.replace("{name}", str(number)))
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    unbroken = start(lessons, whole)
-    draws = random.Random(0)
-    for _ in range(5):
-        run, before = start(lessons, killed), len(ticks(killed))
-        enough = before + draws.randint(1, 4)
-        wait_until(lambda: len(ticks(killed)) >= enough or run.poll() is not None)  # noqa: B023
-        time.sleep(draws.random() / 4)
-        run.send_signal(signal.SIGKILL)
-        run.wait()
-        for process in map(int, ticks(killed)[-1].split()):  # the kernel, and the process that started it
-            wait_until(lambda: not runs(process))  # noqa: B023
-    assert start(lessons, killed).wait() == unbroken.wait() == 0
-    tables = [(out / "claims.md").read_text() for out in (whole, killed)]
-    assert tables[0].count("\n") == 2 + 3 * 3
-    one, other = (re.sub(r"\| \d+ \| (yes|\*\*no\*\*) \|\n", r"\1\n", table) for table in tables)  # without the seconds
-    assert one == other
-    assert len(ticks(whole)) == 3 * 4
-    assert len(ticks(killed)) > 3 * 4  # it was killed half-way, and began a lesson again
-    assert "widgets" not in nbformat.read(killed / "notebooks" / "01_slow.ipynb", as_version=4).metadata
 
 
 def test_kernels_are_told_how_many_processes_they_may_use(lessons: Path, tmp_path: Path) -> None:
