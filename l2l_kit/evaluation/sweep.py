@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from l2l_kit import problems
-from l2l_kit.errors import UnknownNameError
+from l2l_kit.errors import UnknownNameError, WeightsFileError
 from l2l_kit.evaluation.compare import Curves, matched, measured
 from l2l_kit.evaluation.lbfgs import LBFGS, lbfgs
 from l2l_kit.evaluation.tuning import tune
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PART_VERSION = 1
+MOST_SETTINGS = 10_000
+"""In a grid: more would not be run in a lifetime."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +123,13 @@ def read_sweep(name_or_path: str | Path) -> Sweep:
     path = toml_file("sweep", name_or_path, SWEEPS)
     try:
         sweep = Sweep(path.stem, **tomllib.loads(path.read_text(encoding="utf-8")))
+        if (settings := math.prod(map(len, sweep.grid.values()))) > MOST_SETTINGS:
+            raise ValueError(f"its grid has {settings} settings; at most {MOST_SETTINGS} are possible")
         for setting in sweep.settings:
             sweep.make_problem(setting)
             sweep.make_tuning_problem(setting)
         return sweep
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # a file can be wrong in any way
         raise ValueError(f"{path}: not a valid sweep: {error}") from error
 
 
@@ -185,7 +190,10 @@ def run_part(
         if not path.exists():
             _write(path, _tune_and_run(name, sweep, setting, device))
     tensors, about = read_tensors(path, PART_VERSION)
-    return Part(tensors["losses"], about["rates"])
+    losses, rates = tensors.get("losses", torch.empty(0)), about.get("rates")
+    if losses.shape != (sweep.tasks, len(sweep.steps)) or not isinstance(rates, list):
+        raise WeightsFileError(f"{path}: not what this part of a sweep writes. Delete it, and it is run again.")
+    return Part(losses, rates)
 
 
 def run_setting(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import chain, repeat
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -106,7 +107,7 @@ class LSTMRule(RecurrentRule[Memory]):
         self.global_averaging_cells = global_averaging_cells
         self.seed = seed
         draws = generator(seed, "initial weights")
-        widths = [self.preprocessing.features + more_inputs] + [hidden_size] * (num_layers - 1)
+        widths = chain([self.preprocessing.features + more_inputs], repeat(hidden_size, num_layers - 1))
         self.layers = nn.ModuleList(LSTMLayer(width, hidden_size, forget_bias, draws) for width in widths)
         bound = 1 / math.sqrt(hidden_size)
         self.output = nn.Linear(hidden_size, outputs, device="meta").to_empty(device="cpu")
