@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pandas as pd
 import pytest
@@ -22,12 +23,11 @@ GRID = (0.01, 0.1, 0.5, 0.9, 3.0)
 class Bowls(Problem):
     """‖θ − y‖²: gradient descent with lr 1/2 is at the minimum after one step, with 1 or more it never is."""
 
+    name: ClassVar[str] = "bowls"
+
     def sample(self, n, generator, device=None):
         y, theta = (torch.randn(n, 3, generator=generator) for _ in range(2))
         return QuadraticOptimizees(torch.eye(3).expand(n, 3, 3), y, theta)
-
-    def config(self):
-        return {"name": "bowls"}
 
 
 def tuned(name="sgd", problem=None, **arguments):

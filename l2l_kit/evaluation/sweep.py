@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,13 +20,14 @@ import torch
 from torch import Tensor
 
 from l2l_kit import problems
-from l2l_kit.errors import UnknownNameError
+from l2l_kit.errors import UnknownNameError, WeightsFileError
 from l2l_kit.evaluation.compare import Curves, measured
 from l2l_kit.evaluation.lbfgs import LBFGS, lbfgs
 from l2l_kit.evaluation.tuning import further_rates
 from l2l_kit.optimizers import Baseline, LearnedRule, baseline
 from l2l_kit.paths import SWEEPS, toml_file
 from l2l_kit.problems import Problem
+from l2l_kit.problems.base import draw as draw_optimizees
 from l2l_kit.randomness import generator
 from l2l_kit.storage import read_tensors, write_tensors
 from l2l_kit.tensors import pick_device
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 PIECE_VERSION = 1
 RATES = "learning_rates"
+MOST_SETTINGS = 10_000
+"""In a grid: more would not be run in a lifetime."""
 ONE_RATE = "one rate"
 """The paper's protocol: a baseline has one learning rate, the one with the best loss at the last of the steps."""
 EACH_STEP = "rate for each step"
@@ -125,10 +129,12 @@ def read_sweep(name_or_path: str | Path) -> Sweep:
     path = toml_file("sweep", name_or_path, SWEEPS)
     try:
         sweep = Sweep(path.stem, **tomllib.loads(path.read_text(encoding="utf-8")))
+        if (settings := math.prod(map(len, sweep.grid.values()))) > MOST_SETTINGS:
+            raise ValueError(f"its grid has {settings} settings; at most {MOST_SETTINGS} are possible")
         for setting, draw in itertools.product(sweep.settings, ("tuning", "test")):
             sweep.make_problem(setting, draw)
         return sweep
-    except (ValueError, TypeError, AttributeError) as error:
+    except Exception as error:  # a file can be wrong in any way
         raise ValueError(f"{path}: not a valid sweep: {error}") from error
 
 
@@ -170,7 +176,7 @@ class Piece(NamedTuple):
     def run(self, folder: Path, device: str | torch.device | None = None) -> None:
         """Run the optimizer, on the best device there is if none is named, and keep its losses in the folder."""
         chosen = pick_device(device)
-        optimizees = self.problem.sample(self.tasks, generator(self.seed, self.draw), chosen)
+        optimizees = draw_optimizees(self.problem, self.tasks, generator(self.seed, self.draw), chosen)
         if self.optimizer is None:
             runs = [lbfgs(optimizees.alone(index), self.steps[-1]) for index in range(self.tasks)]
             losses = torch.stack([torch.cat([losses for _, losses in run])[self.steps] for run in runs])
@@ -182,7 +188,11 @@ class Piece(NamedTuple):
 
     def losses(self, folder: Path) -> Tensor:
         """What `run` kept: the losses after each of the steps, shape ``(tasks, steps)``."""
-        return read_tensors(self.path(folder), PIECE_VERSION)[0]["losses"]
+        path = self.path(folder)
+        losses = read_tensors(path, PIECE_VERSION)[0].get("losses", torch.empty(0))
+        if losses.shape != (self.tasks, len(self.steps)):
+            raise WeightsFileError(f"{path}: not what this piece of a sweep writes. Delete it, and it is run again.")
+        return losses
 
 
 class Ran(NamedTuple):

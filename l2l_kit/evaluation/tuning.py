@@ -16,6 +16,7 @@ from l2l_kit.evaluation.results import machine, read_result, write_result
 from l2l_kit.optimizers import BASELINES, Baseline, baseline
 from l2l_kit.paths import RESULTS
 from l2l_kit.problems import Problem
+from l2l_kit.problems.base import draw
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import pick_device
 
@@ -125,7 +126,7 @@ def tune(
     noted = [steps] if isinstance(steps, int) else sorted(set(steps))
     if not noted or noted[0] < 1 or tasks < 1:
         raise ValueError(f"tune: steps and tasks must be at least 1, got steps={steps!r}, tasks={tasks!r}.")
-    optimizees = problem.sample(tasks, generator(seed, "tuning"), pick_device(device))
+    optimizees = draw(problem, tasks, generator(seed, "tuning"), pick_device(device))
     rows = []
     for optimizer in [baseline(name, lr) for lr in learning_rates]:
         losses = measured(optimizer, optimizees, noted)

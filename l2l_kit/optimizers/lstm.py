@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain, repeat
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
@@ -154,7 +155,7 @@ class LSTMRule(RecurrentRule[Memory]):
         self.global_averaging_cells = global_averaging_cells
         self.seed = seed
         draws = generator(seed, "initial weights")
-        widths = [self.preprocessing.features + more_inputs] + [hidden_size] * (num_layers - 1)
+        widths = chain([self.preprocessing.features + more_inputs], repeat(hidden_size, num_layers - 1))
         self.layers = nn.ModuleList(LSTMLayer(width, hidden_size, self.forget_bias, draws) for width in widths)
         bound = 1 / math.sqrt(hidden_size)
         self.output = nn.Linear(hidden_size, outputs, device="meta").to_empty(device="cpu")
@@ -277,13 +278,13 @@ class LSTMOptimizer(LSTMRule[LSTMState]):
         # Rows: features, outputs of every layer, gates. What a layer multiplies lies side by side: what it is given and
         # its last output, which the new one replaces, so that the next layer finds it there.
         block = max(1, min(len(flat), BLOCK) if flat.device.type == "cpu" else len(flat))
-        whole = flat.new_empty(features + size * (self.num_layers + 4), block)
+        whole = before.cell.new_empty(features + size * (self.num_layers + 4), block)
         for first in range(0, len(flat), block):
             part = slice(first, first + block)
             rows = whole[:, : len(flat) - first]
             outputs, gates = rows[features : -4 * size], rows[-4 * size :]
             split = gates.chunk(4)
-            rows[:features] = self.preprocessing(flat[part])
+            rows[:features] = self.preprocessing(flat[part].to(whole.dtype))
             outputs.copy_(before.hidden[..., part].flatten(0, 1))
             end = features
             for layer, cell, next_cell in zip(weights, before.cell, after.cell, strict=True):
