@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import connection, get_context, parent_process
 from typing import Any, TypeVar
 
@@ -28,14 +29,23 @@ def in_order(function: Callable[..., Result], work: Sequence[tuple[Any, ...]], j
         work: its arguments, call by call.
         jobs: processes at once.
     """
-    jobs = min(jobs, len(work))
+    with workers(min(jobs, len(work))) as pool:
+        yield from pool(function, work)
+
+
+@contextmanager
+def workers(jobs: int) -> Iterator[Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[Any]]]:
+    """What does the work of `in_order` again and again, with the same processes; here, if one is enough."""
     if jobs <= 1:
-        yield from itertools.starmap(function, work)
+        yield itertools.starmap
         return
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with ProcessPoolExecutor(jobs, get_context("spawn"), begin_worker, (threads,)) as pool:
-        for running in [pool.submit(function, *arguments) for arguments in work]:
-            yield running.result()
+
+        def results(function: Callable[..., Any], work: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+            return (running.result() for running in [pool.submit(function, *arguments) for arguments in work])
+
+        yield results
 
 
 def begin_worker(threads: int) -> None:
