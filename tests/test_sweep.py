@@ -318,7 +318,7 @@ class TestPieces:
             ({"baselines": {"label": SGD}}, set()),
             ({"problem": {"name": "quadratics", "dim": 4}}, set()),  # the setting is the same
         ],
-        ids=str,
+        ids=lambda value: str(value) if isinstance(value, dict) else str(sorted(value)),
     )
     def test_only_what_depends_on_a_change_is_run(self, tmp_path, quick, before, change, expected):
         _, ran = run(tmp_path, replace(quick, **change))
