@@ -172,7 +172,7 @@ class TestOnOnesOwnModel:
         (group,) = l2l.parameter_groups(model)
         assert [param.shape for param in group["params"]] == [(3, 3), (3,)]
 
-    @pytest.mark.parametrize("name", WITH_PARAMETERS)
+    @pytest.mark.parametrize("name", sorted(WITH_PARAMETERS))
     def test_every_module_of_torch_has_a_kind(self, name):
         """All of its parameters, each once, and an optimizer takes them."""
         module = WITH_PARAMETERS[name]()

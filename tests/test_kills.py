@@ -21,6 +21,7 @@ from l2l_kit import data, zoo
 from l2l_kit import reproduce as lessons
 from l2l_kit.anew import run_sweep
 from l2l_kit.evaluation import Sweep, read_result, record_tuning
+from l2l_kit.optimizers import BASELINES
 from l2l_kit.problems import Quadratics
 from l2l_kit.report import claims_table
 from l2l_kit.training import MetaTraining, Recipe, Search, search
@@ -36,14 +37,14 @@ RECIPE = Recipe(
     Search(trials=2, epochs=1, meta_lr=(1e-3, 1e-1)),
 )
 SWEEP = Sweep(
-    "mine",
-    {"name": "quadratics"},
-    {"dim": [2, 3]},
-    {"LSTM": "quadratics"},
-    [5, 10],
-    20,
-    20,
-    {name: [0.01, 0.03, 0.1, 0.3] for name in ("sgd", "nag", "rmsprop", "adam")},
+    name="mine",
+    problem={"name": "quadratics"},
+    grid={"dim": [2, 3]},
+    learned={"LSTM": "quadratics"},
+    baselines={BASELINES[name]: {"name": name, "learning_rates": [0.01, 0.03, 0.1]} for name in ("sgd", "adam")},
+    steps=[5, 10],
+    tasks=20,
+    tuning_tasks=20,
 )
 
 
