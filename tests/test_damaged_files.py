@@ -291,8 +291,8 @@ name = "quadratics"
 dim = [2, 3]
 [learned]
 LSTM = "quadratics"
-[learning_rates]
-sgd = [0.01, 0.1]
+[baselines]
+SGD = { name = "sgd", learning_rates = [0.01, 0.03] }
 """
 
 
