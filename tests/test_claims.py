@@ -121,8 +121,8 @@ def test_most_settings_may_be_enough(wanted: dict[str, int], holds: bool) -> Non
     table = swept((0.8, 0.7, 0.9), (0.5, 0.4, 0.6), (0.95, 0.9, 1.01), (1.02, 0.98, 1.1))
     claim = wins_sweep(table, "figure 0", "it wins almost always", **wanted)
     assert claim.holds is holds
-    assert "in 3 of 4 settings, clearly in 2, clearly not in 0; ratio between 0.5 and 1.02" in claim.measured
-    assert "at worst 1.02 (95% CI 0.98 to 1.1; Adam, scale 3)" in claim.measured
+    assert "in 3 of 4 settings, clearly in 2, clearly not in 0" in claim.measured
+    assert "ratio between 0.5 and 1.02 (95% CI 0.98 to 1.1; Adam, scale 3)" in claim.measured
     assert (claim.effect, claim.low, claim.high) == (1.02, 0.98, 1.1)
 
 
@@ -131,7 +131,7 @@ def test_a_sweep_is_judged_under_one_protocol() -> None:
     one.insert(0, "protocol", ONE_RATE)
     each.insert(0, "protocol", EACH_STEP)
     both = pd.concat([one, each], ignore_index=True)
-    for protocol, holds, said in ((ONE_RATE, True, "the last number"), (EACH_STEP, False, "that very number")):
+    for protocol, holds, said in ((ONE_RATE, True, "the last number"), (EACH_STEP, False, "each number")):
         claim = wins_sweep(under(both, protocol), "figure 0", "it always wins")
         assert claim.holds is holds
         assert said in claim.conditions

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 _MEASURES = ("protocol", "optimizer", "lr", "mean", "low", "high", "ratio", "ratio_low", "ratio_high")
 
-_TUNED = {
-    ONE_RATE: "with the learning rate that is best for the last number of steps",
-    EACH_STEP: "with the learning rate that is best for that very number of steps",
+_RATES = {
+    ONE_RATE: ", with the learning rate that is best for the last number of steps",
+    EACH_STEP: ", with the learning rate that is best for each number of steps",
 }
 
 
@@ -141,15 +141,16 @@ def wins_sweep(
     below, won, lost = (
         int(which.sum()) for which in (best["ratio"] < 1, best["ratio_high"] < 1, best["ratio_low"] > 1)
     )
-    worst = best.iloc[int(best["ratio_high"].argmax())]
-    where = ", ".join(f"{name} {worst[name]}" for name in setting if best[name].nunique() > 1)
+    worst = best.iloc[int(best["ratio"].argmax())]
+    where = [f"{name} {worst[name]}" for name in setting if best[name].nunique() > 1]
     measured = (
         f"{learned} is below the best baseline in {below} of {len(best)} settings, clearly in {won}, clearly not in "
-        f"{lost}; ratio between {best['ratio'].min():.3g} and {best['ratio'].max():.3g}, at worst {worst['ratio']:.3g} "
-        f"(95% CI {worst['ratio_low']:.3g} to {worst['ratio_high']:.3g}; {worst['optimizer']}{where and ', '}{where})"
+        f"{lost}; ratio between {best['ratio'].min():.3g} and {worst['ratio']:.3g} (95% CI {worst['ratio_low']:.3g} to "
+        f"{worst['ratio_high']:.3g}; {', '.join([worst['optimizer'], *where])})"
     )
+    numbers = _swept_numbers(best.iloc[int(best["ratio_high"].argmax())], table)
     holds = below >= (len(best) if ahead is None else ahead) and won >= (len(best) if clearly is None else clearly)
-    return Claim(source, text, measured, _swept_over(table), holds, **_swept_numbers(worst, table))
+    return Claim(source, text, measured, _swept_over(table), holds, **numbers)
 
 
 def ratio_to(
@@ -187,8 +188,8 @@ def ratio_to(
 
 def _swept_over(table: pd.DataFrame) -> str:
     varied = [name for name in table.columns if name not in _MEASURES and table[name].nunique() > 1]
-    tuned = _TUNED[table["protocol"].iloc[0]] if "protocol" in table else "tuned for each setting"
-    return f"the recorded sweep over {' and '.join(varied) or 'one setting'}, baselines {tuned}"
+    rates = _RATES[table["protocol"].iloc[0]] if "protocol" in table else ""
+    return f"the recorded sweep over {' and '.join(varied) or 'one setting'}, baselines tuned for each setting{rates}"
 
 
 def _numbers(ratio: tuple[float, float, float], curves: Curves) -> dict[str, Any]:

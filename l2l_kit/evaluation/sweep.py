@@ -214,7 +214,9 @@ def look(sweep: Sweep, setting: Mapping[str, Any], label: str, rule: LearnedRule
     """Look into a folder of pieces what there is of one optimizer in one setting.
 
     Args:
-        sweep, setting, label, folder: the optimizer is one of `Sweep.labels`, the setting one of `Sweep.settings`.
+        sweep, folder: what is run, and where its pieces are.
+        setting: one of `Sweep.settings`.
+        label: of the optimizer, one of `Sweep.labels`.
         rule: the learned optimizer of that label; None for a baseline or L-BFGS.
 
     Raises:
