@@ -13,7 +13,18 @@ from typing import Any
 import torch
 
 from l2l_kit import problems, zoo
-from l2l_kit.evaluation import Sweep, machine, read_sweep, record_tuning, run_part, run_setting, write_result
+from l2l_kit.evaluation import (
+    EACH_STEP,
+    ONE_RATE,
+    Piece,
+    Sweep,
+    look,
+    machine,
+    read_sweep,
+    record_tuning,
+    tabulate,
+    write_result,
+)
 from l2l_kit.parallel import in_order, share
 from l2l_kit.paths import DATA, HOME
 from l2l_kit.tensors import pick_device
@@ -64,33 +75,52 @@ def run_sweep(
     data: Path = HOME,
     *,
     only: Sequence[str] | None = None,
+    pieces: Path | None = None,
     jobs: int = 1,
     device: str | torch.device | None = None,
-    on_part: Callable[[dict[str, Any], str], None] = lambda *_: None,
+    on_piece: Callable[[Piece], None] = lambda _: None,
 ) -> Path | None:
-    """Run a sweep and record its table. Goes on where it was interrupted.
+    """Run the pieces of a sweep that are not there yet, and record its table under both protocols.
 
     Args:
         plan: from `read_sweep`.
         data: where ``results/`` and ``cache/`` are.
         only: optimizers to run, without a table of them yet; None for all.
-        jobs: optimizers to run at once.
+        pieces: folder of finished pieces; None for the one in the cache.
+        jobs: pieces to run at once.
         device: None for the best there is.
-        on_part: called with setting and optimizer for each that is done.
+        on_piece: called with each piece that is done.
 
     Returns:
-        Path of the table; None where there is none yet.
+        Path of the table, whose attributes say, by baseline, which learning rates were `tried` in each setting; None
+        where there is none yet.
+
+    Raises:
+        ValueError: if a baseline diverges with every learning rate, or is the better the longer its steps are.
     """
     import pandas as pd
 
     labels = only or plan.labels
     learned = {label: zoo.load(optimizer) for label, optimizer in plan.learned.items() if label in labels}
-    parts = data / "cache" / "runs" / "sweeps"
-    work = [(plan, setting, label, learned, parts, device) for setting in plan.settings for label in labels]
-    for (_, setting, label, *_), _ in zip(work, in_order(run_part, work, jobs), strict=True):
-        on_part(setting, label)
+    folder = pieces or data / "cache" / "runs" / "sweeps"
+    while True:
+        ran = [
+            {label: look(plan, setting, label, learned.get(label), folder) for label in labels}
+            for setting in plan.settings
+        ]
+        missing = [piece for of_setting in ran for one in of_setting.values() for piece in one.missing]
+        if not missing:
+            break
+        work = [(piece, folder, device) for piece in missing]
+        for piece, _ in zip(missing, in_order(Piece.run, work, jobs), strict=True):
+            on_piece(piece)
     if only:
         return None
-    tables = [run_setting(plan, setting, learned, parts, device) for setting in plan.settings]
-    about = {**asdict(plan), "command": f"l2l sweep {plan.name}", **machine(pick_device(device))}
+    tables = [
+        tabulate(plan, setting, protocol, found, folder)
+        for setting, found in zip(plan.settings, ran, strict=True)
+        for protocol in (ONE_RATE, EACH_STEP)[: len(plan.steps)]  # which are the same for one number of steps
+    ]
+    tried = {label: [found[label].tried for found in ran] for label in plan.baselines}
+    about = {**asdict(plan), "tried": tried, "command": f"l2l sweep {plan.name}", **machine(pick_device(device))}
     return write_result(f"sweeps/{plan.name}", pd.concat(tables, ignore_index=True), about, data / "results")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import errno
-import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -287,7 +286,10 @@ def sweep(
     only: Annotated[
         list[str] | None, typer.Option(help="Run only these optimizers, such as Adam, and record nothing yet.")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Optimizers to run at once, the cores shared among them.")] = 1,
+    pieces: Annotated[
+        Path | None, typer.Option(help="Folder of the runs that are finished, instead of the one in the cache.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at once, the cores shared among them.")] = 1,
     data: Data = HOME,
     device: Device = None,
 ) -> None:
@@ -297,13 +299,15 @@ def sweep(
         for label in only or []:
             if label not in plan.labels:
                 raise UnknownNameError(f"optimizer of sweep {plan.name!r}", label, plan.labels)
-        parts = len(plan.settings) * len(only or plan.labels)
-        numbers = itertools.count(1)
-
-        def tell(setting: dict[str, Any], label: str) -> None:
-            console.print(f"({next(numbers)}/{parts}) {setting}: {label}")
-
-        path = run_sweep(plan, data, only=only, jobs=jobs, device=device, on_part=tell)
+        path = run_sweep(
+            plan,
+            data,
+            only=only,
+            pieces=pieces,
+            jobs=jobs,
+            device=device,
+            on_piece=lambda piece: console.print(piece.words),
+        )
         if path is None:
             return
         console.print(f"recorded in {path}")

@@ -22,6 +22,7 @@ from torch import Tensor
 from l2l_kit import static
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation.compare import Curves, Statistic
+from l2l_kit.evaluation.sweep import under
 from l2l_kit.evaluation.trajectories import Trajectories
 from l2l_kit.optimizers import BASELINES
 
@@ -66,6 +67,8 @@ STYLES: dict[str, Style] = {
     "LSTM": Style("#0072B2", width=3.5),
     "LSTM-sub": Style("#56B4E9"),
     "one LSTM": Style("#8C6D31"),
+    "paper's method": Style("#0072B2", "dash"),
+    "decaying NAdam": Style(GREY, "longdash"),
     "SGD": Style("#E69F00", "dot"),
     "NAG": Style("#CC79A7", "dash"),
     "RMSprop": Style("#009E73", "dashdot"),
@@ -386,14 +389,14 @@ def over_steps(table: pd.DataFrame, column: str, *, y: str, title: str, logarith
 
     Args:
         table: columns `optimizer`, `step` and the one to show; `low` and `high`, where there are such, are drawn as
-            error bounds.
+            error bounds. Of a sweep the rows under one protocol.
         column: what to show.
         y: what the axis says.
         title: of the figure.
         logarithmic: whether the vertical axis is.
     """
     figure = Figure(layout=layout(title, "step", y))
-    groups = {str(name): rows for name, rows in table.groupby("optimizer", sort=False)}
+    groups = {str(name): rows for name, rows in under(table).groupby("optimizer", sort=False)}
     by_name = styles(groups)
     lines = {name: rounded(rows[column]) for name, rows in groups.items()}
     if {"low", "high"} <= set(table.columns):
@@ -548,7 +551,7 @@ def _heat(matrix: Tensor, zoom: int) -> PIL.Image.Image:
 
 def _swept(table: pd.DataFrame, setting: str, *, showlegend: bool = True) -> list[Any]:
     """Bands and then lines of the optimizers over a setting: columns `optimizer`, `mean`, `low`, `high`."""
-    groups = {str(name): rows for name, rows in table.groupby("optimizer", sort=False)}
+    groups = {str(name): rows for name, rows in under(table).groupby("optimizer", sort=False)}
     by_name = styles(groups)
     bands = [
         _band(name, rows[setting].tolist(), rows["low"], rows["high"], by_name[name]) for name, rows in groups.items()

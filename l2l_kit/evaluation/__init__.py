@@ -16,7 +16,18 @@ from l2l_kit.evaluation.inside import (
 from l2l_kit.evaluation.lbfgs import LBFGS, lbfgs
 from l2l_kit.evaluation.results import machine, read_result, write_result
 from l2l_kit.evaluation.second_order import bfgs_losses, memories
-from l2l_kit.evaluation.sweep import Part, Sweep, as_word, read_sweep, run_part, run_setting, swept_baselines
+from l2l_kit.evaluation.sweep import (
+    EACH_STEP,
+    ONE_RATE,
+    Piece,
+    Sweep,
+    as_word,
+    look,
+    read_sweep,
+    swept_baselines,
+    tabulate,
+    under,
+)
 from l2l_kit.evaluation.trajectories import Trajectories, trajectories
 from l2l_kit.evaluation.tuning import (
     LEARNING_RATES,
@@ -29,12 +40,14 @@ from l2l_kit.evaluation.tuning import (
 )
 
 __all__ = [
+    "EACH_STEP",
     "LBFGS",
     "LEARNING_RATES",
+    "ONE_RATE",
     "Claim",
     "Curves",
     "Interval",
-    "Part",
+    "Piece",
     "Sweep",
     "TensorMemory",
     "Trajectories",
@@ -48,6 +61,7 @@ __all__ = [
     "hidden_units",
     "lbfgs",
     "learning_rates",
+    "look",
     "machine",
     "memories",
     "meta_gradient_bias",
@@ -59,13 +73,13 @@ __all__ = [
     "record_tuning",
     "recorded_gradients",
     "responses",
-    "run_part",
-    "run_setting",
     "swept_baselines",
+    "tabulate",
     "trajectories",
     "tune",
     "tuned_baselines",
     "tuning_table",
+    "under",
     "wins_sweep",
     "write_result",
 ]

@@ -11,11 +11,17 @@ import numpy as np
 
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation.compare import Curves, Statistic
+from l2l_kit.evaluation.sweep import EACH_STEP, ONE_RATE, under
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_MEASURES = ("optimizer", "lr", "mean", "low", "high", "ratio", "ratio_low", "ratio_high")
+_MEASURES = ("protocol", "optimizer", "lr", "mean", "low", "high", "ratio", "ratio_low", "ratio_high")
+
+_TUNED = {
+    ONE_RATE: "with the learning rate that is best for the last number of steps",
+    EACH_STEP: "with the learning rate that is best for that very number of steps",
+}
 
 
 @dataclass(frozen=True)
@@ -102,32 +108,48 @@ def falls_behind(curves: Curves, source: str, text: str, *, learned: str = "LSTM
     return Claim(source, text, measured, _conditions(curves), ratio[1] > 1, **_numbers(ratio, curves))
 
 
-def wins_sweep(table: pd.DataFrame, source: str, text: str, *, learned: str = "LSTM") -> Claim:
-    """The learned optimizer beats every baseline in every setting of a recorded sweep, and clearly so.
+def wins_sweep(
+    table: pd.DataFrame,
+    source: str,
+    text: str,
+    *,
+    learned: str = "LSTM",
+    ahead: int | None = None,
+    clearly: int | None = None,
+) -> Claim:
+    """The learned optimizer beats every baseline of a recorded sweep, in all settings and numbers of steps or in most.
 
-    Holds if in every setting the 95% confidence interval of its paired ratio to the best baseline lies below 1.
+    Holds if its mean is below that of the best baseline in `ahead` of them or more, and the 95% confidence interval of
+    the paired ratio of the two lies below 1 in `clearly` of them or more.
 
     Args:
-        table: a recorded sweep, from `read_result`; only the rows that the claim is about.
+        table: a recorded sweep, from `read_result`; only the rows that the claim is about, under one protocol.
         source: section or figure of the paper.
         text: the claim, in our words.
         learned: name of the learned optimizer in the table, the first of the sweep, since ratios are its own.
+        ahead: None for all.
+        clearly: None for all.
 
     Raises:
-        ValueError: if there is nothing to compare with.
+        ValueError: if there is nothing to compare with, or the table has several protocols (see `under`).
     """
-    setting = [name for name in table.columns if name not in _MEASURES]
+    setting = [name for name in under(table).columns if name not in _MEASURES]
     baselines = table[table["lr"].notna()]
     if baselines.empty:
         raise ValueError("claim: needs baselines, got none.")
-    worst = baselines.sort_values("ratio").groupby(setting, sort=False).tail(1)  # the best of them has the highest
-    won, lost = worst[worst["ratio_high"] < 1], worst[worst["ratio_low"] > 1]
-    measured = (
-        f"{learned} is clearly best in {len(won)} of {len(worst)} settings, clearly not in {len(lost)}; "
-        f"ratio to the best baseline between {worst['ratio'].min():.3g} and {worst['ratio'].max():.3g}"
+    best = baselines.sort_values("ratio").groupby(setting, sort=False).tail(1)  # the best of them has the highest
+    below, won, lost = (
+        int(which.sum()) for which in (best["ratio"] < 1, best["ratio_high"] < 1, best["ratio_low"] > 1)
     )
-    numbers = _swept_numbers(worst.iloc[int(worst["ratio_high"].argmax())], table)
-    return Claim(source, text, measured, _swept_over(table), len(won) == len(worst), **numbers)
+    worst = best.iloc[int(best["ratio_high"].argmax())]
+    where = ", ".join(f"{name} {worst[name]}" for name in setting if best[name].nunique() > 1)
+    measured = (
+        f"{learned} is below the best baseline in {below} of {len(best)} settings, clearly in {won}, clearly not in "
+        f"{lost}; ratio between {best['ratio'].min():.3g} and {best['ratio'].max():.3g}, at worst {worst['ratio']:.3g} "
+        f"(95% CI {worst['ratio_low']:.3g} to {worst['ratio_high']:.3g}; {worst['optimizer']}{where and ', '}{where})"
+    )
+    holds = below >= (len(best) if ahead is None else ahead) and won >= (len(best) if clearly is None else clearly)
+    return Claim(source, text, measured, _swept_over(table), holds, **_swept_numbers(worst, table))
 
 
 def ratio_to(
@@ -147,8 +169,9 @@ def ratio_to(
 
     Raises:
         UnknownNameError: if the other one is not in the table.
+        ValueError: if the table has several protocols (see `under`).
     """
-    rows = table[table["optimizer"] == other]
+    rows = under(table)[table["optimizer"] == other]
     if rows.empty:
         raise UnknownNameError("optimizer in this sweep", other, table["optimizer"].unique())
     within = int(((rows["ratio_low"] > above) & (rows["ratio_high"] < below)).sum())
@@ -164,7 +187,8 @@ def ratio_to(
 
 def _swept_over(table: pd.DataFrame) -> str:
     varied = [name for name in table.columns if name not in _MEASURES and table[name].nunique() > 1]
-    return f"the recorded sweep over {' and '.join(varied) or 'one setting'}, baselines tuned for each setting"
+    tuned = _TUNED[table["protocol"].iloc[0]] if "protocol" in table else "tuned for each setting"
+    return f"the recorded sweep over {' and '.join(varied) or 'one setting'}, baselines {tuned}"
 
 
 def _numbers(ratio: tuple[float, float, float], curves: Curves) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""Sweeps: learned against freshly tuned optimizers over a grid of problems, such as the architectures of figure 6."""
+"""Sweeps: learned against freshly tuned optimizers over a grid of problems, such as the architectures of figure 6.
+
+What takes time are pieces, one optimizer run once on one draw of optimizees, and each is kept as a small file. Which
+learning rates are tried and chosen, what is still to be run, and the table under either protocol follow from the files.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import itertools
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,20 +20,26 @@ from torch import Tensor
 
 from l2l_kit import problems
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.evaluation.compare import Curves, matched, measured
+from l2l_kit.evaluation.compare import Curves, measured
 from l2l_kit.evaluation.lbfgs import LBFGS, lbfgs
-from l2l_kit.evaluation.tuning import tune
-from l2l_kit.optimizers import BASELINES, Baseline, LearnedRule, Optimizer, baseline
+from l2l_kit.evaluation.tuning import next_rate
+from l2l_kit.optimizers import Baseline, LearnedRule, baseline
 from l2l_kit.paths import SWEEPS, toml_file
 from l2l_kit.problems import Problem
 from l2l_kit.randomness import generator
 from l2l_kit.storage import read_tensors, write_tensors
-from l2l_kit.tensors import Tensors, pick_device
+from l2l_kit.tensors import pick_device
 
 if TYPE_CHECKING:
     import pandas as pd
 
-PART_VERSION = 1
+PIECE_VERSION = 1
+FLAT = 1e-4
+"""Where the losses of two learning rates differ by less than this share, none beyond them is tried."""
+ONE_RATE = "one rate"
+"""The paper's protocol: a baseline has one learning rate, the one with the best loss at the last of the steps."""
+EACH_STEP = "rate for each step"
+"""A stricter one: at each number of steps a baseline has the learning rate that is best for that very number."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +51,12 @@ class Sweep:
         problem: configuration that all settings share.
         grid: lists of values of the fields that vary; their product is swept.
         learned: pretrained optimizers by the label that figures show; ratios are those of the first.
+        baselines: by label, the arguments of `Baseline`, with a list of `learning_rates` to begin with instead of one.
+            Others are tried as long as the best one, for any of the steps, is the first or the last, unless the losses
+            are the same there, as with learning rates that are next to nothing.
         steps: numbers of updates after which the losses are noted, in ascending order.
         tasks: fresh optimizees per setting.
         tuning_tasks: optimizees to tune the baselines on.
-        learning_rates: what is tried for each baseline.
-        one_rate: whether a baseline has one learning rate, which is best for the last of the steps, as in the paper,
-            instead of the best one for each of them.
         tuned_on: fields of the problem that are others in tuning, such as the part of the pictures.
         lbfgs: whether L-BFGS is run as well, which is not tuned: the lowest loss after as many evaluations.
         held_out: whether the losses are those on the test images, in tuning as in comparison (which is to the
@@ -58,24 +68,23 @@ class Sweep:
     problem: Mapping[str, Any]
     grid: Mapping[str, list[Any]]
     learned: Mapping[str, str]
+    baselines: Mapping[str, Mapping[str, Any]]
     steps: list[int]
     tasks: int
     tuning_tasks: int
-    learning_rates: Mapping[str, list[float]]
-    one_rate: bool = False
     tuned_on: Mapping[str, Any] = field(default_factory=dict)
     lbfgs: bool = False
     held_out: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.learned or not self.grid or not self.learning_rates:
-            raise ValueError("learned, grid and learning_rates must not be empty")
-        if taken := set(self.learned) & {*BASELINES.values(), LBFGS}:
-            raise ValueError(f"a learned optimizer cannot be called {taken.pop()!r}, which is a baseline")
+        if not self.learned or not self.grid or not self.baselines:
+            raise ValueError("learned, grid and baselines must not be empty")
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"two optimizers have the same label: {', '.join(self.labels)}")
         lists: dict[str, object] = {"steps": self.steps}
         lists |= {f"grid.{name}": values for name, values in self.grid.items()}
-        lists |= {f"learning_rates.{name}": rates for name, rates in self.learning_rates.items()}
+        lists |= {f"learning_rates of {label}": rule.get("learning_rates") for label, rule in self.baselines.items()}
         for name, values in lists.items():
             if not isinstance(values, list) or not values:
                 raise ValueError(f"{name} must be a list with something in it, got {values!r}")
@@ -84,11 +93,10 @@ class Sweep:
                 raise ValueError(f"steps, tasks and tuning_tasks must be whole numbers of at least 1, got {number!r}")
         if self.steps != sorted(set(self.steps)):
             raise ValueError(f"steps must ascend, got {self.steps!r}")
-        for name, rates in self.learning_rates.items():
-            if name not in BASELINES:
-                raise UnknownNameError("baseline", name, BASELINES)
-            for rate in rates:
-                baseline(name, rate)
+        for label in self.baselines:
+            rates = [rule.lr for rule in self.first_tried(label)]
+            if any(not 1 < larger / rate <= 10 / 3 for rate, larger in itertools.pairwise(rates)):  # as in 0.1, 0.3, 1
+                raise ValueError(f"learning_rates of {label} must ascend, by a factor of √10 at most, got {rates!r}")
 
     @property
     def settings(self) -> list[dict[str, Any]]:
@@ -98,15 +106,16 @@ class Sweep:
     @property
     def labels(self) -> list[str]:
         """All optimizers, as figures show them: the learned ones, the baselines, L-BFGS."""
-        return [*self.learned, *(BASELINES[name] for name in self.learning_rates), *[LBFGS] * self.lbfgs]
+        return [*self.learned, *self.baselines, *[LBFGS] * self.lbfgs]
 
-    def make_problem(self, setting: Mapping[str, Any]) -> Problem:
-        """The problem of one setting."""
-        return problems.make({**self.problem, **setting})
+    def first_tried(self, label: str) -> list[Baseline]:
+        """A baseline with each of the learning rates that its grid begins with."""
+        rule = {name: value for name, value in self.baselines[label].items() if name != "learning_rates"}
+        return [Baseline(lr=rate, **rule) for rate in self.baselines[label]["learning_rates"]]
 
-    def make_tuning_problem(self, setting: Mapping[str, Any]) -> Problem:
-        """What the baselines are tuned on for it."""
-        return problems.make({**self.problem, **setting, **self.tuned_on})
+    def make_problem(self, setting: Mapping[str, Any], draw: str = "test") -> Problem:
+        """The problem of one setting, or what the baselines are tuned on for it if the draw is "tuning"."""
+        return problems.make({**self.problem, **setting, **(self.tuned_on if draw == "tuning" else {})})
 
 
 def read_sweep(name_or_path: str | Path) -> Sweep:
@@ -119,159 +128,155 @@ def read_sweep(name_or_path: str | Path) -> Sweep:
     path = toml_file("sweep", name_or_path, SWEEPS)
     try:
         sweep = Sweep(path.stem, **tomllib.loads(path.read_text(encoding="utf-8")))
-        for setting in sweep.settings:
-            sweep.make_problem(setting)
-            sweep.make_tuning_problem(setting)
+        for setting, draw in itertools.product(sweep.settings, ("tuning", "test")):
+            sweep.make_problem(setting, draw)
         return sweep
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a valid sweep: {error}") from error
 
 
-class Part(NamedTuple):
-    """What one optimizer did in one setting.
+class Piece(NamedTuple):
+    """One optimizer, run once on one draw of optimizees.
 
     Attributes:
-        losses: at the sweep's steps, shape ``(tasks, steps)``.
-        rates: the learning rates that were tuned for those steps; none where there is nothing to tune.
+        words: what it is, for people.
+        problem: where the optimizees come from.
+        optimizer: a learned one, or a baseline with one learning rate; None for L-BFGS.
+        draw: "tuning" or "test".
+        tasks, steps, held_out, seed: as in `Sweep`.
     """
 
-    losses: Tensor
-    rates: list[float]
+    words: str
+    problem: Problem
+    optimizer: LearnedRule | Baseline | None
+    draw: str
+    tasks: int
+    steps: list[int]
+    held_out: bool
+    seed: int
+
+    def path(self, folder: Path) -> Path:
+        """Its file in a folder of pieces, whose name is a digest of all that the losses depend on."""
+        digest = hashlib.sha256(json.dumps(self._about, sort_keys=True).encode())
+        if isinstance(self.optimizer, LearnedRule):
+            for tensor in self.optimizer.state_dict().values():
+                digest.update(tensor.cpu().numpy().tobytes())
+        return folder / f"{digest.hexdigest()[:16]}.safetensors"
+
+    @property
+    def _about(self) -> dict[str, Any]:
+        """All that the losses depend on, but for a learned optimizer's weights."""
+        optimizer = LBFGS if self.optimizer is None else self.optimizer.config()
+        about = {**self._asdict(), "problem": self.problem.config(), "optimizer": optimizer}
+        return {name: value for name, value in about.items() if name != "words"}
+
+    def run(self, folder: Path, device: str | torch.device | None = None) -> None:
+        """Run the optimizer, on the best device there is if none is named, and keep its losses in the folder."""
+        chosen = pick_device(device)
+        optimizees = self.problem.sample(self.tasks, generator(self.seed, self.draw), chosen)
+        if self.optimizer is None:
+            runs = [lbfgs(optimizees.alone(index), self.steps[-1]) for index in range(self.tasks)]
+            losses = torch.stack([torch.cat([losses for _, losses in run])[self.steps] for run in runs])
+        else:
+            if isinstance(self.optimizer, LearnedRule):
+                self.optimizer.to(chosen)
+            losses = measured(self.optimizer, optimizees, self.steps, held_out=self.held_out)
+        write_tensors(self.path(folder), {"losses": losses}, self._about, PIECE_VERSION)
+
+    def losses(self, folder: Path) -> Tensor:
+        """What `run` kept: the losses after each of the steps, shape ``(tasks, steps)``."""
+        return read_tensors(self.path(folder), PIECE_VERSION)[0]["losses"]
 
 
-def run_part(
-    sweep: Sweep,
-    setting: Mapping[str, Any],
-    label: str,
-    learned: Mapping[str, LearnedRule],
-    parts: Path,
-    device: str | torch.device | None = None,
-) -> Part:
-    """Run one optimizer on the fresh optimizees of a setting; a baseline is tuned for it first.
+class Ran(NamedTuple):
+    """What the pieces of one optimizer in one setting say so far.
+
+    Attributes:
+        missing: pieces to be run next; more may follow from what these will say.
+        tried: a baseline's learning rates, in ascending order.
+        tests: for each of the sweep's steps, the test piece with the learning rate that is best for it, or the only
+            one there is. Empty as long as that is not known.
+    """
+
+    missing: list[Piece]
+    tried: list[float]
+    tests: list[Piece]
+
+
+def look(sweep: Sweep, setting: Mapping[str, Any], label: str, rule: LearnedRule | None, folder: Path) -> Ran:
+    """Look into a folder of pieces what there is of one optimizer in one setting.
 
     Args:
-        sweep: what the setting belongs to.
-        setting: one of `Sweep.settings`.
-        label: one of `Sweep.labels`.
-        learned: the optimizers that `Sweep.learned` names.
-        parts: folder for what was run, so that an interrupted sweep goes on where it was and a newly trained optimizer
-            does not make the baselines run again.
-        device: None for the best there is.
+        sweep, setting, label, folder: the optimizer is one of `Sweep.labels`, the setting one of `Sweep.settings`.
+        rule: the learned optimizer of that label; None for a baseline or L-BFGS.
+
+    Raises:
+        ValueError: if a baseline diverges with every learning rate, or is the better the longer its steps are.
     """
-    problem = sweep.make_problem(setting)
-    asked = {"problem": problem.config(), "steps": sweep.steps, "tasks": sweep.tasks, "seed": sweep.seed}
-    if sweep.held_out:
-        asked["held_out"] = True
-    if label in learned:
-        optimizer = learned[label]
-        weights = {name: tensor.cpu() for name, tensor in optimizer.state_dict().items()}
-        path = parts / _part_name({**asked, "optimizer": optimizer.config()}, weights)
-        if not path.exists():
-            _write(path, Part(_losses(optimizer, sweep, problem, sweep.steps, device), []))
-    elif label == LBFGS:
-        path = parts / _part_name({**asked, "optimizer": LBFGS}, {})
-        if not path.exists():
-            _write(path, Part(_losses_of_lbfgs(sweep, problem, device), []))
-    else:
-        name = next(name for name in sweep.learning_rates if BASELINES[name] == label)
-        grid = sweep.learning_rates[name]
-        asked |= {"baseline": name, "grid": grid, "tuning_tasks": sweep.tuning_tasks}
-        if sweep.one_rate:
-            asked["one_rate"] = True
-        if sweep.tuned_on:
-            asked["tuned_on"] = dict(sweep.tuned_on)
-        path = parts / _part_name(asked, {})
-        if not path.exists():
-            _write(path, _tune_and_run(name, sweep, setting, device))
-    tensors, about = read_tensors(path, PART_VERSION)
-    return Part(tensors["losses"], about["rates"])
+
+    def piece(rule: LearnedRule | Baseline | None, draw: str) -> Piece:
+        rate = f" {rule.lr:g}" if isinstance(rule, Baseline) else ""
+        words, problem = f"{setting}: {label}{rate}, {draw}", sweep.make_problem(setting, draw)
+        tasks = sweep.tuning_tasks if draw == "tuning" else sweep.tasks
+        return Piece(words, problem, rule, draw, tasks, sweep.steps, sweep.held_out, sweep.seed)
+
+    def missing(pieces: list[Piece]) -> list[Piece]:
+        return list({path: one for one in pieces if not (path := one.path(folder)).exists()}.values())
+
+    if label not in sweep.baselines:
+        tests = [piece(rule, "test")] * len(sweep.steps)
+        return Ran(missing(tests), [], tests)
+    grid = sweep.first_tried(label)
+    while True:
+        tunings = [piece(one, "tuning") for one in grid]
+        if to_run := missing(tunings):
+            return Ran(to_run, [], [])
+        means = torch.stack([one.losses(folder).mean(dim=0) for one in tunings])
+        last = len(grid) - 1
+        smaller = [replace(grid[0], lr=next_rate(grid[0].lr, larger=False))] if _open_at(0, min(1, last), means) else []
+        larger = [replace(grid[-1], lr=next_rate(grid[-1].lr))] if _open_at(last, max(0, last - 1), means) else []
+        if not smaller and not larger:
+            tests = [piece(grid[index], "test") for index in means.argmin(dim=0).tolist()]
+            return Ran(missing(tests), [one.lr for one in grid], tests)
+        grid = smaller + grid + larger
 
 
-def run_setting(
-    sweep: Sweep,
-    setting: Mapping[str, Any],
-    learned: Mapping[str, LearnedRule],
-    parts: Path,
-    device: str | torch.device | None = None,
+def _open_at(end: int, beside: int, means: Tensor) -> bool:
+    """Whether a row of ``(learning rates, steps)`` has the lowest loss of any column, and not that of the row beside it."""
+    plateau = (means[beside] - means[end] <= FLAT * means[end].abs()) & (end != beside)
+    return bool(((means.argmin(dim=0) == end) & ~plateau).any())
+
+
+def tabulate(
+    sweep: Sweep, setting: Mapping[str, Any], protocol: str, ran: Mapping[str, Ran], folder: Path
 ) -> pd.DataFrame:
-    """Tune every baseline for one setting, then run all optimizers on the same fresh optimizees.
-
-    Args:
-        sweep, setting, learned, parts, device: as in `run_part`, which is called for each optimizer.
+    """The rows of one setting under one protocol, from what `look` found when nothing was missing any more.
 
     Returns:
-        A row for each number of steps and optimizer: the setting's fields, `step`, `optimizer`, `lr` (of baselines
-        only), mean loss with its 95% interval `low` to `high`, and `ratio` with `ratio_low` to `ratio_high`: the
-        first learned optimizer's mean over this one's, paired.
+        A row for each number of steps and optimizer: the setting's fields, `protocol`, `step`, `optimizer`, `lr` (of
+        baselines only), mean loss with its 95% interval `low` to `high`, and `ratio` with `ratio_low` to `ratio_high`:
+        the first learned optimizer's mean over this one's, paired.
     """
     import pandas as pd
 
-    ran = {label: run_part(sweep, setting, label, learned, parts, device) for label in sweep.labels}
-    problem = sweep.make_problem(setting).config()
-    first = next(iter(learned))
-    rows = []
-    for column, step in enumerate(sweep.steps):
-        curves = Curves({label: part.losses[:, [column]] for label, part in ran.items()}, problem, sweep.seed)
-        for label, part in ran.items():
-            mean, low, high = (value.item() for value in curves.interval(label))
-            ratio, ratio_low, ratio_high = (value.item() for value in curves.interval(first, over=label))
-            row = {key: as_word(value) if isinstance(value, list) else value for key, value in setting.items()}
-            row |= {"step": step, "optimizer": label, "lr": part.rates[column] if part.rates else None}
-            row |= {"mean": mean, "low": low, "high": high}
-            row |= {"ratio": ratio, "ratio_low": ratio_low, "ratio_high": ratio_high}
-            rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _write(path: Path, part: Part) -> None:
-    write_tensors(path, {"losses": part.losses}, {"rates": part.rates}, PART_VERSION)
-
-
-def _tune_and_run(name: str, sweep: Sweep, setting: Mapping[str, Any], device: str | torch.device | None) -> Part:
-    """Each of the losses is from a run with the learning rate that is tuned for it."""
-    aims = {step: sweep.steps[-1] if sweep.one_rate else step for step in sweep.steps}
-    tuning = tune(
-        name,
-        sweep.make_tuning_problem(setting),
-        steps=list(aims.values()),
-        tasks=sweep.tuning_tasks,
-        learning_rates=sweep.learning_rates[name],
-        held_out=sweep.held_out,
-        seed=sweep.seed,
-        device=device,
-    )
-    best = {step: tuning.best(step=aim) for step, aim in aims.items()}
-    problem = sweep.make_problem(setting)
-    columns: dict[int, Tensor] = {}
-    for tuned in dict.fromkeys(best.values()):
-        at = [step for step in sweep.steps if best[step] == tuned]
-        columns |= zip(at, _losses(tuned, sweep, problem, at, device).unbind(dim=1), strict=True)
-    return Part(torch.stack([columns[step] for step in sweep.steps], dim=1), [tuned.lr for tuned in best.values()])
-
-
-def _losses(
-    optimizer: Optimizer[Any], sweep: Sweep, problem: Problem, at: list[int], device: str | torch.device | None
-) -> Tensor:
-    ((_, rule, optimizees),) = matched({"": optimizer}, problem, sweep.tasks, sweep.seed, device)
-    return measured(rule, optimizees, at, held_out=sweep.held_out)
-
-
-def _losses_of_lbfgs(sweep: Sweep, problem: Problem, device: str | torch.device | None) -> Tensor:
-    """On the same optimizees as all the others."""
-    optimizees = problem.sample(sweep.tasks, generator(sweep.seed, "test"), pick_device(device))
-    curves = []
-    for index in range(sweep.tasks):
-        losses = [loss for _, loss in lbfgs(optimizees.alone(index), sweep.steps[-1])]
-        curves.append(torch.cat(losses)[sweep.steps].cpu())
-    return torch.stack(curves)
-
-
-def _part_name(asked: Mapping[str, Any], weights: Tensors) -> str:
-    """A file name for what the losses of one optimizer depend on."""
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
-    for tensor in weights.values():
-        digest.update(tensor.numpy().tobytes())
-    return f"{digest.hexdigest()[:16]}.safetensors"
+    tests = {
+        label: one.tests[-1:] * len(one.tests) if protocol == ONE_RATE else one.tests for label, one in ran.items()
+    }
+    losses = {
+        label: torch.stack([piece.losses(folder)[:, column] for column, piece in enumerate(pieces)], dim=1)
+        for label, pieces in tests.items()
+    }
+    curves = Curves(losses, sweep.make_problem(setting).config(), sweep.seed)
+    fields = {name: as_word(value) if isinstance(value, list) else value for name, value in setting.items()}
+    frames = []
+    for label, pieces in tests.items():
+        frame = pd.DataFrame({**fields, "protocol": protocol, "step": sweep.steps, "optimizer": label})
+        frame["lr"] = pd.Series([getattr(piece.optimizer, "lr", None) for piece in pieces], dtype=float)
+        frame[["mean", "low", "high"]] = torch.stack(curves.interval(label), dim=1).numpy()
+        ratio = curves.interval(sweep.labels[0], over=label)
+        frame[["ratio", "ratio_low", "ratio_high"]] = torch.stack(ratio, dim=1).numpy()
+        frames.append(frame)
+    return pd.concat(frames).sort_values("step", kind="stable")
 
 
 def as_word(numbers: list[int]) -> str:
@@ -279,13 +284,28 @@ def as_word(numbers: list[int]) -> str:
     return "-".join(map(str, numbers))
 
 
+def under(table: pd.DataFrame, protocol: str | None = None) -> pd.DataFrame:
+    """The rows of a recorded sweep under a protocol, `ONE_RATE` or `EACH_STEP`; None for the only one that it has.
+
+    Raises:
+        UnknownNameError: if it has none under that protocol.
+        ValueError: if it has several, and none is named.
+    """
+    known = table["protocol"].unique().tolist() if "protocol" in table else []
+    if protocol is not None and protocol not in known:
+        raise UnknownNameError("protocol of this table", protocol, known)
+    if protocol is None and len(known) > 1:
+        raise ValueError(f"the table has several protocols: choose one of {known} with under(table, protocol).")
+    return table if protocol is None else table[table["protocol"] == protocol]
+
+
 def swept_baselines(table: pd.DataFrame, step: int, **setting: Any) -> dict[str, Baseline]:
     """The baselines as a sweep tuned them for one setting and number of steps, by the name that figures show.
 
     Raises:
-        ValueError: if the sweep has no such setting, or several.
+        ValueError: if the sweep has no such setting, or several, or several protocols (see `under`).
     """
-    rows = table[table["step"] == step]
+    rows = under(table[(table["step"] == step) & table["lr"].notna()])
     for name, value in setting.items():
         # Where all networks have one layer, a file's reader takes their units for numbers.
         column = rows[name].astype(str) if isinstance(value, str) else rows[name]
@@ -294,4 +314,5 @@ def swept_baselines(table: pd.DataFrame, step: int, **setting: Any) -> dict[str,
     if rates.empty or rates.index.has_duplicates:
         many = "nothing" if rates.empty else "more than one setting"
         raise ValueError(f"the sweep has {many} at step {step} for {setting}.")
-    return {label: baseline(name, float(rates[label])) for name, label in BASELINES.items() if label in rates}
+    rules = {label: table.attrs.get("baselines", {}).get(label, {"name": label}) for label in rates.index}
+    return {label: baseline(rule["name"], float(rates[label]), rule.get("decay")) for label, rule in rules.items()}

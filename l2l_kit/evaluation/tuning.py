@@ -29,6 +29,28 @@ def learning_rates(per_decade: int) -> tuple[float, ...]:
 
 LEARNING_RATES = learning_rates(per_decade=8)
 """The default grid."""
+ROUND = [float(f"{digit}e{power}") for power in range(-9, 7) for digit in (1, 2, 5)]
+"""What a grid is extended by."""
+
+
+def next_rate(lr: float, *, larger: bool = True) -> float:
+    """Where a grid of learning rates goes on: the next of 1, 2, 5, 10, 20, ... that differs by a quarter or more.
+
+    It never differs by more than √10.
+
+    Args:
+        lr: where the grid ends.
+        larger: whether it goes on upwards.
+
+    Raises:
+        ValueError: if there is none, of those from 1e-9 to 5e6.
+    """
+    further = [rate for rate in ROUND if rate >= 1.25 * lr] if larger else [rate for rate in ROUND if 1.25 * rate <= lr]
+    if not further:
+        raise ValueError(
+            f"the best learning rate is {lr:g} or {'larger' if larger else 'smaller'}; none is tried there."
+        )
+    return further[0] if larger else further[-1]
 
 
 @dataclass(frozen=True)
@@ -69,7 +91,6 @@ def tune(
     steps: int | Sequence[int] = 100,
     tasks: int = 1000,
     learning_rates: Sequence[float] = LEARNING_RATES,
-    held_out: bool = False,
     seed: int = 0,
     device: str | torch.device | None = None,
 ) -> Tuning:
@@ -81,14 +102,12 @@ def tune(
         steps: updates per run; several numbers note the loss at each of them.
         tasks: number of optimizees.
         learning_rates: the grid.
-        held_out: note the loss on the test images.
         seed: of the optimizees.
         device: None for the best there is.
 
     Raises:
         UnknownNameError: for an unknown baseline.
         ValueError: if the grid is empty, a learning rate is not a positive number, or `steps` or `tasks` is below 1.
-        TypeError: if the problem has no test images, but `held_out` asks for them.
     """
     import pandas as pd
 
@@ -100,7 +119,7 @@ def tune(
     optimizees = problem.sample(tasks, generator(seed, "tuning"), pick_device(device))
     rows = []
     for optimizer in [baseline(name, lr) for lr in learning_rates]:
-        losses = measured(optimizer, optimizees, noted, held_out=held_out)
+        losses = measured(optimizer, optimizees, noted)
         curves = Curves({name: losses}, problem.config(), seed)
         mean, median = (curves.statistic(name, kind).tolist() for kind in ("mean", "median"))
         rows += [(optimizer.lr, *row) for row in zip(noted, mean, median, strict=True)]

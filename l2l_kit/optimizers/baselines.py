@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,6 +60,10 @@ class Baseline:
             raise ValueError(f"baseline {self.name!r}: lr must be a positive number, got {self.lr!r}.")
         if self.decay is not None and not (math.isfinite(self.decay) and self.decay > 0):
             raise ValueError(f"baseline {self.name!r}: decay must be a positive number of steps, got {self.decay!r}.")
+
+    def config(self) -> dict[str, Any]:
+        """What describes it in JSON. What is not set is left out, so that a new field changes no old description."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     def init(self, params: Tensors) -> BaselineState:
         """A fresh torch optimizer for parameters of these shapes."""

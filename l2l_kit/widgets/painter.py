@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from l2l_kit import data, plots, zoo
 from l2l_kit.errors import UnknownNameError, WeightsFileError
-from l2l_kit.evaluation import LBFGS, lbfgs, read_result, swept_baselines
+from l2l_kit.evaluation import LBFGS, ONE_RATE, lbfgs, read_result, swept_baselines, under
 from l2l_kit.problems import NeuralArt, Optimizees
 from l2l_kit.problems.neural_art import Network, to_pictures
 from l2l_kit.randomness import generator
@@ -100,7 +100,7 @@ class Painter(WithPicture):
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps!r}.")
         self._problem = _trained_on(NeuralArt(network=network, contents="embedded"))
-        self._rates = {number: read_result(name) for number, name in SWEEPS.items()}
+        self._rates = {number: under(read_result(name), ONE_RATE) for number, name in SWEEPS.items()}
         self._own: dict[str, dict[str, Tensor]] = {"content": {}, "style": {}}
         self._painted: dict[str, Tensor] = {}
         self._losses: dict[str, list[float]] = {}

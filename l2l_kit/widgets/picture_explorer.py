@@ -9,8 +9,8 @@ from typing_extensions import override
 
 from l2l_kit import data, plots
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.evaluation import read_result, swept_baselines
-from l2l_kit.optimizers import Baseline
+from l2l_kit.evaluation import EACH_STEP, read_result, swept_baselines, under
+from l2l_kit.optimizers import BASELINES, Baseline
 from l2l_kit.problems import CIFAR
 from l2l_kit.problems.cifar import CHANNELS, HIDDEN, LAYERS
 from l2l_kit.widgets.live_figure import toggle
@@ -67,7 +67,7 @@ class PictureExplorer(RunningExplorer):
         if optimizer not in OPTIMIZERS:
             raise UnknownNameError("optimizer", optimizer, OPTIMIZERS)
         self._variant = CIFAR(variant=images).variant
-        self._sweeps = {number: read_result(f"sweeps/cifar{number}") for number in LABELS}
+        self._sweeps = {number: under(read_result(f"sweeps/cifar{number}"), EACH_STEP) for number in LABELS}
         self._tuned: Mapping[str, Baseline] = {}
         self.optimizer = toggle(tuple(OPTIMIZERS), optimizer, tuple(OPTIMIZERS.values()))
         self.labels = slider("Labels", LABELS, labels, "How many of CIFAR-10's labels are to be told apart")
@@ -85,10 +85,11 @@ class PictureExplorer(RunningExplorer):
 
     @override
     def _tuned_baselines(self) -> Mapping[str, Baseline]:
-        """For the number of steps, or the next that was swept, or the last."""
+        """The paper's, for the number of steps, or the next that was swept, or the last."""
         sweep = self._sweeps[self.labels.value]
         swept = sorted(set(sweep["step"]))
-        return swept_baselines(sweep, next((step for step in swept if step >= self.steps.value), swept[-1]))
+        tuned = swept_baselines(sweep, next((step for step in swept if step >= self.steps.value), swept[-1]))
+        return {label: tuned[label] for label in BASELINES.values() if label in tuned}
 
     @property
     @override
