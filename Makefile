@@ -50,6 +50,7 @@ benchmark: setup
 	$(BIN)/python benchmarks/episode.py quadratics
 	$(BIN)/python benchmarks/episode.py mnist
 	$(BIN)/python benchmarks/episode.py mnist --memory
+	$(BIN)/python benchmarks/episode.py cifar
 	$(BIN)/python benchmarks/episode.py cifar --memory --unroll 20
 	$(BIN)/python benchmarks/episode.py cifar --memory --unroll 100
 	$(ONE_THREAD) $(BIN)/python benchmarks/processes.py

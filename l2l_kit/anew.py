@@ -25,7 +25,7 @@ from l2l_kit.evaluation import (
     tabulate,
     write_result,
 )
-from l2l_kit.parallel import in_order, share
+from l2l_kit.parallel import share, workers
 from l2l_kit.paths import DATA, HOME
 from l2l_kit.tensors import pick_device
 from l2l_kit.training import find_recipe, read_recipes
@@ -103,17 +103,18 @@ def run_sweep(
     labels = only or plan.labels
     learned = {label: zoo.load(optimizer) for label, optimizer in plan.learned.items() if label in labels}
     folder = pieces or data / "cache" / "runs" / "sweeps"
-    while True:
-        ran = [
-            {label: look(plan, setting, label, learned.get(label), folder) for label in labels}
-            for setting in plan.settings
-        ]
-        missing = [piece for of_setting in ran for one in of_setting.values() for piece in one.missing]
-        if not missing:
-            break
-        work = [(piece, folder, device) for piece in missing]
-        for piece, _ in zip(missing, in_order(Piece.run, work, jobs), strict=True):
-            on_piece(piece)
+    with workers(jobs) as results:
+        while True:
+            ran = [
+                {label: look(plan, setting, label, learned.get(label), folder) for label in labels}
+                for setting in plan.settings
+            ]
+            missing = [piece for of_setting in ran for one in of_setting.values() for piece in one.missing]
+            if not missing:
+                break
+            work = [(piece, folder, device) for piece in missing]
+            for piece, _ in zip(missing, results(Piece.run, work), strict=True):
+                on_piece(piece)
     if only:
         return None
     tables = [

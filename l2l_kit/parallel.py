@@ -45,14 +45,23 @@ def in_order(function: Callable[..., Result], work: Sequence[tuple[Any, ...]], j
         work: its arguments, call by call.
         jobs: processes at once.
     """
-    jobs = min(jobs, len(work))
+    with workers(min(jobs, len(work))) as pool:
+        yield from pool(function, work)
+
+
+@contextmanager
+def workers(jobs: int) -> Iterator[Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[Any]]]:
+    """What does the work of `in_order` again and again, with the same processes; here, if one is enough."""
     if jobs <= 1:
-        yield from itertools.starmap(function, work)
+        yield itertools.starmap
         return
     with ProcessPoolExecutor(jobs, get_context("spawn"), begin_worker, (max(1, cores() // jobs),)) as pool:
+
+        def results(function: Callable[..., Any], work: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+            return (running.result() for running in [pool.submit(function, *arguments) for arguments in work])
+
         try:
-            for running in [pool.submit(function, *arguments) for arguments in work]:
-                yield running.result()
+            yield results
         except BaseException:  # such as Ctrl-C: what has not begun is not to begin any more
             pool.shutdown(wait=False, cancel_futures=True)
             raise

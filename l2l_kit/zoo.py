@@ -19,7 +19,7 @@ from l2l_kit.evaluation import machine, write_result
 from l2l_kit.optimizers import LearnedRule
 from l2l_kit.parallel import alone, in_order
 from l2l_kit.paths import HOME, PRETRAINED, user_path
-from l2l_kit.storage import load_weights, read_tensors, write_atomically, write_tensors
+from l2l_kit.storage import BoundedWeights, load_weights, read_tensors, write_atomically, write_tensors
 from l2l_kit.tensors import pick_device
 from l2l_kit.training import History, Imitation, Recipe, find_recipe, imitate, meta_train, random_search
 from l2l_kit.training.processes import meet, place
@@ -40,21 +40,25 @@ def load(name_or_path: str | Path, device: str | torch.device | None = None) -> 
 
     Args:
         name_or_path: a pretrained one by name (see `names`), or a path to a ``.safetensors`` file that `save` wrote.
+            What is neither is looked for in the working directory, so that what was saved as "mine" loads as "mine".
         device: where to put it; None leaves it on the CPU.
 
     Raises:
         UnknownNameError: if there is no such pretrained optimizer; the message offers the nearest one.
-        WeightsFileError: if the file is missing, truncated, not safetensors, of another shape or a newer version.
+        WeightsFileError: if the file is missing, truncated, damaged, not safetensors, of another shape or a newer
+            version, or a weight is NaN or infinite.
         ValueError: if "cuda" is asked for and torch sees no GPU.
     """
     path = _path(name_or_path)
     weights, about = read_tensors(path, FORMAT_VERSION)
     try:
-        optimizer = optimizers.make(about["optimizer"])
-    except (KeyError, TypeError, ValueError) as error:
+        with BoundedWeights():
+            optimizer = optimizers.make(about["optimizer"])
+    except Exception as error:  # a description can be wrong in any way
         raise WeightsFileError(f"{path}: its description of the optimizer cannot be used ({error}).") from error
-    for weight in weights.values():
-        optimizer.to(weight.dtype)  # whatever torch's default type is now
+    dtypes = {weight.dtype for weight in weights.values()}
+    if len(dtypes) == 1 and all(dtype.is_floating_point for dtype in dtypes):
+        optimizer.to(dtypes.pop())  # whatever torch's default type is now
     load_weights(optimizer, weights, str(path))
     return optimizer if device is None else optimizer.to(pick_device(device))
 
@@ -83,14 +87,20 @@ def save(
 
     Args:
         optimizer: what to save.
-        path: a file name; ``.safetensors`` is added if missing.
+        path: a file name; ``.safetensors`` is added if missing. A mere name goes to the working directory.
         history: of its meta-training; without it the card says nothing of that.
         start: name of the optimizer from whose weights the meta-training went on, if there was one.
         imitation: what it imitated before its meta-training, and how, if it did.
 
     Raises:
         WeightsFileError: if a weight is NaN or infinite.
+        ValueError: if it is the name of a pretrained optimizer, which is what `load` would give.
     """
+    if _is_name(Path(path)) and str(path) in names():
+        raise ValueError(
+            f"{str(path)!r} is the name of a pretrained optimizer, which is what load would give. Choose another name, "
+            f'or "{path}.safetensors".'
+        )
     path = _with_suffix(user_path(path))
     weights = optimizer.state_dict()
     for name, tensor in weights.items():
@@ -117,12 +127,16 @@ def _with_suffix(path: Path) -> Path:
 
 def _path(name_or_path: str | Path) -> Path:
     path = user_path(name_or_path)
-    if path.suffix == ".safetensors" or len(path.parts) > 1:
+    if not _is_name(path):
         return _with_suffix(path)
-    path = PRETRAINED / f"{name_or_path}.safetensors"
-    if not path.is_file():
-        raise UnknownNameError("pretrained optimizer", str(name_or_path), names())
-    return path
+    for folder in (PRETRAINED, Path()):
+        if (file := folder / f"{name_or_path}.safetensors").is_file():
+            return file
+    raise UnknownNameError("pretrained optimizer", str(name_or_path), names())
+
+
+def _is_name(path: Path) -> bool:
+    return path.suffix != ".safetensors" and len(path.parts) == 1
 
 
 def search_recipe(

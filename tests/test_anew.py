@@ -38,8 +38,8 @@ LSTM = "tiny-unroll5"
 name = "quadratics"
 [grid]
 dim = [2]
-[learning_rates]
-adam = [0.1]
+[baselines]
+Adam = { name = "adam", learning_rates = [0.1] }
 """
 SCRIPT = """
 import json

@@ -14,7 +14,7 @@ from l2l_kit.optimizers import GroupedLSTMs
 from l2l_kit.problems import CIFAR, CIFAROptimizees
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, ravel
-from l2l_kit.training import rollout
+from l2l_kit.training import AutogradUnroller, ExactUnroller, rollout
 
 PATCHES = data.load("cifar10", "embedded")
 
@@ -33,7 +33,7 @@ def seen(monkeypatch):
     shown = []
 
     def spy(self, params, images, original=CIFAROptimizees.logits):
-        shown.append(images)
+        shown.extend(images)
         return original(self, params, images)
 
     monkeypatch.setattr(CIFAROptimizees, "logits", spy)
@@ -59,69 +59,96 @@ def moved(optimizees, seed=0):
 def network(params, one):
     """One of the optimizees as a plain torch network; and its parameters by the names that the kit gives them."""
     named, layers = {}, []
-    for layer in range(3):
-        conv = nn.Conv2d(3 if layer == 0 else 16, 16, 5, padding=2, bias=False, dtype=torch.float64)
-        norm = nn.BatchNorm2d(16, dtype=torch.float64)
-        named |= {f"conv.weight{layer}": conv.weight, f"conv.scale{layer}": norm.weight}
-        named |= {f"conv.offset{layer}": norm.bias}
-        layers += [conv, norm, nn.ReLU(), nn.MaxPool2d(2)]
-    outputs = params["fc.bias1"].shape[1]
-    linears = [nn.Linear(256, 32, dtype=torch.float64), nn.Linear(32, outputs, dtype=torch.float64)]
-    layers += [nn.Flatten(), linears[0], nn.ReLU(), linears[1]]
-    for layer, linear in enumerate(linears):
-        named |= {f"fc.weight{layer}": linear.weight, f"fc.bias{layer}": linear.bias}
+
+    def normalised(norm, index):
+        norm.weight.requires_grad_(False)
+        named[f"fc.offset{index}"] = norm.bias
+        return [norm, nn.ReLU()]
+
+    kind = {"track_running_stats": False, "dtype": torch.float64}
+    for index in range(3):
+        conv = nn.Conv2d(16 if index else 3, 16, 5, padding=2, bias=False, dtype=torch.float64)
+        named[f"conv.weight{index}"] = conv.weight
+        layers += [conv, *normalised(nn.BatchNorm2d(16, **kind), index), nn.MaxPool2d(2)]
+    hidden = nn.Linear(256, 32, bias=False, dtype=torch.float64)
+    output = nn.Linear(32, params["fc.bias"].shape[1], dtype=torch.float64)
+    named |= {"fc.weight0": hidden.weight, "fc.weight1": output.weight, "fc.bias": output.bias}
+    layers += [nn.Flatten(), hidden, *normalised(nn.BatchNorm1d(32, **kind), 3), output]
+    assert named.keys() == params.keys()
     for name, parameter in named.items():
         value = params[name][one]
         parameter.data = (value.T if name.startswith("fc.weight") else value).clone()
     return nn.Sequential(*layers), named
 
 
+@pytest.fixture(params=[0, 8, 2**15], ids=["one by one", "two of three", "together"])
+def at_once(request, monkeypatch):
+    """How many images of four for each network are looked at: as on a CPU, and as on a GPU."""
+    monkeypatch.setattr("l2l_kit.problems.cifar.images_at_once", lambda _: request.param)
+
+
+@pytest.mark.usefixtures("at_once")
 class TestAgainstPlainNetworks:
     @pytest.mark.parametrize("labels", [tuple(range(10)), (7, 2)], ids=str)
     def test_losses_and_gradients(self, labels, seen):
-        optimizees = sample(cifar(labels=labels))
+        optimizees = sample(cifar(labels=labels), n=3)
         params = moved(optimizees)
         layout = Layout.of(params)
         losses, gradients = optimizees.losses_and_gradients(ravel(params), layout, 7)
         assert torch.equal(losses, optimizees.losses(params, 7))
-        for one, images in enumerate(seen[:2]):
+        for one, images in enumerate(seen[:3]):
             reference, named = network(params, one)
             expected = torch.tensor([labels.index(label_of(image)) for image in images])
-            loss = functional.cross_entropy(reference(images.double() / 127.5 - 1), expected)
+            loss = functional.cross_entropy(reference(images.double() / 255), expected)
             loss.backward()
             torch.testing.assert_close(losses[one], loss.detach(), rtol=1e-12, atol=0)
             for name, tensor in layout.unravel(gradients).items():
                 gradient = named[name].grad
                 gradient = gradient.T if name.startswith("fc.weight") else gradient
-                torch.testing.assert_close(tensor[one], gradient, rtol=1e-9, atol=1e-13)
+                torch.testing.assert_close(tensor[one], gradient, rtol=1e-9, atol=1e-12)
 
     def test_hessian_products(self):
         """Against differences of gradients: so close by, no ReLU and no maximum goes over to another value."""
-        optimizees = sample(cifar(labels=(7, 2)))
+        optimizees = sample(cifar(labels=(7, 2)), n=3)
         rows, layout = ravel(moved(optimizees)), Layout.of(optimizees.start)
         vectors = torch.randn(rows.shape, generator=generator(0, "vectors"), dtype=torch.float64)
         ahead, behind = (optimizees.losses_and_gradients(rows + h * vectors, layout, 7)[1] for h in (1e-8, -1e-8))
         products = optimizees.hessian_products(rows, layout, 7, vectors)
         assert ((ahead - behind) / 2e-8 - products).norm() < 1e-4 * products.norm()
 
-    def test_test_is_on_test_images(self, seen):
-        optimizees = sample(cifar(labels=(3, 1)))
+    def test_meta_gradients_with_second_derivatives(self):
+        optimizees = sample(cifar(), n=3)
+        optimizees = replace(optimizees, initial=moved(optimizees))
+        rule = GroupedLSTMs({kind: {"hidden_size": 2, "output_scale": 0.1} for kind in ("conv", "fc")}).double()
+        windows = []
+        for unroller in (ExactUnroller(rule), AutogradUnroller(rule, second_derivatives=True)):
+            unroller.begin(optimizees)
+            windows.append(unroller.advance(2))
+        found, expected = windows
+        torch.testing.assert_close(found.losses, expected.losses, rtol=1e-9, atol=0)
+        for name, gradient in expected.meta_gradient.items():
+            assert (found.meta_gradient[name] - gradient).norm() <= 1e-9 * gradient.norm()
+
+    def test_test_is_on_test_images(self, seen, monkeypatch):
+        monkeypatch.setattr("l2l_kit.problems.cifar.TEST_IMAGES", 20)
+        optimizees = sample(cifar(labels=(3, 1)), n=3)
         params = moved(optimizees)
         losses, accuracies = optimizees.test(params)
         for one, images in enumerate(seen):
-            assert len(images) == 200  # a hundred of each class
+            assert len(images) == 20
             expected = torch.tensor([(3, 1).index(label_of(image, "test")) for image in images])
             with torch.no_grad():
-                logits = network(params, one)[0](images.double() / 127.5 - 1)
+                logits = network(params, one)[0](images.double() / 255)
             torch.testing.assert_close(losses[one], functional.cross_entropy(logits, expected), rtol=1e-12, atol=0)
             assert accuracies[one].item() == pytest.approx((logits.argmax(1) == expected).double().mean().item())
 
-    def test_the_images_that_it_looks_at_are_of_all_classes(self, seen, monkeypatch):
-        """The stand-in's test images come class by class, as in some packings of CIFAR-10."""
-        monkeypatch.setattr("l2l_kit.problems.cifar.TEST_IMAGES", 50)
-        optimizees = sample(cifar(), n=1)
-        optimizees.test(optimizees.start)
-        assert [label_of(image, "test") for image in seen[0]] == [label for label in range(10) for _ in range(5)]
+
+def test_the_images_that_it_looks_at_are_of_all_classes(seen, monkeypatch):
+    """The stand-in's test images come class by class, as in some packings of CIFAR-10."""
+    monkeypatch.setattr("l2l_kit.problems.cifar.TEST_IMAGES", 50)
+    optimizees = sample(cifar(), n=1)
+    optimizees.test(optimizees.start)
+    assert [label_of(image, "test") for image in seen[0]] == [label for label in range(10) for _ in range(5)]
 
 
 class TestDraws:
@@ -142,18 +169,17 @@ class TestDraws:
 
     def test_the_start_is_what_the_docstring_says(self):
         start = sample(cifar(init_scale=0.05), n=3).start
-        weights = torch.cat([tensor.flatten() for name, tensor in start.items() if "fc." in name or "weight" in name])
+        weights = torch.cat([tensor.flatten() for name, tensor in start.items() if "offset" not in name])
         assert weights.std() == pytest.approx(0.05, rel=0.02)
-        for name, tensor in start.items():
-            if name.startswith(("conv.scale", "conv.offset")):
-                assert (tensor == (1 if "scale" in name else 0)).all()
-        assert sum(tensor[0].numel() for tensor in start.values()) == 1200 + 2 * 6400 + 96 + 8224 + 330
+        assert not any(tensor.any() for name, tensor in start.items() if "offset" in name)
+        assert sum(tensor[0].numel() for tensor in start.values()) == 1200 + 2 * 6400 + 3 * 16 + 32 + 8192 + 330
 
     def test_kinds_are_those_of_two_lstms(self):
         rule = GroupedLSTMs({"conv": {"hidden_size": 2}, "fc": {"hidden_size": 2}})
         optimizees = sample(cifar())
         conv, fc = rule.parts(Layout.of(optimizees.start))
-        assert (sum(conv.sizes), sum(fc.sizes)) == (14096, 8554)
+        assert conv.sizes == [1200, 6400, 6400]  # the kernels, and nothing else
+        assert sum(fc.sizes) == 3 * 16 + 32 + 8192 + 330
         assert rollout(rule, optimizees, 1).isfinite().all()
 
 

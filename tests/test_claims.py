@@ -5,7 +5,16 @@ import pytest
 import torch
 
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.evaluation import Curves, beats_baselines, falls_behind, ratio_to, wins_sweep
+from l2l_kit.evaluation import (
+    EACH_STEP,
+    ONE_RATE,
+    Curves,
+    beats_baselines,
+    falls_behind,
+    ratio_to,
+    under,
+    wins_sweep,
+)
 
 
 def curves(learned_final: float, crossing: bool = False) -> Curves:
@@ -81,9 +90,9 @@ def swept(*ratios: tuple[float, float, float]) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("table", "holds", "said"),
     [
-        (swept((0.8, 0.7, 0.9), (0.5, 0.4, 0.6)), True, "in 2 of 2 settings, clearly not in 0"),
-        (swept((0.8, 0.7, 0.9), (0.95, 0.9, 1.01)), False, "in 1 of 2 settings, clearly not in 0"),
-        (swept((0.8, 0.7, 0.9), (1.2, 1.1, 1.3)), False, "in 1 of 2 settings, clearly not in 1"),
+        (swept((0.8, 0.7, 0.9), (0.5, 0.4, 0.6)), True, "in 2 of 2 settings, clearly in 2, clearly not in 0"),
+        (swept((0.8, 0.7, 0.9), (0.95, 0.9, 1.01)), False, "in 2 of 2 settings, clearly in 1, clearly not in 0"),
+        (swept((0.8, 0.7, 0.9), (1.2, 1.1, 1.3)), False, "in 1 of 2 settings, clearly in 1, clearly not in 1"),
     ],
 )
 def test_a_sweep_is_won_only_if_every_setting_is(table: pd.DataFrame, holds: bool, said: str) -> None:
@@ -94,6 +103,44 @@ def test_a_sweep_is_won_only_if_every_setting_is(table: pd.DataFrame, holds: boo
     assert (claim.problems, claim.seed) == (50, 7)
     assert (claim.high < 1) == holds, "the setting that decides"
     assert claim.low <= claim.effect <= claim.high
+
+
+@pytest.mark.parametrize(
+    ("wanted", "holds"),
+    [
+        ({}, False),
+        ({"clearly": 2}, False),
+        ({"ahead": 3}, False),
+        ({"ahead": 3, "clearly": 2}, True),
+        ({"ahead": 3, "clearly": 3}, False),
+        ({"ahead": 4, "clearly": 0}, False),
+    ],
+    ids=str,
+)
+def test_most_settings_may_be_enough(wanted: dict[str, int], holds: bool) -> None:
+    table = swept((0.8, 0.7, 0.9), (0.5, 0.4, 0.6), (0.95, 0.9, 1.01), (1.02, 0.98, 1.1))
+    claim = wins_sweep(table, "figure 0", "it wins almost always", **wanted)
+    assert claim.holds is holds
+    assert "in 3 of 4 settings, clearly in 2, clearly not in 0; ratio between 0.5 and 1.02" in claim.measured
+    assert "at worst 1.02 (95% CI 0.98 to 1.1; Adam, scale 3)" in claim.measured
+    assert (claim.effect, claim.low, claim.high) == (1.02, 0.98, 1.1)
+
+
+def test_a_sweep_is_judged_under_one_protocol() -> None:
+    one, each = swept((0.8, 0.7, 0.9)), swept((1.2, 1.1, 1.3))
+    one.insert(0, "protocol", ONE_RATE)
+    each.insert(0, "protocol", EACH_STEP)
+    both = pd.concat([one, each], ignore_index=True)
+    for protocol, holds, said in ((ONE_RATE, True, "the last number"), (EACH_STEP, False, "that very number")):
+        claim = wins_sweep(under(both, protocol), "figure 0", "it always wins")
+        assert claim.holds is holds
+        assert said in claim.conditions
+        assert "1 settings" in claim.measured, "a protocol is no setting"
+        assert ratio_to(under(both, protocol), "Adam", "figure 0", "it is below", below=1).holds is holds
+    with pytest.raises(ValueError, match="several protocols"):
+        wins_sweep(both, "figure 0", "it always wins")
+    with pytest.raises(ValueError, match="several protocols"):
+        ratio_to(both, "Adam", "figure 0", "it is below", below=1)
 
 
 def test_a_sweep_needs_something_to_compare() -> None:

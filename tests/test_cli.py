@@ -8,7 +8,7 @@ from typer.testing import CliRunner, Result
 
 from l2l_kit import cli, zoo
 from l2l_kit.cli import app
-from l2l_kit.evaluation import read_result
+from l2l_kit.evaluation import EACH_STEP, ONE_RATE, read_result
 from l2l_kit.paths import RESULTS
 from l2l_kit.problems import MNIST
 
@@ -53,9 +53,9 @@ name = "quadratics"
 [grid]
 dim = [2, 3, 4]
 
-[learning_rates]
-sgd = [0.01, 0.1]
-adam = [0.1]
+[baselines]
+SGD = { name = "sgd", learning_rates = [0.03, 0.1] }
+Adam = { name = "adam", learning_rates = [0.1] }
 """
 
 
@@ -140,21 +140,26 @@ def test_sweep_records_all_settings_in_their_order(tmp_path: Path, jobs: int) ->
     path.write_text(SWEEP)
     result = l2l("sweep", path, "--data", tmp_path, "--jobs", jobs, "--device", "cpu")
     assert result.exit_code == 0, result.output
-    assert [line for line in result.output.splitlines() if line.startswith("(")] == [
-        f"({3 * dim - 6 + number}/9) {{'dim': {dim}}}: {label}"
-        for dim in (2, 3, 4)
-        for number, label in enumerate(("LSTM", "SGD", "Adam"), start=1)
-    ]
     recorded = tmp_path / "results" / "sweeps" / "tiny.csv"
     table = read_result("sweeps/tiny", tmp_path / "results")
-    assert list(zip(table["dim"], table["step"], table["optimizer"], strict=True)) == [
-        (dim, step, name) for dim in (2, 3, 4) for step in (2, 4) for name in ("LSTM", "SGD", "Adam")
+    assert list(zip(table["dim"], table["protocol"], table["step"], table["optimizer"], strict=True)) == [
+        (dim, protocol, step, name)
+        for dim in (2, 3, 4)
+        for protocol in (ONE_RATE, EACH_STEP)
+        for step in (2, 4)
+        for name in ("LSTM", "SGD", "Adam")
     ]
     about = json.loads(recorded.with_suffix(".json").read_text())
     assert about["learned"] == {"LSTM": "quadratics"}
     assert about["grid"] == {"dim": [2, 3, 4]}
-    parts = list((tmp_path / "cache" / "runs" / "sweeps").iterdir())
-    assert len(parts) == 3 * 3, "a part for each setting and optimizer"
+    assert (about["tasks"], about["tuning_tasks"], about["seed"]) == (3, 2, 0)
+    for label in ("SGD", "Adam"):
+        assert len(about["tried"][label]) == 3, "for each setting the learning rates"
+    pieces = list((tmp_path / "cache" / "runs" / "sweeps").iterdir())
+    lines = result.output.splitlines()
+    assert sum(line.startswith("{'dim': ") for line in lines) == len(pieces)
+    assert "{'dim': 2}: LSTM, test" in lines
+    assert "{'dim': 4}: Adam 0.1, tuning" in lines
 
 
 def test_sweep_again_changes_nothing_and_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,22 +168,25 @@ def test_sweep_again_changes_nothing_and_runs_nothing(tmp_path: Path, monkeypatc
     assert l2l("sweep", path, "--data", tmp_path).exit_code == 0
     recorded = tmp_path / "results" / "sweeps" / "tiny.csv"
     before = recorded.read_bytes()
-    monkeypatch.setattr("l2l_kit.evaluation.sweep.matched", None)
+    monkeypatch.setattr("l2l_kit.evaluation.sweep.measured", None)
     assert l2l("sweep", path, "--data", tmp_path).exit_code == 0
     assert recorded.read_bytes() == before
 
 
-def test_some_optimizers_of_a_sweep_can_be_run_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The baselines, before what they are compared with is trained."""
-    path = tmp_path / "tiny.toml"
+def test_some_optimizers_of_a_sweep_can_be_run_beforehand(tmp_path: Path) -> None:
+    """The baselines, before what they are compared with is trained, and into a folder that is kept."""
+    path, pieces = tmp_path / "tiny.toml", tmp_path / "kept"
     path.write_text(SWEEP.replace('"quadratics"', '"quadratic"', 1))
-    assert l2l("sweep", path, "--only", "Adam", "--only", "SGD", "--data", tmp_path).exit_code == 0
+    arguments = ("sweep", path, "--data", tmp_path, "--pieces", pieces)
+    assert l2l(*arguments, "--only", "Adam", "--only", "SGD").exit_code == 0
     assert not (tmp_path / "results").exists()
     path.write_text(SWEEP)
-    monkeypatch.setattr("l2l_kit.evaluation.sweep.tune", None)  # only to be called where there is anything to tune
-    assert l2l("sweep", path, "--data", tmp_path).exit_code == 0
+    result = l2l(*arguments)
+    assert [line for line in result.output.splitlines() if line.startswith("{")] == [
+        f"{{'dim': {dim}}}: LSTM, test" for dim in (2, 3, 4)
+    ]
     assert (tmp_path / "results" / "sweeps" / "tiny.csv").exists()
-    result = l2l("sweep", path, "--only", "adam", "--data", tmp_path)
+    result = l2l(*arguments, "--only", "adam")
     assert result.exit_code == 2
     assert "unknown optimizer of sweep 'tiny' 'adam'. Did you mean 'Adam'" in result.output
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from l2l_kit import baseline, data, zoo
-from l2l_kit.evaluation import lbfgs, read_result, write_result
+from l2l_kit.evaluation import ONE_RATE, lbfgs, read_result, write_result
 from l2l_kit.optimizers import LSTMOptimizer
 from l2l_kit.problems import NeuralArt
 from l2l_kit.problems.neural_art import to_pictures
@@ -35,7 +35,7 @@ def recorded(monkeypatch, tmp_path):
     for size, scale in ((32, 1), (48, 2)):
         rows = [(128, "LSTM", None), (128, "L-BFGS", None)]
         rows += [(128, name, scale * rate) for name, rate in RATES.items()]
-        table = pd.DataFrame(rows, columns=["step", "optimizer", "lr"])
+        table = pd.DataFrame(rows, columns=["step", "optimizer", "lr"]).assign(protocol=ONE_RATE)
         write_result(f"sweeps/{size}", table, {}, tmp_path)
     monkeypatch.setattr(module, "SWEEPS", {32: "sweeps/32", 48: "sweeps/48"})
     monkeypatch.setattr(module, "read_result", lambda name: read_result(name, tmp_path))
@@ -174,7 +174,7 @@ class TestPaints:
 
     def test_a_run_that_diverges_is_said(self, make, recorded):
         table = pd.DataFrame([(128, name, 1e30) for name in RATES], columns=["step", "optimizer", "lr"])
-        write_result("sweeps/32", table, {}, recorded)
+        write_result("sweeps/32", table.assign(protocol=ONE_RATE), {}, recorded)
         widget = make(steps=4)
         widget.run()
         assert "diverged" in widget._captions["NAG"].value

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from l2l_kit import baseline, compare, plots, static
 from l2l_kit.errors import UnknownNameError
+from l2l_kit.evaluation import EACH_STEP, ONE_RATE, under
 from l2l_kit.evaluation.trajectories import trajectories
 from l2l_kit.optimizers import LSTMOptimizer
 from l2l_kit.problems import Quadratics
@@ -224,6 +225,18 @@ def test_architectures_of_one_layer_come_from_a_file_as_numbers():
 def test_an_architecture_that_was_not_swept_is_refused(arguments):
     with pytest.raises(UnknownNameError, match="unknown architecture of"):
         plots.architectures(swept("hidden", ARCHITECTURES), *arguments)
+
+
+def test_a_sweep_under_two_protocols_is_not_drawn_as_one():
+    table = pd.concat([swept("step", [10, 20]).assign(protocol=protocol) for protocol in (ONE_RATE, EACH_STEP)])
+    for draw in (
+        lambda rows: plots.over_steps(rows, "mean", y="loss", title=""),
+        lambda rows: plots.by_setting(rows, "step", x="step", title=""),
+        lambda rows: plots.architectures(rows.assign(hidden=rows["step"]), "10", ""),
+    ):
+        assert len(draw(under(table, ONE_RATE)).data) >= 10
+        with pytest.raises(ValueError, match="several protocols"):
+            draw(table)
 
 
 def test_the_best_optimizer_of_a_sweep_does_not_set_its_scale():

@@ -1,9 +1,7 @@
-"""Headless lessons, on small notebooks made here; some of them are killed."""
+"""Headless lessons, on small notebooks made here."""
 
 import errno
 import os
-import random
-import re
 import signal
 import subprocess
 import sys
@@ -289,35 +287,6 @@ def runs(process: int) -> bool:
         return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-@pytest.mark.timeout(1200)
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
-def test_killed_at_random_moments_it_ends_with_the_same_table(tmp_path: Path) -> None:
-    lessons = tmp_path / "notebooks"
-    lessons.mkdir()
-    for number in (1, 2, 3):
-        write(lessons / f"{number:02}_slow.ipynb", SLOW.replace("{name}", str(number)))
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    unbroken = start(lessons, whole)
-    draws = random.Random(0)
-    for _ in range(5):
-        run, before = start(lessons, killed), len(ticks(killed))
-        enough = before + draws.randint(1, 4)
-        wait_until(lambda: len(ticks(killed)) >= enough or run.poll() is not None)  # noqa: B023
-        time.sleep(draws.random() / 4)
-        run.send_signal(signal.SIGKILL)
-        run.wait()
-        for process in map(int, ticks(killed)[-1].split()):  # the kernel, and the process that started it
-            wait_until(lambda: not runs(process))  # noqa: B023
-    assert start(lessons, killed).wait() == unbroken.wait() == 0
-    tables = [(out / "claims.md").read_text() for out in (whole, killed)]
-    assert tables[0].count("\n") == 2 + 3 * 3
-    one, other = (re.sub(r"\| \d+ \| (yes|\*\*no\*\*) \|\n", r"\1\n", table) for table in tables)  # without the seconds
-    assert one == other
-    assert len(ticks(whole)) == 3 * 4
-    assert len(ticks(killed)) > 3 * 4  # it was killed half-way, and began a lesson again
-    assert "widgets" not in nbformat.read(killed / "notebooks" / "01_slow.ipynb", as_version=4).metadata
 
 
 ELSEWHERE = '{"argv": ["false"], "display_name": "Python 3", "language": "python"}'

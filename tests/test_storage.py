@@ -5,6 +5,7 @@ import stat
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from l2l_kit import storage
 from l2l_kit.errors import WeightsFileError
@@ -67,6 +68,31 @@ def test_every_truncation_is_refused(path):
         path.write_bytes(content[:length])
         with pytest.raises(WeightsFileError, match="truncated"):
             read_tensors(path, version=1)
+
+
+def test_every_changed_byte_is_noticed(path):
+    """In tensors, their names and the description alike; the file is read as it was written or not at all."""
+    tensors = {"one": torch.tensor([1.0, 2.0]), "two": torch.tensor([3])}
+    write_tensors(path, tensors, {"scale": 0.25}, version=1)
+    content, refused = path.read_bytes(), 0
+    for place in range(len(content)):
+        for bit in (1, 8):
+            path.write_bytes(content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :])
+            try:
+                found, about = read_tensors(path, version=1)
+            except WeightsFileError as error:
+                refused += str(path) in str(error)
+            else:  # such as a blank of the padding
+                assert about == {"scale": 0.25}
+                assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    assert refused > 1.5 * len(content)
+
+
+def test_a_file_of_an_earlier_version_has_no_checksum_and_is_read(path):
+    save_file({"one": torch.ones(2)}, path, {"l2l_kit": '{"scale": 0.25, "version": 1}'})
+    tensors, about = read_tensors(path, version=1)
+    assert torch.equal(tensors["one"], torch.ones(2))
+    assert about == {"scale": 0.25}
 
 
 def test_a_missing_file_is_named(path):
@@ -136,3 +162,16 @@ class TestLoadWeights:
             "extra (expected nothing, found (1,)); weight (expected (3, 2), found (3, 4))."
         )
         assert torch.equal(module.weight, before)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+    def test_what_is_not_finite_is_refused(self, value):
+        module = torch.nn.Linear(2, 3)
+        before = module.weight.detach().clone()
+        wrong = {**torch.nn.Linear(2, 3).state_dict(), "bias": torch.tensor([0.0, value, 0.0])}
+        with pytest.raises(WeightsFileError, match="there: bias holds NaN, infinity"):
+            load_weights(module, wrong, "there")
+        assert torch.equal(module.weight, before)
+
+    def test_whole_numbers_are_refused(self):
+        with pytest.raises(WeightsFileError, match="there: bias holds"):
+            load_weights(torch.nn.Linear(2, 3), {"weight": torch.ones(3, 2), "bias": torch.ones(3).long()}, "there")

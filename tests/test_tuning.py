@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pandas as pd
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation import LEARNING_RATES, Tuning, compare, learning_rates, tune, tuned_baselines, tuning_table
+from l2l_kit.evaluation.tuning import further_rates
 from l2l_kit.optimizers import BASELINES, baseline
 from l2l_kit.problems import Problem, QuadraticOptimizees, Quadratics
 from l2l_kit.randomness import generator
@@ -21,12 +23,11 @@ GRID = (0.01, 0.1, 0.5, 0.9, 3.0)
 class Bowls(Problem):
     """‖θ − y‖²: gradient descent with lr 1/2 is at the minimum after one step, with 1 or more it never is."""
 
+    name: ClassVar[str] = "bowls"
+
     def sample(self, n, generator, device=None):
         y, theta = (torch.randn(n, 3, generator=generator) for _ in range(2))
         return QuadraticOptimizees(torch.eye(3).expand(n, 3, 3), y, theta)
-
-    def config(self):
-        return {"name": "bowls"}
 
 
 def tuned(name="sgd", problem=None, **arguments):
@@ -187,3 +188,43 @@ def test_a_learning_rate_that_makes_no_sense_is_refused(lr):
 def test_sizes_below_one_are_refused(sizes):
     with pytest.raises(ValueError, match="must be at least 1"):
         tuned(**sizes)
+
+
+class TestFurtherRates:
+    """A grid goes on where the best learning rate for any of the steps is the first or the last."""
+
+    @pytest.mark.parametrize(
+        ("losses", "further"),
+        [
+            ([[3, 1, 2]], []),
+            ([[1, 2, 3]], [0.05]),
+            ([[3, 2, 1]], [2.0]),
+            ([[3, 1, 2], [1, 2, 3], [3, 2, 1]], [0.05, 2.0]),  # at different steps
+            ([[3, 2, math.inf]], []),
+            ([[3, math.inf, math.inf]], [0.05]),
+            ([[math.inf, math.inf, math.inf]], [0.05]),
+            ([[2.0, 2.0001, 3]], []),  # steps too small to make a difference
+            ([[2.0, 2.01, 3]], [0.05]),
+            ([[3, 2.0001, 2.0]], []),
+            ([[0, 0, 1]], []),
+        ],
+        ids=str,
+    )
+    def test_beyond_the_end_where_the_best_is(self, losses, further):
+        assert further_rates([0.1, 0.3, 1.0], torch.tensor(losses).T) == further
+
+    @pytest.mark.parametrize("loss", [1.0, math.inf])
+    def test_one_alone_has_two_ends(self, loss):
+        assert further_rates([0.3], torch.tensor([[loss]])) == [0.2, 0.5]
+
+    def test_by_a_quarter_at_least_and_by_the_root_of_ten_at_most(self):
+        for lr in torch.logspace(-7, 5, 999, dtype=torch.float64).tolist():
+            smaller, larger = further_rates([lr], torch.tensor([[1.0]]))
+            for ratio in (lr / smaller, larger / lr):
+                assert 1.25 * (1 - 1e-12) <= ratio <= math.sqrt(10)
+
+    @pytest.mark.parametrize(("lr", "losses"), [(1e-9, [math.inf, math.inf]), (5e6, [2.0, 1.0])])
+    def test_not_for_ever(self, lr, losses):
+        rates = [lr, 2 * lr] if lr < 1 else [lr / 2, lr]
+        with pytest.raises(ValueError, match=f"the best learning rate is {lr:g} or beyond".replace("+", ".")):
+            further_rates(rates, torch.tensor(losses)[:, None])

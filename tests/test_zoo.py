@@ -82,6 +82,26 @@ class TestSaveAndLoad:
         for source in (path, str(path), tmp_path / file):
             assert_same(zoo.load(source), optimizer)
 
+    def test_what_was_saved_under_a_mere_name_is_loaded_by_it(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        optimizer = make_optimizer(hidden_size=3)
+        assert zoo.save(optimizer, "mine").resolve() == tmp_path / "mine.safetensors"
+        assert_same(l2l.load("mine"), optimizer)
+        assert zoo.card("mine")["optimizer"] == optimizer.config()
+        assert l2l.LearnedOptimizer([torch.nn.Parameter(torch.ones(2))], "mine").defaults["lr"] == 1.0
+        with pytest.raises(UnknownNameError, match="'min'"):
+            l2l.load("min")
+
+    def test_a_mere_name_of_a_pretrained_one_is_not_saved_under(self, tmp_path, monkeypatch):
+        """It would be lost: `load` gives the pretrained one."""
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ValueError, match="'mnist' is the name of a pretrained optimizer"):
+            zoo.save(make_optimizer(), "mnist")
+        assert not list(tmp_path.iterdir())
+        path = zoo.save(make_optimizer(), "mnist.safetensors")
+        assert_same(l2l.load(path), make_optimizer())
+        assert_same(l2l.load("mnist"), l2l.load(paths.PRETRAINED / "mnist"))
+
     def test_a_pretrained_one_comes_by_name(self, tmp_path, monkeypatch):
         monkeypatch.setattr(zoo, "PRETRAINED", tmp_path)
         for name in ("mnist", "cifar10", "quadratics"):
@@ -113,6 +133,19 @@ class TestSaveAndLoad:
         with pytest.raises(WeightsFileError, match=f"{name} is not finite"):
             zoo.save(optimizer, tmp_path / "broken")
         assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_a_weight_that_is_not_finite_is_not_loaded(self, tmp_path, value):
+        path, weights = tmp_path / "mine.safetensors", make_optimizer().state_dict()
+        weights["output.bias"] = torch.tensor([value])
+        storage.write_tensors(path, weights, {"optimizer": make_optimizer().config()}, zoo.FORMAT_VERSION)
+        with pytest.raises(WeightsFileError, match=r"mine\.safetensors: output\.bias holds NaN, infinity"):
+            zoo.load(path)
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+    def test_is_loaded_in_the_precision_in_which_it_was_saved(self, tmp_path, dtype):
+        optimizer = make_optimizer().to(dtype)
+        assert_same(zoo.load(zoo.save(optimizer, tmp_path / "mine")), optimizer)
 
     @pytest.mark.parametrize("part", [0, 0.01, 0.5, 0.99])
     def test_a_truncated_file_is_refused(self, tmp_path, part):

@@ -24,6 +24,8 @@ LARGEST = 1024
 """Pixels that its longer side is reduced to: more than anything here looks at."""
 _MOST = 100_000_000
 """Pixels in all above which a file is not even decoded."""
+_PILLOWS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+"""What may be decoded. Of others Pillow would start a program of its own, such as Ghostscript."""
 _FORMATS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
@@ -53,7 +55,7 @@ def load_picture(source: str | Path | bytes, name: str = "") -> Tensor:
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror}).") from error
     try:
-        with Image.open(io.BytesIO(content)) as file:
+        with Image.open(io.BytesIO(content), formats=_PILLOWS) as file:
             width, height = file.size
             if min(width, height) >= SMALLEST and width * height <= _MOST:
                 pixels = np.array(_plain(file))

@@ -41,6 +41,8 @@ _ANSWER_SECONDS = 3.0
 _READ_SECONDS = 30.0
 _RETRIES = 2
 _SEAL = "sha256"
+_MOST = 2**29
+"""Bytes above which an .npz file is not even unpacked: a few kB of it can say that they are gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,8 @@ def _unpacked(path: Path) -> tuple[dict[str, npt.NDArray[Any]], str]:
             return {name: tensors.get_tensor(name) for name in tensors.keys()}, seal  # noqa: SIM118  (not a dict)
     # Opened here, because numpy leaves a truncated file open.
     with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
+        if (size := sum(member.file_size for member in file.zip.infolist())) > _MOST:
+            raise ValueError(f"it would take {size / 1e9:.1f} GB")
         arrays = dict(file)
     return arrays, str(arrays.pop(_SEAL, ""))
 

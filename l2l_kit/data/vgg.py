@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file
 from torch import Tensor
 
 from l2l_kit.data.sources import Arrays, DataSet, Variant
 from l2l_kit.errors import DataError
 from l2l_kit.paths import DATA
+from l2l_kit.storage import read_tensors
 
 SMALL = DATA / "networks" / "small.safetensors"
 
@@ -117,7 +117,7 @@ def _read_wheel(content: bytes) -> Arrays:
 
 
 def _embedded_weights() -> Arrays:
-    return load_file(SMALL)
+    return {name: tensor.numpy() for name, tensor in read_tensors(SMALL, 1)[0].items()}
 
 
 VGG16 = DataSet(

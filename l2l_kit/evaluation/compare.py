@@ -12,7 +12,7 @@ from torch import Tensor
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.optimizers import Optimizer
 from l2l_kit.problems import Optimizees, Problem
-from l2l_kit.problems.base import Classifiers
+from l2l_kit.problems.base import Classifiers, draw
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, pick_device
 from l2l_kit.training.rollout import trace
@@ -175,7 +175,7 @@ def matched(
     for name, optimizer in optimizers.items():
         if isinstance(optimizer, torch.nn.Module):
             optimizer.to(chosen)
-        yield name, optimizer, problem.sample(tasks, generator(seed, "test"), chosen)
+        yield name, optimizer, draw(problem, tasks, generator(seed, "test"), chosen)
 
 
 def measured(optimizer: Optimizer[Any], optimizees: Optimizees, at: Sequence[int], *, held_out: bool = False) -> Tensor:

@@ -16,6 +16,7 @@ from typing_extensions import override
 from l2l_kit.evaluation.compare import matched
 from l2l_kit.optimizers import LearnedRule, LSTMOptimizer, Optimizer
 from l2l_kit.problems import Problem
+from l2l_kit.problems.base import draw
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, Tensors, pick_device
 from l2l_kit.training import AutogradUnroller, ExactUnroller, ReplayUnroller, Unroller, trace
@@ -166,7 +167,7 @@ def meta_gradient_bias(
         for unroll in lengths:
             batches = []
             for batch in range(2):
-                unroller.begin(problem.sample(tasks, generator(seed, "test", batch), chosen))
+                unroller.begin(draw(problem, tasks, generator(seed, "test", batch), chosen))
                 windows = [unroller.advance(unroll).meta_gradient for _ in range(horizon // unroll)]
                 rows = [torch.cat([window[name].flatten() for name in names]) for window in windows]
                 batches.append(torch.stack(rows).sum(dim=0))

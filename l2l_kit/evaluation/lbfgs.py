@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from l2l_kit.problems.base import Optimizees
-from l2l_kit.tensors import Layout, ravel
+from l2l_kit.problems.checks import first_evaluation
 
 LBFGS = "L-BFGS"
 """How figures and tables call it."""
@@ -34,16 +34,17 @@ def lbfgs(optimizees: Optimizees, evaluations: int, memory: int = 10) -> Iterato
         After each evaluation the point with the lowest loss so far, ``(1, coordinates)``, and that loss, ``(1,)``.
 
     Raises:
-        ValueError: if there are more optimizees than one.
+        ValueError: if there are more optimizees than one, or as `first_evaluation`.
+        TypeError: as `first_evaluation`.
     """
-    layout, rows = Layout.of(optimizees.start), ravel(optimizees.start)
+    layout, rows, losses, gradients = first_evaluation(optimizees)
     if len(rows) != 1:
         raise ValueError(f"lbfgs: needs one optimizee, got {len(rows)}.")
     point = rows.clone()
     # One step at a time, so that its evaluations, of which 26 are enough, can be passed on.
     limits = {"max_iter": 1, "max_eval": 26, "tolerance_grad": 0, "tolerance_change": 0}
     torch_optimizer = torch.optim.LBFGS([point], history_size=memory, line_search_fn="strong_wolfe", **limits)
-    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    seen = [(rows, losses, gradients)]
 
     def evaluate() -> float:
         known = [(losses, gradients) for at, losses, gradients in seen if torch.equal(at, point)]
@@ -55,8 +56,9 @@ def lbfgs(optimizees: Optimizees, evaluations: int, memory: int = 10) -> Iterato
         point.grad = point.numel() * gradients
         return point.numel() * losses.item()
 
-    best = rows, torch.full_like(rows[:, 0], torch.inf)
-    done = 0
+    best = rows, losses
+    yield best
+    done = 1
     while done <= evaluations:
         before = len(seen)
         torch_optimizer.step(evaluate)  # type: ignore[no-untyped-call]

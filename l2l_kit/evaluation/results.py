@@ -48,6 +48,7 @@ def read_result(name: str, directory: Path = RESULTS) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: if there is none of that name; the message lists those that there are.
+        ValueError: if its files are damaged.
     """
     import pandas as pd
 
@@ -55,6 +56,9 @@ def read_result(name: str, directory: Path = RESULTS) -> pd.DataFrame:
     if not path.is_file():
         known = sorted(str(other.relative_to(directory).with_suffix("")) for other in directory.rglob("*.csv"))
         raise FileNotFoundError(f"no recorded result {name!r} in {directory}. There is: {', '.join(known) or 'none'}.")
-    table = pd.read_csv(path)
-    table.attrs = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    try:
+        table = pd.read_csv(path)
+        table.attrs = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except Exception as error:  # a damaged file can fail in any way
+        raise ValueError(f"{path}: it, or the .json file beside it, is damaged ({error}).") from error
     return table

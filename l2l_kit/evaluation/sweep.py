@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,13 +20,14 @@ import torch
 from torch import Tensor
 
 from l2l_kit import problems
-from l2l_kit.errors import UnknownNameError
+from l2l_kit.errors import UnknownNameError, WeightsFileError
 from l2l_kit.evaluation.compare import Curves, measured
 from l2l_kit.evaluation.lbfgs import LBFGS, lbfgs
-from l2l_kit.evaluation.tuning import next_rate
+from l2l_kit.evaluation.tuning import further_rates
 from l2l_kit.optimizers import Baseline, LearnedRule, baseline
 from l2l_kit.paths import SWEEPS, toml_file
 from l2l_kit.problems import Problem
+from l2l_kit.problems.base import draw as draw_optimizees
 from l2l_kit.randomness import generator
 from l2l_kit.storage import read_tensors, write_tensors
 from l2l_kit.tensors import pick_device
@@ -34,8 +36,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PIECE_VERSION = 1
-FLAT = 1e-4
-"""Where the losses of two learning rates differ by less than this share, none beyond them is tried."""
+RATES = "learning_rates"
+MOST_SETTINGS = 10_000
+"""In a grid: more would not be run in a lifetime."""
 ONE_RATE = "one rate"
 """The paper's protocol: a baseline has one learning rate, the one with the best loss at the last of the steps."""
 EACH_STEP = "rate for each step"
@@ -52,8 +55,7 @@ class Sweep:
         grid: lists of values of the fields that vary; their product is swept.
         learned: pretrained optimizers by the label that figures show; ratios are those of the first.
         baselines: by label, the arguments of `Baseline`, with a list of `learning_rates` to begin with instead of one.
-            Others are tried as long as the best one, for any of the steps, is the first or the last, unless the losses
-            are the same there, as with learning rates that are next to nothing.
+            Others are tried until the best one, for each of the steps, is neither the first nor the last.
         steps: numbers of updates after which the losses are noted, in ascending order.
         tasks: fresh optimizees per setting.
         tuning_tasks: optimizees to tune the baselines on.
@@ -84,7 +86,7 @@ class Sweep:
             raise ValueError(f"two optimizers have the same label: {', '.join(self.labels)}")
         lists: dict[str, object] = {"steps": self.steps}
         lists |= {f"grid.{name}": values for name, values in self.grid.items()}
-        lists |= {f"learning_rates of {label}": rule.get("learning_rates") for label, rule in self.baselines.items()}
+        lists |= {f"{RATES} of {label}": rule.get(RATES) for label, rule in self.baselines.items()}
         for name, values in lists.items():
             if not isinstance(values, list) or not values:
                 raise ValueError(f"{name} must be a list with something in it, got {values!r}")
@@ -93,10 +95,10 @@ class Sweep:
                 raise ValueError(f"steps, tasks and tuning_tasks must be whole numbers of at least 1, got {number!r}")
         if self.steps != sorted(set(self.steps)):
             raise ValueError(f"steps must ascend, got {self.steps!r}")
-        for label in self.baselines:
-            rates = [rule.lr for rule in self.first_tried(label)]
+        for label, rule in self.baselines.items():
+            rates = [self.baseline(label, lr).lr for lr in rule[RATES]]
             if any(not 1 < larger / rate <= 10 / 3 for rate, larger in itertools.pairwise(rates)):  # as in 0.1, 0.3, 1
-                raise ValueError(f"learning_rates of {label} must ascend, by a factor of √10 at most, got {rates!r}")
+                raise ValueError(f"{RATES} of {label} must ascend, by a factor of √10 at most, got {rates!r}")
 
     @property
     def settings(self) -> list[dict[str, Any]]:
@@ -108,10 +110,9 @@ class Sweep:
         """All optimizers, as figures show them: the learned ones, the baselines, L-BFGS."""
         return [*self.learned, *self.baselines, *[LBFGS] * self.lbfgs]
 
-    def first_tried(self, label: str) -> list[Baseline]:
-        """A baseline with each of the learning rates that its grid begins with."""
-        rule = {name: value for name, value in self.baselines[label].items() if name != "learning_rates"}
-        return [Baseline(lr=rate, **rule) for rate in self.baselines[label]["learning_rates"]]
+    def baseline(self, label: str, lr: float) -> Baseline:
+        """The baseline of that label with a learning rate."""
+        return Baseline(lr=lr, **{name: value for name, value in self.baselines[label].items() if name != RATES})
 
     def make_problem(self, setting: Mapping[str, Any], draw: str = "test") -> Problem:
         """The problem of one setting, or what the baselines are tuned on for it if the draw is "tuning"."""
@@ -128,10 +129,12 @@ def read_sweep(name_or_path: str | Path) -> Sweep:
     path = toml_file("sweep", name_or_path, SWEEPS)
     try:
         sweep = Sweep(path.stem, **tomllib.loads(path.read_text(encoding="utf-8")))
+        if (settings := math.prod(map(len, sweep.grid.values()))) > MOST_SETTINGS:
+            raise ValueError(f"its grid has {settings} settings; at most {MOST_SETTINGS} are possible")
         for setting, draw in itertools.product(sweep.settings, ("tuning", "test")):
             sweep.make_problem(setting, draw)
         return sweep
-    except (ValueError, TypeError, AttributeError) as error:
+    except Exception as error:  # a file can be wrong in any way
         raise ValueError(f"{path}: not a valid sweep: {error}") from error
 
 
@@ -173,7 +176,7 @@ class Piece(NamedTuple):
     def run(self, folder: Path, device: str | torch.device | None = None) -> None:
         """Run the optimizer, on the best device there is if none is named, and keep its losses in the folder."""
         chosen = pick_device(device)
-        optimizees = self.problem.sample(self.tasks, generator(self.seed, self.draw), chosen)
+        optimizees = draw_optimizees(self.problem, self.tasks, generator(self.seed, self.draw), chosen)
         if self.optimizer is None:
             runs = [lbfgs(optimizees.alone(index), self.steps[-1]) for index in range(self.tasks)]
             losses = torch.stack([torch.cat([losses for _, losses in run])[self.steps] for run in runs])
@@ -185,7 +188,11 @@ class Piece(NamedTuple):
 
     def losses(self, folder: Path) -> Tensor:
         """What `run` kept: the losses after each of the steps, shape ``(tasks, steps)``."""
-        return read_tensors(self.path(folder), PIECE_VERSION)[0]["losses"]
+        path = self.path(folder)
+        losses = read_tensors(path, PIECE_VERSION)[0].get("losses", torch.empty(0))
+        if losses.shape != (self.tasks, len(self.steps)):
+            raise WeightsFileError(f"{path}: not what this piece of a sweep writes. Delete it, and it is run again.")
+        return losses
 
 
 class Ran(NamedTuple):
@@ -226,25 +233,16 @@ def look(sweep: Sweep, setting: Mapping[str, Any], label: str, rule: LearnedRule
     if label not in sweep.baselines:
         tests = [piece(rule, "test")] * len(sweep.steps)
         return Ran(missing(tests), [], tests)
-    grid = sweep.first_tried(label)
+    rates = list(sweep.baselines[label][RATES])
     while True:
-        tunings = [piece(one, "tuning") for one in grid]
+        tunings = [piece(sweep.baseline(label, lr), "tuning") for lr in rates]
         if to_run := missing(tunings):
             return Ran(to_run, [], [])
         means = torch.stack([one.losses(folder).mean(dim=0) for one in tunings])
-        last = len(grid) - 1
-        smaller = [replace(grid[0], lr=next_rate(grid[0].lr, larger=False))] if _open_at(0, min(1, last), means) else []
-        larger = [replace(grid[-1], lr=next_rate(grid[-1].lr))] if _open_at(last, max(0, last - 1), means) else []
-        if not smaller and not larger:
-            tests = [piece(grid[index], "test") for index in means.argmin(dim=0).tolist()]
-            return Ran(missing(tests), [one.lr for one in grid], tests)
-        grid = smaller + grid + larger
-
-
-def _open_at(end: int, beside: int, means: Tensor) -> bool:
-    """Whether a row of ``(learning rates, steps)`` has the lowest loss of any column, and not that of the row beside it."""
-    plateau = (means[beside] - means[end] <= FLAT * means[end].abs()) & (end != beside)
-    return bool(((means.argmin(dim=0) == end) & ~plateau).any())
+        if not (further := further_rates(rates, means)):
+            tests = [piece(sweep.baseline(label, rates[best]), "test") for best in means.argmin(dim=0).tolist()]
+            return Ran(missing(tests), rates, tests)
+        rates = sorted(rates + further)
 
 
 def tabulate(

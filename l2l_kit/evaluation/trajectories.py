@@ -11,6 +11,7 @@ from torch import Tensor
 
 from l2l_kit.optimizers import Optimizer
 from l2l_kit.problems import Optimizees, Problem
+from l2l_kit.problems.base import draw
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout
 from l2l_kit.training.rollout import trace
@@ -74,7 +75,7 @@ def trajectories(
         if isinstance(optimizer, torch.nn.Module):
             optimizer.cpu()
         # Drawn anew for each: optimizees on minibatches must give every optimizer the same ones.
-        optimizee = problem.sample(1, generator(seed, "trajectories"))
+        optimizee = draw(problem, 1, generator(seed, "trajectories"))
         run = list(trace(optimizer, optimizee, steps))
         positions[name] = torch.cat([rows for rows, _ in run])
         losses[name] = torch.cat([loss for _, loss in run])

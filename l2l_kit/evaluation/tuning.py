@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation.compare import Curves, Statistic, measured
@@ -15,6 +16,7 @@ from l2l_kit.evaluation.results import machine, read_result, write_result
 from l2l_kit.optimizers import BASELINES, Baseline, baseline
 from l2l_kit.paths import RESULTS
 from l2l_kit.problems import Problem
+from l2l_kit.problems.base import draw
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import pick_device
 
@@ -30,27 +32,35 @@ def learning_rates(per_decade: int) -> tuple[float, ...]:
 LEARNING_RATES = learning_rates(per_decade=8)
 """The default grid."""
 ROUND = [float(f"{digit}e{power}") for power in range(-9, 7) for digit in (1, 2, 5)]
-"""What a grid is extended by."""
+"""Where a grid of learning rates goes on: in steps of √10 at most."""
+FLAT = 1e-4
+"""Share of a loss that makes no difference: a grid does not go on into nothingness, where all losses are the same."""
 
 
-def next_rate(lr: float, *, larger: bool = True) -> float:
-    """Where a grid of learning rates goes on: the next of 1, 2, 5, 10, 20, ... that differs by a quarter or more.
-
-    It never differs by more than √10.
+def further_rates(rates: Sequence[float], means: Tensor) -> list[float]:
+    """What a grid of learning rates lacks: one more beyond each end where a best one is, which might be better still.
 
     Args:
-        lr: where the grid ends.
-        larger: whether it goes on upwards.
+        rates: what was tried, in ascending order.
+        means: the losses, shape ``(learning rates, steps)``, infinite where a run diverged.
+
+    Returns:
+        The nearest of 1, 2, 5, 10, 20, ... that differs by a quarter or more; nothing if at each of the steps the best
+        is inside.
 
     Raises:
-        ValueError: if there is none, of those from 1e-9 to 5e6.
+        ValueError: if there is none from 1e-9 to 5e6, as where every run diverges.
     """
-    further = [rate for rate in ROUND if rate >= 1.25 * lr] if larger else [rate for rate in ROUND if 1.25 * rate <= lr]
-    if not further:
-        raise ValueError(
-            f"the best learning rate is {lr:g} or {'larger' if larger else 'smaller'}; none is tried there."
-        )
-    return further[0] if larger else further[-1]
+    larger = [lr for lr in ROUND if lr >= 1.25 * rates[-1]]
+    smaller = [lr for lr in reversed(ROUND) if 1.25 * lr <= rates[0]]
+    last, further = len(rates) - 1, []
+    for end, beside, beyond in ((0, min(1, last), smaller), (last, max(last - 1, 0), larger)):
+        plateau = (means[beside] - means[end] <= FLAT * means[end].abs()) & (end != beside)
+        if ((means.argmin(dim=0) == end) & ~plateau).any():
+            if not beyond:
+                raise ValueError(f"the best learning rate is {rates[end]:g} or beyond, and none is tried there.")
+            further.append(beyond[0])
+    return further
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,7 @@ def tune(
     noted = [steps] if isinstance(steps, int) else sorted(set(steps))
     if not noted or noted[0] < 1 or tasks < 1:
         raise ValueError(f"tune: steps and tasks must be at least 1, got steps={steps!r}, tasks={tasks!r}.")
-    optimizees = problem.sample(tasks, generator(seed, "tuning"), pick_device(device))
+    optimizees = draw(problem, tasks, generator(seed, "tuning"), pick_device(device))
     rows = []
     for optimizer in [baseline(name, lr) for lr in learning_rates]:
         losses = measured(optimizer, optimizees, noted)

@@ -109,9 +109,9 @@ class RecurrentRule(LearnedRule, Generic[Memory]):
 
     @torch.no_grad()
     def step(self, gradients: Tensor, state: Memory) -> tuple[Tensor, Memory]:
-        """`forward` without a graph."""
-        updates, state = self(gradients, state)
-        return updates, state
+        """`forward` without a graph. Gradients may be of any floating-point type, which the updates have, too."""
+        updates, state = self(gradients.to(state[0].dtype), state)
+        return updates.to(gradients.dtype), state
 
     @override
     def network_for(self, kind: str | None) -> RecurrentRule[Memory]:

@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from l2l_kit.optimizers.lstm import LSTMLayer, LSTMOptimizer, LSTMState
+from l2l_kit.optimizers.lstm import LSTMLayer, LSTMOptimizer, LSTMState, step_in_place
 
 
 def floats_per_step(optimizer: LSTMOptimizer) -> int:
@@ -54,24 +54,17 @@ class _LayerTape:
         self.split_at = [gates.chunk(4) for gates in self.gates_at]
         self.cell_at = self.cell.unbind()
         self.tanh_cell_at = self.tanh_cell.unbind()
-        # tanh(x) = 2σ(2x) - 1, and torch's σ is ten times as fast as its tanh: all four gates become one σ if the
-        # candidate's weights are doubled.
-        self._doubling = new(4 * hidden, 1).fill_(1.0)
-        self._doubling[3 * hidden :] = 2.0
 
     def read_weights(self) -> None:
         """Take over the layer's current weights."""
-        self.weight = self.layer.weight.detach() * self._doubling
-        self.bias = self.layer.bias.detach()[:, None] * self._doubling
+        self.weights = self.layer.doubled()
 
     def step(self, t: int) -> Tensor:
         """The layer's output at step t, ``(hidden, coordinates)``, from its input there."""
-        torch.addmm(self.bias, self.weight, self.at[t], out=self.gates_at[t]).sigmoid_()
-        take, keep, give, candidate = self.split_at[t]
-        candidate.mul_(2).sub_(1)
-        cell = torch.mul(keep, self.cell_at[t], out=self.cell_at[t + 1]).addcmul_(take, candidate)
-        tanh_cell = torch.mul(cell, 2, out=self.tanh_cell_at[t]).sigmoid_().mul_(2).sub_(1)
-        return torch.mul(give, tanh_cell, out=self.output_at[t + 1])
+        output = self.output_at[t + 1]
+        gates, split, cell, next_cell = self.gates_at[t], self.split_at[t], self.cell_at[t], self.cell_at[t + 1]
+        step_in_place(self.weights, self.at[t], gates, split, cell, next_cell, self.tanh_cell_at[t], output)
+        return output
 
     def step_back(self, t: int, scratch: Tensor) -> None:
         """From the gradients by output and cell at step t to those by the gates there and by the cell at t - 1.

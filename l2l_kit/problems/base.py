@@ -9,17 +9,26 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from l2l_kit.problems.checks import FrozenDataclass, check_arguments, check_name, checked_start, is_abstract
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, Tensors
 
 
 class Optimizees(ABC):
-    """A batch of ``n`` independent functions, each with a starting point of its own."""
+    """A batch of ``n`` independent functions, each with a starting point of its own.
+
+    Raises:
+        TypeError: where a subclass is defined whose `losses` takes other arguments.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_arguments(cls, "losses", "params", "step")
 
     @property
     @abstractmethod
     def start(self) -> Tensors:
-        """Starting points θ₀: named tensors of shape ``(n, *shape)``."""
+        """Starting points θ₀: named tensors of shape ``(n, *shape)``, all of one floating-point type."""
 
     @abstractmethod
     def losses(self, params: Tensors, step: int) -> Tensor:
@@ -95,10 +104,21 @@ def draw_minibatches(order: int, step: int, n: int, batch_size: int, images: int
     return torch.randint(images, (n, batch_size), generator=generator(order, "minibatch", step))
 
 
-class Problem(ABC):
-    """A distribution over optimizees. Subclasses are frozen dataclasses: their fields are the whole configuration."""
+class Problem(metaclass=FrozenDataclass):
+    """A distribution over optimizees. Subclasses are frozen dataclasses: their fields are the whole configuration.
+
+    Raises:
+        TypeError: where a subclass is defined that has no `name`, or whose `sample` takes other arguments; where an
+            instance is made, if its class is no frozen dataclass, or JSON cannot hold its configuration.
+    """
 
     name: ClassVar[str]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_arguments(cls, "sample", "n", "generator", "device")
+        if not is_abstract(cls, "sample"):
+            check_name(cls)
 
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator, device: torch.device | None = None) -> Optimizees:
@@ -111,3 +131,39 @@ class Problem(ABC):
     def config(self) -> dict[str, Any]:
         """What `problems.make` needs to build this problem again: ``{"name": ..., field: value, ...}``."""
         return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]
+
+
+def draw(problem: Problem, n: int, generator: torch.Generator, device: torch.device | None = None) -> Optimizees:
+    """What a problem samples, once it is known to be what was asked for. The kit draws optimizees in no other way.
+
+    Args:
+        problem: where they come from.
+        n, generator, device: see `Problem.sample`.
+
+    Raises:
+        TypeError: if it is no problem, or gives no `Optimizees`; or its `start` is refused.
+        ValueError: if it gives another number of them, or on another device; or its `start` is refused.
+    """
+    check_problem(problem)
+    where, optimizees = f"{type(problem).__name__}.sample", problem.sample(n, generator, device)
+    if not isinstance(optimizees, Optimizees):
+        raise TypeError(f"{where}: expected Optimizees, got {type(optimizees).__name__}.")
+    first = next(iter(checked_start(optimizees).values()))
+    if len(first) != n:
+        raise ValueError(f"{where}: expected {n} optimizees, got {len(first)}.")
+    asked = device or torch.device("cpu")
+    if first.device.type != asked.type or asked.index not in (None, first.device.index):
+        raise ValueError(f"{where}: expected tensors on {asked}, got {first.device}. Move them with .to(device).")
+    return optimizees
+
+
+def check_problem(problem: object) -> None:
+    """Refuse what is no problem.
+
+    Raises:
+        TypeError: such as for a problem's class or its name.
+    """
+    if isinstance(problem, type) and issubclass(problem, Problem):
+        raise TypeError(f"expected a problem, got the class {problem.__name__}; make one of it: {problem.__name__}().")
+    if not isinstance(problem, Problem):
+        raise TypeError(f"expected a problem, such as l2l_kit.problems.Quadratics(), got {problem!r}.")

@@ -19,8 +19,9 @@ from l2l_kit.errors import MetaTrainingDivergedError, UnknownNameError, WeightsF
 from l2l_kit.optimizers import LearnedRule
 from l2l_kit.paths import user_path
 from l2l_kit.problems import Optimizees, Problem
+from l2l_kit.problems.base import check_problem, draw
 from l2l_kit.randomness import generator
-from l2l_kit.storage import load_weights, read_tensors, write_tensors
+from l2l_kit.storage import check_finite, load_weights, read_tensors, write_tensors
 from l2l_kit.tensors import pick_device
 from l2l_kit.training.processes import averaged, from_the_first, place
 from l2l_kit.training.rollout import rollout
@@ -214,7 +215,7 @@ class Progress:
 
 def validation_optimizees(problem: Problem, settings: MetaTraining, device: torch.device | None = None) -> Optimizees:
     """The optimizees on which a run with these settings validates after each epoch."""
-    return problem.held_out().sample(settings.validation_tasks, generator(settings.seed, "validation"), device)
+    return draw(problem.held_out(), settings.validation_tasks, generator(settings.seed, "validation"), device)
 
 
 class MetaTrainer:
@@ -235,6 +236,7 @@ class MetaTrainer:
         device: None for the best there is.
 
     Raises:
+        TypeError: if it is no problem.
         WeightsFileError: if the checkpoint cannot be read or belongs to another run.
     """
 
@@ -247,6 +249,7 @@ class MetaTrainer:
         checkpoint: str | Path | None = None,
         device: str | torch.device | None = None,
     ) -> None:
+        check_problem(problem)
         self.device = pick_device(device)
         self.optimizer = optimizer.to(self.device)
         self.problem = problem
@@ -330,7 +333,7 @@ class MetaTrainer:
         for shard, unroller in self._unrollers.items():
             which = (episode,) if settings.shards is None else (episode, shard)
             size = settings.batch_size // (settings.shards or 1)
-            optimizees = self.problem.sample(size, generator(settings.seed, "meta-train", *which), self.device)
+            optimizees = draw(self.problem, size, generator(settings.seed, "meta-train", *which), self.device)
             unroller.begin(optimizees, generator(settings.seed, "replayed coordinates", *which))
         for group in self._meta_optimizer.param_groups:
             group["lr"] = settings.meta_lr_at(episode)
@@ -351,11 +354,11 @@ class MetaTrainer:
     def _validate(self, epoch: int, training_loss: float, validation: Optimizees) -> Progress:
         """End an epoch: validate, record, keep if best, save."""
         settings = self.settings
+        like = next(iter(validation.start.values()))
         if self._rank == 0:
-            losses = rollout(self.optimizer, validation, settings.horizon)
+            losses = rollout(self.optimizer, validation, settings.horizon).to(like)
         else:
-            shape = settings.validation_tasks, settings.horizon + 1
-            losses = next(self.optimizer.parameters()).detach().new_empty(shape)
+            losses = like.new_empty(settings.validation_tasks, settings.horizon + 1)
         losses = from_the_first(losses)
         final = losses[:, -1].mean().item()
         best = min((record.validation_loss for record in self.history.records), key=_nan_last, default=math.nan)
@@ -395,7 +398,8 @@ class MetaTrainer:
     def _resume(self, path: Path) -> None:
         tensors, about = read_tensors(path, CHECKPOINT_VERSION)
         for part, mine in self._identity().items():
-            theirs = about.get(part, {})
+            theirs = about.get(part)
+            theirs = theirs if isinstance(theirs, dict) else {}
             differing = sorted(key for key in mine | theirs if mine.get(key) != theirs.get(key))
             if differing:
                 listed = ", ".join(f"{key} {theirs.get(key)!r} (now {mine.get(key)!r})" for key in differing)
@@ -403,16 +407,34 @@ class MetaTrainer:
                     f"{path}: a checkpoint of another run, whose {part} had {listed}. Continue it with those, or name "
                     "another file, or delete this one to start anew."
                 )
-        self._best = _with_prefix(tensors, "best.")
-        load_weights(self.optimizer, self._best, f"{path} (best weights)")
-        load_weights(self.optimizer, _with_prefix(tensors, "weights."), str(path))
-        adam = self._meta_optimizer.state_dict()
-        for index in adam["param_groups"][0]["params"]:
+        best, weights = _with_prefix(tensors, "best."), _with_prefix(tensors, "weights.")
+        adam, records = self._meta_optimizer.state_dict(), _records(path, about)
+        for index, weight in enumerate(self.optimizer.parameters()):
             if state := _with_prefix(tensors, f"adam.{index}."):
+                shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+                if shapes != {"step": (), "exp_avg": tuple(weight.shape), "exp_avg_sq": tuple(weight.shape)}:
+                    raise WeightsFileError(
+                        f"{path}: Adam's state of weight {index} has other parts or shapes: {shapes}."
+                    )
+                check_finite(state, f"{path} (Adam's state of weight {index})")
                 adam["state"][index] = state
+        load_weights(self.optimizer, best, f"{path} (best weights)")
+        load_weights(self.optimizer, weights, str(path))
+        self._best, self.history.records = best, records
         self._meta_optimizer.load_state_dict(adam)
-        self.history.records = [EpochRecord(**record) for record in about["history"]]
-        self._earlier_seconds = self.history.records[-1].seconds
+        self._earlier_seconds = records[-1].seconds
+
+
+def _records(path: Path, about: dict[str, Any]) -> list[EpochRecord]:
+    """The history that a checkpoint holds: a record for each epoch from 0."""
+    try:
+        records = [EpochRecord(**record) for record in about["history"]]
+        numbers = all(isinstance(value, int | float) for record in records for value in asdict(record).values())
+        if numbers and records and [record.epoch for record in records] == list(range(len(records))):
+            return records
+    except (KeyError, TypeError) as error:
+        raise WeightsFileError(f"{path}: its history cannot be used ({error}).") from error
+    raise WeightsFileError(f"{path}: its history cannot be used: {about['history']!r}.")
 
 
 def _nan_last(loss: float) -> float:

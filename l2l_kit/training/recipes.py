@@ -12,6 +12,8 @@ With ``start`` it names another recipe, from whose optimizer the training goes o
 from __future__ import annotations
 
 import itertools
+import math
+import re
 import tomllib
 from collections.abc import Mapping
 from copy import deepcopy
@@ -26,7 +28,7 @@ from l2l_kit.errors import UnknownNameError
 from l2l_kit.optimizers import Baseline, GroupedBaselines, LearnedRule, baseline
 from l2l_kit.paths import RECIPES, toml_file
 from l2l_kit.problems import Problem
-from l2l_kit.storage import load_weights
+from l2l_kit.storage import BoundedWeights, load_weights
 from l2l_kit.training.imitation import Imitation
 from l2l_kit.training.meta_training import MetaTraining
 
@@ -110,6 +112,8 @@ class Recipe:
         )
 
 
+MOST_MEMBERS = 1000
+"""In a grid: more would not be trained in a lifetime."""
 _SECTIONS = ("name", "start", "problem", "optimizer", "imitation", "training", "search", "grid")
 
 
@@ -135,7 +139,7 @@ def read_recipes(name_or_path: str | Path) -> list[Recipe]:
         return recipes
     except KeyError as error:
         raise ValueError(f"{path}: not a valid recipe: {error} is missing.") from error
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # a file can be wrong in any way
         raise ValueError(f"{path}: not a valid recipe: {error}") from error
 
 
@@ -154,6 +158,8 @@ def find_recipe(name: str) -> Recipe:
 def _members(content: dict[str, Any]) -> list[dict[str, Any]]:
     """The recipe once for each combination of the grid's values, with the name's placeholders filled in."""
     grid = content.pop("grid", {})
+    if (size := math.prod(map(len, grid.values()))) > MOST_MEMBERS:
+        raise ValueError(f"its grid has {size} members; at most {MOST_MEMBERS} are possible")
     members = []
     for values in itertools.product(*grid.values()):
         member = deepcopy(content)
@@ -162,7 +168,7 @@ def _members(content: dict[str, Any]) -> list[dict[str, Any]]:
             section, _, field = key.partition(".")
             member[section][field] = chosen[field] = value
         if chosen:
-            member["name"] = member["name"].format(**chosen)
+            member["name"] = re.sub(r"{(\w+)}", lambda key: str(chosen[key[1]]), member["name"])  # noqa: B023
         members.append(member)
     return members
 
@@ -188,12 +194,15 @@ def _recipe(content: dict[str, Any], default_name: str) -> Recipe:
         teacher,
         content.get("start"),
     )
+    if not re.fullmatch(r"\w[\w.-]*", recipe.name):
+        raise ValueError(f"its name names files, of letters, digits, '-', '_' and '.', got {recipe.name!r}")
     recipe.make_problem()
-    recipe.make_optimizer()
     if recipe.imitation is not None:
         recipe.make_teacher()
-    if search is not None:
-        recipe.with_draw({name: low for name, (low, _) in search.ranges.items()}).make_optimizer()
+    drawn = [] if search is None else [recipe.with_draw({name: low for name, (low, _) in search.ranges.items()})]
+    for each in (recipe, *drawn):
+        with BoundedWeights():
+            each.make_optimizer()
     return recipe
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from l2l_kit.optimizers import Optimizer
 from l2l_kit.problems import Optimizees
-from l2l_kit.tensors import Layout, ravel
+from l2l_kit.problems.checks import first_evaluation
+from l2l_kit.tensors import ravel
 
 
 def trace(optimizer: Optimizer[Any], optimizees: Optimizees, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -18,16 +19,18 @@ def trace(optimizer: Optimizer[Any], optimizees: Optimizees, steps: int) -> Iter
 
     Yields:
         Parameters ``(n, coordinates)`` and losses ``(n,)``.
+
+    Raises:
+        TypeError, ValueError: as `first_evaluation`.
     """
-    start = optimizees.start
-    layout, rows = Layout.of(start), ravel(start)
-    state = optimizer.init(start)
-    for step in range(steps + 1):
+    layout, rows, losses, gradients = first_evaluation(optimizees)
+    state = optimizer.init(optimizees.start)
+    yield rows, losses
+    for step in range(1, steps + 1):
+        updates, state = optimizer.update(layout.unravel(gradients), state)
+        rows = rows + ravel(updates)
         losses, gradients = optimizees.losses_and_gradients(rows, layout, step)
         yield rows, losses
-        if step < steps:
-            updates, state = optimizer.update(layout.unravel(gradients), state)
-            rows = rows + ravel(updates)
 
 
 def rollout(optimizer: Optimizer[Any], optimizees: Optimizees, steps: int) -> Tensor:

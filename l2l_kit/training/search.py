@@ -66,14 +66,14 @@ def random_search(
     url = _url(storage)
     try:
         trials = _search(recipe, search, url, device, on_trial)
-    except (sqlalchemy.exc.DBAPIError, optuna.exceptions.StorageInternalError) as error:
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         cause = error.__cause__ or error
         reason = " ".join(str(getattr(cause, "orig", cause)).split())  # without the statement that failed
         remedy = " A folder that can be written, on a drive with file locks, is needed." * url.drivername.startswith(
             "sqlite"
         )
         raise ValueError(f"{url}: {reason}.{remedy}") from error
-    if not trials["validation_loss"].iloc[0] < float("inf"):
+    if trials.empty or not trials["validation_loss"].iloc[0] < float("inf"):
         raise ValueError(f"recipe {recipe.name!r}: every trial of the search diverged; lower its meta_lr bounds.")
     return trials
 
@@ -111,7 +111,7 @@ def _search(
         loss = trainer.history.records[-1].validation_loss
         return float("inf") if math.isnan(loss) else loss  # optuna would count NaN as a failure and try again for ever
 
-    states = optuna.trial.TrialState
+    states, silent = optuna.trial.TrialState, _Silent(study)
     while True:
         _queue(study, recipe, search)
         found = {trial.state for trial in _by_draw(study).values()}
@@ -124,9 +124,34 @@ def _search(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 optuna.storages.fail_stale_trials(study)
+            silent.fail()
         else:
             break
     return _table(study)
+
+
+class _Silent:
+    """Trials under way that have never given a sign of life, as where a process was killed before the first one.
+
+    Optuna counts the time since the last sign, and would wait for ever for these.
+    """
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._study = study
+        self._since: dict[int, float] = {}
+
+    def fail(self) -> None:
+        """Count those as failed that have been silent for as long as others are waited for."""
+        import sqlalchemy
+        from optuna.trial import TrialState
+
+        with self._study._storage._backend.engine.connect() as connection:  # type: ignore[attr-defined]
+            alive = set(connection.execute(sqlalchemy.text("SELECT trial_id FROM trial_heartbeats")).scalars())
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if trial._trial_id in alive:
+                continue
+            if time.monotonic() - self._since.setdefault(trial.number, time.monotonic()) > 2 * HEARTBEAT:
+                self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 
 def _url(storage: str | Path) -> sqlalchemy.URL:
@@ -157,27 +182,14 @@ def _open(recipe: Recipe, search: Search, url: sqlalchemy.URL) -> optuna.Study:
     import sqlalchemy.exc
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    options = {"connect_args": {"timeout": 60}} if url.get_backend_name() == "sqlite" else {}
-    for attempts_left in reversed(range(5)):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                database = optuna.storages.RDBStorage(
-                    url.render_as_string(False), options, heartbeat_interval=HEARTBEAT
-                )
-            break
-        except sqlalchemy.exc.DBAPIError:  # another process makes the tables of a new database at this very moment
-            if not attempts_left:
-                raise
-            time.sleep(1)
-    study = optuna.create_study(
-        study_name=recipe.name,
-        storage=database,
-        direction="minimize",
-        load_if_exists=True,
-        sampler=optuna.samplers.RandomSampler(),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
-    )
+    try:
+        study = _study(recipe.name, url)
+        known = study.user_attrs.get("asked")
+        _table(study)
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError):
+        raise
+    except Exception as error:  # what is in a damaged database can be wrong in any way
+        raise ValueError(f"{url}: damaged, or no database of a search ({error}). Delete it to search anew.") from error
     low, high = search.meta_lr
     asked: dict[str, Any] = {
         "problem": recipe.make_problem().config(),
@@ -190,13 +202,48 @@ def _open(recipe: Recipe, search: Search, url: sqlalchemy.URL) -> optuna.Study:
     if search.prune:
         asked["prune"] = True
     asked = json.loads(json.dumps(asked))
-    if study.user_attrs.get("asked", asked) != asked:
+    if known not in (None, asked):
         raise ValueError(
             f"{url}: holds the trials of another recipe named {recipe.name!r}. Delete it to search anew, or give "
             "this recipe another name."
         )
-    study.set_user_attr("asked", asked)
+    if known is None:
+        study.set_user_attr("asked", asked)
     return study
+
+
+def _study(name: str, url: sqlalchemy.URL) -> optuna.Study:
+    """The study of that name in a database, made if it is not there."""
+    import optuna
+    import sqlalchemy.exc
+
+    options: dict[str, Any] = {}
+    if url.get_backend_name() == "sqlite":  # which would find damage in the middle of a search, if at all
+        options["connect_args"] = {"timeout": 60}
+        with sqlalchemy.create_engine(url, **options).connect() as connection:
+            found = connection.exec_driver_sql("PRAGMA integrity_check").scalars().all()
+        if found != ["ok"]:
+            raise ValueError(f"SQLite says: {'; '.join(found[:3])}")
+    for attempts_left in reversed(range(5)):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                database = optuna.storages.RDBStorage(
+                    url.render_as_string(False), options, heartbeat_interval=HEARTBEAT
+                )
+            break
+        except sqlalchemy.exc.DBAPIError as error:  # another process makes a new database's tables at this very moment
+            if not attempts_left or type(error) is sqlalchemy.exc.DatabaseError:  # the latter: the file is damaged
+                raise
+            time.sleep(1)
+    return optuna.create_study(
+        study_name=name,
+        storage=database,
+        direction="minimize",
+        load_if_exists=True,
+        sampler=optuna.samplers.RandomSampler(),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
+    )
 
 
 def _draw(recipe: Recipe, search: Search, number: int) -> dict[str, float]:

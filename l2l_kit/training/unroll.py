@@ -38,7 +38,7 @@ from l2l_kit.errors import MetaTrainingDivergedError
 from l2l_kit.optimizers import LearnedRule, LSTMOptimizer
 from l2l_kit.optimizers.base import Part, changed
 from l2l_kit.problems import Optimizees
-from l2l_kit.tensors import Layout, ravel
+from l2l_kit.problems.checks import first_evaluation
 from l2l_kit.training.replay import CoupledReplay, Replay, StepwiseReplay, Tapes
 
 TAPE_BYTES = 400 * 2**20
@@ -75,19 +75,18 @@ class Unroller(ABC):
             draws: a CPU generator for what the unroller itself draws; None for torch's own.
 
         Raises:
+            TypeError, ValueError: as `first_evaluation`.
             MetaTrainingDivergedError: if a loss is NaN or infinite before the first step.
         """
-        start = optimizees.start
         self._optimizees = optimizees
         self._draws = draws
-        self._layout = Layout.of(start)
-        self._rows = ravel(start)
+        self._layout, self._rows, losses, self._gradients = first_evaluation(optimizees)
+        self._dtype = next(self.optimizer.parameters()).dtype  # the optimizees may be of another
         self._parts = [
             part if isinstance(part.columns, slice) else part._replace(columns=part.columns.to(self._rows.device))
             for part in self.optimizer.parts(self._layout)
         ]
         self._step = 0
-        losses, self._gradients = optimizees.losses_and_gradients(self._rows, self._layout, 0)
         self._check(losses[None], 0)
 
     @abstractmethod
@@ -144,15 +143,15 @@ class ReplayUnroller(Unroller):
     def advance(self, unroll: int) -> Window:
         n = len(self._rows)
         losses = self._rows.new_empty(unroll, n)
-        gradients = self._rows.new_empty(unroll + 1, *self._rows.shape)
+        gradients = self._rows.new_empty(unroll + 1, *self._rows.shape, dtype=self._dtype)
         gradients[0] = self._gradients
         for replay in self._replays:
             replay.start(unroll)
         for t in range(unroll):
-            updates = torch.empty_like(self._rows)
+            updates = torch.empty_like(gradients[t])
             for part, replay in zip(self._parts, self._replays, strict=True):
                 updates[:, part.columns] = replay.step(gradients[t][:, part.columns].flatten()).view(n, -1)
-            self._rows = self._rows + updates
+            self._rows = self._rows + updates.to(self._rows.dtype)
             self._step += 1
             losses[t], self._gradients = self._optimizees.losses_and_gradients(self._rows, self._layout, self._step)
             gradients[t + 1] = self._gradients
@@ -202,7 +201,7 @@ class ExactUnroller(Unroller):
         n, first = len(self._rows), self._step
         losses = self._rows.new_empty(unroll, n)
         points = self._rows.new_empty(unroll + 1, *self._rows.shape)
-        gradients = torch.empty_like(points)
+        gradients = torch.empty_like(points, dtype=self._dtype)
         points[0], gradients[0] = self._rows, self._gradients
         parts = list(zip(self._parts, self._replays, strict=True))
         for _, replay in parts:
@@ -210,7 +209,7 @@ class ExactUnroller(Unroller):
         for t in range(unroll):
             for part, replay in parts:
                 updates = replay.step(gradients[t][:, part.columns].flatten())
-                points[t + 1][:, part.columns] = points[t][:, part.columns] + updates.view(n, -1)
+                points[t + 1][:, part.columns] = points[t][:, part.columns] + updates.view(n, -1).to(points.dtype)
             losses[t], gradients[t + 1] = self._optimizees.losses_and_gradients(
                 points[t + 1], self._layout, first + t + 1
             )
@@ -225,8 +224,9 @@ class ExactUnroller(Unroller):
             for part, replay in parts:
                 by_gradient[:, part.columns] = replay.step_back(t, by_point[:, part.columns].flatten()).view(n, -1)
             if t > 0:
-                curved = self._optimizees.hessian_products(points[t], self._layout, first + t, by_gradient)
-                by_point = by_point + gradients[t] / n + curved
+                vectors = by_gradient.to(points.dtype)
+                curved = self._optimizees.hessian_products(points[t], self._layout, first + t, vectors)
+                by_point = by_point + gradients[t] / n + curved.to(self._dtype)
         meta_gradient = {part.prefix + name: g for part, replay in parts for name, g in replay.weight_gradients.items()}
         return Window(losses, meta_gradient)
 
@@ -260,8 +260,8 @@ class AutogradUnroller(Unroller):
             )
             updates = torch.zeros_like(rows)
             for index, part in enumerate(self._parts):
-                update, states[index] = part.network(gradients[:, part.columns], states[index])
-                updates[:, part.columns] = update
+                update, states[index] = part.network(gradients[:, part.columns].to(self._dtype), states[index])
+                updates[:, part.columns] = update.to(rows.dtype)
             rows = rows + updates
             self._step += 1
             loss = self._optimizees.losses(self._layout.unravel(rows), self._step)

@@ -292,7 +292,7 @@ l2l.save(rule, l2l.zoo.PRETRAINED / "neural-art-small")
 module = sys.modules[l2l.widgets.painter.__module__]
 rates = {"SGD": 20.0, "NAG": 5.0, "RMSprop": 0.02, "Adam": 0.2}
 module.read_result = lambda name: pd.DataFrame(
-    [{"step": 128, "optimizer": name, "lr": lr} for name, lr in rates.items()]
+    [{"protocol": "one rate", "step": 128, "optimizer": name, "lr": lr} for name, lr in rates.items()]
 )
 module.SWEEPS = {32: "sweeps/neural-art"}
 painter = l2l.widgets.painter(content="cat", style="mosaic", size=32, steps=16, network="small")

@@ -1,0 +1,224 @@
+"""Commands that are killed at random moments, whole process group: what is taken up again ends with the same bits.
+
+Workers are forked from a process that has imported everything, since importing torch takes longer than what they do.
+"""
+
+import multiprocessing
+import os
+import random
+import re
+import signal
+import sys
+import time
+
+import nbformat
+import psutil
+import pytest
+import torch
+from test_data import Official, small_data_set
+
+from l2l_kit import data, zoo
+from l2l_kit import reproduce as lessons
+from l2l_kit.anew import run_sweep
+from l2l_kit.evaluation import Sweep, read_result, record_tuning
+from l2l_kit.problems import Quadratics
+from l2l_kit.report import claims_table
+from l2l_kit.training import MetaTraining, Recipe, Search, search
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+
+TRAINING = MetaTraining(horizon=10, unroll=5, epochs=12, episodes_per_epoch=4, batch_size=8, validation_tasks=20)
+RECIPE = Recipe(
+    "mine",
+    {"name": "quadratics", "dim": 3},
+    {"hidden_size": 4},
+    TRAINING,
+    Search(trials=2, epochs=1, meta_lr=(1e-3, 1e-1)),
+)
+SWEEP = Sweep(
+    "mine",
+    {"name": "quadratics"},
+    {"dim": [2, 3]},
+    {"LSTM": "quadratics"},
+    [5, 10],
+    20,
+    20,
+    {name: [0.01, 0.03, 0.1, 0.3] for name in ("sgd", "nag", "rmsprop", "adam")},
+)
+
+
+# What is run in a worker, in a folder of its own; and what it must end with.
+
+
+def train(folder, _):
+    search.HEARTBEAT = 1  # a killed trial is taken up again after twice as long
+    zoo.follow_recipe(RECIPE, folder, device="cpu", progress=False)
+
+
+def trained(folder):
+    tables = [read_result(name, folder / "results") for name in ("training/mine", "search/mine")]
+    card = zoo.card(folder / "pretrained" / "mine")
+    card["trained"].pop("seconds")
+    weights = {name: tensor.tolist() for name, tensor in zoo.load(folder / "pretrained" / "mine").state_dict().items()}
+    return [table.drop(columns="seconds").to_csv() for table in tables], card, weights
+
+
+def fetch(folder, url):
+    os.environ["L2L_DATA_DIR"] = str(folder)
+    os.environ["TQDM_DISABLE"] = "1"
+    data._DATA_SETS["small"] = small_data_set(url)
+    data.fetch("small")
+
+
+def fetched(folder):
+    return (folder / "small.npz").read_bytes()
+
+
+def tune(folder, _):
+    record_tuning(Quadratics(dim=3), steps=(5, 20), tasks=50, rates=4, directory=folder / "results", device="cpu")
+
+
+def tuned(folder):
+    return contents(folder / "results")
+
+
+def sweep(folder, _):
+    run_sweep(SWEEP, folder, device="cpu")
+
+
+def swept(folder):
+    return contents(folder / "results"), contents(folder / "cache")
+
+
+def contents(folder):
+    """All files but what a kill has left of one, which nobody takes for it."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def reproduce(folder, _):
+    lessons.NOTEBOOKS = folder.parent / "notebooks"
+    done = lessons.reproduce(lessons.find_lessons(), folder / "notebooks", {"seed": "5"})
+    (folder / "claims.md").write_text(claims_table(done))
+
+
+def reproduced(folder):
+    table = (folder / "claims.md").read_text()
+    return re.sub(r"\| \d+ \| (yes|\*\*no\*\*) \|\n", r"\1\n", table)  # without the seconds
+
+
+COMMANDS = {
+    "train": (train, trained, 14),
+    "fetch": (fetch, fetched, 12),
+    "tune": (tune, tuned, 8),
+    "sweep": (sweep, swept, 12),
+    "reproduce": (reproduce, reproduced, 4),
+}
+"""How each is run, what must come out of it, and how often it is killed."""
+
+
+def work(command, folder, url):
+    """What a worker does."""
+    os.setsid()
+    for stream in (1, 2):
+        os.dup2(os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    torch.set_num_threads(1)
+    COMMANDS[command][0](folder, url)
+
+
+@pytest.fixture(scope="module")
+def workers():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["l2l_kit.cli", "optuna", "papermill", "pooch", "mlxtend.data", "psutil"])
+    ready = context.Process(target=int)
+    ready.start()
+    ready.join()
+    return context
+
+
+@pytest.fixture(scope="module")
+def official():
+    """A server that takes its time."""
+    import threading
+
+    with Official() as server:
+        answer = server.answer
+        server.answer = lambda name: (time.sleep(0.05), answer(name))[1]
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server.url
+        server.shutdown()
+        thread.join()
+
+
+def kill(process):
+    """The worker and all that it has started, at once."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:  # before it had a group of its own
+        process.kill()
+    process.join()
+    psutil.wait_procs(family, timeout=60)  # kernels have a group of their own, and end when their parent does
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_is_taken_up_again_ends_with_the_same_bits(tmp_path, monkeypatch, workers, official, command):
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    if command == "reproduce":
+        write_lessons(tmp_path / "notebooks")
+    _, outcome, kills = COMMANDS[command]
+    folders = (tmp_path / f"{number}" for number in range(100))
+
+    def begun(folder):
+        folder.mkdir(exist_ok=True)
+        process = workers.Process(target=work, args=(command, folder, official))
+        process.start()
+        return process
+
+    def finished(process, folder):
+        process.join()
+        assert process.exitcode == 0, (folder / "log").read_text()
+        return outcome(folder)
+
+    began, whole = time.monotonic(), next(folders)
+    expected = finished(begun(whole), whole)
+    seconds, draws = time.monotonic() - began, random.Random(command)
+    killed, folder = 0, next(folders)
+    while killed < kills:
+        process = begun(folder)
+        process.join(draws.uniform(0, seconds))
+        if process.is_alive():
+            kill(process)
+            killed += 1
+        else:  # it was taken up often enough to get to its end
+            assert finished(process, folder) == expected
+            folder = next(folders)
+    assert finished(begun(folder), folder) == expected
+
+
+# A claim needs no l2l_kit here, so that a kernel is ready at once.
+LESSON = """
+import time
+
+def claim(number):
+    fields = {"source": f"figure {number}", "text": f"claim of {name}", "measured": str(seed + number)}
+    fields |= {"conditions": "nothing", "holds": number % 2 == 0, "effect": number / 3}
+    display({"text/plain": ""}, raw=True, metadata={"l2l_claim": fields})
+    time.sleep(0.1)
+"""
+
+
+def write_lessons(folder):
+    folder.mkdir()
+    for number in (1, 2):
+        parameters = nbformat.v4.new_code_cell("seed: int = 0")
+        parameters.metadata["tags"] = ["parameters"]
+        code = [LESSON.replace("{name}", str(number)), "claim(1)", "claim(2)", "claim(3)"]
+        notebook = nbformat.v4.new_notebook(cells=[parameters, *map(nbformat.v4.new_code_cell, code)])
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(notebook, folder / f"{number:02}_lesson.ipynb")
