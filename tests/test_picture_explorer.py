@@ -29,7 +29,7 @@ BASELINES = {"SGD": "sgd", "NAG": "nag", "RMSprop": "rmsprop", "Adam": "adam"}
 def recorded(monkeypatch, tmp_path):
     """Pretrained optimizers and sweeps that are made here, so that the tests need no recorded ones."""
     zoo.save(LSTMOptimizer(**TINY, seed=2), tmp_path / "cifar-single")
-    for seed, name in enumerate(("cifar", "cifar-sub5")):
+    for seed, name in enumerate(("cifar", "cifar-paper", "cifar-sub5")):
         zoo.save(GroupedLSTMs({kind: {**TINY, "seed": seed} for kind in ("conv", "fc")}), tmp_path / name)
     monkeypatch.setattr(zoo, "PRETRAINED", tmp_path)
     for labels in (10, 5, 2):
@@ -114,10 +114,10 @@ def test_steps(make):
 def test_which_lstm(make):
     widget = make(labels=5)
     shown = [lines(widget)]
-    for optimizer in ("one LSTM", "LSTM-sub"):
+    for optimizer in ("paper's method", "one LSTM", "LSTM-sub"):
         widget.optimizer.value = optimizer
         shown.append(lines(widget))
-    assert len({each["LSTM"] for each in shown}) == 3
+    assert len({each["LSTM"] for each in shown}) == 4
     assert len({each["Adam"] for each in shown}) == 1
 
 
@@ -125,7 +125,7 @@ def test_lstm_sub_is_offered_where_there_are_labels_to_leave_out(make):
     widget = make(labels=5, optimizer="LSTM-sub")
     assert widget.optimizer.value == "LSTM-sub"
     widget.labels.value = 10
-    assert widget.optimizer.options == ("two LSTMs", "one LSTM")
+    assert widget.optimizer.options == ("two LSTMs", "paper's method", "one LSTM")
     assert widget.optimizer.value == "two LSTMs"
     fallen_back = lines(widget)
     assert fallen_back == lines(make(labels=10)) == lines(make(labels=10, optimizer="LSTM-sub"))
@@ -135,7 +135,7 @@ def test_the_choice_of_an_lstm_that_is_offered_stays(make):
     widget = make(optimizer="one LSTM")
     before = lines(widget)
     widget.labels.value = 5
-    assert widget.optimizer.options == ("two LSTMs", "one LSTM", "LSTM-sub")
+    assert widget.optimizer.options == ("two LSTMs", "paper's method", "one LSTM", "LSTM-sub")
     assert widget.optimizer.value == "one LSTM"
     widget.labels.value = 10
     assert widget.optimizer.value == "one LSTM"
@@ -163,19 +163,41 @@ def test_learning_rates_follow_until_they_are_moved(make):
     assert lines(widget) == lines(make())
 
 
-def test_a_missing_pretrained_optimizer_is_said_and_the_others_shown(make):
+def test_only_what_is_pretrained_is_offered(make, recorded):
+    (recorded / "cifar-single.safetensors").unlink()
     widget = make(labels=2, optimizer="LSTM-sub")
-    assert sorted(lines(widget)) == ["Adam", "NAG", "RMSprop", "SGD"]
-    assert "unknown pretrained optimizer 'cifar-sub2'" in text(widget)
-    assert "is best" in text(widget)
+    assert widget.optimizer.options == ("two LSTMs", "paper's method")
+    assert len(widget.optimizer.tooltips) == 2
+    assert widget.optimizer.value == "two LSTMs"
     widget.labels.value = 5
+    assert widget.optimizer.options == ("two LSTMs", "paper's method", "LSTM-sub")
+
+
+def test_a_missing_pretrained_optimizer_is_said_and_the_others_shown(make, recorded):
+    (recorded / "cifar.safetensors").unlink()
+    widget = make()
+    assert sorted(lines(widget)) == ["Adam", "NAG", "RMSprop", "SGD"]
+    assert "unknown pretrained optimizer 'cifar'" in text(widget)
+    assert "is best" in text(widget)
+    widget.optimizer.value = "paper's method"
     assert "LSTM" in lines(widget)
     assert "unknown" not in text(widget)
 
 
-def test_a_missing_sweep_is_said(make, recorded):
+def test_learning_rates_for_all_labels_where_fewer_were_not_swept(make, recorded):
     (recorded / "sweeps" / "cifar5.csv").unlink()
-    with pytest.raises(FileNotFoundError, match="no recorded result 'sweeps/cifar5'"):
+    widget = make(labels=2)
+    assert "10 labels" not in widget.tuned_on.value
+    widget.labels.value = 5
+    assert rates(widget) == RATES[10, 2]
+    assert "10 labels" in widget.tuned_on.value
+    widget.labels.value = 10
+    assert "10 labels" not in widget.tuned_on.value
+
+
+def test_a_missing_sweep_of_all_labels_is_said(make, recorded):
+    (recorded / "sweeps" / "cifar10.csv").unlink()
+    with pytest.raises(FileNotFoundError, match="no recorded result 'sweeps/cifar10'"):
         make()
 
 

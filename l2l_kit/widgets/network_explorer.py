@@ -88,7 +88,7 @@ class NetworkExplorer(RunningExplorer):
             networks=networks,
             steps=steps,
             lengths=STEPS,
-            horizon=100,
+            horizon="100 steps",
             learned=[self.fully_trained, self.unroll, labelled("Preprocessing", self.preprocessing)],
             network=rows if architecture else [],
             controls=[*lstm, *network],

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
+import ipywidgets
 from typing_extensions import override
 
-from l2l_kit import data, plots
+from l2l_kit import data, plots, zoo
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation import EACH_STEP, read_result, swept_baselines, under
 from l2l_kit.optimizers import BASELINES, Baseline
 from l2l_kit.problems import CIFAR
 from l2l_kit.problems.cifar import CHANNELS, HIDDEN, LAYERS
-from l2l_kit.widgets.live_figure import toggle
+from l2l_kit.widgets.live_figure import message, toggle
 from l2l_kit.widgets.running_explorer import RunningExplorer, slider, two_lines
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 LABELS = (2, 5, 10)
-TWO, ONE, SUB = "two LSTMs", "one LSTM", "LSTM-sub"
+ALL = LABELS[-1]
+TWO, PAPER, ONE, SUB = "two LSTMs", "paper's method", "one LSTM", "LSTM-sub"
 OPTIMIZERS = {
-    TWO: "One for the convolutional layers, one for the fully connected ones",
-    ONE: "The same for all layers",
+    TWO: "One for the kernels and one for all other parameters; imitation first, then meta-training",
+    PAPER: "Two LSTMs, trained by the paper's method alone",
+    ONE: "The same LSTM for all parameters",
     SUB: "Two LSTMs that were trained only on the labels that are left out here",
 }
 STEPS = (20, 50, 100, 200, 400)
@@ -43,14 +51,16 @@ def picture_explorer(
     Args:
         seed: of the networks and their minibatches, to begin with.
         labels: how many of CIFAR-10's are to be told apart, 10, 5 or 2, to begin with.
-        optimizer: the learned one, "two LSTMs", "one LSTM" or "LSTM-sub", to begin with. With all 10 labels there is no
-            LSTM-sub, and two LSTMs take its place.
+        optimizer: the learned one, "two LSTMs", "paper's method", "one LSTM" or "LSTM-sub", to begin with. Two LSTMs
+            take the place of one that is not among the pretrained ones, and of LSTM-sub where all 10 labels are told
+            apart.
         networks: how many the losses are averaged over: a step takes some 50 ms for each.
         steps: updates per run, to begin with.
         images: as `variant` of `problems.CIFAR`.
 
     Raises:
-        FileNotFoundError: if the sweeps that tuned the learning rates are not recorded.
+        FileNotFoundError: if the sweep that tuned the learning rates for 10 labels is not recorded. Where the one for 5
+            or 2 labels is not, these take their place, and the explorer says so.
         UnknownNameError: for other labels or optimizers than those, or an unknown variant.
         ValueError: for a number of networks or steps below 1.
         DataError: if the images asked for cannot be had.
@@ -67,18 +77,19 @@ class PictureExplorer(RunningExplorer):
         if optimizer not in OPTIMIZERS:
             raise UnknownNameError("optimizer", optimizer, OPTIMIZERS)
         self._variant = CIFAR(variant=images).variant
-        self._sweeps = {number: under(read_result(f"sweeps/cifar{number}"), EACH_STEP) for number in LABELS}
+        self._sweeps = _recorded_sweeps()
         self._tuned: Mapping[str, Baseline] = {}
         self.optimizer = toggle(tuple(OPTIMIZERS), optimizer, tuple(OPTIMIZERS.values()))
         self.labels = slider("Labels", LABELS, labels, "How many of CIFAR-10's labels are to be told apart")
+        self.tuned_on = ipywidgets.HTML()
         super().__init__(
             seed=seed,
             networks=networks,
             steps=steps,
             lengths=STEPS,
-            horizon=400,
+            horizon="200 steps, by the paper's method on 100",
             learned=[self.optimizer],
-            network=[self.labels],
+            network=[self.labels, self.tuned_on],
             controls=[self.optimizer, self.labels],
             tuned_for="Those with the lowest loss on test images of CIFAR-10 after so many steps, with so many labels",
         )
@@ -86,7 +97,7 @@ class PictureExplorer(RunningExplorer):
     @override
     def _tuned_baselines(self) -> Mapping[str, Baseline]:
         """The paper's, for the number of steps, or the next that was swept, or the last."""
-        sweep = self._sweeps[self.labels.value]
+        sweep = self._sweeps.get(self.labels.value, self._sweeps[ALL])
         swept = sorted(set(sweep["step"]))
         tuned = swept_baselines(sweep, next((step for step in swept if step >= self.steps.value), swept[-1]))
         return {label: tuned[label] for label in BASELINES.values() if label in tuned}
@@ -94,7 +105,11 @@ class PictureExplorer(RunningExplorer):
     @property
     @override
     def _pretrained(self) -> str:
-        return {TWO: "cifar", ONE: "cifar-single", SUB: f"cifar-sub{self.labels.value}"}[self.optimizer.value]
+        return self._file(self.optimizer.value)
+
+    def _file(self, optimizer: str) -> str:
+        names = {TWO: "cifar", PAPER: "cifar-paper", ONE: "cifar-single", SUB: f"cifar-sub{self.labels.value}"}
+        return names[optimizer]
 
     @property
     @override
@@ -118,12 +133,27 @@ class PictureExplorer(RunningExplorer):
     @override
     def _settle(self) -> None:
         chosen = self.optimizer.value
-        offered = tuple(name for name in OPTIMIZERS if name != SUB or self.labels.value < 10)
+        there = zoo.names()
+        offered = tuple(name for name in OPTIMIZERS if name == TWO or self._file(name) in there)
         if self.optimizer.options != offered:
             with self._quietly():
                 self.optimizer.options = offered  # of which the first is chosen now
+                self.optimizer.tooltips = [OPTIMIZERS[name] for name in offered]
                 self.optimizer.value = chosen if chosen in offered else TWO
+        others = (
+            f"The learning rates are those tuned for {ALL} labels." if self.labels.value not in self._sweeps else ""
+        )
+        self.tuned_on.value = message(others)
         before, self._tuned = self._tuned, self._tuned_baselines()
         # Otherwise a reader would compare with baselines tuned for other labels.
         unmoved = {name for name, tuned in before.items() if self.learning_rates[name].value == tuned.lr}
         self._set_learning_rates({name: tuned for name, tuned in self._tuned.items() if name in unmoved})
+
+
+def _recorded_sweeps() -> dict[int, pd.DataFrame]:
+    """By number of labels; all of them must have been swept, fewer need not."""
+    sweeps = {ALL: under(read_result(f"sweeps/cifar{ALL}"), EACH_STEP)}
+    for number in LABELS[:-1]:
+        with suppress(FileNotFoundError):
+            sweeps[number] = under(read_result(f"sweeps/cifar{number}"), EACH_STEP)
+    return sweeps

@@ -30,7 +30,7 @@ class RunningExplorer(BaseExplorer):
         networks: how many the losses are averaged over.
         steps: updates per run, to begin with.
         lengths: more numbers of updates to choose from.
-        horizon: updates of the runs that the learned optimizers were trained on.
+        horizon: how many updates the runs had that the learned optimizers were trained on, in words.
         learned: rows of controls below the learned optimizer's checkbox.
         network: rows of controls for the networks.
         controls: those of all of them that are followed.
@@ -50,7 +50,7 @@ class RunningExplorer(BaseExplorer):
         networks: int,
         steps: int,
         lengths: Iterable[int],
-        horizon: int,
+        horizon: str,
         learned: Sequence[ipywidgets.Widget],
         network: Sequence[ipywidgets.Widget],
         controls: Iterable[ipywidgets.ValueWidget],
