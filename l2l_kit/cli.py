@@ -287,7 +287,8 @@ def sweep(
         list[str] | None, typer.Option(help="Run only these optimizers, such as Adam, and record nothing yet.")
     ] = None,
     pieces: Annotated[
-        Path | None, typer.Option(help="Folder of the runs that are finished, instead of the one in the cache.")
+        Path | None,
+        typer.Option(parser=user_path, help="Folder of the runs that are finished, instead of the one in the cache."),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at once, the cores shared among them.")] = 1,
     data: Data = HOME,

@@ -1,7 +1,9 @@
 """Optimizers made of several: each kind of parameter has an LSTM of its own, everywhere."""
 
 import json
+from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import pytest
 import torch
@@ -233,14 +235,12 @@ def test_meta_training_trains_both(tmp_path):
     """On problems whose parameters have kinds; it can be interrupted, and its loss falls."""
     from tests.test_meta_gradient import Layers
 
+    @dataclass(frozen=True)
     class Problem(l2l.problems.Problem):
-        name = "layers"
+        name: ClassVar[str] = "layers"
 
         def sample(self, n, generator, device=None):
             return Layers(n, seed=int(torch.randint(1000, (), generator=generator)))
-
-        def config(self):
-            return {"name": self.name}
 
     rule = groups().double()
     before = {name: tensor.clone() for name, tensor in rule.state_dict().items()}

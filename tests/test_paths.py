@@ -156,6 +156,7 @@ def test_a_disk_that_is_full_or_cannot_be_written_is_one_clear_line(
     (tmp_path / "tiny.toml").write_text(RECIPE)
     (tmp_path / "searched.toml").write_text(RECIPE + SEARCH)
     (tmp_path / "sweep.toml").write_text(SWEEP)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
     monkeypatch.setattr("l2l_kit.training.search.time.sleep", lambda _: None)
     monkeypatch.setattr("l2l_kit.reproduce.ProcessPoolExecutor", Here)
     result = run(*(part.format(disk=bad_disk, folder=tmp_path) for part in command))

@@ -181,7 +181,7 @@ def test_a_trial_whose_process_was_killed_is_run_again(tmp_path, monkeypatch, wh
 def test_a_trial_whose_process_was_killed_before_its_first_sign_of_life_is_run_again(tmp_path, monkeypatch, whole):
     """Optuna counts the time since the last sign, and would wait for the first one for ever."""
     monkeypatch.setattr(module, "HEARTBEAT", 1)
-    study = module._open(RECIPE, RECIPE.search, tmp_path / "search.db")
+    study = module._open(RECIPE, RECIPE.search, module._url(tmp_path / "search.db"))
     module._queue(study, RECIPE, RECIPE.search)
     with pytest.warns(UserWarning, match="Heartbeat"):
         assert study.ask().user_attrs["draw"] == 0

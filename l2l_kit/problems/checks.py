@@ -154,7 +154,7 @@ def first_evaluation(optimizees: Optimizees) -> tuple[Layout, Tensor, Tensor, Te
     """
     mine, start = type(optimizees).__name__, checked_start(optimizees)
     for name, tensor in start.items():
-        if not tensor.isfinite().all():
+        if not tensor.is_meta and not tensor.isfinite().all():
             raise ValueError(f"{mine}.start: expected numbers, got NaN or infinity in {name!r}.")
     layout, rows = Layout.of(start), ravel(start).detach()
     before = rows.clone()
@@ -196,7 +196,7 @@ def _explain(optimizees: Optimizees, rows: Tensor, layout: Layout) -> None:
 
 
 def _check_losses(mine: str, losses: object, before: Tensor, after: Tensor) -> None:
-    if not torch.equal(before, after):
+    if not before.is_meta and not torch.equal(before, after):
         raise ValueError(f"{mine}.losses: expected to leave `params` as they are, but changed them in place.")
     if not isinstance(losses, Tensor):
         raise TypeError(f"{mine}.losses: expected a tensor of shape ({len(before)},), got {type(losses).__name__}.")
