@@ -22,7 +22,8 @@ from matplotlib.ticker import NullFormatter
 
 PIXELS_PER_INCH = 100  # of plotly's sizes
 POINTS_PER_PIXEL = 72 / PIXELS_PER_INCH
-_DASHES = {"solid": "-", "dot": ":", "dash": "--", "dashdot": "-."}
+_DASHES: dict[str, Any] = {"solid": "-", "dot": ":", "dash": "--", "dashdot": "-."}
+_DASHES |= {"longdash": (0, (7, 3)), "longdashdot": (0, (7, 3, 1, 3))}
 _SYMBOLS = {"circle": "o", "star": "*", "square": "s", "diamond": "D", "x": "x"}
 _INK = "#333333"
 ANIMATED = "In JupyterLab, point at this picture and it can be played."

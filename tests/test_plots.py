@@ -227,6 +227,13 @@ def test_an_architecture_that_was_not_swept_is_refused(arguments):
         plots.architectures(swept("hidden", ARCHITECTURES), *arguments)
 
 
+def test_every_style_has_a_picture():
+    """GitHub shows the pictures, which know plotly's dashes only if they are told of them."""
+    for style in plots.STYLES.values():
+        figure = go.Figure(go.Scatter(x=[0, 1], y=[1, 2], mode="lines", line=style.line))
+        assert static.png(figure).startswith(b"\x89PNG")
+
+
 def test_a_sweep_under_two_protocols_is_not_drawn_as_one():
     table = pd.concat([swept("step", [10, 20]).assign(protocol=protocol) for protocol in (ONE_RATE, EACH_STEP)])
     for draw in (
