@@ -161,9 +161,9 @@ class CIFAR(Problem):
     activations with batch normalisation, two LSTMs. Its authors' published code says the rest: channels and kernel
     size, initial weights and biases from N(0, 0.01²), pixels from 0 to 1, batch normalisation before *every* ReLU, with
     an offset and no scale, and which LSTM looks after which parameters: "conv" after the three kernels and "fc" after
-    everything else. Without the batch normalisation of the fully connected layer the logits of a new network are some
-    10⁻³, and meta-training stays on the plateau where every class has the same probability (lesson 4). The biases that
-    the code adds just before a batch normalisation are left out: it subtracts them again.
+    everything else. Without the batch normalisation of the fully connected layer the gradients of a new network are
+    about a tenth as large, and meta-training is slower (lesson 4). The biases that the code adds just before a batch
+    normalisation are left out: it subtracts them again.
 
     Args:
         labels: which classes, 0 … 9; CIFAR-5 and CIFAR-2 of the paper are five and two of them.
