@@ -121,7 +121,7 @@ def imitate(
         settings: how.
 
     Raises:
-        ValueError: for an optimizer whose coordinates learn of each other.
+        ValueError: for an optimizer whose coordinates depend on each other.
     """
     if optimizer.coupled:
         raise ValueError("imitate: the optimizer's coordinates must be independent of each other.")
