@@ -196,12 +196,13 @@ def follow_recipe(
             trials = search_recipe(recipe, data, storage=storage, device=device)
             begun = begun.with_draw({name: float(trials[name].iloc[0]) for name in recipe.search.ranges})
         optimizer = begun.make_optimizer()
-        if begun.imitation is not None:
+        checkpoint = runs / "checkpoint.safetensors"
+        if begun.imitation is not None and not checkpoint.exists():  # a checkpoint holds what came of the imitation
             _imitate(begun, begun.imitation, optimizer, runs / "imitation.safetensors", progress)
         history = meta_train(
             optimizer,
             begun.make_problem(),
-            checkpoint=runs / "checkpoint.safetensors",
+            checkpoint=checkpoint,
             device=device,
             progress=progress,
             **asdict(begun.training),

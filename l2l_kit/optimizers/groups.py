@@ -81,16 +81,12 @@ class GroupedLSTMs(LearnedRule):
 
     @override
     def init(self, params: Tensors) -> dict[str, LSTMState]:
-        return {kind: self.network_for(kind).init(named) for kind, named in _by_kind(params).items()}
+        return _init_each(self.network_for, params)
 
     @override
     @torch.no_grad()
     def update(self, gradients: Tensors, state: dict[str, LSTMState]) -> tuple[Tensors, dict[str, LSTMState]]:
-        updates, after = dict(gradients), {}
-        for kind, named in _by_kind(gradients).items():
-            moved, after[kind] = self.network_for(kind).update(named, state[kind])
-            updates |= moved
-        return updates, after
+        return _update_each(self.network_for, gradients, state)
 
 
 class GroupedBaselines:
@@ -105,15 +101,11 @@ class GroupedBaselines:
 
     def init(self, params: Tensors) -> dict[str, Any]:
         """As in `Optimizer`."""
-        return {kind: self.groups[kind].init(named) for kind, named in _by_kind(params).items()}
+        return _init_each(self.groups.__getitem__, params)
 
     def update(self, gradients: Tensors, state: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
         """As in `Optimizer`."""
-        updates, after = dict(gradients), {}
-        for kind, named in _by_kind(gradients).items():
-            moved, after[kind] = self.groups[kind].update(named, state[kind])
-            updates |= moved
-        return updates, after
+        return _update_each(self.groups.__getitem__, gradients, state)
 
 
 def parameter_groups(model: nn.Module, kind_of: Callable[[str, nn.Module], str] | None = None) -> list[dict[str, Any]]:
@@ -144,6 +136,22 @@ def parameter_groups(model: nn.Module, kind_of: Callable[[str, nn.Module], str] 
                 kinds.setdefault(kind, []).append(param)
                 seen.add(param)
     return [{"kind": kind, "params": params} for kind, params in kinds.items()]
+
+
+def _init_each(rule_for: Callable[[str], Optimizer[Any]], params: Tensors) -> dict[str, Any]:
+    """States by kind, each from the rule for parameters of that kind."""
+    return {kind: rule_for(kind).init(named) for kind, named in _by_kind(params).items()}
+
+
+def _update_each(
+    rule_for: Callable[[str], Optimizer[Any]], gradients: Tensors, state: dict[str, Any]
+) -> tuple[Tensors, dict[str, Any]]:
+    """Updates in the order of the gradients, and states by kind, each from the rule for that kind."""
+    updates, after = dict(gradients), {}
+    for kind, named in _by_kind(gradients).items():
+        moved, after[kind] = rule_for(kind).update(named, state[kind])
+        updates |= moved
+    return updates, after
 
 
 def _kind(name: str) -> str:
