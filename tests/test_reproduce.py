@@ -85,7 +85,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_claims_and_failures_reach_the_report(lessons: Path, tmp_path: Path) -> None:
     seen = []
     done = reproduce(find_lessons(), tmp_path / "out", {"seed": "7", "holds": "false"}, on_lesson=seen.append)
-    assert done == seen
+    assert sorted(seen, key=lambda lesson: lesson.name) == done, "each lesson is announced once, when it is done"
     assert [lesson.name for lesson in done] == ["01_good", "02_bad"]
     assert done[0].error is None
     assert "on purpose" in done[1].error
