@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from l2l_kit.evaluation import machine
 from l2l_kit.optimizers import GroupedLSTMs, LearnedRule, LSTMOptimizer, LSTMState
-from l2l_kit.problems import CIFAR, MNIST, Optimizees, Quadratics
+from l2l_kit.problems import CIFAR, MNIST, Quadratics, TaskBatch
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, ravel
 from l2l_kit.training import ReplayUnroller
@@ -45,7 +45,7 @@ NETWORKS: dict[str, Any] = {"preprocessing": "log-sign", "output_scale": 0.1}
 """What the paper changes in its optimizer for networks."""
 
 
-def make(problem: str) -> tuple[Optimizees, LearnedRule]:
+def make(problem: str) -> tuple[TaskBatch, LearnedRule]:
     draws = generator(0, "benchmark")
     if problem == "cifar":
         return CIFAR().sample(1, draws), GroupedLSTMs({"conv": NETWORKS, "fc": NETWORKS})
@@ -55,13 +55,13 @@ def make(problem: str) -> tuple[Optimizees, LearnedRule]:
 
 
 def replay_episode(
-    optimizees: Optimizees, optimizer: LearnedRule, unroll: int, sample: int | None = None
+    tasks: TaskBatch, optimizer: LearnedRule, unroll: int, sample: int | None = None
 ) -> Callable[[], None]:
     meta_optimizer = torch.optim.Adam(optimizer.parameters(), lr=1e-3)
     unroller = ReplayUnroller(optimizer, sample=sample)
 
     def episode() -> None:
-        unroller.begin(optimizees)
+        unroller.begin(tasks)
         for _ in range(HORIZON // unroll):
             window = unroller.advance(unroll)
             for name, weight in optimizer.named_parameters():
@@ -71,20 +71,18 @@ def replay_episode(
     return episode
 
 
-def autograd_episode(
-    optimizees: Optimizees, optimizer: LSTMOptimizer, unroll: int, *, mended: bool
-) -> Callable[[], None]:
+def autograd_episode(tasks: TaskBatch, optimizer: LSTMOptimizer, unroll: int, *, mended: bool) -> Callable[[], None]:
     inputs = optimizer.preprocessing.features
     cells = nn.ModuleList([nn.LSTMCell(inputs, 20), nn.LSTMCell(20, 20)])
     output = nn.Linear(20, 1)
     meta_optimizer = torch.optim.Adam([*cells.parameters(), *output.parameters()], lr=1e-3)
-    layout = Layout.of(optimizees.start)
+    layout = Layout.of(tasks.initial_params)
 
     def episode() -> None:
-        theta = ravel(optimizees.start).clone().requires_grad_()
+        theta = ravel(tasks.initial_params).clone().requires_grad_()
         states = [(torch.zeros(theta.numel(), 20), torch.zeros(theta.numel(), 20)) for _ in cells]
         step = 0
-        loss = optimizees.losses(layout.unravel(theta), step)
+        loss = tasks.losses(layout.unravel(theta), step)
         for _ in range(HORIZON // unroll):
             total = torch.zeros(())
             for _ in range(unroll):
@@ -101,14 +99,14 @@ def autograd_episode(
                     signal = states[index][0]
                 theta = theta + optimizer.output_scale * output(signal).view_as(theta)
                 step += 1
-                loss = optimizees.losses(layout.unravel(theta), step)
+                loss = tasks.losses(layout.unravel(theta), step)
                 total = total + loss.mean()
             meta_optimizer.zero_grad()
             total.backward()
             meta_optimizer.step()
             theta = theta.detach().requires_grad_()
             states = [(h.detach(), c.detach()) for h, c in states]
-            loss = optimizees.losses(layout.unravel(theta), step)
+            loss = tasks.losses(layout.unravel(theta), step)
 
     return episode
 
@@ -133,15 +131,15 @@ def within(change: AbstractContextManager[Any], episode: Callable[[], None]) -> 
 
 
 def speed(problem: str, repeats: int) -> None:
-    optimizees, optimizer = make(problem)
+    tasks, optimizer = make(problem)
     if isinstance(optimizer, LSTMOptimizer):
         episodes = {
-            "published": autograd_episode(optimizees, optimizer, 20, mended=False),
-            "mended": autograd_episode(optimizees, optimizer, 20, mended=True),
-            "replay": replay_episode(optimizees, optimizer, 20),
+            "published": autograd_episode(tasks, optimizer, 20, mended=False),
+            "mended": autograd_episode(tasks, optimizer, 20, mended=True),
+            "replay": replay_episode(tasks, optimizer, 20),
         }
     else:
-        replay = replay_episode(optimizees, optimizer, 20, sample=1500)
+        replay = replay_episode(tasks, optimizer, 20, sample=1500)
         contiguous = mock.patch.object(torch, "channels_last", torch.contiguous_format)
         episodes = {
             "contiguous": within(contiguous, replay),
@@ -166,9 +164,9 @@ def speed(problem: str, repeats: int) -> None:
 
 def memory(problem: str, unroll: int) -> None:
     """Peak memory above that of an interpreter that has made the optimizees."""
-    optimizees, optimizer = make(problem)
+    tasks, optimizer = make(problem)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    replay_episode(optimizees, optimizer, unroll)()
+    replay_episode(tasks, optimizer, unroll)()
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(f"replay, unroll {unroll}: {(after - before) / 1024:.0f} MiB above {before / 1024:.0f} MiB")
 

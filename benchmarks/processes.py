@@ -18,14 +18,14 @@ import time
 
 from l2l_kit import LSTMOptimizer, MetaTrainer, MetaTraining, problems
 from l2l_kit.evaluation import machine
-from l2l_kit.training.processes import meet, place, together
+from l2l_kit.training.processes import barrier, process_group, rank_and_world_size
 
 OPTIMIZERS = {"quadratics": {}, "mnist": {"preprocessing": "log-sign", "output_scale": 0.1}}
 
 
 def episodes_per_second(arguments: argparse.Namespace) -> None:
     """One run, on however many processes torchrun started; the first one prints its throughput."""
-    with together("cpu"):
+    with process_group("cpu"):
         settings = MetaTraining(
             epochs=1,
             episodes_per_epoch=arguments.episodes,
@@ -35,14 +35,14 @@ def episodes_per_second(arguments: argparse.Namespace) -> None:
         )
         optimizer = LSTMOptimizer(**OPTIMIZERS[arguments.problem])
         trainer = MetaTrainer(optimizer, problems.make({"name": arguments.problem}), settings, device="cpu")
-        meet()
+        barrier()
         started = 0.0
         for event in trainer.run():
             if event.episode == 1 and event.validation_losses is None:  # the first episode warms up
                 started = time.perf_counter()
             if event.episode == arguments.episodes and event.validation_losses is None:
                 taken = time.perf_counter() - started
-        if place()[0] == 0:
+        if rank_and_world_size()[0] == 0:
             print((arguments.episodes - 1) / taken)
 
 

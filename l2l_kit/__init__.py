@@ -17,7 +17,7 @@ from types import ModuleType
 __version__ = "0.1.0"
 
 from l2l_kit import evaluation, optimizers, problems, training, zoo
-from l2l_kit.anew import remake
+from l2l_kit.anew import build
 from l2l_kit.evaluation import compare, tune, tuned_baselines
 from l2l_kit.learned_optimizer import LearnedOptimizer
 from l2l_kit.optimizers import GroupedLSTMs, LSTMOptimizer, baseline, parameter_groups
@@ -31,6 +31,7 @@ __all__ = [
     "MetaTrainer",
     "MetaTraining",
     "baseline",
+    "build",
     "compare",
     "evaluation",
     "load",
@@ -38,7 +39,6 @@ __all__ = [
     "optimizers",
     "parameter_groups",
     "problems",
-    "remake",
     "save",
     "training",
     "tune",

@@ -25,13 +25,13 @@ from l2l_kit.evaluation import (
     tabulate,
     write_result,
 )
-from l2l_kit.parallel import share, workers
+from l2l_kit.parallel import default_jobs, workers
 from l2l_kit.paths import DATA, HOME
 from l2l_kit.tensors import pick_device
 from l2l_kit.training import find_recipe, read_recipes
 
 
-def remake(
+def build(
     recipes: Sequence[str] = (),
     tunings: Mapping[str, Mapping[str, Any]] | None = None,
     sweeps: Sequence[str] = (),
@@ -61,13 +61,13 @@ def remake(
     there = {member.name for member in members}
     compared = {name for plan in plans for name in plan.learned.values()} - there
     members += [find_recipe(name) for name in sorted(compared)]
-    for path in zoo.follow_recipes(members, jobs=share(), device=device):
+    for path in zoo.follow_recipes(members, jobs=default_jobs(), device=device):
         print(f"made {path.stem}")
     for problem, arguments in (tunings or {}).items():
         if not (HOME / "results" / problem / "tuning.csv").is_file():
             record_tuning(problems.make({"name": problem}), **arguments, device=device)
     for plan in plans:
-        run_sweep(plan, jobs=share(), device=device)
+        run_sweep(plan, jobs=default_jobs(), device=device)
 
 
 def run_sweep(

@@ -34,7 +34,7 @@ from l2l_kit.evaluation import compare as run_comparison
 from l2l_kit.evaluation.compare import Statistic
 from l2l_kit.gallery import write_gallery
 from l2l_kit.optimizers import BASELINES, Optimizer, baseline
-from l2l_kit.parallel import cores, in_order
+from l2l_kit.parallel import cores, parallel_map
 from l2l_kit.paths import DATA, HOME, user_path
 from l2l_kit.problems import Problem
 from l2l_kit.problems.features import SMALL
@@ -44,7 +44,7 @@ from l2l_kit.reproduce import reproduce as run_lessons
 from l2l_kit.storage import write_atomically, write_tensors
 from l2l_kit.training import Recipe, read_recipes
 from l2l_kit.training.features import train_features
-from l2l_kit.training.processes import place, together
+from l2l_kit.training.processes import process_group, rank_and_world_size
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -128,10 +128,10 @@ def train(
     """Make pretrained optimizers: search the meta-learning rate, train, save. Goes on where it was interrupted."""
     with _clear_errors():
         chosen = _members(recipe, only)
-        with together(device) as mine:
+        with process_group(device) as mine:
             made = zoo.follow_recipes(chosen, data, jobs=jobs, storage=storage, device=str(mine))
             for number, path in enumerate(made, start=1):
-                if place()[0] == 0:
+                if rank_and_world_size()[0] == 0:
                     console.print(f"({number}/{len(chosen)}) {_trained(path)}")
 
 
@@ -192,7 +192,7 @@ def search(
             from l2l_kit import plots, static
 
             with console.status(f"{member.name}: {member.search.trials} trials"):
-                *_, trials = in_order(_search, work, jobs)
+                *_, trials = parallel_map(_search, work, jobs)
             table = Table(*trials.columns, title=f"{member.name}, best first")
             for row in trials.itertuples(index=False):
                 table.add_row(*(f"{value:.4g}" for value in row))
@@ -213,7 +213,7 @@ def tune(
     problem: Annotated[str, typer.Argument(help="The problem, such as quadratics.")],
     settings: Settings = None,
     steps: Annotated[list[int], typer.Option(help="Updates per run; repeat it to tune for several lengths.")] = [100],  # noqa: B006
-    tasks: Annotated[int, typer.Option(help="Number of optimizees.")] = 1000,
+    num_tasks: Annotated[int, typer.Option("--tasks", help="Number of optimizees.")] = 1000,
     rates: Annotated[int, typer.Option(min=1, help="Learning rates per decade that are tried.")] = 8,
     seed: Seed = 0,
     data: Data = HOME,
@@ -224,7 +224,13 @@ def tune(
         chosen = _problem(problem, settings)
         with console.status("tuning"):
             tunings, path = record_tuning(
-                chosen, steps=steps, tasks=tasks, rates=rates, seed=seed, directory=data / "results", device=device
+                chosen,
+                steps=steps,
+                num_tasks=num_tasks,
+                rates=rates,
+                seed=seed,
+                directory=data / "results",
+                device=device,
             )
         table = Table("baseline", "step", "lr, best mean", "mean", "lr, best median", "median")
         for tuning in tunings:
@@ -255,18 +261,18 @@ def compare(
     problem: Annotated[str, typer.Option(help="The problem.")] = "quadratics",
     settings: Settings = None,
     steps: Annotated[int, typer.Option(help="Updates per run.")] = 100,
-    tasks: Annotated[int, typer.Option(help="Number of optimizees.")] = 1000,
+    num_tasks: Annotated[int, typer.Option("--tasks", help="Number of optimizees.")] = 1000,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(parser=user_path, help="Write the whole curves to this CSV file.")] = None,
     device: Device = None,
 ) -> None:
     """Run optimizers on the same fresh optimizees and print their losses after the last step."""
     with _clear_errors():
-        optimizees = _problem(problem, settings)
+        tasks = _problem(problem, settings)
         chosen = dict(_optimizer(text, problem) for text in optimizers)
-        curves = run_comparison(chosen, optimizees, steps=steps, tasks=tasks, seed=seed, device=device)
+        curves = run_comparison(chosen, tasks, steps=steps, num_tasks=num_tasks, seed=seed, device=device)
         table = Table(
-            "optimizer", "mean", "95% CI", "median", "95% CI", title=f"f after {steps} steps, {tasks} optimizees"
+            "optimizer", "mean", "95% CI", "median", "95% CI", title=f"f after {steps} steps, {num_tasks} optimizees"
         )
         for name in curves.losses:
             cells = []

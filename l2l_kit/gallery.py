@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from l2l_kit.report import smaller
-from l2l_kit.reproduce import harvest
+from l2l_kit.reproduce import read_executed
 from l2l_kit.storage import write_atomically
 
 FIGURE = re.compile(r"\bfigure (\d+)(?:, (left|centre|right))?", re.IGNORECASE)
@@ -33,7 +33,7 @@ def write_gallery(lessons: Sequence[Path], folder: Path) -> list[Path]:
     pictures: dict[str, bytes] = {}
     page = ["# Figures of the paper, as the lessons show them", "", "Made from the notebooks by `l2l gallery`.", ""]
     for path in lessons:
-        lesson = harvest(path)
+        lesson = read_executed(path)
         titled = False
         for picture in lesson.pictures:
             found = FIGURE.search(picture.caption)

@@ -16,7 +16,7 @@ from torch.optim.optimizer import ParamsT, StateDict
 from l2l_kit import zoo
 from l2l_kit.errors import WeightsFileError
 from l2l_kit.optimizers import LearnedRule, RecurrentRule
-from l2l_kit.optimizers.base import Memory, changed
+from l2l_kit.optimizers.base import Memory, map_state
 
 CHUNK = 2**16
 """Coordinates that are updated at once: it bounds the memory that a large parameter takes on top of its state."""
@@ -290,7 +290,7 @@ def _advanced(network: RecurrentRule[Memory], gradients: Tensor, state: Memory) 
         updates, after = network.step(gradients, state)
     remembers = state[0].abs().sum(dim=tuple(range(state[0].dim() - 1)))  # initial states are zero, later ones are not
     seen = (gradients != 0).logical_or_(remembers)
-    return updates.mul_(seen), changed(after, lambda values: values.mul_(seen))
+    return updates.mul_(seen), map_state(after, lambda values: values.mul_(seen))
 
 
 def _add(param: Tensor, updates: Tensor, group: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ def cores() -> int:
     return int(joblib.cpu_count())
 
 
-def share() -> int:
+def default_jobs() -> int:
     """How many processes there is room for: $L2L_JOBS, or one for each core.
 
     Raises:
@@ -37,7 +37,7 @@ def share() -> int:
     return int(jobs)
 
 
-def in_order(function: Callable[..., Result], work: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[Result]:
+def parallel_map(function: Callable[..., Result], work: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[Result]:
     """Results of calls in their order, here or in several processes that share the cores.
 
     Args:
@@ -68,7 +68,7 @@ def workers(jobs: int) -> Iterator[Callable[[Callable[..., Any], Sequence[tuple[
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
+def file_lock(path: Path) -> Iterator[None]:
     """Hold a lock file, for which other processes wait.
 
     Raises:

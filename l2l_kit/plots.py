@@ -173,7 +173,7 @@ def learning_curves(
             None for none.
         title: None says statistic and number of optimizees.
     """
-    title = title or f"{statistic.capitalize()} loss over {curves.tasks} functions"
+    title = title or f"{statistic.capitalize()} loss over {curves.num_tasks} functions"
     figure = Figure(layout=layout(title, "step", "loss"))
     steps = list(range(curves.steps + 1))
     by_name = styles(curves.losses)

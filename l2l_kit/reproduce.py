@@ -195,7 +195,7 @@ def run_lesson(lesson: Path, directory: Path, parameters: Mapping[str, Any]) -> 
         where = machine(pick_device(parameters.get("device") or None))
         notebook.metadata["l2l_machine"] = {**where, "profile": parameters.get("profile", "")}
         write_atomically(path, nbformat.writes(notebook).encode())  # type: ignore[no-untyped-call]
-    return harvest(path, failure)
+    return read_executed(path, failure)
 
 
 def _mark_unfinished(path: Path, failure: str) -> None:
@@ -224,7 +224,7 @@ def finished_lesson(lesson: Path, directory: Path, parameters: Mapping[str, Any]
         mark = nbformat.read(path, as_version=4).metadata.get("l2l_lesson")  # type: ignore[no-untyped-call]
     except (OSError, ValueError, nbformat.reader.NotJSONError):  # killed while it was written
         return None
-    return harvest(path) if mark == _fingerprint(lesson, parameters) else None
+    return read_executed(path) if mark == _fingerprint(lesson, parameters) else None
 
 
 def _fingerprint(lesson: Path, parameters: Mapping[str, Any]) -> str:
@@ -233,7 +233,7 @@ def _fingerprint(lesson: Path, parameters: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def harvest(path: Path, failure: str | None = None) -> Lesson:
+def read_executed(path: Path, failure: str | None = None) -> Lesson:
     """Claims and static figures among a notebook's outputs."""
     import nbformat
 

@@ -17,12 +17,12 @@ from l2l_kit import optimizers
 from l2l_kit.errors import UnknownNameError, WeightsFileError
 from l2l_kit.evaluation import machine, write_result
 from l2l_kit.optimizers import LearnedRule
-from l2l_kit.parallel import alone, in_order
+from l2l_kit.parallel import file_lock, parallel_map
 from l2l_kit.paths import HOME, PRETRAINED, user_path
 from l2l_kit.storage import BoundedWeights, load_weights, read_tensors, write_atomically, write_tensors
 from l2l_kit.tensors import pick_device
 from l2l_kit.training import History, Imitation, Recipe, find_recipe, imitate, meta_train, random_search
-from l2l_kit.training.processes import meet, place
+from l2l_kit.training.processes import barrier, rank_and_world_size
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -181,7 +181,7 @@ def follow_recipe(
     Raises:
         ValueError: on several processes, if the recipe has a search.
     """
-    rank, processes = place()
+    rank, processes = rank_and_world_size()
     if recipe.search is not None and processes > 1:
         raise ValueError(
             f"recipe {recipe.name!r} searches its meta-learning rate, which torchrun's processes cannot do together: "
@@ -190,7 +190,7 @@ def follow_recipe(
     runs = _runs(recipe, data)
     runs.mkdir(parents=True, exist_ok=True)
     path = data / "pretrained" / f"{recipe.name}.safetensors"
-    with alone(runs / "lock") if rank == 0 else nullcontext():
+    with file_lock(runs / "lock") if rank == 0 else nullcontext():
         begun = _begun(recipe, data, device, progress)
         if recipe.search is not None:
             trials = search_recipe(recipe, data, storage=storage, device=device)
@@ -214,7 +214,7 @@ def follow_recipe(
             write_result(f"training/{recipe.name}", table, _about(recipe, device), data / "results")
             taught = {"teacher": recipe.teacher, **asdict(recipe.imitation)} if recipe.imitation else None
             save(optimizer, path, history, start=recipe.start, imitation=taught)
-        meet()
+        barrier()
     return path
 
 
@@ -244,7 +244,7 @@ def follow_recipes(
 ) -> Iterator[Path]:
     """Make several pretrained optimizers, some at the same time; arguments as in `follow_recipe`."""
     progress = min(jobs, len(recipes)) == 1
-    return in_order(_follow, [(recipe, data, storage, device, progress) for recipe in recipes], jobs)
+    return parallel_map(_follow, [(recipe, data, storage, device, progress) for recipe in recipes], jobs)
 
 
 def _follow(recipe: Recipe, data: Path, storage: str | None, device: str | torch.device | None, progress: bool) -> Path:

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from l2l_kit import data
-from l2l_kit.evaluation import compare, held_out, proposed_steps
+from l2l_kit.evaluation import compare, metrics_on_test_set, proposed_steps
 from l2l_kit.optimizers import LSTMOptimizer, baseline
 from l2l_kit.problems import MNIST, Quadratics
 from l2l_kit.randomness import generator
@@ -37,7 +37,7 @@ class Elsewhere(nn.Module):
 
 @pytest.fixture(scope="module")
 def table():
-    return held_out(optimizers(), DIGITS, at=[0, 2, 5], tasks=2, seed=3, device="cpu")
+    return metrics_on_test_set(optimizers(), DIGITS, at=[0, 2, 5], num_tasks=2, seed=3, device="cpu")
 
 
 class TestHeldOut:
@@ -51,12 +51,12 @@ class TestHeldOut:
     def test_gradient_descent_does_on_test_images_as_torch_says(self, table, step):
         """One network after the other, trained on the minibatches of `losses` and shown all the test images."""
         images, labels = data.load("mnist", "embedded").split("test")
-        optimizees = DIGITS.sample(2, generator(3, "test"))
-        params = {name: tensor.clone().requires_grad_() for name, tensor in optimizees.start.items()}
+        tasks = DIGITS.sample(2, generator(3, "test"))
+        params = {name: tensor.clone().requires_grad_() for name, tensor in tasks.initial_params.items()}
         descent = torch.optim.SGD(params.values(), lr=0.5)
         for t in range(step):
             descent.zero_grad()
-            optimizees.losses(params, t).sum().backward()
+            tasks.losses(params, t).sum().backward()
             descent.step()
         losses, accuracies = [], []
         with torch.no_grad():
@@ -78,54 +78,56 @@ class TestHeldOut:
 
     def test_problems_without_test_images_are_refused(self):
         with pytest.raises(TypeError, match="no test images"):
-            held_out(optimizers(), Quadratics(2), at=[0], tasks=1, device="cpu")
+            metrics_on_test_set(optimizers(), Quadratics(2), at=[0], num_tasks=1, device="cpu")
 
 
 class TestProposedSteps:
     def test_gradient_descent_goes_against_the_gradient_as_far_as_its_rate(self):
         """Its `size` at every step is lr times the root mean square of that step's gradient."""
-        lr, tasks, steps = 0.01, 3, 4
-        table = proposed_steps({"SGD": baseline("sgd", lr)}, Quadratics(5), steps=steps, tasks=tasks, device="cpu")
+        lr, num_tasks, steps = 0.01, 3, 4
+        table = proposed_steps(
+            {"SGD": baseline("sgd", lr)}, Quadratics(5), steps=steps, num_tasks=num_tasks, device="cpu"
+        )
         assert list(table.columns) == ["optimizer", "step", "parameter", "size", "descent"]
         assert table["step"].tolist() == [1, 2, 3, 4]
         assert set(table["parameter"]) == {"theta"}
         assert table["descent"].tolist() == pytest.approx([1] * steps, abs=1e-3)
-        optimizees = Quadratics(5).sample(tasks, generator(0, "test"))
-        theta = optimizees.theta
+        tasks = Quadratics(5).sample(num_tasks, generator(0, "test"))
+        theta = tasks.theta
         for size in table["size"]:
-            residual = (optimizees.W @ theta[:, :, None])[:, :, 0] - optimizees.y
-            gradient = 2 * (optimizees.W.mT @ residual[:, :, None])[:, :, 0]
+            residual = (tasks.W @ theta[:, :, None])[:, :, 0] - tasks.y
+            gradient = 2 * (tasks.W.mT @ residual[:, :, None])[:, :, 0]
             assert size == pytest.approx(lr * gradient.square().mean(dim=1).sqrt().mean().item(), rel=1e-3)
             theta = theta - lr * gradient
 
     def test_adam_first_steps_as_far_as_its_rate_in_every_coordinate(self):
         """lr · g / (|g| + ε): all coordinates alike, so the cosine with g is Σ|g| / (√d ‖g‖)."""
-        table = proposed_steps({"Adam": baseline("adam", 0.02)}, Quadratics(5), steps=1, tasks=3, device="cpu")
-        optimizees = Quadratics(5).sample(3, generator(0, "test"))
-        theta = optimizees.theta.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(optimizees.losses({"theta": theta}).sum(), theta)
+        table = proposed_steps({"Adam": baseline("adam", 0.02)}, Quadratics(5), steps=1, num_tasks=3, device="cpu")
+        tasks = Quadratics(5).sample(3, generator(0, "test"))
+        theta = tasks.theta.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(tasks.losses({"theta": theta}).sum(), theta)
         cosine = gradient.abs().sum(dim=1) / (5**0.5 * gradient.norm(dim=1))
         assert table["size"].item() == pytest.approx(0.02, rel=1e-4)
         assert table["descent"].item() == pytest.approx(cosine.mean().item(), rel=1e-3)
 
     def test_it_meets_the_minibatch_of_each_step_and_tells_parameters_apart(self):
         """Gradient descent goes against the gradient of the minibatch that it was given: no other one's."""
-        table = proposed_steps({"SGD": baseline("sgd", 0.1)}, DIGITS, steps=3, tasks=2, device="cpu")
+        table = proposed_steps({"SGD": baseline("sgd", 0.1)}, DIGITS, steps=3, num_tasks=2, device="cpu")
         assert table["parameter"].tolist() == ["weight0", "bias0", "weight1", "bias1"] * 3
         assert table["descent"].tolist() == pytest.approx([1] * 12, abs=1e-3)
         assert table["size"].nunique() == 12
 
     def test_a_step_that_is_none_has_no_direction(self):
-        table = proposed_steps({"none": Elsewhere()}, Quadratics(2), steps=1, tasks=1, device="cpu")
+        table = proposed_steps({"none": Elsewhere()}, Quadratics(2), steps=1, num_tasks=1, device="cpu")
         assert table[["size", "descent"]].to_numpy().tolist() == [[0, 0]]
 
 
 @pytest.mark.parametrize(
     "measure",
     [
-        lambda chosen: compare(chosen, DIGITS, steps=1, tasks=1, device="cpu"),
-        lambda chosen: held_out(chosen, DIGITS, at=[1], tasks=1, device="cpu"),
-        lambda chosen: proposed_steps(chosen, DIGITS, steps=1, tasks=1, device="cpu"),
+        lambda chosen: compare(chosen, DIGITS, steps=1, num_tasks=1, device="cpu"),
+        lambda chosen: metrics_on_test_set(chosen, DIGITS, at=[1], num_tasks=1, device="cpu"),
+        lambda chosen: proposed_steps(chosen, DIGITS, steps=1, num_tasks=1, device="cpu"),
     ],
     ids=["compare", "held_out", "proposed_steps"],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from l2l_kit import remake
+from l2l_kit import build
 from l2l_kit.errors import UnknownNameError
 
 RECIPE = """
@@ -30,7 +30,7 @@ meta_lr = 0.01
 """
 SWEEP = """
 steps = [2]
-tasks = 3
+num_tasks = 3
 tuning_tasks = 2
 [learned]
 LSTM = "tiny-unroll5"
@@ -48,7 +48,7 @@ from l2l_kit.evaluation import read_result
 
 assert l2l.zoo.names() == []
 for _ in range(2):
-    l2l.remake(["tiny.toml"], {"quadratics": {"steps": [3], "tasks": 4, "rates": 1}}, ["small.toml"], device="cpu")
+    l2l.build(["tiny.toml"], {"quadratics": {"steps": [3], "num_tasks": 4, "rates": 1}}, ["small.toml"], device="cpu")
 refused = []
 for read, name in ((l2l.load, "quadratics"), (l2l.tuned_baselines, "mnist"), (read_result, "sweeps/cifar10")):
     try:
@@ -84,12 +84,12 @@ def test_what_is_made_is_all_that_there_is(tmp_path: Path) -> None:
 
 def test_what_comes_with_the_kit_is_not_overwritten() -> None:
     with pytest.raises(ValueError, match="set L2L_HOME"):
-        remake(["quadratics"])
+        build(["quadratics"])
 
 
 def test_mistakes_are_named_before_anything_is_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("l2l_kit.anew.HOME", tmp_path)
     for wrong in ({"recipes": ["quadratic"]}, {"sweeps": ["cifar"]}):
         with pytest.raises(UnknownNameError):
-            remake(**wrong)
+            build(**wrong)
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ from torch.nn import functional
 from l2l_kit import data, problems
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.optimizers import GroupedLSTMs
-from l2l_kit.problems import CIFAR, CIFAROptimizees
+from l2l_kit.problems import CIFAR, CIFARTasks
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, ravel
 from l2l_kit.training import AutogradUnroller, ExactUnroller, rollout
@@ -32,11 +32,11 @@ def seen(monkeypatch):
     """The images that networks are shown, one entry for each network: bytes of shape `(images, 3, 32, 32)`."""
     shown = []
 
-    def spy(self, params, images, original=CIFAROptimizees.logits):
+    def spy(self, params, images, original=CIFARTasks.logits):
         shown.extend(images)
         return original(self, params, images)
 
-    monkeypatch.setattr(CIFAROptimizees, "logits", spy)
+    monkeypatch.setattr(CIFARTasks, "logits", spy)
     return shown
 
 
@@ -47,12 +47,12 @@ def label_of(image, split="train"):
     return int(labels[place])
 
 
-def moved(optimizees, seed=0):
+def moved(tasks, seed=0):
     """Parameters in double precision away from their start, so that everything matters, normalisation too."""
     draws = torch.Generator().manual_seed(seed)
     return {
         name: tensor.double() + 0.1 * torch.randn(tensor.shape, generator=draws, dtype=torch.float64)
-        for name, tensor in optimizees.start.items()
+        for name, tensor in tasks.initial_params.items()
     }
 
 
@@ -91,11 +91,11 @@ def at_once(request, monkeypatch):
 class TestAgainstPlainNetworks:
     @pytest.mark.parametrize("labels", [tuple(range(10)), (7, 2)], ids=str)
     def test_losses_and_gradients(self, labels, seen):
-        optimizees = sample(cifar(labels=labels), n=3)
-        params = moved(optimizees)
+        tasks = sample(cifar(labels=labels), n=3)
+        params = moved(tasks)
         layout = Layout.of(params)
-        losses, gradients = optimizees.losses_and_gradients(ravel(params), layout, 7)
-        assert torch.equal(losses, optimizees.losses(params, 7))
+        losses, gradients = tasks.losses_and_gradients(ravel(params), layout, 7)
+        assert torch.equal(losses, tasks.losses(params, 7))
         for one, images in enumerate(seen[:3]):
             reference, named = network(params, one)
             expected = torch.tensor([labels.index(label_of(image)) for image in images])
@@ -109,20 +109,20 @@ class TestAgainstPlainNetworks:
 
     def test_hessian_products(self):
         """Against differences of gradients: so close by, no ReLU and no maximum goes over to another value."""
-        optimizees = sample(cifar(labels=(7, 2)), n=3)
-        rows, layout = ravel(moved(optimizees)), Layout.of(optimizees.start)
+        tasks = sample(cifar(labels=(7, 2)), n=3)
+        rows, layout = ravel(moved(tasks)), Layout.of(tasks.initial_params)
         vectors = torch.randn(rows.shape, generator=generator(0, "vectors"), dtype=torch.float64)
-        ahead, behind = (optimizees.losses_and_gradients(rows + h * vectors, layout, 7)[1] for h in (1e-8, -1e-8))
-        products = optimizees.hessian_products(rows, layout, 7, vectors)
+        ahead, behind = (tasks.losses_and_gradients(rows + h * vectors, layout, 7)[1] for h in (1e-8, -1e-8))
+        products = tasks.hessian_products(rows, layout, 7, vectors)
         assert ((ahead - behind) / 2e-8 - products).norm() < 1e-4 * products.norm()
 
     def test_meta_gradients_with_second_derivatives(self):
-        optimizees = sample(cifar(), n=3)
-        optimizees = replace(optimizees, initial=moved(optimizees))
+        tasks = sample(cifar(), n=3)
+        tasks = replace(tasks, initial=moved(tasks))
         rule = GroupedLSTMs({kind: {"hidden_size": 2, "output_scale": 0.1} for kind in ("conv", "fc")}).double()
         windows = []
         for unroller in (ExactUnroller(rule), AutogradUnroller(rule, second_derivatives=True)):
-            unroller.begin(optimizees)
+            unroller.begin(tasks)
             windows.append(unroller.advance(2))
         found, expected = windows
         torch.testing.assert_close(found.losses, expected.losses, rtol=1e-9, atol=0)
@@ -131,9 +131,9 @@ class TestAgainstPlainNetworks:
 
     def test_test_is_on_test_images(self, seen, monkeypatch):
         monkeypatch.setattr("l2l_kit.problems.cifar.TEST_IMAGES", 20)
-        optimizees = sample(cifar(labels=(3, 1)), n=3)
-        params = moved(optimizees)
-        losses, accuracies = optimizees.test(params)
+        tasks = sample(cifar(labels=(3, 1)), n=3)
+        params = moved(tasks)
+        losses, accuracies = tasks.test(params)
         for one, images in enumerate(seen):
             assert len(images) == 20
             expected = torch.tensor([(3, 1).index(label_of(image, "test")) for image in images])
@@ -146,16 +146,16 @@ class TestAgainstPlainNetworks:
 def test_the_images_that_it_looks_at_are_of_all_classes(seen, monkeypatch):
     """The stand-in's test images come class by class, as in some packings of CIFAR-10."""
     monkeypatch.setattr("l2l_kit.problems.cifar.TEST_IMAGES", 50)
-    optimizees = sample(cifar(), n=1)
-    optimizees.test(optimizees.start)
+    tasks = sample(cifar(), n=1)
+    tasks.test(tasks.initial_params)
     assert [label_of(image, "test") for image in seen[0]] == [label for label in range(10) for _ in range(5)]
 
 
 class TestDraws:
     def test_minibatches_are_those_of_the_step_and_the_network(self, seen):
-        optimizees = sample(cifar())
+        tasks = sample(cifar())
         for step in (0, 3, 0):
-            optimizees.losses(optimizees.start, step)
+            tasks.losses(tasks.initial_params, step)
         first, second, later, _, again, _ = seen
         assert torch.equal(first, again)
         assert not torch.equal(first, second)
@@ -163,12 +163,12 @@ class TestDraws:
 
     @pytest.mark.parametrize("split", ["train", "test"])
     def test_only_the_labels_asked_for_are_shown(self, split, seen):
-        optimizees = sample(cifar(labels=(8, 0, 5), split=split, batch_size=50), n=1)
-        optimizees.losses(optimizees.start, 0)
+        tasks = sample(cifar(labels=(8, 0, 5), split=split, batch_size=50), n=1)
+        tasks.losses(tasks.initial_params, 0)
         assert {label_of(image, split) for image in seen[0]} == {8, 0, 5}
 
     def test_the_start_is_what_the_docstring_says(self):
-        start = sample(cifar(init_scale=0.05), n=3).start
+        start = sample(cifar(init_scale=0.05), n=3).initial_params
         weights = torch.cat([tensor.flatten() for name, tensor in start.items() if "offset" not in name])
         assert weights.std() == pytest.approx(0.05, rel=0.02)
         assert not any(tensor.any() for name, tensor in start.items() if "offset" in name)
@@ -176,11 +176,11 @@ class TestDraws:
 
     def test_kinds_are_those_of_two_lstms(self):
         rule = GroupedLSTMs({"conv": {"hidden_size": 2}, "fc": {"hidden_size": 2}})
-        optimizees = sample(cifar())
-        conv, fc = rule.parts(Layout.of(optimizees.start))
+        tasks = sample(cifar())
+        conv, fc = rule.parts(Layout.of(tasks.initial_params))
         assert conv.sizes == [1200, 6400, 6400]  # the kernels, and nothing else
         assert sum(fc.sizes) == 3 * 16 + 32 + 8192 + 330
-        assert rollout(rule, optimizees, 1).isfinite().all()
+        assert rollout(rule, tasks, 1).isfinite().all()
 
 
 class TestConfiguration:

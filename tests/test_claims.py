@@ -83,7 +83,7 @@ def swept(*ratios: tuple[float, float, float]) -> pd.DataFrame:
             lr = None if "LSTM" in name else 0.1
             rows.append({"scale": scale, "step": 100, "optimizer": name, "lr": lr, "mean": 1 / values[0], **measures})
     table = pd.DataFrame(rows).assign(low=0.0, high=2.0)
-    table.attrs = {"tasks": 50, "seed": 7}  # as `read_result` gives them
+    table.attrs = {"num_tasks": 50, "seed": 7}  # as `read_result` gives them
     return table
 
 

@@ -41,7 +41,7 @@ meta_lr = [1e-3, 1e-2]
 
 SWEEP = """
 steps = [2, 4]
-tasks = 3
+num_tasks = 3
 tuning_tasks = 2
 
 [learned]
@@ -152,7 +152,7 @@ def test_sweep_records_all_settings_in_their_order(tmp_path: Path, jobs: int) ->
     about = json.loads(recorded.with_suffix(".json").read_text())
     assert about["learned"] == {"LSTM": "quadratics"}
     assert about["grid"] == {"dim": [2, 3, 4]}
-    assert (about["tasks"], about["tuning_tasks"], about["seed"]) == (3, 2, 0)
+    assert (about["num_tasks"], about["tuning_tasks"], about["seed"]) == (3, 2, 0)
     for label in ("SGD", "Adam"):
         assert len(about["tried"][label]) == 3, "for each setting the learning rates"
     pieces = list((tmp_path / "cache" / "runs" / "sweeps").iterdir())

@@ -27,15 +27,17 @@ def optimizers():
 
 
 def run(chosen, **arguments):
-    return compare(chosen, PROBLEM, **{"steps": 6, "tasks": 5, "device": "cpu", **arguments})
+    return compare(chosen, PROBLEM, **{"steps": 6, "num_tasks": 5, "device": "cpu", **arguments})
 
 
 def synthetic(losses, seed=0):
     return Curves({name: torch.as_tensor(rows) for name, rows in losses.items()}, {}, seed)
 
 
-def lognormal(tasks, steps=1, seed=0, location=0.0):
-    return torch.randn(tasks, steps, generator=generator(seed, "synthetic"), dtype=torch.float64).add(location).exp()
+def lognormal(num_tasks, steps=1, seed=0, location=0.0):
+    return (
+        torch.randn(num_tasks, steps, generator=generator(seed, "synthetic"), dtype=torch.float64).add(location).exp()
+    )
 
 
 class TestPairing:
@@ -70,7 +72,7 @@ class TestPairing:
 
     def test_curves_are_those_of_a_rollout(self):
         curves = run(optimizers())
-        assert (curves.steps, curves.tasks, curves.problem) == (6, 5, PROBLEM.config())
+        assert (curves.steps, curves.num_tasks, curves.problem) == (6, 5, PROBLEM.config())
         for name, optimizer in optimizers().items():
             expected = rollout(optimizer, PROBLEM.sample(5, generator(0, "test")), 6)
             assert torch.equal(curves[name], expected)
@@ -84,29 +86,29 @@ class TestPairing:
 
 
 class TestStatistics:
-    @pytest.mark.parametrize("tasks", [1, 2, 7, 8])
-    def test_mean_median_and_quantiles_equal_those_of_the_standard_library(self, tasks):
-        losses = lognormal(tasks, steps=3)
+    @pytest.mark.parametrize("num_tasks", [1, 2, 7, 8])
+    def test_mean_median_and_quantiles_equal_those_of_the_standard_library(self, num_tasks):
+        losses = lognormal(num_tasks, steps=3)
         curves = synthetic({"me": losses})
         for step in range(3):
             column = losses[:, step].tolist()
             assert curves.statistic("me", "mean")[step].item() == pytest.approx(statistics.mean(column))
             assert curves.statistic("me", "median")[step].item() == pytest.approx(statistics.median(column))
-            if tasks > 1:
+            if num_tasks > 1:
                 deciles = statistics.quantiles(column, n=10, method="inclusive")
                 low, high = curves.quantiles("me", (0.1, 0.9))[:, step].tolist()
                 assert (low, high) == pytest.approx((deciles[0], deciles[-1]))
 
-    @pytest.mark.parametrize("tasks", [1, 6, 7])
+    @pytest.mark.parametrize("num_tasks", [1, 6, 7])
     @pytest.mark.parametrize("statistic", ["mean", "median"])
     @pytest.mark.parametrize("over", [None, "other"])
-    def test_the_bootstrap_equals_a_loop(self, statistic, over, tasks):
+    def test_the_bootstrap_equals_a_loop(self, statistic, over, num_tasks):
         """Ties as well: the first step is the same number for all."""
-        losses = {"me": lognormal(tasks, 3), "other": lognormal(tasks, 3, seed=1)}
+        losses = {"me": lognormal(num_tasks, 3), "other": lognormal(num_tasks, 3, seed=1)}
         losses["me"][:, 0] = 2.0
         curves = synthetic(losses, seed=5)
         found = curves.interval("me", statistic, over=over, level=0.9, resamples=50)
-        draws = torch.randint(tasks, (50, tasks), generator=generator(5, "bootstrap"))
+        draws = torch.randint(num_tasks, (50, num_tasks), generator=generator(5, "bootstrap"))
         function = getattr(statistics, statistic)
 
         def estimate(indices, step):
@@ -116,7 +118,7 @@ class TestStatistics:
         for step in range(3):
             samples = torch.tensor([estimate(indices, step) for indices in draws.tolist()], dtype=torch.float64)
             low, high = torch.quantile(samples, torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist()
-            expected = estimate(range(tasks), step), low, high
+            expected = estimate(range(num_tasks), step), low, high
             assert [part[step].item() for part in found] == pytest.approx(expected, rel=1e-12)
 
     @pytest.mark.parametrize("statistic", ["mean", "median"])
@@ -264,7 +266,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match="no optimizers given"):
             run({})
 
-    @pytest.mark.parametrize("arguments", [{"steps": 0}, {"tasks": 0}, {"steps": -1}, {"tasks": -5}])
+    @pytest.mark.parametrize("arguments", [{"steps": 0}, {"num_tasks": 0}, {"steps": -1}, {"num_tasks": -5}])
     def test_sizes_below_one_are_refused(self, arguments):
         with pytest.raises(ValueError, match="must be at least 1"):
             run(optimizers(), **arguments)

@@ -283,7 +283,7 @@ def recipe(folder):
 
 SWEEP = """
 steps = [5, 10]
-tasks = 4
+num_tasks = 4
 tuning_tasks = 3
 [problem]
 name = "quadratics"

@@ -30,7 +30,7 @@ def rules(problem):
     return LSTMOptimizer(**LSTM).to(META)
 
 
-def optimizees(problem, n=2):
+def tasks(problem, n=2):
     return PROBLEMS[problem].sample(n, generator(0, "devices"), META)
 
 
@@ -45,14 +45,14 @@ class TestOnDevice:
     @pytest.mark.parametrize("learned", [True, False])
     def test_a_run(self, problem, learned):
         rule = rules(problem) if learned else baseline("adam", 0.1)
-        for params, losses in trace(rule, optimizees(problem), 3):
+        for params, losses in trace(rule, tasks(problem), 3):
             assert params.device == losses.device == META
 
     @pytest.mark.parametrize("sample", [None, 2])
     @pytest.mark.parametrize("tape_bytes", [10**6, 10**9])
     def test_meta_training_by_replay(self, problem, sample, tape_bytes, unchecked):
         unroller = ReplayUnroller(rules(problem), tape_bytes, sample=sample)
-        unroller.begin(optimizees(problem), generator(0, "sample"))
+        unroller.begin(tasks(problem), generator(0, "sample"))
         for _ in range(2):
             window = unroller.advance(3)
             assert {tensor.device for tensor in (window.losses, *window.meta_gradient.values())} == {META}
@@ -60,27 +60,27 @@ class TestOnDevice:
     @pytest.mark.parametrize("tape_bytes", [10**6, 10**9])
     def test_meta_training_by_exact_replay(self, problem, tape_bytes, unchecked):
         unroller = ExactUnroller(rules(problem), tape_bytes)
-        unroller.begin(optimizees(problem))
+        unroller.begin(tasks(problem))
         for _ in range(2):
             window = unroller.advance(3)
             assert {tensor.device for tensor in (window.losses, *window.meta_gradient.values())} == {META}
 
     def test_meta_training_by_autograd(self, problem, unchecked):
         unroller = AutogradUnroller(rules(problem), second_derivatives=problem in ("quadratics", "cifar"))
-        unroller.begin(optimizees(problem))
+        unroller.begin(tasks(problem))
         window = unroller.advance(2)
         assert {tensor.device for tensor in (window.losses, *window.meta_gradient.values())} == {META}
 
 
 @pytest.mark.parametrize("problem", ["mnist", "cifar"])
 def test_images_held_out(problem):
-    networks = optimizees(problem)
-    assert {tensor.device for tensor in networks.test(networks.start)} == {META}
+    networks = tasks(problem)
+    assert {tensor.device for tensor in networks.test(networks.initial_params)} == {META}
 
 
 def test_a_tensor_left_on_the_cpu_is_noticed():
     """Or these tests could not fail."""
-    functions = optimizees("quadratics")
+    functions = tasks("quadratics")
     elsewhere = replace(functions, y=torch.zeros(functions.y.shape))
     with pytest.raises(RuntimeError, match="device"):
         next(trace(baseline("adam", 0.1), elsewhere, 1))

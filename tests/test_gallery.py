@@ -7,7 +7,7 @@ import nbformat
 import plotly.graph_objects as go
 
 from l2l_kit import gallery, static
-from l2l_kit.reproduce import find_lessons, harvest
+from l2l_kit.reproduce import find_lessons, read_executed
 
 
 def picture(title=None):
@@ -53,7 +53,7 @@ def test_figures_of_the_paper_by_title_or_heading(tmp_path):
         "figure-6.png",
         "map.svg",
     ]
-    mean, *_, sixth = harvest(first).pictures
+    mean, *_, sixth = read_executed(first).pictures
     assert made[0].read_bytes() == mean.png  # the first of its name, as it is where it is small
     assert made[1].read_bytes() == sixth.png
     page = (folder / "README.md").read_text()

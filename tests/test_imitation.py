@@ -19,9 +19,9 @@ def lstm(**arguments):
 
 def test_a_recording_of_the_teacher_has_its_own_updates_as_targets():
     teacher, problem = baseline("nadam", 0.05, 20.0), Quadratics()
-    optimizees = problem.sample(1, generator(0, "networks"))
-    recording, losses = _record(teacher, teacher, optimizees, BRIEF, 0)
-    points = torch.cat([rows for rows, _ in trace(teacher, optimizees, BRIEF.horizon)])
+    tasks = problem.sample(1, generator(0, "networks"))
+    recording, losses = _record(teacher, teacher, tasks, BRIEF, 0)
+    points = torch.cat([rows for rows, _ in trace(teacher, tasks, BRIEF.horizon)])
     moved = points[1:] - points[:-1]
     # the coordinates are recorded in a drawn order, so compare them as sets of columns
     torch.testing.assert_close(recording.targets.sum(1), moved.sum(1), atol=1e-5, rtol=1e-4)
@@ -36,12 +36,12 @@ def test_it_comes_to_move_as_its_teacher_does(grouped):
     teacher = baseline("nadam", 0.05, 50.0)
     if grouped:
         teacher = GroupedBaselines({"theta": teacher})
-    optimizees = problem.sample(32, generator(0, "apart"))
+    tasks = problem.sample(32, generator(0, "apart"))
     with torch.no_grad():
-        before = torch.stack([losses for _, losses in trace(optimizer, optimizees, 50)]).mean(1)
+        before = torch.stack([losses for _, losses in trace(optimizer, tasks, 50)]).mean(1)
         taught = list(imitate(optimizer, teacher, problem, BRIEF))
-        after = torch.stack([losses for _, losses in trace(optimizer, optimizees, 50)]).mean(1)
-        aim = torch.stack([losses for _, losses in trace(teacher, optimizees, 50)]).mean(1)
+        after = torch.stack([losses for _, losses in trace(optimizer, tasks, 50)]).mean(1)
+        aim = torch.stack([losses for _, losses in trace(teacher, tasks, 50)]).mean(1)
     assert [one.network for one in taught] == [1, 2, 3]
     assert taught[-1].error < 0.2
     assert abs(after[-1] - aim[-1]) < 0.2 * abs(before[-1] - aim[-1])

@@ -121,7 +121,7 @@ def test_a_violation_is_seen(module, line):
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("l2l_kit.training.unroll", "from l2l_kit.problems import Optimizees"),
+        ("l2l_kit.training.unroll", "from l2l_kit.problems import TaskBatch"),
         ("l2l_kit.training.unroll", "from .rollout import rollout"),
         ("l2l_kit.zoo", "from l2l_kit import __version__"),
         ("l2l_kit.evaluation.compare", "if TYPE_CHECKING:\n    import pandas as pd"),

@@ -143,7 +143,7 @@ def test_bfgs_solves_quadratics():
     functions = ConditionedQuadratics(dim=5, condition=100.0).sample(20, generator(0, "test"))
     losses = bfgs_losses(functions, 60)
     assert losses.shape == (20, 61)
-    torch.testing.assert_close(losses[:, 0].float(), functions.losses(functions.start, 0))
+    torch.testing.assert_close(losses[:, 0].float(), functions.losses(functions.initial_params, 0))
     assert (losses.diff(dim=1) <= 0).all()
     assert (losses[:, 5] > 1e-3).all()
     assert (losses[:, -1] < 1e-12).all()
@@ -152,11 +152,11 @@ def test_bfgs_solves_quadratics():
 
 @each_rule
 @pytest.mark.parametrize("windows", [[5], [3, 3, 1]], ids=["one window", "windows"])
-@pytest.mark.parametrize("optimizees", [quadratics(), Network()], ids=["quadratics", "network"])
-def test_replay_equals_autograd(make, windows, optimizees):
+@pytest.mark.parametrize("tasks", [quadratics(), Network()], ids=["quadratics", "network"])
+def test_replay_equals_autograd(make, windows, tasks):
     rule = make()
-    replayed = run(ReplayUnroller(rule), optimizees, windows)
-    assert_equal_windows(replayed, run(AutogradUnroller(rule, second_derivatives=False), optimizees, windows))
+    replayed = run(ReplayUnroller(rule), tasks, windows)
+    assert_equal_windows(replayed, run(AutogradUnroller(rule, second_derivatives=False), tasks, windows))
 
 
 @each_rule
@@ -178,13 +178,13 @@ def test_replay_in_chunks_of_optimizees_equals_replay_at_once(make, monkeypatch)
 def test_groups_of_which_one_averages():
     groups = {"conv": {**SMALL, "global_averaging_cells": 1}, "fc": {**SMALL, "seed": 1}}
     rule = GroupedLSTMs(groups).double()
-    optimizees = Network()
+    tasks = Network()
     named = {"weight": "conv.weight", "bias": "fc.bias", "offset": "conv.offset"}
 
     class Layers(Network):
         @property
-        def start(self):
-            return {named[name]: tensor for name, tensor in optimizees.start.items()}
+        def initial_params(self):
+            return {named[name]: tensor for name, tensor in tasks.initial_params.items()}
 
         def losses(self, params, step):
             return super().losses({name: params[full] for name, full in named.items()}, step)

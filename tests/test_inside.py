@@ -64,13 +64,13 @@ def test_recorded_gradients_lead_along_the_trajectory(name):
     problem, optimizer = Quadratics(dim=3), OPTIMIZERS[name]
     gradients = recorded_gradients(optimizer, problem, steps=6, seed=5, device="cpu")["theta"]
     assert gradients.shape == (7, 3)
-    optimizees = problem.sample(1, generator(5, "test"))
-    params, state = optimizees.start, optimizer.init(optimizees.start)
+    tasks = problem.sample(1, generator(5, "test"))
+    params, state = tasks.initial_params, optimizer.init(tasks.initial_params)
     for gradient in gradients[:-1]:
         updates, state = optimizer.update({"theta": gradient[None]}, state)
         params = {"theta": params["theta"] + updates["theta"]}
-    curves = compare({name: optimizer}, problem, steps=6, tasks=1, seed=5, device="cpu")
-    assert optimizees.losses(params).item() == pytest.approx(curves[name][0, -1].item(), rel=1e-4)
+    curves = compare({name: optimizer}, problem, steps=6, num_tasks=1, seed=5, device="cpu")
+    assert tasks.losses(params).item() == pytest.approx(curves[name][0, -1].item(), rel=1e-4)
 
 
 def test_hidden_units_are_those_of_the_state():
@@ -96,7 +96,7 @@ def _before(lstm, gradients):
 @pytest.mark.parametrize("averaging", [0, 2])
 def test_bias_of_the_meta_gradient(averaging):
     rule = LSTMOptimizer(hidden_size=4, global_averaging_cells=averaging, output_scale=0.1)
-    table = meta_gradient_bias(rule, Quadratics(dim=3), unrolls=[2, 4], horizon=8, tasks=5, device="cpu")
+    table = meta_gradient_bias(rule, Quadratics(dim=3), unrolls=[2, 4], horizon=8, num_tasks=5, device="cpu")
     table = table.set_index(["unroll", "dashed edges"])
     gradients = {}
     for dashed in (False, True):

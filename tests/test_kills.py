@@ -43,7 +43,7 @@ SWEEP = Sweep(
     learned={"LSTM": "quadratics"},
     baselines={BASELINES[name]: {"name": name, "learning_rates": [0.01, 0.03, 0.1]} for name in ("sgd", "adam")},
     steps=[5, 10],
-    tasks=20,
+    num_tasks=20,
     tuning_tasks=20,
 )
 
@@ -76,7 +76,7 @@ def fetched(folder):
 
 
 def tune(folder, _):
-    record_tuning(Quadratics(dim=3), steps=(5, 20), tasks=50, rates=4, directory=folder / "results", device="cpu")
+    record_tuning(Quadratics(dim=3), steps=(5, 20), num_tasks=50, rates=4, directory=folder / "results", device="cpu")
 
 
 def tuned(folder):

@@ -5,18 +5,18 @@ import torch
 
 from l2l_kit.evaluation import lbfgs
 from l2l_kit.optimizers import baseline
-from l2l_kit.problems import MNIST, Optimizees, QuadraticOptimizees, Quadratics
+from l2l_kit.problems import MNIST, Quadratics, QuadraticTasks, TaskBatch
 from l2l_kit.training import rollout
 
 
-class Valley(Optimizees):
+class Valley(TaskBatch):
     """Rosenbrock's function, whose line searches take several evaluations; counts them."""
 
     def __init__(self):
         self.points = []
 
     @property
-    def start(self):
+    def initial_params(self):
         return {"x": torch.tensor([[-1.2]], dtype=torch.float64), "y": torch.tensor([[1.0]], dtype=torch.float64)}
 
     def losses(self, params, step):
@@ -53,24 +53,24 @@ def test_it_is_torchs_at_each_evaluation_and_none_is_made_twice():
 
 
 def test_points_and_losses_belong_together():
-    optimizees = Quadratics(5).sample(1, torch.Generator().manual_seed(0))
-    for rows, losses in lbfgs(optimizees, 20):
-        torch.testing.assert_close(optimizees.losses({"theta": rows}), losses)
+    tasks = Quadratics(5).sample(1, torch.Generator().manual_seed(0))
+    for rows, losses in lbfgs(tasks, 20):
+        torch.testing.assert_close(tasks.losses({"theta": rows}), losses)
 
 
 def test_it_finds_the_lowest_point_and_stays_there():
     draws = torch.Generator().manual_seed(1)
     W, y, theta = (torch.randn(shape, generator=draws, dtype=torch.float64) for shape in [(1, 4, 4), (1, 4), (1, 4)])
-    *_, (rows, losses) = lbfgs(QuadraticOptimizees(W, y, theta), 300)
+    *_, (rows, losses) = lbfgs(QuadraticTasks(W, y, theta), 300)
     torch.testing.assert_close(rows[0], torch.linalg.solve(W[0], y[0]))
     assert losses < 1e-12
 
 
 def test_the_start_is_evaluation_0():
-    optimizees = Quadratics(5).sample(1, torch.Generator().manual_seed(0))
-    ((rows, losses),) = lbfgs(optimizees, 0)
-    assert torch.equal(rows, optimizees.theta)
-    assert torch.equal(losses, optimizees.losses(optimizees.start))
+    tasks = Quadratics(5).sample(1, torch.Generator().manual_seed(0))
+    ((rows, losses),) = lbfgs(tasks, 0)
+    assert torch.equal(rows, tasks.theta)
+    assert torch.equal(losses, tasks.losses(tasks.initial_params))
 
 
 def test_several_at_once_are_refused():
@@ -80,13 +80,13 @@ def test_several_at_once_are_refused():
 
 class TestAlone:
     def test_one_of_several_is_as_among_them(self):
-        optimizees = Quadratics(4).sample(3, torch.Generator().manual_seed(0))
-        together = rollout(baseline("adam", 0.1), optimizees, 5)
+        tasks = Quadratics(4).sample(3, torch.Generator().manual_seed(0))
+        together = rollout(baseline("adam", 0.1), tasks, 5)
         for index in range(3):
-            alone = rollout(baseline("adam", 0.1), optimizees.alone(index), 5)
+            alone = rollout(baseline("adam", 0.1), tasks.select(index), 5)
             torch.testing.assert_close(alone, together[index : index + 1])
 
     def test_what_shares_minibatches_cannot_be_taken_apart(self):
         networks = MNIST((2,), digits="embedded").sample(2, torch.Generator())
         with pytest.raises(TypeError, match="cannot be taken apart"):
-            networks.alone(0)
+            networks.select(0)

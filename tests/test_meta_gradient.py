@@ -6,7 +6,7 @@ import torch
 from l2l_kit.errors import MetaTrainingDivergedError
 from l2l_kit.optimizers import GroupedLSTMs, LSTMOptimizer
 from l2l_kit.optimizers.tape import floats_per_step
-from l2l_kit.problems import Optimizees, QuadraticOptimizees
+from l2l_kit.problems import QuadraticTasks, TaskBatch
 from l2l_kit.training import AutogradUnroller, ExactUnroller, ReplayUnroller, replay, rollout, unroll
 
 OPTIMIZERS = {
@@ -36,12 +36,12 @@ def make_groups():
 def quadratics(n=3, dim=5, seed=0):
     draws = torch.Generator().manual_seed(seed)
     shapes = {"W": (n, dim, dim), "y": (n, dim), "theta": (n, dim)}
-    return QuadraticOptimizees(
+    return QuadraticTasks(
         **{name: torch.randn(shape, generator=draws, dtype=torch.float64) for name, shape in shapes.items()}
     )
 
 
-class Network(Optimizees):
+class Network(TaskBatch):
     """Tiny tanh networks with a matrix, a vector and a single number each, and other data at each step."""
 
     def __init__(self, n=3, seed=0):
@@ -54,7 +54,7 @@ class Network(Optimizees):
         self._start = {"weight": gaussian(n, 2, 4), "bias": gaussian(n, 2), "offset": gaussian(n)}
 
     @property
-    def start(self):
+    def initial_params(self):
         return self._start
 
     def losses(self, params, step):
@@ -66,15 +66,15 @@ class Layers(Network):
     """`Network` with kinds of parameters."""
 
     @property
-    def start(self):
+    def initial_params(self):
         return {KINDS[name]: tensor for name, tensor in self._start.items()}
 
     def losses(self, params, step):
         return super().losses({name: params[full] for name, full in KINDS.items()}, step)
 
 
-def run(unroller, optimizees, windows):
-    unroller.begin(optimizees, torch.Generator().manual_seed(0))
+def run(unroller, tasks, windows):
+    unroller.begin(tasks, torch.Generator().manual_seed(0))
     return [unroller.advance(steps) for steps in windows]
 
 
@@ -89,11 +89,11 @@ def assert_equal_windows(found, expected, tolerance=1e-12):
 
 @pytest.mark.parametrize("windows", WINDOWS.values(), ids=WINDOWS)
 @pytest.mark.parametrize("arguments", OPTIMIZERS.values(), ids=OPTIMIZERS)
-@pytest.mark.parametrize("optimizees", [quadratics(), Network()], ids=["quadratics", "network"])
-def test_replay_equals_autograd(optimizees, arguments, windows):
+@pytest.mark.parametrize("tasks", [quadratics(), Network()], ids=["quadratics", "network"])
+def test_replay_equals_autograd(tasks, arguments, windows):
     optimizer = make_optimizer(**arguments)
-    replay = run(ReplayUnroller(optimizer), optimizees, windows)
-    autograd = run(AutogradUnroller(optimizer, second_derivatives=False), optimizees, windows)
+    replay = run(ReplayUnroller(optimizer), tasks, windows)
+    autograd = run(AutogradUnroller(optimizer, second_derivatives=False), tasks, windows)
     assert_equal_windows(replay, autograd)
 
 
@@ -147,9 +147,9 @@ def test_replay_equals_autograd_while_the_optimizer_learns():
     assert_equal_windows(*found)
 
 
-def written_out(optimizer, optimizees, windows, *, second_derivatives):
+def written_out(optimizer, tasks, windows, *, second_derivatives):
     """Windows on quadratics by plain autograd, where 2 Wᵀ(Wθ − y) is written out as a function of θ."""
-    W, y, theta = optimizees.W, optimizees.y, optimizees.theta
+    W, y, theta = tasks.W, tasks.y, tasks.theta
     state = optimizer.initial_state(theta.numel())
     result = []
     for steps in windows:
@@ -174,19 +174,19 @@ def written_out(optimizer, optimizees, windows, *, second_derivatives):
 @pytest.mark.parametrize("second_derivatives", [False, True])
 @pytest.mark.parametrize("arguments", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_autograd_equals_the_loop_written_out(arguments, second_derivatives):
-    optimizer, optimizees, windows = make_optimizer(**arguments), quadratics(), [4, 4, 1]
-    found = run(AutogradUnroller(optimizer, second_derivatives=second_derivatives), optimizees, windows)
-    expected = written_out(optimizer, optimizees, windows, second_derivatives=second_derivatives)
+    optimizer, tasks, windows = make_optimizer(**arguments), quadratics(), [4, 4, 1]
+    found = run(AutogradUnroller(optimizer, second_derivatives=second_derivatives), tasks, windows)
+    expected = written_out(optimizer, tasks, windows, second_derivatives=second_derivatives)
     assert_equal_windows(found, expected)
 
 
-def create_graph_loop(optimizer, optimizees, steps):
+def create_graph_loop(optimizer, tasks, steps):
     """One window on any optimizees, through `create_graph`, one loss.backward() at the end."""
-    params = {name: tensor.clone().requires_grad_() for name, tensor in optimizees.start.items()}
+    params = {name: tensor.clone().requires_grad_() for name, tensor in tasks.initial_params.items()}
     state = optimizer.initial_state(sum(tensor.numel() for tensor in params.values()))
     total, losses = 0.0, []
     for step in range(steps):
-        gradients = torch.autograd.grad(optimizees.losses(params, step).sum(), list(params.values()), create_graph=True)
+        gradients = torch.autograd.grad(tasks.losses(params, step).sum(), list(params.values()), create_graph=True)
         rows = torch.cat(
             [gradient.flatten(1) if gradient.dim() > 1 else gradient[:, None] for gradient in gradients], 1
         )
@@ -197,7 +197,7 @@ def create_graph_loop(optimizer, optimizees, steps):
             moved[name] = tensor + update.view_as(rows)[:, first : first + size].reshape(tensor.shape)
             first += size
         params = moved
-        losses.append(optimizees.losses(params, step + 1))
+        losses.append(tasks.losses(params, step + 1))
         total = total + losses[-1].mean()
     names, weights = zip(*optimizer.named_parameters(), strict=True)
     return unroll.Window(
@@ -207,21 +207,21 @@ def create_graph_loop(optimizer, optimizees, steps):
 
 @pytest.mark.parametrize("arguments", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_second_derivatives_equal_create_graph(arguments):
-    optimizer, optimizees = make_optimizer(**arguments), Network()
-    found = run(AutogradUnroller(optimizer, second_derivatives=True), optimizees, [6])
-    assert_equal_windows(found, [create_graph_loop(optimizer, optimizees, 6)])
+    optimizer, tasks = make_optimizer(**arguments), Network()
+    found = run(AutogradUnroller(optimizer, second_derivatives=True), tasks, [6])
+    assert_equal_windows(found, [create_graph_loop(optimizer, tasks, 6)])
 
 
 @pytest.mark.parametrize("steps_taped", [None, 1, 2, 3])
 @pytest.mark.parametrize("windows", WINDOWS.values(), ids=WINDOWS)
-@pytest.mark.parametrize("optimizees", [quadratics(), Network()], ids=["quadratics", "network"])
+@pytest.mark.parametrize("tasks", [quadratics(), Network()], ids=["quadratics", "network"])
 @pytest.mark.parametrize("arguments", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_exact_replay_equals_autograd_through_everything(arguments, optimizees, windows, steps_taped):
+def test_exact_replay_equals_autograd_through_everything(arguments, tasks, windows, steps_taped):
     optimizer = make_optimizer(**arguments)
-    coordinates = sum(tensor.numel() for tensor in optimizees.start.values())
+    coordinates = sum(tensor.numel() for tensor in tasks.initial_params.values())
     room = unroll.TAPE_BYTES if steps_taped is None else steps_taped * coordinates * floats_per_step(optimizer) * 8
-    found = run(ExactUnroller(optimizer, room), optimizees, windows)
-    expected = run(AutogradUnroller(optimizer, second_derivatives=True), optimizees, windows)
+    found = run(ExactUnroller(optimizer, room), tasks, windows)
+    expected = run(AutogradUnroller(optimizer, second_derivatives=True), tasks, windows)
     assert_equal_windows(found, expected)
 
 
@@ -244,11 +244,11 @@ def test_second_derivatives_make_a_difference(arguments):
 
 
 @pytest.mark.parametrize("arguments", OPTIMIZERS.values(), ids=OPTIMIZERS)
-@pytest.mark.parametrize("optimizees", [quadratics(), Network()], ids=["quadratics", "network"])
-def test_second_derivatives_give_the_slope_of_the_meta_loss(optimizees, arguments):
+@pytest.mark.parametrize("tasks", [quadratics(), Network()], ids=["quadratics", "network"])
+def test_second_derivatives_give_the_slope_of_the_meta_loss(tasks, arguments):
     """Nothing but losses on both sides: central differences of Σ_t mean f(θ(t)) along random directions of φ."""
     optimizer = make_optimizer(**arguments)
-    (window,) = run(AutogradUnroller(optimizer, second_derivatives=True), optimizees, [6])
+    (window,) = run(AutogradUnroller(optimizer, second_derivatives=True), tasks, [6])
     weights = {name: weight.detach().clone() for name, weight in optimizer.named_parameters()}
     draws = torch.Generator().manual_seed(1)
     for _ in range(3):
@@ -258,7 +258,7 @@ def test_second_derivatives_give_the_slope_of_the_meta_loss(optimizees, argument
         meta_loss = {}
         for shift in (-1e-6, 1e-6):
             optimizer.load_state_dict({name: weight + shift * direction[name] for name, weight in weights.items()})
-            meta_loss[shift] = rollout(optimizer, optimizees, 6)[:, 1:].mean(dim=0).sum()
+            meta_loss[shift] = rollout(optimizer, tasks, 6)[:, 1:].mean(dim=0).sum()
         slope = (meta_loss[1e-6] - meta_loss[-1e-6]) / 2e-6
         expected = sum((window.meta_gradient[name] * direction[name]).sum() for name in weights)
         torch.testing.assert_close(slope, expected, rtol=1e-6, atol=1e-7)
@@ -289,11 +289,11 @@ class TestEveryUnroller:
         assert_equal_windows(run(unroller, Network(seed=2), [4, 2]), run(kind(optimizer), Network(seed=2), [4, 2]))
 
     def test_leaves_the_optimizees_as_they_were(self, kind):
-        optimizees = quadratics()
-        theta = optimizees.theta.clone()
-        run(kind(make_optimizer()), optimizees, [4, 4])
-        assert torch.equal(optimizees.theta, theta)
-        assert not optimizees.theta.requires_grad
+        tasks = quadratics()
+        theta = tasks.theta.clone()
+        run(kind(make_optimizer()), tasks, [4, 4])
+        assert torch.equal(tasks.theta, theta)
+        assert not tasks.theta.requires_grad
 
     def test_leaves_no_gradients_on_the_optimizer(self, kind):
         optimizer = make_optimizer()

@@ -14,7 +14,7 @@ import torch
 from l2l_kit import storage
 from l2l_kit.errors import MetaTrainingDivergedError, UnknownNameError, WeightsFileError
 from l2l_kit.optimizers import LSTMOptimizer
-from l2l_kit.problems import Problem, QuadraticOptimizees, Quadratics
+from l2l_kit.problems import Problem, Quadratics, QuadraticTasks
 from l2l_kit.training import History, MetaTrainer, MetaTraining, Progress, meta_train
 
 SETTINGS = MetaTraining(
@@ -175,9 +175,9 @@ class TestBits:
         @dataclass(frozen=True)
         class Watched(Quadratics):
             def sample(self, n, generator, device=None):
-                optimizees = super().sample(n, generator, device)
-                starts.append(optimizees.theta)
-                return optimizees
+                tasks = super().sample(n, generator, device)
+                starts.append(tasks.theta)
+                return tasks
 
         finish(make_trainer(problem=Watched(dim=2), second_derivatives=second_derivatives))
         assert [len(start) for start in starts] == [7, *[5] * 6]
@@ -288,7 +288,7 @@ class Breaking(Problem):
 
 
 @dataclass(frozen=True)
-class BreakingOptimizees(QuadraticOptimizees):
+class BreakingOptimizees(QuadraticTasks):
     at: int
     value: float
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from l2l_kit import data, problems
 from l2l_kit.data import sources
 from l2l_kit.errors import DataError, UnknownNameError
-from l2l_kit.problems import MNIST, MNISTOptimizees
+from l2l_kit.problems import MNIST, MNISTTasks
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, ravel
 
@@ -37,16 +37,16 @@ def seen(monkeypatch):
     """The minibatches that networks are shown, one entry for each call: bytes of shape `(n, batch, 784)`."""
     shown = []
 
-    def spy(self, params, images, original=MNISTOptimizees.logits):
+    def spy(self, params, images, original=MNISTTasks.logits):
         shown.append(images)
         return original(self, params, images)
 
-    monkeypatch.setattr(MNISTOptimizees, "logits", spy)
+    monkeypatch.setattr(MNISTTasks, "logits", spy)
     return shown
 
 
-def minibatch(optimizees, seen, step):
-    optimizees.losses(optimizees.start, step)
+def minibatch(tasks, seen, step):
+    tasks.losses(tasks.initial_params, step)
     return seen[-1]
 
 
@@ -77,10 +77,10 @@ class TestAgainstPlainNetworks:
     def test_losses_and_gradients(self, hidden, activation, seen):
         # A scale that saturates no layer and lets every one matter.
         problem = mnist(hidden=hidden, activation=activation, init_scale=0.3)
-        optimizees = sample(problem)
-        params = double(optimizees.start)
+        tasks = sample(problem)
+        params = double(tasks.initial_params)
         layout = Layout.of(params)
-        losses, gradients = optimizees.losses_and_gradients(ravel(params), layout, 7)
+        losses, gradients = tasks.losses_and_gradients(ravel(params), layout, 7)
         (images,) = seen
         assert images.shape == (3, 6, 784)
         for one in range(3):
@@ -96,9 +96,9 @@ class TestAgainstPlainNetworks:
     @pytest.mark.parametrize("split", ["train", "test"])
     def test_test_is_on_all_test_digits(self, hidden, activation, split):
         problem = mnist(hidden=hidden, activation=activation, split=split, init_scale=0.3)
-        optimizees = sample(problem)
-        params = double(optimizees.start)
-        losses, accuracies = optimizees.test(params)
+        tasks = sample(problem)
+        params = double(tasks.initial_params)
+        losses, accuracies = tasks.test(params)
         images, labels = DIGITS.x_test.flatten(1).double() / 255, DIGITS.y_test
         for one in range(3):
             with torch.no_grad():
@@ -110,29 +110,29 @@ class TestAgainstPlainNetworks:
 
 class TestDraws:
     def test_minibatches_depend_on_the_step_alone(self, seen):
-        optimizees = sample(mnist())
-        first = [minibatch(optimizees, seen, step) for step in range(5)]
-        again = [minibatch(optimizees, seen, step) for step in reversed(range(5))][::-1]
+        tasks = sample(mnist())
+        first = [minibatch(tasks, seen, step) for step in range(5)]
+        again = [minibatch(tasks, seen, step) for step in reversed(range(5))][::-1]
         assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
         assert len({batch.numpy().tobytes() for batch in first}) == 5
 
     def test_minibatches_do_not_depend_on_the_parameters(self, seen):
-        optimizees = sample(mnist())
-        optimizees.losses({name: tensor + 1 for name, tensor in optimizees.start.items()}, 4)
-        assert torch.equal(seen[0], minibatch(optimizees, seen, 4))
+        tasks = sample(mnist())
+        tasks.losses({name: tensor + 1 for name, tensor in tasks.initial_params.items()}, 4)
+        assert torch.equal(seen[0], minibatch(tasks, seen, 4))
 
     def test_every_optimizee_has_minibatches_and_a_start_of_its_own(self, seen):
-        optimizees = sample(mnist(), n=4)
-        batch = minibatch(optimizees, seen, 0)
-        for tensor in (batch, *optimizees.start.values()):
+        tasks = sample(mnist(), n=4)
+        batch = minibatch(tasks, seen, 0)
+        for tensor in (batch, *tasks.initial_params.values()):
             assert len({one.numpy().tobytes() for one in tensor}) == 4
 
     def test_a_seed_names_optimizees_with_their_minibatches(self, seen):
         one, same, other = sample(mnist()), sample(mnist()), sample(mnist(), seed=1)
         assert torch.equal(minibatch(one, seen, 2), minibatch(same, seen, 2))
         assert not torch.equal(minibatch(one, seen, 2), minibatch(other, seen, 2))
-        assert torch.equal(one.start["weight0"], same.start["weight0"])
-        assert not torch.equal(one.start["weight0"], other.start["weight0"])
+        assert torch.equal(one.initial_params["weight0"], same.initial_params["weight0"])
+        assert not torch.equal(one.initial_params["weight0"], other.initial_params["weight0"])
 
     @pytest.mark.parametrize("split", ["train", "test"])
     def test_minibatches_come_from_all_of_their_split_and_from_it_alone(self, split, seen):
@@ -145,7 +145,7 @@ class TestDraws:
 
     @pytest.mark.parametrize("scale", [0.001, 0.1, 2])
     def test_the_start_is_gaussian_with_standard_deviation_init_scale(self, scale):
-        start = sample(mnist(hidden=(20, 30), init_scale=scale), n=50).start
+        start = sample(mnist(hidden=(20, 30), init_scale=scale), n=50).initial_params
         assert set(start) == {f"{kind}{layer}" for kind in ("weight", "bias") for layer in range(3)}
         for tensor in start.values():
             assert tensor.std() == pytest.approx(scale, rel=0.1)
@@ -157,11 +157,11 @@ class TestDraws:
     def test_the_scale_changes_nothing_but_the_scale(self):
         small, large = (sample(mnist(init_scale=scale)) for scale in (0.25, 0.5))
         assert small.order == large.order
-        for name, tensor in small.start.items():
-            assert torch.equal(2 * tensor, large.start[name])
+        for name, tensor in small.initial_params.items():
+            assert torch.equal(2 * tensor, large.initial_params[name])
 
     def test_between_bounds_every_network_has_a_scale_of_its_own(self):
-        start = sample(mnist(hidden=(20, 30), init_scale=(0.01, 1)), n=300).start
+        start = sample(mnist(hidden=(20, 30), init_scale=(0.01, 1)), n=300).initial_params
         scales = start["weight0"].flatten(1).std(dim=1)
         for tensor in start.values():  # one scale for the whole network
             assert torch.allclose(tensor.flatten(1).square().mean(dim=1).sqrt() / scales, torch.ones(300), atol=0.8)

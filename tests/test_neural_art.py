@@ -11,11 +11,11 @@ from torch.nn import functional
 from l2l_kit import data, problems
 from l2l_kit.errors import DataError, UnknownNameError, WeightsFileError
 from l2l_kit.optimizers import baseline
-from l2l_kit.problems import NeuralArt, NeuralArtOptimizees, neural_art
+from l2l_kit.problems import NeuralArt, NeuralArtTasks, neural_art
 from l2l_kit.problems.features import SMALL, VGG16, FeatureNetwork, gram
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, ravel
-from l2l_kit.training import MetaTraining, rollout, validation_optimizees
+from l2l_kit.training import MetaTraining, rollout, validation_batch
 
 TINY = ((2, 3), (4, 2), (3, 3), (5,))
 LAYERS = {"conv3_1", *neural_art.STYLE_LAYERS}
@@ -103,14 +103,12 @@ class TestFeatures:
 
 
 @pytest.fixture
-def optimizees(tiny):
+def tasks(tiny):
     """Two tiny ones in double precision."""
     content = tiny(draw(2, 3, 16, 16, seed=1), LAYERS)
     style = tiny(draw(1, 3, 16, 16, seed=2), LAYERS)
     grams = tuple(gram(style[layer]) for layer in neural_art.STYLE_LAYERS)
-    return NeuralArtOptimizees(
-        {"pixels": draw(2, 3, 16, 16)}, "conv3_1", content["conv3_1"], grams, tiny, (2.0, 3.0, 0.5)
-    )
+    return NeuralArtTasks({"pixels": draw(2, 3, 16, 16)}, "conv3_1", content["conv3_1"], grams, tiny, (2.0, 3.0, 0.5))
 
 
 def loss_by_hand(pixels, content, style):
@@ -127,51 +125,51 @@ def loss_by_hand(pixels, content, style):
 
 
 class TestLoss:
-    def test_is_that_of_the_formula(self, optimizees):
+    def test_is_that_of_the_formula(self, tasks):
         contents, style = draw(2, 3, 16, 16, seed=1), draw(1, 3, 16, 16, seed=2)[0]
-        losses = optimizees.losses(optimizees.start, 0)
-        wanted = [loss_by_hand(optimizees.start["pixels"][n], contents[n], style) for n in range(2)]
+        losses = tasks.losses(tasks.initial_params, 0)
+        wanted = [loss_by_hand(tasks.initial_params["pixels"][n], contents[n], style) for n in range(2)]
         torch.testing.assert_close(losses, torch.stack(wanted))
 
-    def test_terms_add_up_to_it(self, optimizees):
-        terms = optimizees.terms(optimizees.start["pixels"])
+    def test_terms_add_up_to_it(self, tasks):
+        terms = tasks.terms(tasks.initial_params["pixels"])
         total = 2.0 * terms["content"] + 3.0 * terms["style"] + 0.5 * terms["total variation"]
-        torch.testing.assert_close(optimizees.losses(optimizees.start, 0), (16 / 64) ** 2 * total)
+        torch.testing.assert_close(tasks.losses(tasks.initial_params, 0), (16 / 64) ** 2 * total)
 
-    def test_gradients_are_those_of_finite_differences(self, optimizees):
-        layout, rows = Layout.of(optimizees.start), ravel(optimizees.start)
-        losses, gradients = optimizees.losses_and_gradients(rows, layout, 0)
-        torch.testing.assert_close(losses, optimizees.losses(optimizees.start, 0))
+    def test_gradients_are_those_of_finite_differences(self, tasks):
+        layout, rows = Layout.of(tasks.initial_params), ravel(tasks.initial_params)
+        losses, gradients = tasks.losses_and_gradients(rows, layout, 0)
+        torch.testing.assert_close(losses, tasks.losses(tasks.initial_params, 0))
         assert not losses.requires_grad
         assert not gradients.requires_grad
         for seed in range(4):
             way = draw(*rows.shape, seed=seed)
             step = 1e-6
-            ahead, behind = (optimizees.losses(layout.unravel(rows + sign * step * way), 0) for sign in (1, -1))
+            ahead, behind = (tasks.losses(layout.unravel(rows + sign * step * way), 0) for sign in (1, -1))
             torch.testing.assert_close(
                 (gradients * way).sum(dim=1), (ahead - behind) / (2 * step), rtol=1e-4, atol=1e-8
             )
 
-    def test_it_does_not_matter_how_many_are_computed_at_a_time(self, optimizees, monkeypatch):
-        layout, rows = Layout.of(optimizees.start), ravel(optimizees.start)
-        together = optimizees.losses_and_gradients(rows, layout, 0)
+    def test_it_does_not_matter_how_many_are_computed_at_a_time(self, tasks, monkeypatch):
+        layout, rows = Layout.of(tasks.initial_params), ravel(tasks.initial_params)
+        together = tasks.losses_and_gradients(rows, layout, 0)
         monkeypatch.setattr(neural_art, "_AT_ONCE", 1)
-        for one, other in zip(together, optimizees.losses_and_gradients(rows, layout, 0), strict=True):
+        for one, other in zip(together, tasks.losses_and_gradients(rows, layout, 0), strict=True):
             torch.testing.assert_close(one, other)
 
     def test_is_zero_where_all_is_right(self, tiny):
         pixels = draw(1, 3, 1, 1).expand(1, 3, 16, 16)  # of one colour: no total variation
         found = tiny(pixels, LAYERS)
         grams = tuple(gram(found[layer]) for layer in neural_art.STYLE_LAYERS)
-        right = NeuralArtOptimizees({"pixels": pixels}, "conv3_1", found["conv3_1"], grams, tiny, (1.0, 1.0, 1.0))
-        assert right.losses(right.start, 0).item() == 0
+        right = NeuralArtTasks({"pixels": pixels}, "conv3_1", found["conv3_1"], grams, tiny, (1.0, 1.0, 1.0))
+        assert right.losses(right.initial_params, 0).item() == 0
 
     @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-    def test_content_and_style_are_1_where_there_are_no_features_whatever_the_scale(self, optimizees, scale):
+    def test_content_and_style_are_1_where_there_are_no_features_whatever_the_scale(self, tasks, scale):
         scaled = replace(
-            optimizees,
-            content=scale * optimizees.content,
-            style=tuple(scale * style for style in optimizees.style),
+            tasks,
+            content=scale * tasks.content,
+            style=tuple(scale * style for style in tasks.style),
         )
         blank = {layer: torch.zeros_like(found) for layer, found in scaled.network(draw(2, 3, 16, 16), LAYERS).items()}
         terms = replace(scaled, network=lambda pixels, layers: blank).terms(draw(2, 3, 16, 16))
@@ -186,7 +184,7 @@ def art(**fields):
 class TestProblem:
     def test_starts_are_noise_and_contents_differ(self):
         found = art(init_scale=0.5).sample(8, generator(0, "test"))
-        pixels = found.start["pixels"]
+        pixels = found.initial_params["pixels"]
         assert pixels.shape == (8, 3, 16, 16)
         assert pixels.std().item() == pytest.approx(0.5, rel=0.05)
         assert len(found.content.flatten(1).sum(dim=1).unique()) == 8
@@ -194,15 +192,15 @@ class TestProblem:
     def test_a_pixel_has_as_large_a_gradient_at_any_size(self):
         size = {}
         for pixels in (32, 64):
-            optimizees = art(size=pixels).sample(4, torch.Generator().manual_seed(0))
-            rows = ravel(optimizees.start)
-            _, gradients = optimizees.losses_and_gradients(rows, Layout.of(optimizees.start), 0)
+            tasks = art(size=pixels).sample(4, torch.Generator().manual_seed(0))
+            rows = ravel(tasks.initial_params)
+            _, gradients = tasks.losses_and_gradients(rows, Layout.of(tasks.initial_params), 0)
             size[pixels] = gradients.square().mean().sqrt().item()
         assert size[64] / size[32] == pytest.approx(1, abs=0.3)  # edges differ; a mean over places would give a quarter
 
     def test_the_same_seed_the_same_optimizees(self):
         one, other, another = (art().sample(3, generator(seed, "test")) for seed in (0, 0, 1))
-        assert torch.equal(one.start["pixels"], other.start["pixels"])
+        assert torch.equal(one.initial_params["pixels"], other.initial_params["pixels"])
         assert torch.equal(one.content, other.content)
         assert not torch.equal(one.content, another.content)
 
@@ -212,7 +210,7 @@ class TestProblem:
         def spy(self, contents, *_, **__):
             seen.append(contents)
 
-        monkeypatch.setattr(NeuralArt, "optimizees", spy)
+        monkeypatch.setattr(NeuralArt, "tasks", spy)
         problem = art(split="test")
         count = len(problem.photographs.test)
         problem.sample(2 * count + 1, generator(0, "test"))
@@ -233,16 +231,16 @@ class TestProblem:
             return sample(self, *arguments)
 
         monkeypatch.setattr(NeuralArt, "sample", spy)
-        validation_optimizees(art(split=split), MetaTraining(validation_tasks=2))
+        validation_batch(art(split=split), MetaTraining(validation_tasks=2))
         assert drawn == [validated]
 
     def test_people_bring_their_own_content_and_style(self):
         content = torch.randint(256, (1, 3, 50, 40), generator=generator(0, "content"), dtype=torch.uint8)
         style = data.style("woodcut")
         problem = art(size=32)
-        found = problem.optimizees(content, generator(0, "noise"), style)
-        assert found.start["pixels"].shape == (1, 3, 32, 32)
-        named = replace(problem, style="woodcut").optimizees(content, generator(0, "noise"))
+        found = problem.tasks(content, generator(0, "noise"), style)
+        assert found.initial_params["pixels"].shape == (1, 3, 32, 32)
+        named = replace(problem, style="woodcut").tasks(content, generator(0, "noise"))
         assert all(torch.equal(a, b) for a, b in zip(found.style, named.style, strict=True))
 
     def test_pixels_and_pictures_are_inverse(self):

@@ -108,12 +108,12 @@ def read_by_name(notebook: dict) -> set[str]:
 
 
 def made_first(notebook: dict) -> set[str]:
-    """What the full profile makes, as `remake` is asked to, and by other recipes that are followed."""
+    """What the full profile makes, as `build` is asked to, and by other recipes that are followed."""
     made = set()
     for function, call in calls(notebook):
         if function in ("read_recipes", "find_recipe"):
             made.add(ast.literal_eval(call.args[0]))
-        if function != "remake":
+        if function != "build":
             continue
         names = ("recipes", "tunings", "sweeps")
         given = dict(zip(names, call.args, strict=False)) | {word.arg: word.value for word in call.keywords}
@@ -138,7 +138,7 @@ def test_the_full_profile_makes_what_it_reads(notebook: dict) -> None:
 
 
 def test_a_reading_of_what_was_not_made_is_seen() -> None:
-    code = "l2l.remake(['quadratics'])\nl2l.load(f'mnist-{kind}')\nl2l.tuned_baselines('quadratics')"
+    code = "l2l.build(['quadratics'])\nl2l.load(f'mnist-{kind}')\nl2l.tuned_baselines('quadratics')"
     bad = {"cells": [{"cell_type": "code", "source": code}]}
     assert read_by_name(bad) == {"mnist\\-.*", "tuning/quadratics"}
     assert made_first(bad) == {"quadratics", "result/training/quadratics"}
@@ -148,6 +148,6 @@ def test_a_reading_of_what_was_not_made_is_seen() -> None:
 def test_the_full_profile_reads_from_nowhere_else(notebook: dict) -> None:
     """L2L_HOME is set before the kit is imported, or the names would be found in what comes with it."""
     code = ["".join(cell["source"]) for cell in code_cells(notebook)]
-    if any("l2l.remake(" in cell for cell in code):
+    if any("l2l.build(" in cell for cell in code):
         whole = "\n".join(code)
         assert 0 < whole.index('os.environ["L2L_HOME"] = "full"') < whole.index("import l2l_kit")

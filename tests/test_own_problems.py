@@ -10,7 +10,7 @@ from torch import Tensor
 
 from l2l_kit.evaluation import compare, lbfgs, trajectories, tune
 from l2l_kit.optimizers import NTMBFGS, GroupedLSTMs, LSTMOptimizer, baseline
-from l2l_kit.problems import Optimizees, Problem, Quadratics
+from l2l_kit.problems import Problem, Quadratics, TaskBatch
 from l2l_kit.problems.base import draw
 from l2l_kit.randomness import generator
 from l2l_kit.training import AutogradUnroller, ExactUnroller, ReplayUnroller, meta_train, rollout
@@ -20,7 +20,7 @@ SETTINGS = {"horizon": 4, "unroll": 2, "epochs": 1, "episodes_per_epoch": 2, "ba
 FROZEN = dataclass(frozen=True)
 
 
-class Bowls(Optimizees):
+class Bowls(TaskBatch):
     """‖θ − y‖², with parameters of two shapes; `losses` counts its evaluations."""
 
     def __init__(self, n=N, dtype=torch.float32, seed=0):
@@ -30,7 +30,7 @@ class Bowls(Optimizees):
         self.evaluations = 0
 
     @property
-    def start(self):
+    def initial_params(self):
         return self._start
 
     def losses(self, params, step):
@@ -55,8 +55,8 @@ def problem_of(make_optimizees):
 # Every way into the kit.
 USES = {
     "train": lambda problem: meta_train(LSTMOptimizer(3), problem, device="cpu", progress=False, **SETTINGS),
-    "compare": lambda problem: compare({"SGD": baseline("sgd", 0.1)}, problem, steps=2, tasks=N, device="cpu"),
-    "tune": lambda problem: tune("sgd", problem, steps=2, tasks=N, learning_rates=[0.1], device="cpu"),
+    "compare": lambda problem: compare({"SGD": baseline("sgd", 0.1)}, problem, steps=2, num_tasks=N, device="cpu"),
+    "tune": lambda problem: tune("sgd", problem, steps=2, num_tasks=N, learning_rates=[0.1], device="cpu"),
     "trajectories": lambda problem: trajectories({"SGD": baseline("sgd", 0.1)}, problem, steps=2),
     "rollout": lambda problem: rollout(LSTMOptimizer(3), problem.sample(N, generator(0)), 2),
     "unroll": lambda problem: ReplayUnroller(LSTMOptimizer(3)).begin(problem.sample(N, generator(0))),
@@ -69,9 +69,9 @@ def test_what_is_as_expected_is_taken(use):
 
 
 def test_the_check_adds_no_evaluation():
-    optimizees = Bowls()
-    rollout(baseline("sgd", 0.1), optimizees, 5)
-    assert optimizees.evaluations == 6
+    tasks = Bowls()
+    rollout(baseline("sgd", 0.1), tasks, 5)
+    assert tasks.evaluations == 6
     list(lbfgs(one := Bowls(1), 0))
     assert one.evaluations == 1
     unroller = ReplayUnroller(LSTMOptimizer(3))
@@ -95,7 +95,7 @@ def starting(change):
 
     class Changed(Bowls):
         @property
-        def start(self):
+        def initial_params(self):
             return change({name: tensor.clone() for name, tensor in self._start.items()})
 
         def losses(self, params, step):
@@ -121,7 +121,7 @@ def changed_behind_autograd(losses, params):
 
 
 class StartIsMethod(Bowls):
-    def start(self):
+    def initial_params(self):
         return self._start
 
 
@@ -129,7 +129,7 @@ class StartAlone(Bowls):
     """A single tensor, whose memory would be the starting points' own."""
 
     @property
-    def start(self):
+    def initial_params(self):
         return {"vector": self._start["fc.vector"]}
 
     def losses(self, params, step):
@@ -246,9 +246,9 @@ def test_wrong_optimizees_are_refused_at_their_first_use(kind, error, message, u
 
 
 WRONG_SAMPLES = {
-    "nothing": (lambda n: None, TypeError, "expected Optimizees, got NoneType"),
-    "a dict": (lambda n: Bowls(n).start, TypeError, "expected Optimizees, got dict"),
-    "a class": (lambda n: Bowls, TypeError, "expected Optimizees, got ABCMeta"),
+    "nothing": (lambda n: None, TypeError, "expected TaskBatch, got NoneType"),
+    "a dict": (lambda n: Bowls(n).initial_params, TypeError, "expected TaskBatch, got dict"),
+    "a class": (lambda n: Bowls, TypeError, "expected TaskBatch, got ABCMeta"),
     "too few": (lambda n: Bowls(n - 1), ValueError, r"expected \d+ optimizees, got \d+"),
     "always one": (lambda n: Bowls(1), ValueError, "expected 4 optimizees, got 1"),
 }
@@ -327,11 +327,11 @@ WRONG_DECLARATIONS = {
     "sample that is a property": (lambda: defined(name="own", sample=property(str)), "sample: expected"),
     "sample that is a value": (lambda: defined(name="own", sample=3), "Own.sample: expected.*got 3"),
     "losses without a step": (
-        lambda: defined(Optimizees, lambda cls: cls, losses=lambda self, params: None),
+        lambda: defined(TaskBatch, lambda cls: cls, losses=lambda self, params: None),
         r"Own.losses: expected a method \(self, params, step\), got \(self, params\)",
     ),
     "losses that are a property": (
-        lambda: defined(Optimizees, lambda cls: cls, losses=property(str)),
+        lambda: defined(TaskBatch, lambda cls: cls, losses=property(str)),
         "Own.losses: expected",
     ),
     # where an instance is made
@@ -487,7 +487,7 @@ def test_a_problem_in_double_precision_is_trained_on_and_compared():
     rule = LSTMOptimizer(3, output_scale=0.1)
     history = meta_train(rule, problem, device="cpu", progress=False, **SETTINGS)
     assert history.best.validation_loss > 0
-    curves = compare({"LSTM": rule, "SGD": baseline("sgd", 0.1)}, problem, steps=3, tasks=N, device="cpu")
+    curves = compare({"LSTM": rule, "SGD": baseline("sgd", 0.1)}, problem, steps=3, num_tasks=N, device="cpu")
     assert curves["LSTM"].dtype == torch.float64
     assert curves.interval("LSTM", over="SGD").value.isfinite().all()
     assert len(curves.to_frame()) == 2 * 4

@@ -80,11 +80,11 @@ def png(mode="RGB", size=(40, 30), color=None):
     return content.getvalue()
 
 
-def optimizees(style="mosaic", content="cat", size=32, seed=3, weights=(1.0, 1.0)):
+def tasks(style="mosaic", content="cat", size=32, seed=3, weights=(1.0, 1.0)):
     problem = NeuralArt(
         size=size, network="small", contents="embedded", content_weight=weights[0], style_weight=weights[1]
     )
-    return problem.optimizees(data.content(content)[None], generator(seed, "painter"), data.style(style))
+    return problem.tasks(data.content(content)[None], generator(seed, "painter"), data.style(style))
 
 
 class TestPaints:
@@ -95,7 +95,7 @@ class TestPaints:
         widget = make(seed=3, content="cat", style="mosaic", size=size)
         widget.share.value = share
         painted = widget.run()
-        art = optimizees(size=size, weights=weights)
+        art = tasks(size=size, weights=weights)
         scale = {32: 1, 48: 2}[size]
         rules = {
             "LSTM": zoo.load("neural-art-small"),
@@ -121,7 +121,7 @@ class TestPaints:
         widget.share.value = 0.6
         widget.run()
         problem = replace(trained, size=32, content_weight=0.8 * 0.5, style_weight=1.2)
-        art = problem.optimizees(data.content("cat")[None], generator(3, "painter"))
+        art = problem.tasks(data.content("cat")[None], generator(3, "painter"))
         expected = rollout(baseline("adam", 0.2), art, 1)[0].tolist()
         assert lines(widget)["Adam"] == pytest.approx(expected, rel=1e-4)
         monkeypatch.setattr(zoo, "card", lambda name: {"problem": replace(trained, style="gone").config()})

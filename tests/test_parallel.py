@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from l2l_kit.parallel import cores, in_order, share
+from l2l_kit.parallel import cores, default_jobs, parallel_map
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def one_core():
 
 def test_only_the_cores_that_the_process_may_use_are_counted(one_core, monkeypatch):
     monkeypatch.delenv("L2L_JOBS", raising=False)
-    assert cores() == share() == 1
+    assert cores() == default_jobs() == 1
 
 
 def threads():
@@ -31,16 +31,16 @@ def threads():
 @pytest.mark.parametrize(("asked", "found"), [("", 1), ("2", min(2, os.cpu_count()))])
 def test_workers_share_one_core_unless_the_user_says_how_many_threads(one_core, monkeypatch, asked, found):
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    assert list(in_order(threads, [(), ()], jobs=2)) == [(found, asked)] * 2
+    assert list(parallel_map(threads, [(), ()], jobs=2)) == [(found, asked)] * 2
 
 
 def test_the_number_of_jobs_is_said_by_the_environment(monkeypatch):
     monkeypatch.setenv("L2L_JOBS", "3")
-    assert share() == 3
+    assert default_jobs() == 3
     for wrong in ("two", "0", "-1", "1.5"):
         monkeypatch.setenv("L2L_JOBS", wrong)
         with pytest.raises(ValueError, match=f"L2L_JOBS .* at least 1, got '{wrong}'"):
-            share()
+            default_jobs()
 
 
 def touch(path):
@@ -51,5 +51,5 @@ def touch(path):
 def test_after_an_interruption_nothing_more_is_begun(tmp_path):
     work = [(None,), *((tmp_path / str(number),) for number in range(20))]
     with pytest.raises(AttributeError):
-        list(in_order(touch, work, jobs=2))
+        list(parallel_map(touch, work, jobs=2))
     assert len(list(tmp_path.iterdir())) < 20

@@ -83,7 +83,7 @@ def test_shows_what_compare_measures(make, labels):
     widget = make(networks=2, seed=3, labels=labels)
     optimizers = {"LSTM": zoo.load("cifar"), "Adam": baseline("adam", RATES[labels, 2]["adam"])}
     problem = CIFAR(tuple(range(labels)), variant="embedded")
-    curves = compare(optimizers, problem, steps=2, tasks=2, seed=3, device="cpu")
+    curves = compare(optimizers, problem, steps=2, num_tasks=2, seed=3, device="cpu")
     for name in optimizers:
         assert lines(widget)[name] == pytest.approx(curves.statistic(name).tolist(), rel=1e-3)
     title, details = widget.figure.layout.title.text.split("<br>")

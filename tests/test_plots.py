@@ -44,7 +44,7 @@ def swept(setting, values):
 
 @pytest.fixture(scope="module")
 def curves():
-    return compare({"LSTM": LSTMOptimizer(), **BASELINES}, Quadratics(4), steps=20, tasks=16, device="cpu")
+    return compare({"LSTM": LSTMOptimizer(), **BASELINES}, Quadratics(4), steps=20, num_tasks=16, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +267,11 @@ def test_what_was_measured_along_the_way_is_shown(figures):
 
 def test_a_diverged_run_leaves_a_gap_and_does_not_set_the_scale():
     curves = compare(
-        {"SGD": baseline("sgd", 10.0), "Adam": baseline("adam", 0.1)}, Quadratics(4), steps=60, tasks=4, device="cpu"
+        {"SGD": baseline("sgd", 10.0), "Adam": baseline("adam", 0.1)},
+        Quadratics(4),
+        steps=60,
+        num_tasks=4,
+        device="cpu",
     )
     figure = plots.learning_curves(curves)
     assert None in figure.data[-2].y

@@ -8,7 +8,7 @@ import torch
 
 from l2l_kit import problems
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.problems import MNIST, ConditionedQuadratics, QuadraticOptimizees, Quadratics
+from l2l_kit.problems import MNIST, ConditionedQuadratics, Quadratics, QuadraticTasks
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, pick_device, ravel
 
@@ -23,9 +23,9 @@ PROBLEMS = [
 
 
 def values_and_gradients(problem, n=4, seed=0, step=3):
-    optimizees = problem.sample(n, generator(seed, "test"))
-    layout = Layout.of(optimizees.start)
-    return optimizees, layout, *optimizees.losses_and_gradients(ravel(optimizees.start), layout, step)
+    tasks = problem.sample(n, generator(seed, "test"))
+    layout = Layout.of(tasks.initial_params)
+    return tasks, layout, *tasks.losses_and_gradients(ravel(tasks.initial_params), layout, step)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
@@ -39,10 +39,10 @@ class TestEveryProblem:
             setattr(problem, field, 3)
 
     def test_one_entry_per_optimizee(self, problem):
-        optimizees, layout, losses, gradients = values_and_gradients(problem, n=4)
+        tasks, layout, losses, gradients = values_and_gradients(problem, n=4)
         assert losses.shape == (4,)
         assert gradients.shape == (4, sum(layout.sizes))
-        assert all(len(tensor) == 4 for tensor in optimizees.start.values())
+        assert all(len(tensor) == 4 for tensor in tasks.initial_params.values())
 
     def test_same_seed_same_bits(self, problem):
         *_, losses, gradients = values_and_gradients(problem)
@@ -64,30 +64,30 @@ class TestEveryProblem:
         assert torch.equal(torch.get_rng_state(), before)
 
     def test_gradients_are_those_of_a_finite_difference(self, problem):
-        optimizees, layout, losses, gradients = values_and_gradients(problem)
-        rows = ravel(optimizees.start)
+        tasks, layout, losses, gradients = values_and_gradients(problem)
+        rows = ravel(tasks.initial_params)
         direction = torch.randn(rows.shape, generator=generator(0, "direction"))
-        ahead, behind = (optimizees.losses(layout.unravel(rows + shift * direction), 3) for shift in (3e-3, -3e-3))
+        ahead, behind = (tasks.losses(layout.unravel(rows + shift * direction), 3) for shift in (3e-3, -3e-3))
         slope = (ahead - behind) / 6e-3
         scale = losses.abs().max()
         torch.testing.assert_close(slope, (gradients * direction).sum(dim=1), rtol=1e-3, atol=1e-3 * scale.item())
 
     def test_an_optimizee_does_not_depend_on_the_others(self, problem):
-        optimizees, layout, losses, gradients = values_and_gradients(problem)
-        rows = ravel(optimizees.start).clone()
+        tasks, layout, losses, gradients = values_and_gradients(problem)
+        rows = ravel(tasks.initial_params).clone()
         rows[0] += 1
-        moved, moved_gradients = optimizees.losses_and_gradients(rows, layout, 3)
+        moved, moved_gradients = tasks.losses_and_gradients(rows, layout, 3)
         assert moved[0] != losses[0]
         torch.testing.assert_close(moved[1:], losses[1:])
         torch.testing.assert_close(moved_gradients[1:], gradients[1:])
 
     def test_results_are_detached_and_the_start_is_left_alone(self, problem):
-        optimizees, layout, losses, gradients = values_and_gradients(problem)
-        start = {name: tensor.clone() for name, tensor in optimizees.start.items()}
-        optimizees.losses_and_gradients(ravel(optimizees.start), layout, 1)
+        tasks, layout, losses, gradients = values_and_gradients(problem)
+        start = {name: tensor.clone() for name, tensor in tasks.initial_params.items()}
+        tasks.losses_and_gradients(ravel(tasks.initial_params), layout, 1)
         assert not losses.requires_grad
         assert not gradients.requires_grad
-        for name, tensor in optimizees.start.items():
+        for name, tensor in tasks.initial_params.items():
             assert torch.equal(tensor, start[name])
             assert not tensor.requires_grad
 
@@ -101,24 +101,24 @@ class TestEveryProblem:
 def test_quadratics_equal_their_closed_form():
     draws = torch.Generator().manual_seed(0)
     W, y, theta = (torch.randn(shape, generator=draws, dtype=torch.float64) for shape in [(5, 4, 4), (5, 4), (5, 4)])
-    optimizees = QuadraticOptimizees(W, y, theta)
-    losses, gradients = optimizees.losses_and_gradients(theta, Layout.of(optimizees.start), 0)
+    tasks = QuadraticTasks(W, y, theta)
+    losses, gradients = tasks.losses_and_gradients(theta, Layout.of(tasks.initial_params), 0)
     for n in range(5):
         residual = W[n] @ theta[n] - y[n]
         torch.testing.assert_close(losses[n], residual @ residual, rtol=1e-13, atol=0)
         torch.testing.assert_close(gradients[n], 2 * W[n].T @ residual, rtol=1e-12, atol=1e-13)
     vectors = torch.randn(5, 4, generator=draws, dtype=torch.float64)
-    products = optimizees.hessian_products(theta, Layout.of(optimizees.start), 0, vectors)
+    products = tasks.hessian_products(theta, Layout.of(tasks.initial_params), 0, vectors)
     torch.testing.assert_close(products, 2 * torch.einsum("nki,nkj,nj->ni", W, W, vectors), rtol=1e-12, atol=1e-13)
 
 
 def test_quadratics_are_standard_gaussian():
     """W, y and θ₀, as in section 3.1: mean 0, variance 1, and not the same numbers."""
-    optimizees = Quadratics(dim=10).sample(1000, generator(0, "test"))
-    for tensor in (optimizees.W, optimizees.y, optimizees.theta):
+    tasks = Quadratics(dim=10).sample(1000, generator(0, "test"))
+    for tensor in (tasks.W, tasks.y, tasks.theta):
         assert abs(tensor.mean()) < 0.05
         assert tensor.std() == pytest.approx(1, abs=0.02)
-    pairs = itertools.combinations([optimizees.W[:, 0], optimizees.y, optimizees.theta], 2)
+    pairs = itertools.combinations([tasks.W[:, 0], tasks.y, tasks.theta], 2)
     assert all(abs(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]) < 0.05 for a, b in pairs)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from l2l_kit import optimizers, zoo
-from l2l_kit.problems import QuadraticOptimizees, Quadratics
+from l2l_kit.problems import Quadratics, QuadraticTasks
 from l2l_kit.randomness import generator
 from l2l_kit.training import MetaTrainer, MetaTraining, ReplayUnroller
 
@@ -47,7 +47,7 @@ class Precise(Quadratics):
 
     def sample(self, n, generator, device=None):
         drawn = super().sample(n, generator, device)
-        return QuadraticOptimizees(drawn.W.double(), drawn.y.double(), drawn.theta.double())
+        return QuadraticTasks(drawn.W.double(), drawn.y.double(), drawn.theta.double())
 
 
 def make_trainer(settings, checkpoint=None):

@@ -207,7 +207,7 @@ class Uphill:
 def test_a_broken_optimizer_is_seen_to_fail(broken: bool) -> None:
     rule = load("quadratics")
     contenders = {"LSTM": Uphill(rule) if broken else rule, **tuned_baselines("quadratics")}
-    curves = compare(contenders, Quadratics(dim=10), steps=100, tasks=256, device="cpu")
+    curves = compare(contenders, Quadratics(dim=10), steps=100, num_tasks=256, device="cpu")
     claim = beats_baselines(curves, "figure 4", "it is ahead", from_step=100)
     assert json.loads(json.dumps(claim.__dict__, allow_nan=False))["problems"] == 256
     page = made(lesson(claim))

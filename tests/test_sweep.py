@@ -19,8 +19,8 @@ from l2l_kit.evaluation import (
     Sweep,
     as_word,
     compare,
-    held_out,
     lbfgs,
+    metrics_on_test_set,
     read_result,
     read_sweep,
     swept_baselines,
@@ -39,7 +39,7 @@ ADAM = {"name": "adam", "learning_rates": [0.3]}
 DECAYING = {"name": "adam", "decay": 10.0, "learning_rates": [0.3, 0.9]}
 VALID = """
 steps = [5, 10]
-tasks = 4
+num_tasks = 4
 tuning_tasks = 3
 
 [learned]
@@ -75,7 +75,7 @@ def sweep(pretrained):
         learned=pretrained,
         baselines={"Adam": ADAM, "decaying Adam": DECAYING},
         steps=STEPS,
-        tasks=7,
+        num_tasks=7,
         tuning_tasks=5,
         seed=4,
     )
@@ -135,7 +135,7 @@ class TestRows:
     def test_they_hold_what_compare_gives_for_that_number_of_steps(self, table, sweep, protocol, step):
         """A comparison of that length alone, all optimizers together; the ratio is paired, of the first over each."""
         rules = chosen(table, sweep, protocol, step)
-        curves = compare(rules, Quadratics(3), steps=step, tasks=7, seed=4, device="cpu")
+        curves = compare(rules, Quadratics(3), steps=step, num_tasks=7, seed=4, device="cpu")
         last = Curves({name: losses[:, -1:] for name, losses in curves.losses.items()}, {}, 4)
         for row in under(table[table["step"] == step], protocol).itertuples():
             interval = [part.item() for part in last.interval(row.optimizer)]
@@ -153,7 +153,7 @@ class TestRows:
         """Also where they are read again, from a file in which they look like numbers."""
         problem = {"name": "mnist", "digits": "embedded", "batch_size": 4}
         grid = {"hidden": [[2], [2, 3]], "activation": ["relu"]}
-        table, _ = run(tmp_path, replace(quick, problem=problem, grid=grid, tasks=1, tuning_tasks=1))
+        table, _ = run(tmp_path, replace(quick, problem=problem, grid=grid, num_tasks=1, tuning_tasks=1))
         assert table["hidden"].tolist() == ["2"] * 3 + ["2-3"] * 3
         assert table["activation"].tolist() == ["relu"] * 6
 
@@ -162,7 +162,7 @@ class TestProtocols:
     def test_a_rate_is_the_best_of_all_that_were_tried(self, table):
         """For the last step under one protocol, for each under the other; on draws of its own."""
         (tried,) = table.attrs["tried"]["Adam"]
-        tuning = tune("adam", Quadratics(3), steps=STEPS, tasks=5, learning_rates=tried, seed=4, device="cpu")
+        tuning = tune("adam", Quadratics(3), steps=STEPS, num_tasks=5, learning_rates=tried, seed=4, device="cpu")
         best = {step: tuning.best(step=step).lr for step in STEPS}
         assert len(set(best.values())) == 2, "else nothing would be told apart here"
         rates = table[table["optimizer"] == "Adam"].set_index(["protocol", "step"])["lr"]
@@ -220,14 +220,16 @@ class TestGrid:
     def test_it_ends_where_steps_are_too_small_to_make_a_difference(self, tmp_path, quick):
         """After one step on one image, any step was for the worse on another image."""
         problem = {"name": "mnist", "digits": "embedded", "hidden": [2], "batch_size": 1}
-        table, _ = run(tmp_path, replace(quick, problem=problem, grid={"init_scale": [0.1]}, tasks=1, tuning_tasks=1))
+        table, _ = run(
+            tmp_path, replace(quick, problem=problem, grid={"init_scale": [0.1]}, num_tasks=1, tuning_tasks=1)
+        )
         (tried,), (lr,) = table.attrs["tried"]["SGD"], table["lr"].dropna()
         assert lr == tried[0] < SGD["learning_rates"][0]
 
     def test_a_baseline_that_always_diverges_is_an_error(self, tmp_path, quick):
         problem = {"name": "mnist", "digits": "embedded", "hidden": [1], "batch_size": 4}
         with pytest.raises(ValueError, match="the best learning rate is 1e-09 or beyond"):
-            run(tmp_path, replace(quick, problem=problem, grid={"init_scale": [1e38]}, tasks=1, tuning_tasks=1))
+            run(tmp_path, replace(quick, problem=problem, grid={"init_scale": [1e38]}, num_tasks=1, tuning_tasks=1))
 
 
 class TestLBFGS:
@@ -238,8 +240,8 @@ class TestLBFGS:
         for protocol in (ONE_RATE, EACH_STEP):
             rows = under(table[table["optimizer"] == "L-BFGS"], protocol)
             assert rows["lr"].isna().all()
-            optimizees = Quadratics(3).sample(7, generator(4, "test"))
-            curves = [torch.cat([loss for _, loss in lbfgs(optimizees.alone(index), 25)]) for index in range(7)]
+            tasks = Quadratics(3).sample(7, generator(4, "test"))
+            curves = [torch.cat([loss for _, loss in lbfgs(tasks.select(index), 25)]) for index in range(7)]
             assert rows["mean"].tolist() == pytest.approx(torch.stack(curves).mean(dim=0)[STEPS].tolist(), rel=1e-5)
 
     def test_without_it_the_others_are_the_same(self, tmp_path, quick):
@@ -258,9 +260,9 @@ class TestTunedOn:
             table, _ = run(tmp_path, sweep)
             (lr,), (tried,) = table["lr"].dropna(), table.attrs["tried"]["SGD"]
             problem = Quadratics(tuned_on.get("dim", 2))
-            tuning = tune("sgd", problem, steps=25, tasks=5, learning_rates=tried, seed=4, device="cpu")
+            tuning = tune("sgd", problem, steps=25, num_tasks=5, learning_rates=tried, seed=4, device="cpu")
             assert lr == tuning.best().lr
-            curves = compare({"SGD": baseline("sgd", lr)}, Quadratics(2), steps=25, tasks=7, seed=4, device="cpu")
+            curves = compare({"SGD": baseline("sgd", lr)}, Quadratics(2), steps=25, num_tasks=7, seed=4, device="cpu")
             assert table["mean"].iloc[-1] == pytest.approx(curves.statistic("SGD")[-1].item(), rel=1e-5)
             rates[str(tuned_on)] = lr
         assert len(set(rates.values())) == 2
@@ -275,12 +277,12 @@ class TestTunedOn:
 def test_losses_may_be_those_on_test_images(tmp_path, pretrained, quick):
     """On images that no network is trained on: what `held_out` measures, of baselines tuned for that."""
     digits = {"name": "mnist", "digits": "embedded", "hidden": [3], "batch_size": 4}
-    sweep = replace(quick, problem=digits, grid={"init_scale": [0.1]}, steps=[1, 4], tasks=3, tuning_tasks=2)
-    table, _ = run(tmp_path, replace(sweep, held_out=True))
+    sweep = replace(quick, problem=digits, grid={"init_scale": [0.1]}, steps=[1, 4], num_tasks=3, tuning_tasks=2)
+    table, _ = run(tmp_path, replace(sweep, metrics_on_test_set=True))
     problem = sweep.make_problem({"init_scale": 0.1})
     for step in (1, 4):
         rules = chosen(table, sweep, EACH_STEP, step)
-        expected = held_out(rules, problem, at=[step], tasks=3, seed=4, device="cpu")
+        expected = metrics_on_test_set(rules, problem, at=[step], num_tasks=3, seed=4, device="cpu")
         rows = under(table[table["step"] == step], EACH_STEP)
         assert rows["mean"].tolist() == pytest.approx(expected["loss"].tolist(), rel=1e-5)
     on_minibatches, ran = run(tmp_path, sweep)
@@ -311,7 +313,7 @@ class TestPieces:
             ({"seed": 5}, {LEARNED, TUNING, TEST}),
             ({"steps": [2]}, {LEARNED, TUNING, TEST}),
             ({"grid": {"dim": [4]}}, {LEARNED, TUNING, TEST}),
-            ({"tasks": 8}, {LEARNED, TEST}),
+            ({"num_tasks": 8}, {LEARNED, TEST}),
             ({"tuning_tasks": 6}, {TUNING}),
             ({"baselines": {"SGD": {**SGD, "decay": 10.0}}}, {TUNING}),  # with one step the decay does not show
             ({"tuned_on": {"dim": 4}}, {TUNING}),
@@ -417,8 +419,8 @@ def test_the_kit_has_sweeps():
 
 MISTAKES = {
     "not TOML": ("[grid", "]", "not a valid sweep"),
-    "unknown setting": ("tasks = 4", "tsks = 4", "tsks"),
-    "lost setting": ("tasks = 4", "", "'tasks'"),
+    "unknown setting": ("num_tasks = 4", "num_tsks = 4", "num_tsks"),
+    "lost setting": ("num_tasks = 4", "", "'num_tasks'"),
     "lost section": ("[learned]\nLSTM =", "[grid.LSTM]\nx =", "not a valid sweep"),
     "nothing learned": ('LSTM = "quadratics"', "", "learned, grid and baselines must not be empty"),
     "nothing varies": ("dim = [2, 3]", "", "learned, grid and baselines must not be empty"),
@@ -428,7 +430,7 @@ MISTAKES = {
     "one number of steps": ("steps = [5, 10]", "steps = 5", "steps must be a list with something in it, got 5"),
     "steps of zero": ("steps = [5, 10]", "steps = [0, 5]", "whole numbers of at least 1, got 0"),
     "steps that fall": ("steps = [5, 10]", "steps = [10, 5]", "steps must ascend, got [10, 5]"),
-    "tasks in words": ("tasks = 4", 'tasks = "four"', "whole numbers of at least 1, got 'four'"),
+    "tasks in words": ("num_tasks = 4", 'num_tasks = "four"', "whole numbers of at least 1, got 'four'"),
     "no tasks to tune on": ("tuning_tasks = 3", "tuning_tasks = 0", "whole numbers of at least 1, got 0"),
     "empty part of the grid": ("dim = [2, 3]", "dim = []", "grid.dim must be a list with something in it, got []"),
     "grid that is no list": ("dim = [2, 3]", "dim = 2", "grid.dim must be a list with something in it, got 2"),

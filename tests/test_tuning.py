@@ -12,7 +12,7 @@ from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation import LEARNING_RATES, Tuning, compare, learning_rates, tune, tuned_baselines, tuning_table
 from l2l_kit.evaluation.tuning import further_rates
 from l2l_kit.optimizers import BASELINES, baseline
-from l2l_kit.problems import Problem, QuadraticOptimizees, Quadratics
+from l2l_kit.problems import Problem, Quadratics, QuadraticTasks
 from l2l_kit.randomness import generator
 from l2l_kit.training import rollout
 
@@ -27,12 +27,12 @@ class Bowls(Problem):
 
     def sample(self, n, generator, device=None):
         y, theta = (torch.randn(n, 3, generator=generator) for _ in range(2))
-        return QuadraticOptimizees(torch.eye(3).expand(n, 3, 3), y, theta)
+        return QuadraticTasks(torch.eye(3).expand(n, 3, 3), y, theta)
 
 
 def tuned(name="sgd", problem=None, **arguments):
     return tune(
-        name, problem or Bowls(), **{"steps": 20, "tasks": 9, "learning_rates": GRID, "device": "cpu", **arguments}
+        name, problem or Bowls(), **{"steps": 20, "num_tasks": 9, "learning_rates": GRID, "device": "cpu", **arguments}
     )
 
 
@@ -45,9 +45,9 @@ def test_finds_the_known_best(statistic):
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_the_table_holds_what_a_rollout_gives(name):
-    tuning = tuned(name, Quadratics(dim=3), tasks=8)
-    optimizees = Quadratics(dim=3).sample(8, generator(0, "tuning"))
-    final = {lr: rollout(baseline(name, lr), optimizees, 20)[:, -1].nan_to_num(nan=math.inf) for lr in GRID}
+    tuning = tuned(name, Quadratics(dim=3), num_tasks=8)
+    tasks = Quadratics(dim=3).sample(8, generator(0, "tuning"))
+    final = {lr: rollout(baseline(name, lr), tasks, 20)[:, -1].nan_to_num(nan=math.inf) for lr in GRID}
     assert list(tuning.table.columns) == ["lr", "step", "mean", "median"]
     assert tuning.table["lr"].tolist() == list(GRID)
     assert tuning.table["step"].tolist() == [20] * len(GRID)
@@ -87,13 +87,13 @@ def test_a_step_that_was_not_recorded_is_named_with_those_that_were():
 
 def test_its_median_is_that_of_compare():
     """The middle of eight losses lies between two of them."""
-    tuning = tuned("adam", Quadratics(dim=3), tasks=8, learning_rates=[0.1])
+    tuning = tuned("adam", Quadratics(dim=3), num_tasks=8, learning_rates=[0.1])
     losses = rollout(baseline("adam", 0.1), Quadratics(dim=3).sample(8, generator(0, "tuning")), 20)[:, -1]
     assert tuning.final("median")[0.1] == pytest.approx(losses.sort().values[3:5].mean().item())
 
 
 def test_tunes_on_other_optimizees_than_the_tests():
-    curves = compare({"SGD": baseline("sgd", 0.1)}, Bowls(), steps=20, tasks=9, device="cpu")
+    curves = compare({"SGD": baseline("sgd", 0.1)}, Bowls(), steps=20, num_tasks=9, device="cpu")
     assert tuned(learning_rates=[0.1]).final()[0.1] != pytest.approx(curves["SGD"][:, -1].mean().item(), rel=1e-6)
 
 
@@ -184,7 +184,7 @@ def test_a_learning_rate_that_makes_no_sense_is_refused(lr):
         tuned(learning_rates=[0.1, lr])
 
 
-@pytest.mark.parametrize("sizes", [{"steps": 0}, {"steps": -1}, {"steps": [5, 0]}, {"steps": []}, {"tasks": 0}])
+@pytest.mark.parametrize("sizes", [{"steps": 0}, {"steps": -1}, {"steps": [5, 0]}, {"steps": []}, {"num_tasks": 0}])
 def test_sizes_below_one_are_refused(sizes):
     with pytest.raises(ValueError, match="must be at least 1"):
         tuned(**sizes)

@@ -43,7 +43,7 @@ def recorded(monkeypatch, tmp_path):
     monkeypatch.setattr(zoo, "PRETRAINED", tmp_path)
     rules = {"sgd": 0.01, "nag": 0.01, "rmsprop": 0.05, "adam": 1.0}
     table = tuning.tuning_table(
-        tuning.tune(name, Quadratics(), steps=2, tasks=4, learning_rates=[rate], device="cpu")
+        tuning.tune(name, Quadratics(), steps=2, num_tasks=4, learning_rates=[rate], device="cpu")
         for name, rate in rules.items()
     )
     monkeypatch.setattr(tuning, "read_result", lambda name: table)
@@ -170,7 +170,7 @@ class TestNetworkExplorer:
     def test_shows_what_compare_measures(self, make):
         widget = make(networks=2, seed=3)
         optimizers = {"LSTM": zoo.load("mnist"), "Adam": baseline("adam", 1.0)}
-        curves = compare(optimizers, DIGITS, steps=4, tasks=2, seed=3, device="cpu")
+        curves = compare(optimizers, DIGITS, steps=4, num_tasks=2, seed=3, device="cpu")
         for name in optimizers:
             assert self.lines(widget)[name] == pytest.approx(curves.statistic(name).tolist(), rel=1e-3)
         title = widget.figure.layout.title.text

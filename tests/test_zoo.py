@@ -14,7 +14,7 @@ from l2l_kit.errors import UnknownNameError, WeightsFileError
 from l2l_kit.evaluation import read_result
 from l2l_kit.optimizers import LSTMOptimizer
 from l2l_kit.problems import Quadratics
-from l2l_kit.training import MetaTrainer, MetaTraining, Recipe, Search, meta_train, rollout, validation_optimizees
+from l2l_kit.training import MetaTrainer, MetaTraining, Recipe, Search, meta_train, rollout, validation_batch
 
 TRAINING = MetaTraining(horizon=4, unroll=2, epochs=2, episodes_per_epoch=2, batch_size=3, validation_tasks=5)
 
@@ -63,8 +63,10 @@ class TestPretrained:
             config[data] = "embedded"  # the real ones may not be at hand
         if config["name"] == "neural_art":  # nor VGG-16 and paintings
             config |= {"contents": "embedded", "network": "small", "style": "swirls", "size": 32}
-        tasks = {"quadratics": 20, "mnist": 4, "cifar": 1, "neural_art": 1}[config["name"]]
-        curves = l2l.compare({"learned": l2l.load(name)}, problems.make(config), steps=20, tasks=tasks, device="cpu")
+        num_tasks = {"quadratics": 20, "mnist": 4, "cifar": 1, "neural_art": 1}[config["name"]]
+        curves = l2l.compare(
+            {"learned": l2l.load(name)}, problems.make(config), steps=20, num_tasks=num_tasks, device="cpu"
+        )
         before, after = curves.statistic("learned", "median")[[0, -1]].tolist()
         if name.startswith("mnist-none"):  # cannot read a network's gradients: lesson 02 shows that it learns nothing
             assert after == pytest.approx(math.log(10), abs=0.1)
@@ -233,7 +235,7 @@ class TestFollowRecipe:
         path = self.follow(tmp_path, recipe)
         assert asked == ["tiny"]  # made first, since it was not there
         first = zoo.load(tmp_path / "pretrained" / "tiny")
-        validation = validation_optimizees(recipe.make_problem(), recipe.training)
+        validation = validation_batch(recipe.make_problem(), recipe.training)
         before = rollout(first, validation, recipe.training.horizon)[:, -1].mean().item()
         history = read_result("training/second", tmp_path / "results")
         assert history["validation_loss"][0] == pytest.approx(before, rel=1e-5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from l2l_kit.evaluation.along_the_way import held_out, proposed_steps
+from l2l_kit.evaluation.along_the_way import metrics_on_test_set, proposed_steps
 from l2l_kit.evaluation.claims import Claim, beats_baselines, falls_behind, ratio_to, wins_sweep
 from l2l_kit.evaluation.compare import Curves, Interval, compare
 from l2l_kit.evaluation.inside import (
@@ -57,7 +57,6 @@ __all__ = [
     "bfgs_losses",
     "compare",
     "falls_behind",
-    "held_out",
     "hidden_units",
     "lbfgs",
     "learning_rates",
@@ -65,6 +64,7 @@ __all__ = [
     "machine",
     "memories",
     "meta_gradient_bias",
+    "metrics_on_test_set",
     "proposals",
     "proposed_steps",
     "ratio_to",

@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from l2l_kit.evaluation.compare import matched, tested
+from l2l_kit.evaluation.compare import paired_tasks, scores_at
 from l2l_kit.optimizers import Optimizer
 from l2l_kit.problems import Problem
 from l2l_kit.tensors import Layout
-from l2l_kit.training import trace
+from l2l_kit.training import trajectory
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def held_out(
+def metrics_on_test_set(
     optimizers: Mapping[str, Optimizer[Any]],
     problem: Problem,
     *,
     at: Sequence[int],
-    tasks: int = 16,
+    num_tasks: int = 16,
     seed: int = 0,
     device: str | torch.device | None = None,
 ) -> pd.DataFrame:
@@ -33,7 +33,7 @@ def held_out(
         optimizers: by the name under which figures and tables show them.
         problem: one whose optimizees put images into classes.
         at: after how many steps.
-        tasks: number of optimizees, the same as those of `compare` with this number and seed.
+        num_tasks: number of optimizees, the same as those of `compare` with this number and seed.
         seed: of the optimizees.
         device: None for the best there is.
 
@@ -46,8 +46,8 @@ def held_out(
     import pandas as pd
 
     rows: list[tuple[str, int, float, float]] = []
-    for name, optimizer, optimizees in matched(optimizers, problem, tasks, seed, device):
-        losses, accuracies = (scores.mean(dim=0).tolist() for scores in tested(optimizer, optimizees, sorted(at)))
+    for name, optimizer, tasks in paired_tasks(optimizers, problem, num_tasks, seed, device):
+        losses, accuracies = (scores.mean(dim=0).tolist() for scores in scores_at(optimizer, tasks, sorted(at)))
         rows += zip([name] * len(at), sorted(at), losses, accuracies, strict=True)
     return pd.DataFrame(rows, columns=["optimizer", "step", "loss", "accuracy"])
 
@@ -57,7 +57,7 @@ def proposed_steps(
     problem: Problem,
     *,
     steps: int = 10,
-    tasks: int = 8,
+    num_tasks: int = 8,
     seed: int = 0,
     device: str | torch.device | None = None,
 ) -> pd.DataFrame:
@@ -67,7 +67,7 @@ def proposed_steps(
         optimizers: by the name under which figures and tables show them.
         problem: where the optimizees come from.
         steps: number of updates.
-        tasks: number of optimizees.
+        num_tasks: number of optimizees.
         seed: of the optimizees.
         device: None for the best there is.
 
@@ -78,11 +78,11 @@ def proposed_steps(
     import pandas as pd
 
     table = []
-    for name, optimizer, optimizees in matched(optimizers, problem, tasks, seed, device):
-        layout = Layout.of(optimizees.start)
-        points = [params for params, _ in trace(optimizer, optimizees, steps)]
+    for name, optimizer, tasks in paired_tasks(optimizers, problem, num_tasks, seed, device):
+        layout = Layout.of(tasks.initial_params)
+        points = [params for params, _ in trajectory(optimizer, tasks, steps)]
         for step, (before, after) in enumerate(pairwise(points)):
-            _, gradients = optimizees.losses_and_gradients(before, layout, step)
+            _, gradients = tasks.losses_and_gradients(before, layout, step)
             descents, updates = layout.unravel(-gradients), layout.unravel(after - before)
             for parameter, update in updates.items():
                 flat, descent = update.flatten(1), descents[parameter].flatten(1)

@@ -194,13 +194,13 @@ def _swept_over(table: pd.DataFrame) -> str:
 
 def _numbers(ratio: tuple[float, float, float], curves: Curves) -> dict[str, Any]:
     """A claim's fields from a paired ratio with its interval."""
-    return {**_as_fields(ratio), "problems": curves.tasks, "seed": curves.seed}
+    return {**_as_fields(ratio), "problems": curves.num_tasks, "seed": curves.seed}
 
 
 def _swept_numbers(row: pd.Series[Any], table: pd.DataFrame) -> dict[str, Any]:
     """A claim's fields from one row of a sweep."""
     ratio = (float(row["ratio"]), float(row["ratio_low"]), float(row["ratio_high"]))
-    return {**_as_fields(ratio), "problems": table.attrs.get("tasks"), "seed": table.attrs.get("seed")}
+    return {**_as_fields(ratio), "problems": table.attrs.get("num_tasks"), "seed": table.attrs.get("seed")}
 
 
 def _as_fields(ratio: tuple[float, float, float]) -> dict[str, float | None]:
@@ -229,7 +229,7 @@ def _against_the_best(
 
 
 def _conditions(curves: Curves) -> str:
-    return f"{curves.tasks} fresh optimizees of {_named(curves.problem)}, seed {curves.seed}"
+    return f"{curves.num_tasks} fresh optimizees of {_named(curves.problem)}, seed {curves.seed}"
 
 
 def _named(problem: Mapping[str, Any]) -> str:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.optimizers import Optimizer
-from l2l_kit.problems import Optimizees, Problem
+from l2l_kit.problems import Problem, TaskBatch
 from l2l_kit.problems.base import Classifiers, draw
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, pick_device
-from l2l_kit.training.rollout import trace
+from l2l_kit.training.rollout import trajectory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +53,7 @@ class Curves:
         return next(iter(self.losses.values())).shape[1] - 1
 
     @property
-    def tasks(self) -> int:
+    def num_tasks(self) -> int:
         """Number of optimizees."""
         return len(next(iter(self.losses.values())))
 
@@ -92,7 +92,7 @@ class Curves:
         Returns:
             Value, lower and upper bound, each of shape ``(steps + 1,)``.
         """
-        draws = torch.randint(self.tasks, (resamples, self.tasks), generator=generator(self.seed, "bootstrap"))
+        draws = torch.randint(self.num_tasks, (resamples, self.num_tasks), generator=generator(self.seed, "bootstrap"))
         value = self.statistic(name, statistic)
         samples = _resampled(self[name], statistic, draws)
         if over is not None:
@@ -163,46 +163,46 @@ def _resampled(losses: Tensor, statistic: Statistic, draws: Tensor) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-def matched(
+def paired_tasks(
     optimizers: Mapping[str, Optimizer[Any]],
     problem: Problem,
-    tasks: int,
+    num_tasks: int,
     seed: int,
     device: str | torch.device | None,
-) -> Iterator[tuple[str, Optimizer[Any], Optimizees]]:
+) -> Iterator[tuple[str, Optimizer[Any], TaskBatch]]:
     """Every optimizer by its name, each with a copy of the same fresh optimizees, all on one device."""
     chosen = pick_device(device)
     for name, optimizer in optimizers.items():
         if isinstance(optimizer, torch.nn.Module):
             optimizer.to(chosen)
-        yield name, optimizer, draw(problem, tasks, generator(seed, "test"), chosen)
+        yield name, optimizer, draw(problem, num_tasks, generator(seed, "test"), chosen)
 
 
-def measured(optimizer: Optimizer[Any], optimizees: Optimizees, at: Sequence[int], *, held_out: bool = False) -> Tensor:
+def losses_at(optimizer: Optimizer[Any], tasks: TaskBatch, at: Sequence[int], *, on_test_set: bool = False) -> Tensor:
     """Losses after chosen numbers of steps as statistics want them: on the CPU, infinite where a run diverged.
 
     Args:
         optimizer: learned or not.
-        optimizees: what it is run on.
+        tasks: what it is run on.
         at: after how many steps, in ascending order.
         held_out: the loss on the test images, as `tested` gives it, instead of the one whose gradient a step follows.
 
     Returns:
         Shape ``(n, len(at))``.
     """
-    if held_out:
-        losses, _ = tested(optimizer, optimizees, at)
+    if on_test_set:
+        losses, _ = scores_at(optimizer, tasks, at)
     else:
-        losses = torch.stack([losses for _, losses in _points(optimizer, optimizees, at)], dim=1).cpu()
+        losses = torch.stack([losses for _, losses in _points(optimizer, tasks, at)], dim=1).cpu()
     return losses.nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
-def tested(optimizer: Optimizer[Any], optimizees: Optimizees, at: Sequence[int]) -> tuple[Tensor, Tensor]:
+def scores_at(optimizer: Optimizer[Any], tasks: TaskBatch, at: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Loss on the test images, and the share of right answers, after chosen numbers of steps.
 
     Args:
         optimizer: learned or not.
-        optimizees: what it is run on.
+        tasks: what it is run on.
         at: after how many steps, in ascending order.
 
     Returns:
@@ -211,18 +211,18 @@ def tested(optimizer: Optimizer[Any], optimizees: Optimizees, at: Sequence[int])
     Raises:
         TypeError: if the optimizees are no classifiers.
     """
-    if not isinstance(optimizees, Classifiers):
-        raise TypeError(f"{type(optimizees).__name__} have no test images.")
-    layout = Layout.of(optimizees.start)
-    scores = [optimizees.test(layout.unravel(rows)) for rows, _ in _points(optimizer, optimizees, at)]
+    if not isinstance(tasks, Classifiers):
+        raise TypeError(f"{type(tasks).__name__} have no test images.")
+    layout = Layout.of(tasks.initial_params)
+    scores = [tasks.test(layout.unravel(rows)) for rows, _ in _points(optimizer, tasks, at)]
     losses, accuracies = (torch.stack(columns, dim=1).cpu() for columns in zip(*scores, strict=True))
     return losses, accuracies
 
 
-def _points(optimizer: Optimizer[Any], optimizees: Optimizees, at: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+def _points(optimizer: Optimizer[Any], tasks: TaskBatch, at: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
     """Parameters and losses after chosen numbers of steps."""
     noted = set(at)
-    return (point for step, point in enumerate(trace(optimizer, optimizees, max(at))) if step in noted)
+    return (point for step, point in enumerate(trajectory(optimizer, tasks, max(at))) if step in noted)
 
 
 def compare(
@@ -230,7 +230,7 @@ def compare(
     problem: Problem,
     *,
     steps: int = 100,
-    tasks: int = 256,
+    num_tasks: int = 256,
     seed: int = 0,
     device: str | torch.device | None = None,
 ) -> Curves:
@@ -240,7 +240,7 @@ def compare(
         optimizers: by the name under which figures and tables show them.
         problem: where the optimizees come from; the draws are other ones than in meta-training and tuning.
         steps: updates per run.
-        tasks: number of optimizees.
+        num_tasks: number of optimizees.
         seed: of the optimizees.
         device: None for the best there is.
 
@@ -249,8 +249,8 @@ def compare(
     """
     if not optimizers:
         raise ValueError("compare: no optimizers given.")
-    if steps < 1 or tasks < 1:
-        raise ValueError(f"compare: steps and tasks must be at least 1, got steps={steps!r}, tasks={tasks!r}.")
-    runs = matched(optimizers, problem, tasks, seed, device)
-    losses = {name: measured(optimizer, optimizees, range(steps + 1)) for name, optimizer, optimizees in runs}
+    if steps < 1 or num_tasks < 1:
+        raise ValueError(f"compare: steps and tasks must be at least 1, got steps={steps!r}, tasks={num_tasks!r}.")
+    runs = paired_tasks(optimizers, problem, num_tasks, seed, device)
+    losses = {name: losses_at(optimizer, tasks, range(steps + 1)) for name, optimizer, tasks in runs}
     return Curves(losses, problem.config(), seed)

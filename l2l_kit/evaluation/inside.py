@@ -13,13 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
-from l2l_kit.evaluation.compare import matched
+from l2l_kit.evaluation.compare import paired_tasks
 from l2l_kit.optimizers import LearnedRule, LSTMOptimizer, Optimizer
 from l2l_kit.problems import Problem
 from l2l_kit.problems.base import draw
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, Tensors, pick_device
-from l2l_kit.training import AutogradUnroller, ExactUnroller, ReplayUnroller, Unroller, trace
+from l2l_kit.training import AutogradUnroller, ExactUnroller, ReplayUnroller, Unroller, trajectory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,11 +45,11 @@ def recorded_gradients(
     Returns:
         By parameter, ∇f(θ(0)) … ∇f(θ(steps)), shape ``(steps + 1, coordinates)``, on the CPU.
     """
-    ((_, rule, optimizees),) = matched({"": optimizer}, problem, 1, seed, device)
-    layout = Layout.of(optimizees.start)
+    ((_, rule, tasks),) = paired_tasks({"": optimizer}, problem, 1, seed, device)
+    layout = Layout.of(tasks.initial_params)
     rows = [
-        optimizees.losses_and_gradients(params, layout, step)[1]
-        for step, (params, _) in enumerate(trace(rule, optimizees, steps))
+        tasks.losses_and_gradients(params, layout, step)[1]
+        for step, (params, _) in enumerate(trajectory(rule, tasks, steps))
     ]
     return {name: tensor.flatten(1).cpu() for name, tensor in layout.unravel(torch.cat(rows)).items()}
 
@@ -127,7 +127,7 @@ def meta_gradient_bias(
     *,
     unrolls: Iterable[int],
     horizon: int = 100,
-    tasks: int = 64,
+    num_tasks: int = 64,
     seed: int = 0,
     device: str | torch.device | None = None,
 ) -> pd.DataFrame:
@@ -142,7 +142,7 @@ def meta_gradient_bias(
         problem: where the optimizees come from.
         unrolls: lengths of the windows; they must divide the horizon.
         horizon: number of updates.
-        tasks: number of optimizees in each batch.
+        num_tasks: number of optimizees in each batch.
         seed: of the optimizees.
         device: None for the best there is.
 
@@ -167,7 +167,7 @@ def meta_gradient_bias(
         for unroll in lengths:
             batches = []
             for batch in range(2):
-                unroller.begin(draw(problem, tasks, generator(seed, "test", batch), chosen))
+                unroller.begin(draw(problem, num_tasks, generator(seed, "test", batch), chosen))
                 windows = [unroller.advance(unroll).meta_gradient for _ in range(horizon // unroll)]
                 rows = [torch.cat([window[name].flatten() for name in names]) for window in windows]
                 batches.append(torch.stack(rows).sum(dim=0))

@@ -12,21 +12,21 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from l2l_kit.problems.base import Optimizees
+from l2l_kit.problems.base import TaskBatch
 from l2l_kit.problems.checks import first_evaluation
 
 LBFGS = "L-BFGS"
 """How figures and tables call it."""
 
 
-def lbfgs(optimizees: Optimizees, evaluations: int, memory: int = 10) -> Iterator[tuple[Tensor, Tensor]]:
+def lbfgs(tasks: TaskBatch, evaluations: int, memory: int = 10) -> Iterator[tuple[Tensor, Tensor]]:
     """Follow one optimizee from its starting point, which is the first evaluation and counts as number 0.
 
     The loss is given to torch times the number of coordinates, since its thresholds are made for gradients that do not
     become smaller the more coordinates there are.
 
     Args:
-        optimizees: a batch of one.
+        tasks: a batch of one.
         evaluations: after the first.
         memory: steps whose changes of the gradient are remembered.
 
@@ -37,7 +37,7 @@ def lbfgs(optimizees: Optimizees, evaluations: int, memory: int = 10) -> Iterato
         ValueError: if there are more optimizees than one, or as `first_evaluation`.
         TypeError: as `first_evaluation`.
     """
-    layout, rows, losses, gradients = first_evaluation(optimizees)
+    layout, rows, losses, gradients = first_evaluation(tasks)
     if len(rows) != 1:
         raise ValueError(f"lbfgs: needs one optimizee, got {len(rows)}.")
     point = rows.clone()
@@ -51,7 +51,7 @@ def lbfgs(optimizees: Optimizees, evaluations: int, memory: int = 10) -> Iterato
         if known:  # a step begins where the last one ended
             losses, gradients = known[0]
         else:
-            losses, gradients = optimizees.losses_and_gradients(point, layout, step=0)
+            losses, gradients = tasks.losses_and_gradients(point, layout, step=0)
             seen.append((point.clone(), losses, gradients))
         point.grad = point.numel() * gradients
         return point.numel() * losses.item()

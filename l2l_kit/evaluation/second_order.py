@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from l2l_kit.optimizers import NTMBFGS
-from l2l_kit.problems import QuadraticOptimizees
+from l2l_kit.problems import QuadraticTasks
 from l2l_kit.tensors import Layout
 
 
-def bfgs_losses(functions: QuadraticOptimizees, evaluations: int) -> Tensor:
+def bfgs_losses(functions: QuadraticTasks, evaluations: int) -> Tensor:
     """Losses of scipy's BFGS, on each function on its own, in double precision.
 
     It evaluates function and gradient more often than it moves, to find how far to go; an optimizer that moves after
@@ -38,9 +38,9 @@ def bfgs_losses(functions: QuadraticOptimizees, evaluations: int) -> Tensor:
     return torch.stack(rows)
 
 
-def memories(optimizer: NTMBFGS, functions: QuadraticOptimizees, steps: int) -> Tensor:
+def memories(optimizer: NTMBFGS, functions: QuadraticTasks, steps: int) -> Tensor:
     """The memory along the way, as matrices M(0) … M(steps), shape ``(n, steps + 1, coordinates, coordinates)``."""
-    rows, layout = functions.theta, Layout.of(functions.start)
+    rows, layout = functions.theta, Layout.of(functions.initial_params)
     state = optimizer.initial_state(*rows.shape)
     matrices = [state.memory]
     for step in range(steps):

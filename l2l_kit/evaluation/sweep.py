@@ -21,13 +21,13 @@ from torch import Tensor
 
 from l2l_kit import problems
 from l2l_kit.errors import UnknownNameError, WeightsFileError
-from l2l_kit.evaluation.compare import Curves, measured
+from l2l_kit.evaluation.compare import Curves, losses_at
 from l2l_kit.evaluation.lbfgs import LBFGS, lbfgs
 from l2l_kit.evaluation.tuning import further_rates
 from l2l_kit.optimizers import Baseline, LearnedRule, baseline
 from l2l_kit.paths import SWEEPS, toml_file
 from l2l_kit.problems import Problem
-from l2l_kit.problems.base import draw as draw_optimizees
+from l2l_kit.problems.base import draw as draw_tasks
 from l2l_kit.randomness import generator
 from l2l_kit.storage import read_tensors, write_tensors
 from l2l_kit.tensors import pick_device
@@ -57,7 +57,7 @@ class Sweep:
         baselines: by label, the arguments of `Baseline`, with a list of `learning_rates` to begin with instead of one.
             Others are tried until the best one, for each of the steps, is neither the first nor the last.
         steps: numbers of updates after which the losses are noted, in ascending order.
-        tasks: fresh optimizees per setting.
+        num_tasks: fresh optimizees per setting.
         tuning_tasks: optimizees to tune the baselines on.
         tuned_on: fields of the problem that are others in tuning, such as the part of the pictures.
         lbfgs: whether L-BFGS is run as well, which is not tuned: the lowest loss after as many evaluations.
@@ -72,11 +72,11 @@ class Sweep:
     learned: Mapping[str, str]
     baselines: Mapping[str, Mapping[str, Any]]
     steps: list[int]
-    tasks: int
+    num_tasks: int
     tuning_tasks: int
     tuned_on: Mapping[str, Any] = field(default_factory=dict)
     lbfgs: bool = False
-    held_out: bool = False
+    on_test_set: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -90,7 +90,7 @@ class Sweep:
         for name, values in lists.items():
             if not isinstance(values, list) or not values:
                 raise ValueError(f"{name} must be a list with something in it, got {values!r}")
-        for number in (*self.steps, self.tasks, self.tuning_tasks):
+        for number in (*self.steps, self.num_tasks, self.tuning_tasks):
             if not isinstance(number, int) or number < 1:
                 raise ValueError(f"steps, tasks and tuning_tasks must be whole numbers of at least 1, got {number!r}")
         if self.steps != sorted(set(self.steps)):
@@ -153,9 +153,9 @@ class Piece(NamedTuple):
     problem: Problem
     optimizer: LearnedRule | Baseline | None
     draw: str
-    tasks: int
+    num_tasks: int
     steps: list[int]
-    held_out: bool
+    on_test_set: bool
     seed: int
 
     def path(self, folder: Path) -> Path:
@@ -176,21 +176,21 @@ class Piece(NamedTuple):
     def run(self, folder: Path, device: str | torch.device | None = None) -> None:
         """Run the optimizer, on the best device there is if none is named, and keep its losses in the folder."""
         chosen = pick_device(device)
-        optimizees = draw_optimizees(self.problem, self.tasks, generator(self.seed, self.draw), chosen)
+        tasks = draw_tasks(self.problem, self.num_tasks, generator(self.seed, self.draw), chosen)
         if self.optimizer is None:
-            runs = [lbfgs(optimizees.alone(index), self.steps[-1]) for index in range(self.tasks)]
+            runs = [lbfgs(tasks.select(index), self.steps[-1]) for index in range(self.num_tasks)]
             losses = torch.stack([torch.cat([losses for _, losses in run])[self.steps] for run in runs])
         else:
             if isinstance(self.optimizer, LearnedRule):
                 self.optimizer.to(chosen)
-            losses = measured(self.optimizer, optimizees, self.steps, held_out=self.held_out)
+            losses = losses_at(self.optimizer, tasks, self.steps, on_test_set=self.on_test_set)
         write_tensors(self.path(folder), {"losses": losses}, self._about, PIECE_VERSION)
 
     def losses(self, folder: Path) -> Tensor:
         """What `run` kept: the losses after each of the steps, shape ``(tasks, steps)``."""
         path = self.path(folder)
         losses = read_tensors(path, PIECE_VERSION)[0].get("losses", torch.empty(0))
-        if losses.shape != (self.tasks, len(self.steps)):
+        if losses.shape != (self.num_tasks, len(self.steps)):
             raise WeightsFileError(f"{path}: not what this piece of a sweep writes. Delete it, and it is run again.")
         return losses
 
@@ -226,8 +226,8 @@ def look(sweep: Sweep, setting: Mapping[str, Any], label: str, rule: LearnedRule
     def piece(rule: LearnedRule | Baseline | None, draw: str) -> Piece:
         rate = f" {rule.lr:g}" if isinstance(rule, Baseline) else ""
         words, problem = f"{setting}: {label}{rate}, {draw}", sweep.make_problem(setting, draw)
-        tasks = sweep.tuning_tasks if draw == "tuning" else sweep.tasks
-        return Piece(words, problem, rule, draw, tasks, sweep.steps, sweep.held_out, sweep.seed)
+        num_tasks = sweep.tuning_tasks if draw == "tuning" else sweep.num_tasks
+        return Piece(words, problem, rule, draw, num_tasks, sweep.steps, sweep.on_test_set, sweep.seed)
 
     def missing(pieces: list[Piece]) -> list[Piece]:
         return list({path: one for one in pieces if not (path := one.path(folder)).exists()}.values())

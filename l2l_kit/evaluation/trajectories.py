@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from l2l_kit.optimizers import Optimizer
-from l2l_kit.problems import Optimizees, Problem
+from l2l_kit.problems import Problem, TaskBatch
 from l2l_kit.problems.base import draw
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout
-from l2l_kit.training.rollout import trace
+from l2l_kit.training.rollout import trajectory
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Trajectories:
 
     positions: dict[str, Tensor]
     losses: dict[str, Tensor]
-    optimizee: Optimizees
+    optimizee: TaskBatch
 
     @property
     def steps(self) -> int:
@@ -44,7 +44,7 @@ class Trajectories:
 
     def losses_at(self, points: Tensor) -> Tensor:
         """The function at other points, ``(points, coordinates)``; returns shape ``(points,)``."""
-        layout = Layout.of(self.optimizee.start)
+        layout = Layout.of(self.optimizee.initial_params)
 
         def loss(point: Tensor) -> Tensor:
             return self.optimizee.losses(layout.unravel(point[None]), 0)[0]
@@ -76,7 +76,7 @@ def trajectories(
             optimizer.cpu()
         # Drawn anew for each: optimizees on minibatches must give every optimizer the same ones.
         optimizee = draw(problem, 1, generator(seed, "trajectories"))
-        run = list(trace(optimizer, optimizee, steps))
+        run = list(trajectory(optimizer, optimizee, steps))
         positions[name] = torch.cat([rows for rows, _ in run])
         losses[name] = torch.cat([loss for _, loss in run])
     return Trajectories(positions, losses, optimizee)

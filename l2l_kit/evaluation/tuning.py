@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.evaluation.compare import Curves, Statistic, measured
+from l2l_kit.evaluation.compare import Curves, Statistic, losses_at
 from l2l_kit.evaluation.results import machine, read_result, write_result
 from l2l_kit.optimizers import BASELINES, Baseline, baseline
 from l2l_kit.paths import RESULTS
@@ -99,7 +99,7 @@ def tune(
     problem: Problem,
     *,
     steps: int | Sequence[int] = 100,
-    tasks: int = 1000,
+    num_tasks: int = 1000,
     learning_rates: Sequence[float] = LEARNING_RATES,
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -110,7 +110,7 @@ def tune(
         name: "sgd", "nag", "rmsprop" or "adam".
         problem: where the optimizees come from; the draws are other ones than those of `compare`.
         steps: updates per run; several numbers note the loss at each of them.
-        tasks: number of optimizees.
+        num_tasks: number of optimizees.
         learning_rates: the grid.
         seed: of the optimizees.
         device: None for the best there is.
@@ -124,12 +124,12 @@ def tune(
     if not learning_rates:
         raise ValueError("tune: the grid of learning rates is empty.")
     noted = [steps] if isinstance(steps, int) else sorted(set(steps))
-    if not noted or noted[0] < 1 or tasks < 1:
-        raise ValueError(f"tune: steps and tasks must be at least 1, got steps={steps!r}, tasks={tasks!r}.")
-    optimizees = draw(problem, tasks, generator(seed, "tuning"), pick_device(device))
+    if not noted or noted[0] < 1 or num_tasks < 1:
+        raise ValueError(f"tune: steps and tasks must be at least 1, got steps={steps!r}, tasks={num_tasks!r}.")
+    tasks = draw(problem, num_tasks, generator(seed, "tuning"), pick_device(device))
     rows = []
     for optimizer in [baseline(name, lr) for lr in learning_rates]:
-        losses = measured(optimizer, optimizees, noted)
+        losses = losses_at(optimizer, tasks, noted)
         curves = Curves({name: losses}, problem.config(), seed)
         mean, median = (curves.statistic(name, kind).tolist() for kind in ("mean", "median"))
         rows += [(optimizer.lr, *row) for row in zip(noted, mean, median, strict=True)]
@@ -147,7 +147,7 @@ def record_tuning(
     problem: Problem,
     *,
     steps: Sequence[int] = (100,),
-    tasks: int = 1000,
+    num_tasks: int = 1000,
     rates: int = 8,
     seed: int = 0,
     directory: Path = RESULTS,
@@ -166,10 +166,10 @@ def record_tuning(
     """
     grid = learning_rates(rates)
     tunings = [
-        tune(name, problem, steps=steps, tasks=tasks, learning_rates=grid, seed=seed, device=device)
+        tune(name, problem, steps=steps, num_tasks=num_tasks, learning_rates=grid, seed=seed, device=device)
         for name in BASELINES
     ]
-    about = {"problem": problem.config(), "steps": list(steps), "tasks": tasks, "rates": rates, "seed": seed}
+    about = {"problem": problem.config(), "steps": list(steps), "num_tasks": num_tasks, "rates": rates, "seed": seed}
     about |= machine(pick_device(device))
     return tunings, write_result(f"{problem.name}/tuning", tuning_table(tunings), about, directory)
 

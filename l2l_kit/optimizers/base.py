@@ -132,6 +132,6 @@ class RecurrentRule(LearnedRule, Generic[Memory]):
         return Layout.of(gradients).unravel(updates), state
 
 
-def changed(state: Memory, change: Callable[[Tensor], Tensor]) -> Memory:
+def map_state(state: Memory, change: Callable[[Tensor], Tensor]) -> Memory:
     """A state with each of its tensors changed."""
     return type(state)(*map(change, state))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from l2l_kit.optimizers.base import Memory, RecurrentRule, changed
+from l2l_kit.optimizers.base import Memory, RecurrentRule, map_state
 from l2l_kit.optimizers.preprocessing import Preprocessing, make_preprocessing
 from l2l_kit.randomness import generator
 
@@ -271,8 +271,8 @@ class LSTMOptimizer(LSTMRule[LSTMState]):
             return super().step(gradients, state)
         flat = gradients.flatten()
         updates = torch.empty_like(flat)
-        before = changed(state, lambda part: part.flatten(2))
-        after = changed(before, torch.empty_like)
+        before = map_state(state, lambda part: part.flatten(2))
+        after = map_state(before, torch.empty_like)
         weights = [cast(LSTMLayer, layer).doubled() for layer in self.layers]
         size, features = self.hidden_size, self.preprocessing.features
         # Rows: features, outputs of every layer, gates. What a layer multiplies lies side by side: what it is given and
@@ -294,4 +294,4 @@ class LSTMOptimizer(LSTMRule[LSTMState]):
             updates[part] = torch.addmm(self.output.bias[:, None], self.output.weight, output)[0]
             after.hidden[..., part] = outputs.view(self.num_layers, size, -1)
         updates *= self.output_scale
-        return updates.view_as(gradients), changed(after, lambda part: part.view(*part.shape[:2], *gradients.shape))
+        return updates.view_as(gradients), map_state(after, lambda part: part.view(*part.shape[:2], *gradients.shape))

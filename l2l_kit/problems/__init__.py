@@ -7,24 +7,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.problems.base import Optimizees, Problem
-from l2l_kit.problems.cifar import CIFAR, CIFAROptimizees
-from l2l_kit.problems.mnist import MNIST, MNISTOptimizees
-from l2l_kit.problems.neural_art import NeuralArt, NeuralArtOptimizees
-from l2l_kit.problems.quadratics import ConditionedQuadratics, QuadraticOptimizees, Quadratics
+from l2l_kit.problems.base import Problem, TaskBatch
+from l2l_kit.problems.cifar import CIFAR, CIFARTasks
+from l2l_kit.problems.mnist import MNIST, MNISTTasks
+from l2l_kit.problems.neural_art import NeuralArt, NeuralArtTasks
+from l2l_kit.problems.quadratics import ConditionedQuadratics, Quadratics, QuadraticTasks
 
 __all__ = [
     "CIFAR",
     "MNIST",
-    "CIFAROptimizees",
+    "CIFARTasks",
     "ConditionedQuadratics",
-    "MNISTOptimizees",
+    "MNISTTasks",
     "NeuralArt",
-    "NeuralArtOptimizees",
-    "Optimizees",
+    "NeuralArtTasks",
     "Problem",
-    "QuadraticOptimizees",
+    "QuadraticTasks",
     "Quadratics",
+    "TaskBatch",
     "make",
 ]
 

@@ -14,7 +14,7 @@ from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, Tensors
 
 
-class Optimizees(ABC):
+class TaskBatch(ABC):
     """A batch of ``n`` independent functions, each with a starting point of its own.
 
     Raises:
@@ -27,7 +27,7 @@ class Optimizees(ABC):
 
     @property
     @abstractmethod
-    def start(self) -> Tensors:
+    def initial_params(self) -> Tensors:
         """Starting points θ₀: named tensors of shape ``(n, *shape)``, all of one floating-point type."""
 
     @abstractmethod
@@ -39,7 +39,7 @@ class Optimizees(ABC):
             step: which step of the run this is; optimizees on minibatches draw the batch of that step.
         """
 
-    def alone(self, index: int) -> Optimizees:
+    def select(self, index: int) -> TaskBatch:
         """One of them, as a batch of its own.
 
         Raises:
@@ -76,8 +76,8 @@ class Optimizees(ABC):
         return torch.autograd.grad(gradients, point, vectors)[0]
 
 
-class Classifiers(Optimizees):
-    """Optimizees that put images into classes, so that they can be tested on images they are not trained on."""
+class Classifiers(TaskBatch):
+    """TaskBatch that put images into classes, so that they can be tested on images they are not trained on."""
 
     @abstractmethod
     def test(self, params: Tensors) -> tuple[Tensor, Tensor]:
@@ -121,10 +121,10 @@ class Problem(metaclass=FrozenDataclass):
             check_name(cls)
 
     @abstractmethod
-    def sample(self, n: int, generator: torch.Generator, device: torch.device | None = None) -> Optimizees:
+    def sample(self, n: int, generator: torch.Generator, device: torch.device | None = None) -> TaskBatch:
         """Draw ``n`` optimizees from `generator` (a CPU generator) and put them on `device` (None: the CPU)."""
 
-    def held_out(self) -> Problem:
+    def validation_problem(self) -> Problem:
         """The problem that a training on this one validates on: this one, unless some optimizees are set apart."""
         return self
 
@@ -133,7 +133,7 @@ class Problem(metaclass=FrozenDataclass):
         return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]
 
 
-def draw(problem: Problem, n: int, generator: torch.Generator, device: torch.device | None = None) -> Optimizees:
+def draw(problem: Problem, n: int, generator: torch.Generator, device: torch.device | None = None) -> TaskBatch:
     """What a problem samples, once it is known to be what was asked for. The kit draws optimizees in no other way.
 
     Args:
@@ -141,20 +141,20 @@ def draw(problem: Problem, n: int, generator: torch.Generator, device: torch.dev
         n, generator, device: see `Problem.sample`.
 
     Raises:
-        TypeError: if it is no problem, or gives no `Optimizees`; or its `start` is refused.
+        TypeError: if it is no problem, or gives no `TaskBatch`; or its `start` is refused.
         ValueError: if it gives another number of them, or on another device; or its `start` is refused.
     """
     check_problem(problem)
-    where, optimizees = f"{type(problem).__name__}.sample", problem.sample(n, generator, device)
-    if not isinstance(optimizees, Optimizees):
-        raise TypeError(f"{where}: expected Optimizees, got {type(optimizees).__name__}.")
-    first = next(iter(checked_start(optimizees).values()))
+    where, tasks = f"{type(problem).__name__}.sample", problem.sample(n, generator, device)
+    if not isinstance(tasks, TaskBatch):
+        raise TypeError(f"{where}: expected TaskBatch, got {type(tasks).__name__}.")
+    first = next(iter(checked_start(tasks).values()))
     if len(first) != n:
         raise ValueError(f"{where}: expected {n} optimizees, got {len(first)}.")
     asked = device or torch.device("cpu")
     if first.device.type != asked.type or asked.index not in (None, first.device.index):
         raise ValueError(f"{where}: expected tensors on {asked}, got {first.device}. Move them with .to(device).")
-    return optimizees
+    return tasks
 
 
 def check_problem(problem: object) -> None:

@@ -1,6 +1,6 @@
 """What is checked of problems, so that a mistake in a class of one's own is named where it is defined or first used.
 
-A class is checked where it is defined, as far as Python lets one, and else where its first instance is made. Optimizees
+A class is checked where it is defined, as far as Python lets one, and else where its first instance is made. TaskBatch
 are checked once a batch, at the evaluation with which every run begins; none is added.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from l2l_kit.tensors import Layout, Tensors, ravel
 
 if TYPE_CHECKING:
-    from l2l_kit.problems.base import Optimizees
+    from l2l_kit.problems.base import TaskBatch
 
 _Made = TypeVar("_Made")
 
@@ -107,7 +107,7 @@ def check_arguments(cls: type, method: str, *arguments: str) -> None:
         raise TypeError(f"{expected}, got {function!r}.")
 
 
-def checked_start(optimizees: Optimizees) -> Tensors:
+def checked_start(tasks: TaskBatch) -> Tensors:
     """Starting points, once they are known to be what they must be.
 
     Raises:
@@ -115,7 +115,7 @@ def checked_start(optimizees: Optimizees) -> Tensors:
         ValueError: if the tensors have no leading axis of one length, or are not of one floating-point type, and on one
             device.
     """
-    where, start = f"{type(optimizees).__name__}.start", optimizees.start
+    where, start = f"{type(tasks).__name__}.start", tasks.initial_params
     if callable(start):
         raise TypeError(f"{where}: expected a dict of named tensors, got a method. Put @property above it.")
     if not isinstance(start, Mapping) or not start:
@@ -138,7 +138,7 @@ def checked_start(optimizees: Optimizees) -> Tensors:
     return dict(start)
 
 
-def first_evaluation(optimizees: Optimizees) -> tuple[Layout, Tensor, Tensor, Tensor]:
+def first_evaluation(tasks: TaskBatch) -> tuple[Layout, Tensor, Tensor, Tensor]:
     """The losses and gradients at the starting points, with which every run begins.
 
     Here it is checked what the optimizees give. At later steps nothing is.
@@ -152,16 +152,16 @@ def first_evaluation(optimizees: Optimizees) -> tuple[Layout, Tensor, Tensor, Te
         ValueError: if they are of a wrong shape, do not depend on the parameters or change them in place, if a starting
             point is NaN or infinite, or as `checked_start`.
     """
-    mine, start = type(optimizees).__name__, checked_start(optimizees)
+    mine, start = type(tasks).__name__, checked_start(tasks)
     for name, tensor in start.items():
         if not tensor.is_meta and not tensor.isfinite().all():
             raise ValueError(f"{mine}.start: expected numbers, got NaN or infinity in {name!r}.")
     layout, rows = Layout.of(start), ravel(start).detach()
     before = rows.clone()
     try:
-        losses, gradients = optimizees.losses_and_gradients(rows, layout, 0)
+        losses, gradients = tasks.losses_and_gradients(rows, layout, 0)
     except Exception as error:
-        _explain(optimizees, before, layout)
+        _explain(tasks, before, layout)
         error.add_note(f"This was raised by the losses of {mine} at the starting points.")
         raise
     _check_losses(mine, losses, before, rows)
@@ -173,15 +173,15 @@ def first_evaluation(optimizees: Optimizees) -> tuple[Layout, Tensor, Tensor, Te
     return layout, rows, losses, gradients
 
 
-def _explain(optimizees: Optimizees, rows: Tensor, layout: Layout) -> None:
+def _explain(tasks: TaskBatch, rows: Tensor, layout: Layout) -> None:
     """Evaluate losses that failed once more, and say what was expected of them; nothing if that is not what failed."""
-    mine = type(optimizees).__name__
+    mine = type(tasks).__name__
     with torch.enable_grad():
         point = rows.clone().requires_grad_()
         params = {name: tensor.clone() for name, tensor in layout.unravel(point).items()}
         given = dict(params)
         try:
-            losses = optimizees.losses(given, 0)
+            losses = tasks.losses(given, 0)
         except Exception:  # such as a mistake of the caller's: what was raised first says it
             return
         _check_losses(mine, losses, rows, ravel(params))

@@ -25,7 +25,7 @@ TEST_IMAGES = 1000
 
 
 @dataclass(frozen=True)
-class CIFAROptimizees(Classifiers):
+class CIFARTasks(Classifiers):
     """``n`` convolutional networks, each with initial weights and an order of minibatches of its own.
 
     Attributes:
@@ -48,7 +48,7 @@ class CIFAROptimizees(Classifiers):
 
     @property
     @override
-    def start(self) -> Tensors:
+    def initial_params(self) -> Tensors:
         return self.initial
 
     @override
@@ -223,7 +223,7 @@ class CIFAR(Problem):
         return f"{len(self.labels)} classes of {self.images.title}"
 
     @override
-    def sample(self, n: int, generator: torch.Generator, device: torch.device | None = None) -> CIFAROptimizees:
+    def sample(self, n: int, generator: torch.Generator, device: torch.device | None = None) -> CIFARTasks:
         def gaussian(*shape: int) -> Tensor:
             return (self.init_scale * torch.randn(n, *shape, generator=generator)).to(device)
 
@@ -241,9 +241,7 @@ class CIFAR(Problem):
         some = min(TEST_IMAGES, len(test_images))
         # Spread over all: there are packings of the data in which a class comes after the other.
         spread = torch.arange(some, device=device) * len(test_images) // some
-        return CIFAROptimizees(
-            initial, images, classes, test_images[spread], test_classes[spread], self.batch_size, order
-        )
+        return CIFARTasks(initial, images, classes, test_images[spread], test_classes[spread], self.batch_size, order)
 
 
 @cache

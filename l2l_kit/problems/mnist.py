@@ -25,7 +25,7 @@ _ACTIVATIONS = {"sigmoid": torch.sigmoid, "relu": torch.relu, "tanh": torch.tanh
 
 
 @dataclass(frozen=True)
-class MNISTOptimizees(Classifiers):
+class MNISTTasks(Classifiers):
     """``n`` networks of one architecture, each with initial weights and an order of minibatches of its own.
 
     Attributes:
@@ -50,7 +50,7 @@ class MNISTOptimizees(Classifiers):
 
     @property
     @override
-    def start(self) -> Tensors:
+    def initial_params(self) -> Tensors:
         return self.initial
 
     @override
@@ -151,7 +151,7 @@ class MNIST(Problem):
         return data.load("mnist", self.digits)
 
     @override
-    def sample(self, n: int, generator: torch.Generator, device: torch.device | None = None) -> MNISTOptimizees:
+    def sample(self, n: int, generator: torch.Generator, device: torch.device | None = None) -> MNISTTasks:
         if isinstance(self.init_scale, tuple):
             low, high = self.init_scale
             scales = low * (high / low) ** torch.rand(n, generator=generator)
@@ -167,7 +167,7 @@ class MNIST(Problem):
             initial[f"weight{layer}"] = gaussian(inputs, outputs)
             initial[f"bias{layer}"] = gaussian(outputs)
         order = int(torch.randint(2**62, (), generator=generator))
-        return MNISTOptimizees(
+        return MNISTTasks(
             initial,
             *_digits(self.digits, self.split, device),
             *_digits(self.digits, "test", device),

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from l2l_kit import data
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.problems.base import Optimizees, Problem
+from l2l_kit.problems.base import Problem, TaskBatch
 from l2l_kit.problems.features import SMALL, VGG16, FeatureNetwork, gram
 from l2l_kit.tensors import Layout, Tensors
 
@@ -37,7 +37,7 @@ _AT_ONCE = 4 * 64 * 64
 
 
 @dataclass(frozen=True)
-class NeuralArtOptimizees(Optimizees):
+class NeuralArtTasks(TaskBatch):
     """``n`` pictures to paint, each of another content, in one style.
 
     Pixels are RGB, minus ImageNet's mean, in ImageNet's standard deviations.
@@ -60,7 +60,7 @@ class NeuralArtOptimizees(Optimizees):
 
     @property
     @override
-    def start(self) -> Tensors:
+    def initial_params(self) -> Tensors:
         return self.initial
 
     @override
@@ -68,7 +68,7 @@ class NeuralArtOptimizees(Optimizees):
         return self._losses(params["pixels"], self.content)
 
     @override
-    def alone(self, index: int) -> NeuralArtOptimizees:
+    def select(self, index: int) -> NeuralArtTasks:
         chosen = slice(index, index + 1)
         return replace(self, initial={"pixels": self.initial["pixels"][chosen]}, content=self.content[chosen])
 
@@ -207,24 +207,24 @@ class NeuralArt(Problem):
         return data.feature_weights(_VARIANTS[self.network])
 
     @override
-    def held_out(self) -> NeuralArt:
+    def validation_problem(self) -> NeuralArt:
         return replace(self, split="validation") if self.split == "train" else self
 
     @override
-    def sample(self, n: int, generator: torch.Generator, device: torch.device | None = None) -> NeuralArtOptimizees:
+    def sample(self, n: int, generator: torch.Generator, device: torch.device | None = None) -> NeuralArtTasks:
         """Draw ``n`` contents, none twice before each was drawn once, and the noise to start from."""
         pictures: Tensor = getattr(self.photographs, self.split)
         rounds = [torch.randperm(len(pictures), generator=generator) for _ in range(math.ceil(n / len(pictures)))]
-        return self.optimizees(pictures[torch.cat(rounds)[:n]], generator, device=device)
+        return self.tasks(pictures[torch.cat(rounds)[:n]], generator, device=device)
 
-    def optimizees(
+    def tasks(
         self,
         contents: Tensor,
         generator: torch.Generator,
         style: Tensor | None = None,
         device: torch.device | None = None,
-    ) -> NeuralArtOptimizees:
-        """Optimizees of these very contents.
+    ) -> NeuralArtTasks:
+        """TaskBatch of these very contents.
 
         Args:
             contents: pictures, bytes of shape ``(n, 3, height, width)``; their middle squares are taken.
@@ -239,7 +239,7 @@ class NeuralArt(Problem):
             parts = to_pixels(data.fitted(contents, self.size)).chunk(_parts(len(contents), self.size))
             content = torch.cat([network(part.to(device), {layer})[layer] for part in parts])
             found = network(to_pixels(data.fitted(painting[None], self.size)).to(device), STYLE_LAYERS)
-        return NeuralArtOptimizees(
+        return NeuralArtTasks(
             {"pixels": (self.init_scale * noise).to(device)},
             layer,
             content,

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from l2l_kit.problems.base import Optimizees, Problem
+from l2l_kit.problems.base import Problem, TaskBatch
 from l2l_kit.tensors import Tensors
 
 
 @dataclass(frozen=True)
-class QuadraticOptimizees(Optimizees):
+class QuadraticTasks(TaskBatch):
     """``n`` functions f(θ) = ‖Wθ − y‖² with their starting points.
 
     Attributes:
@@ -30,7 +30,7 @@ class QuadraticOptimizees(Optimizees):
 
     @property
     @override
-    def start(self) -> Tensors:
+    def initial_params(self) -> Tensors:
         return {"theta": self.theta}
 
     @override
@@ -39,9 +39,9 @@ class QuadraticOptimizees(Optimizees):
         return residual.square().sum(dim=(1, 2))
 
     @override
-    def alone(self, index: int) -> QuadraticOptimizees:
+    def select(self, index: int) -> QuadraticTasks:
         chosen = slice(index, index + 1)
-        return QuadraticOptimizees(self.W[chosen], self.y[chosen], self.theta[chosen])
+        return QuadraticTasks(self.W[chosen], self.y[chosen], self.theta[chosen])
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,11 @@ class Quadratics(Problem):
             raise ValueError(f"Quadratics: dim must be a whole number of at least 1, got {self.dim!r}.")
 
     @override
-    def sample(self, n: int, generator: torch.Generator, device: torch.device | None = None) -> QuadraticOptimizees:
+    def sample(self, n: int, generator: torch.Generator, device: torch.device | None = None) -> QuadraticTasks:
         def gaussian(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator).to(device)
 
-        return QuadraticOptimizees(
-            W=gaussian(n, self.dim, self.dim), y=gaussian(n, self.dim), theta=gaussian(n, self.dim)
-        )
+        return QuadraticTasks(W=gaussian(n, self.dim, self.dim), y=gaussian(n, self.dim), theta=gaussian(n, self.dim))
 
 
 @dataclass(frozen=True)
@@ -94,9 +92,9 @@ class ConditionedQuadratics(Quadratics):
             raise ValueError(f"condition must be a number of at least 1, got {self.condition!r}.")
 
     @override
-    def sample(self, n: int, generator: torch.Generator, device: torch.device | None = None) -> QuadraticOptimizees:
+    def sample(self, n: int, generator: torch.Generator, device: torch.device | None = None) -> QuadraticTasks:
         drawn = super().sample(n, generator)
         left, _, right = torch.linalg.svd(drawn.W)
         curvatures = self.condition ** torch.linspace(0, -1, self.dim)
         scales = (curvatures * self.dim / curvatures.mean()).sqrt()
-        return QuadraticOptimizees((left * scales @ right).to(device), drawn.y.to(device), drawn.theta.to(device))
+        return QuadraticTasks((left * scales @ right).to(device), drawn.y.to(device), drawn.theta.to(device))

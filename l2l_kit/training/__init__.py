@@ -10,10 +10,10 @@ from l2l_kit.training.meta_training import (
     MetaTraining,
     Progress,
     meta_train,
-    validation_optimizees,
+    validation_batch,
 )
 from l2l_kit.training.recipes import Recipe, Search, find_recipe, read_recipes
-from l2l_kit.training.rollout import rollout, trace
+from l2l_kit.training.rollout import rollout, trajectory
 from l2l_kit.training.search import random_search
 from l2l_kit.training.unroll import AutogradUnroller, ExactUnroller, ReplayUnroller, Unroller, Window
 
@@ -37,6 +37,6 @@ __all__ = [
     "random_search",
     "read_recipes",
     "rollout",
-    "trace",
-    "validation_optimizees",
+    "trajectory",
+    "validation_batch",
 ]

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from l2l_kit.optimizers import LearnedRule, LSTMOptimizer, LSTMTape, Optimizer
 from l2l_kit.optimizers.base import Part
-from l2l_kit.problems import Optimizees, Problem
+from l2l_kit.problems import Problem, TaskBatch
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, Tensors, ravel
 from l2l_kit.training.rollout import rollout
@@ -129,9 +129,9 @@ def imitate(
     adam = torch.optim.Adam(optimizer.parameters(), lr=settings.lr, betas=(0.9, 0.99))
     recordings: list[Recording] = []
     for number in range(settings.networks):
-        optimizees = problem.sample(1, generator(settings.seed, "imitation", number))
+        tasks = problem.sample(1, generator(settings.seed, "imitation", number))
         driver = teacher if number < TAUGHT else optimizer
-        recording, losses = _record(driver, teacher, optimizees, settings, number)
+        recording, losses = _record(driver, teacher, tasks, settings, number)
         recordings.append(recording)
         errors = []
         for index in range(settings.passes):
@@ -159,10 +159,10 @@ class _Recorder:
 
 
 def _record(
-    driver: Optimizer[Any], teacher: Optimizer[Any], optimizees: Optimizees, settings: Imitation, number: int
+    driver: Optimizer[Any], teacher: Optimizer[Any], tasks: TaskBatch, settings: Imitation, number: int
 ) -> tuple[Recording, Tensor]:
     """What one network meets on its way with `driver`, and its losses."""
-    whole, draws = Layout.of(optimizees.start), generator(settings.seed, "recorded coordinates", number)
+    whole, draws = Layout.of(tasks.initial_params), generator(settings.seed, "recorded coordinates", number)
     columns, shapes, first = [], [], 0
     for (name, _), size in zip(whole.shapes, whole.sizes, strict=True):
         kept = min(size, settings.sample)
@@ -170,7 +170,7 @@ def _record(
         shapes.append((name, (kept,)))
         first += size
     recorder, layout = _Recorder(driver, torch.cat(columns)), Layout(tuple(shapes))
-    losses = rollout(recorder, optimizees, settings.horizon)[0]
+    losses = rollout(recorder, tasks, settings.horizon)[0]
     gradients = torch.stack(recorder.gradients)
     state, targets = teacher.init(layout.unravel(torch.zeros_like(gradients[:1]))), torch.empty_like(gradients)
     for target, row in zip(targets, gradients, strict=True):

@@ -18,12 +18,12 @@ from tqdm.auto import tqdm
 from l2l_kit.errors import MetaTrainingDivergedError, UnknownNameError, WeightsFileError
 from l2l_kit.optimizers import LearnedRule
 from l2l_kit.paths import user_path
-from l2l_kit.problems import Optimizees, Problem
+from l2l_kit.problems import Problem, TaskBatch
 from l2l_kit.problems.base import check_problem, draw
 from l2l_kit.randomness import generator
 from l2l_kit.storage import check_finite, load_weights, read_tensors, write_tensors
 from l2l_kit.tensors import pick_device
-from l2l_kit.training.processes import averaged, from_the_first, place
+from l2l_kit.training.processes import all_reduce_mean, broadcast_from_first, rank_and_world_size
 from l2l_kit.training.rollout import rollout
 from l2l_kit.training.unroll import AutogradUnroller, ExactUnroller, ReplayUnroller, Unroller
 
@@ -213,9 +213,9 @@ class Progress:
     seconds: float
 
 
-def validation_optimizees(problem: Problem, settings: MetaTraining, device: torch.device | None = None) -> Optimizees:
+def validation_batch(problem: Problem, settings: MetaTraining, device: torch.device | None = None) -> TaskBatch:
     """The optimizees on which a run with these settings validates after each epoch."""
-    return draw(problem.held_out(), settings.validation_tasks, generator(settings.seed, "validation"), device)
+    return draw(problem.validation_problem(), settings.validation_tasks, generator(settings.seed, "validation"), device)
 
 
 class MetaTrainer:
@@ -258,7 +258,7 @@ class MetaTrainer:
         self._checkpoint = None if checkpoint is None else user_path(checkpoint)
         self._meta_optimizer = torch.optim.Adam(optimizer.parameters(), lr=self.settings.meta_lr)
         self._best = self._weights()
-        self._rank, self._processes = place()
+        self._rank, self._processes = rank_and_world_size()
         if (self.settings.shards or 1) % self._processes:
             raise ValueError(
                 f"meta-training on {self._processes} processes needs shards that they can share: set shards to a "
@@ -290,7 +290,7 @@ class MetaTrainer:
         }
         self._started = time.monotonic()
         self.history.stopped = "running"
-        validation = validation_optimizees(self.problem, settings, self.device)
+        validation = validation_batch(self.problem, settings, self.device)
         try:
             if not self.history.records:
                 yield self._validate(0, math.nan, validation)
@@ -333,8 +333,8 @@ class MetaTrainer:
         for shard, unroller in self._unrollers.items():
             which = (episode,) if settings.shards is None else (episode, shard)
             size = settings.batch_size // (settings.shards or 1)
-            optimizees = draw(self.problem, size, generator(settings.seed, "meta-train", *which), self.device)
-            unroller.begin(optimizees, generator(settings.seed, "replayed coordinates", *which))
+            tasks = draw(self.problem, size, generator(settings.seed, "meta-train", *which), self.device)
+            unroller.begin(tasks, generator(settings.seed, "replayed coordinates", *which))
         for group in self._meta_optimizer.param_groups:
             group["lr"] = settings.meta_lr_at(episode)
         total, step = 0.0, 0
@@ -342,24 +342,26 @@ class MetaTrainer:
             windows = [unroller.advance(unroll) for unroller in self._unrollers.values()]
             step += unroll
             for name, weight in self.optimizer.named_parameters():
-                weight.grad = averaged(torch.stack([window.meta_gradient[name] for window in windows]).mean(dim=0))
+                weight.grad = all_reduce_mean(
+                    torch.stack([window.meta_gradient[name] for window in windows]).mean(dim=0)
+                )
             norm = torch.nn.utils.clip_grad_norm_(self.optimizer.parameters(), settings.clip_norm or math.inf)
             if not norm.isfinite():
                 raise MetaTrainingDivergedError(f"the meta-gradient became {norm.item()} at step {step}")
             self._meta_optimizer.step()
             losses = torch.stack([window.losses.mean(dim=1).sum() for window in windows])
-            total += averaged(losses.mean()).item()
+            total += all_reduce_mean(losses.mean()).item()
         return total / settings.horizon
 
-    def _validate(self, epoch: int, training_loss: float, validation: Optimizees) -> Progress:
+    def _validate(self, epoch: int, training_loss: float, validation: TaskBatch) -> Progress:
         """End an epoch: validate, record, keep if best, save."""
         settings = self.settings
-        like = next(iter(validation.start.values()))
+        like = next(iter(validation.initial_params.values()))
         if self._rank == 0:
             losses = rollout(self.optimizer, validation, settings.horizon).to(like)
         else:
             losses = like.new_empty(settings.validation_tasks, settings.horizon + 1)
-        losses = from_the_first(losses)
+        losses = broadcast_from_first(losses)
         final = losses[:, -1].mean().item()
         best = min((record.validation_loss for record in self.history.records), key=_nan_last, default=math.nan)
         self.history.records.append(EpochRecord(epoch, training_loss, final, self.seconds))
@@ -482,7 +484,7 @@ def meta_train(
     done = (len(trainer.history.records) - 1) * trainer.settings.episodes_per_epoch
     events = trainer.run()
     # tqdm's own switch for headless runs, which its notebook bar does not look at.
-    quiet = not progress or bool(os.environ.get("TQDM_DISABLE")) or place()[0] > 0
+    quiet = not progress or bool(os.environ.get("TQDM_DISABLE")) or rank_and_world_size()[0] > 0
     with tqdm(total=trainer.settings.episodes, initial=max(done, 0), unit="episode", disable=quiet) as bar:
         try:
             for event in events:

@@ -13,7 +13,7 @@ from torch import Tensor
 from l2l_kit.tensors import pick_device
 
 
-def place() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """Which process this is, and how many there are: (0, 1) where it is alone."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -21,7 +21,7 @@ def place() -> tuple[int, int]:
 
 
 @contextmanager
-def together(device: str | torch.device | None = None) -> Iterator[torch.device]:
+def process_group(device: str | torch.device | None = None) -> Iterator[torch.device]:
     """Meet the other processes that torchrun started, if it did.
 
     Args:
@@ -44,15 +44,15 @@ def together(device: str | torch.device | None = None) -> Iterator[torch.device]
         torch.distributed.destroy_process_group()
 
 
-def meet() -> None:
+def barrier() -> None:
     """Wait until all processes are here."""
-    if place()[1] > 1:
+    if rank_and_world_size()[1] > 1:
         torch.distributed.barrier()
 
 
-def averaged(values: Tensor) -> Tensor:
+def all_reduce_mean(values: Tensor) -> Tensor:
     """The mean of this tensor over all processes."""
-    _, processes = place()
+    _, processes = rank_and_world_size()
     if processes > 1:
         values = values.clone()
         torch.distributed.all_reduce(values)
@@ -60,9 +60,9 @@ def averaged(values: Tensor) -> Tensor:
     return values
 
 
-def from_the_first(values: Tensor) -> Tensor:
+def broadcast_from_first(values: Tensor) -> Tensor:
     """This tensor as the first process has it; the shape must be the same in all."""
-    _, processes = place()
+    _, processes = rank_and_world_size()
     if processes > 1:
         values = values.clone()
         torch.distributed.broadcast(values, src=0)

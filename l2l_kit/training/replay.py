@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from l2l_kit.optimizers import LSTMOptimizer, LSTMState, LSTMTape, RecurrentRule
-from l2l_kit.optimizers.base import changed
+from l2l_kit.optimizers.base import map_state
 from l2l_kit.optimizers.tape import floats_per_step
 
 _ACTIVATIONS = 10
@@ -177,7 +177,7 @@ class CoupledReplay:
         upstream = gradients[1:].flip(0).cumsum(0).flip(0).div_(self._n)
         names, weights = zip(*self._network.named_parameters(), strict=True)
         if self._updates:
-            self._state = changed(self._state, Tensor.detach)
+            self._state = map_state(self._state, Tensor.detach)
             return dict(zip(names, torch.autograd.grad(self._updates, weights, list(upstream)), strict=True))
         total = {name: torch.zeros_like(weight) for name, weight in zip(names, weights, strict=True)}
         for first in range(0, self._n, self._chunk):
@@ -191,7 +191,7 @@ class CoupledReplay:
     @torch.enable_grad()
     def _replayed(self, gradients: Tensor, some: slice) -> list[Tensor]:
         """The window's updates of some optimizees, with their graph."""
-        state, moved = changed(self._first_state, lambda part: part[..., some, :]), []
+        state, moved = map_state(self._first_state, lambda part: part[..., some, :]), []
         for row in gradients:
             updates, state = self._network(row, state)
             moved.append(updates)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from l2l_kit.optimizers import Optimizer
-from l2l_kit.problems import Optimizees
+from l2l_kit.problems import TaskBatch
 from l2l_kit.problems.checks import first_evaluation
 from l2l_kit.tensors import ravel
 
 
-def trace(optimizer: Optimizer[Any], optimizees: Optimizees, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+def trajectory(optimizer: Optimizer[Any], tasks: TaskBatch, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Follow the optimizees from their starting points: yields θ(t) and f(θ(t)) for t = 0 … `steps`.
 
     Yields:
@@ -23,16 +23,16 @@ def trace(optimizer: Optimizer[Any], optimizees: Optimizees, steps: int) -> Iter
     Raises:
         TypeError, ValueError: as `first_evaluation`.
     """
-    layout, rows, losses, gradients = first_evaluation(optimizees)
-    state = optimizer.init(optimizees.start)
+    layout, rows, losses, gradients = first_evaluation(tasks)
+    state = optimizer.init(tasks.initial_params)
     yield rows, losses
     for step in range(1, steps + 1):
         updates, state = optimizer.update(layout.unravel(gradients), state)
         rows = rows + ravel(updates)
-        losses, gradients = optimizees.losses_and_gradients(rows, layout, step)
+        losses, gradients = tasks.losses_and_gradients(rows, layout, step)
         yield rows, losses
 
 
-def rollout(optimizer: Optimizer[Any], optimizees: Optimizees, steps: int) -> Tensor:
+def rollout(optimizer: Optimizer[Any], tasks: TaskBatch, steps: int) -> Tensor:
     """Losses f(θ(0)) … f(θ(steps)) of every optimizee, shape ``(n, steps + 1)``."""
-    return torch.stack([losses for _, losses in trace(optimizer, optimizees, steps)], dim=1)
+    return torch.stack([losses for _, losses in trajectory(optimizer, tasks, steps)], dim=1)

@@ -36,8 +36,8 @@ from typing_extensions import override
 
 from l2l_kit.errors import MetaTrainingDivergedError
 from l2l_kit.optimizers import LearnedRule, LSTMOptimizer
-from l2l_kit.optimizers.base import Part, changed
-from l2l_kit.problems import Optimizees
+from l2l_kit.optimizers.base import Part, map_state
+from l2l_kit.problems import TaskBatch
 from l2l_kit.problems.checks import first_evaluation
 from l2l_kit.training.replay import CoupledReplay, Replay, StepwiseReplay, Tapes
 
@@ -67,20 +67,20 @@ class Unroller(ABC):
     def __init__(self, optimizer: LearnedRule) -> None:
         self.optimizer = optimizer
 
-    def begin(self, optimizees: Optimizees, draws: torch.Generator | None = None) -> None:
+    def begin(self, tasks: TaskBatch, draws: torch.Generator | None = None) -> None:
         """Go to the starting points of these optimizees, with the optimizer's initial state.
 
         Args:
-            optimizees: what to run on.
+            tasks: what to run on.
             draws: a CPU generator for what the unroller itself draws; None for torch's own.
 
         Raises:
             TypeError, ValueError: as `first_evaluation`.
             MetaTrainingDivergedError: if a loss is NaN or infinite before the first step.
         """
-        self._optimizees = optimizees
+        self._optimizees = tasks
         self._draws = draws
-        self._layout, self._rows, losses, self._gradients = first_evaluation(optimizees)
+        self._layout, self._rows, losses, self._gradients = first_evaluation(tasks)
         self._dtype = next(self.optimizer.parameters()).dtype  # the optimizees may be of another
         self._parts = [
             part if isinstance(part.columns, slice) else part._replace(columns=part.columns.to(self._rows.device))
@@ -128,8 +128,8 @@ class ReplayUnroller(Unroller):
         self._tapes: dict[str, Tapes] = {}
 
     @override
-    def begin(self, optimizees: Optimizees, draws: torch.Generator | None = None) -> None:
-        super().begin(optimizees, draws)
+    def begin(self, tasks: TaskBatch, draws: torch.Generator | None = None) -> None:
+        super().begin(tasks, draws)
         share = self._tape_bytes // len(self._parts)
         self._replays = [self._replay(part, len(self._rows), share) for part in self._parts]
 
@@ -184,8 +184,8 @@ class ExactUnroller(Unroller):
         self._tapes: dict[str, Tapes] = {}
 
     @override
-    def begin(self, optimizees: Optimizees, draws: torch.Generator | None = None) -> None:
-        super().begin(optimizees, draws)
+    def begin(self, tasks: TaskBatch, draws: torch.Generator | None = None) -> None:
+        super().begin(tasks, draws)
         n, share = len(self._rows), self._tape_bytes // len(self._parts)
         self._replays = [
             StepwiseReplay(
@@ -244,8 +244,8 @@ class AutogradUnroller(Unroller):
         self._second_derivatives = second_derivatives
 
     @override
-    def begin(self, optimizees: Optimizees, draws: torch.Generator | None = None) -> None:
-        super().begin(optimizees, draws)
+    def begin(self, tasks: TaskBatch, draws: torch.Generator | None = None) -> None:
+        super().begin(tasks, draws)
         self._states = [part.network.initial_state(len(self._rows), sum(part.sizes)) for part in self._parts]
 
     @override
@@ -271,5 +271,5 @@ class AutogradUnroller(Unroller):
         names, weights = zip(*self.optimizer.named_parameters(), strict=True)
         meta_gradient = torch.autograd.grad(stacked.mean(dim=1).sum(), weights)
         self._rows = rows.detach()
-        self._states = [changed(state, Tensor.detach) for state in states]
+        self._states = [map_state(state, Tensor.detach) for state in states]
         return Window(stacked.detach(), dict(zip(names, meta_gradient, strict=True)))

@@ -111,4 +111,4 @@ def _run(optimizer: str | Baseline, dimension: int, steps: int, seed: int) -> Te
     """Losses of an optimizer, ``(functions, steps + 1)``. So few, small functions are fastest on the CPU."""
     rule = zoo.load(optimizer) if isinstance(optimizer, str) else optimizer
     problem = Quadratics(dimension)
-    return compare({"it": rule}, problem, steps=steps, tasks=FUNCTIONS, seed=seed, device="cpu")["it"]
+    return compare({"it": rule}, problem, steps=steps, num_tasks=FUNCTIONS, seed=seed, device="cpu")["it"]

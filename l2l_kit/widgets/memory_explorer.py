@@ -14,7 +14,7 @@ from typing_extensions import override
 from l2l_kit import plots
 from l2l_kit.evaluation import bfgs_losses, memories
 from l2l_kit.optimizers import NTMBFGS, Optimizer
-from l2l_kit.problems import ConditionedQuadratics, QuadraticOptimizees
+from l2l_kit.problems import ConditionedQuadratics, QuadraticTasks
 from l2l_kit.randomness import generator
 from l2l_kit.training import rollout
 from l2l_kit.widgets.live_figure import (
@@ -89,7 +89,7 @@ class MemoryExplorer(Redrawn):
             )
         optimizers = {**others, "NTM-BFGS": memory}
         drawn = [ConditionedQuadratics(condition=c).sample(FUNCTIONS, generator(seed, "test")) for c in CONDITIONS]
-        functions = QuadraticOptimizees(*(torch.cat(tensors) for tensors in zip(*map(_tensors, drawn), strict=True)))
+        functions = QuadraticTasks(*(torch.cat(tensors) for tensors in zip(*map(_tensors, drawn), strict=True)))
         self._losses = {name: rollout(rule, functions, STEPS) for name, rule in optimizers.items()}
         self._losses[BFGS] = bfgs_losses(functions, STEPS)
         self._memories = memories(memory, functions, STEPS)
@@ -127,7 +127,7 @@ class MemoryExplorer(Redrawn):
         )
 
 
-def _tensors(functions: QuadraticOptimizees) -> tuple[Tensor, Tensor, Tensor]:
+def _tensors(functions: QuadraticTasks) -> tuple[Tensor, Tensor, Tensor]:
     return functions.W, functions.y, functions.theta
 
 

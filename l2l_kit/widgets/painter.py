@@ -17,11 +17,11 @@ from typing_extensions import override
 from l2l_kit import data, plots, zoo
 from l2l_kit.errors import UnknownNameError, WeightsFileError
 from l2l_kit.evaluation import LBFGS, ONE_RATE, lbfgs, read_result, swept_baselines, under
-from l2l_kit.problems import NeuralArt, Optimizees
+from l2l_kit.problems import NeuralArt, TaskBatch
 from l2l_kit.problems.neural_art import Network, to_pictures
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, pick_device
-from l2l_kit.training.rollout import trace
+from l2l_kit.training.rollout import trajectory
 from l2l_kit.widgets.job import Job, Outcome
 from l2l_kit.widgets.live_figure import (
     FIGURE_WIDTH,
@@ -252,9 +252,9 @@ class Painter(WithPicture):
             style_weight=share * trained.style_weight,
         )
         draws = generator(self.seed.value, "painter")
-        optimizees = problem.optimizees(self._chosen("content")[None], draws, self._chosen("style"), device)
-        layout = Layout.of(optimizees.start)
-        runs = self._runs(optimizees, steps, device)
+        tasks = problem.tasks(self._chosen("content")[None], draws, self._chosen("style"), device)
+        layout = Layout.of(tasks.initial_params)
+        runs = self._runs(tasks, steps, device)
         for _ in range(steps + 1):
             for name, run in runs.items():
                 rows, losses = next(run)
@@ -264,18 +264,18 @@ class Painter(WithPicture):
                 while not self._going.wait(0.1):
                     yield name
 
-    def _runs(self, optimizees: Optimizees, steps: int, device: torch.device) -> dict[str, Iterator[Point]]:
+    def _runs(self, tasks: TaskBatch, steps: int, device: torch.device) -> dict[str, Iterator[Point]]:
         """Everybody's way through the pictures; who is missing is noted."""
         table = self._rates[self.size.value]
         tuned = swept_baselines(table, table["step"].max())
-        runs = {name: trace(tuned[name], optimizees, steps) for name in BASELINES}
-        runs[LBFGS] = lbfgs(optimizees, steps)
+        runs = {name: trajectory(tuned[name], tasks, steps) for name in BASELINES}
+        runs[LBFGS] = lbfgs(tasks, steps)
         try:
             rule = zoo.load(PRETRAINED[self._problem.network], device)
         except (UnknownNameError, WeightsFileError) as error:
             self._missing.append(error)
             return runs
-        return {LEARNED: trace(rule, optimizees, steps), **runs}
+        return {LEARNED: trajectory(rule, tasks, steps), **runs}
 
     def _show(self, _: str = "") -> None:
         """Show how far everybody is."""

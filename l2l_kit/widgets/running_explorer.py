@@ -16,7 +16,7 @@ from l2l_kit.optimizers import Baseline
 from l2l_kit.problems import Problem
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import pick_device
-from l2l_kit.training.rollout import trace
+from l2l_kit.training.rollout import trajectory
 from l2l_kit.widgets.base import BaseExplorer, summary
 from l2l_kit.widgets.job import Job, Outcome
 from l2l_kit.widgets.live_figure import described, error_message, heading, message, options, selection
@@ -212,7 +212,7 @@ class _Run:
         device = pick_device()
         rule = zoo.load(self._optimizer, device) if isinstance(self._optimizer, str) else self._optimizer
         networks = self._problem.sample(self._networks, generator(self._seed, "test"), device)
-        for _, losses in trace(rule, networks, self._longest):
+        for _, losses in trajectory(rule, networks, self._longest):
             yield losses.mean().nan_to_num(nan=torch.inf).item()
 
 

@@ -14,7 +14,7 @@ from l2l_kit import plots
 from l2l_kit.evaluation import Curves, compare
 from l2l_kit.optimizers import Baseline, LSTMOptimizer, Optimizer
 from l2l_kit.problems import MNIST, Problem, Quadratics
-from l2l_kit.training import History, MetaTrainer, MetaTraining, Progress, rollout, validation_optimizees
+from l2l_kit.training import History, MetaTrainer, MetaTraining, Progress, rollout, validation_batch
 from l2l_kit.widgets.base import LEARNED, baselines_for
 from l2l_kit.widgets.job import Job, Outcome
 from l2l_kit.widgets.live_figure import (
@@ -44,13 +44,13 @@ class _Kind:
     """What live training of one kind of problem begins with; with these settings it takes about a minute.
 
     Attributes:
-        optimizees: what figures call them.
+        tasks: what figures call them.
         settings: arguments of `MetaTraining`.
         optimizer: arguments of `LSTMOptimizer`.
         preprocessings: to choose from.
     """
 
-    optimizees: str
+    tasks: str
     settings: Mapping[str, Any]
     optimizer: Mapping[str, Any]
     preprocessings: tuple[str, ...]
@@ -58,7 +58,7 @@ class _Kind:
 
 _ANY = _Kind("optimizees", {"epochs": 25, "episodes_per_epoch": 10, "meta_lr": 0.01}, {}, tuple(PREPROCESSINGS))
 _KINDS = {
-    Quadratics.name: replace(_ANY, optimizees="functions", preprocessings=("none", "log-sign")),
+    Quadratics.name: replace(_ANY, tasks="functions", preprocessings=("none", "log-sign")),
     MNIST.name: _Kind(
         "networks",
         {"epochs": 6, "episodes_per_epoch": 10, "batch_size": 1, "validation_tasks": 4, "meta_lr": 0.01},
@@ -158,14 +158,14 @@ class Trainer(WithPicture):
 
     def _make_figure(self) -> LiveFigure:
         settings = self._settings
-        title = f"Mean loss over {settings.validation_tasks} validation {self._kind.optimizees}"
+        title = f"Mean loss over {settings.validation_tasks} validation {self._kind.tasks}"
         if isinstance(self._problem, MNIST):
             title += f", {self._problem.images.title}"
         figure = LiveFigure(layout=plots.layout(title, "step", "loss", width=FIGURE_WIDTH))
         # The very optimizees that meta-training validates on: on others, the rare hard ones would decide.
-        optimizees = validation_optimizees(self._problem, settings)
+        tasks = validation_batch(self._problem, settings)
         for name, baseline in self._baselines.items():
-            self._lines[name] = _mean(rollout(baseline, optimizees, settings.horizon))
+            self._lines[name] = _mean(rollout(baseline, tasks, settings.horizon))
         steps, by_name = list(range(settings.horizon + 1)), plots.styles([LEARNED, *self._baselines])
         for name in (LEARNED, *self._baselines):
             figure.add_scatter(name=name, x=steps, y=self._lines.get(name, []), mode="lines", line=by_name[name].line)
@@ -237,9 +237,9 @@ class Trainer(WithPicture):
                 self._result = f"The best weights so far, of epoch {history.best.epoch}, are in .trained."
         contenders: dict[str, Optimizer[Any]] = {LEARNED: optimizer, **self._baselines}
         tests = TESTS_PER_VALIDATION * settings.validation_tasks
-        fresh = f"{tests} fresh {self._kind.optimizees}"
+        fresh = f"{tests} fresh {self._kind.tasks}"
         self._set_status(message(f"Trained. Now it is tried on {fresh}."))
-        curves = compare(contenders, self._problem, steps=settings.horizon, tasks=tests, seed=settings.seed)
+        curves = compare(contenders, self._problem, steps=settings.horizon, num_tasks=tests, seed=settings.seed)
         self._result = _verdict(curves, fresh)
 
     def _show(self, event: Progress) -> None:
