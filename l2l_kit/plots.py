@@ -31,6 +31,7 @@ from l2l_kit.optimizers import BASELINES
 
 Band = Literal["interval", "quantiles"]
 Numbers = Iterable[float] | Tensor
+Points = tuple[Numbers, Numbers]  # their places on the two axes
 Values = Sequence[float | None]
 Log = Literal["", "x", "y", "xy"]  # which axes are logarithmic
 Settings = dict[str, Any]  # of a part of a figure, in plotly's form
@@ -39,6 +40,7 @@ GREY = "#7a7a7a"  # text: as far from white as from the dark theme's black
 GRID = "rgba(128, 128, 128, 0.25)"
 CLEAR = "rgba(0,0,0,0)"
 LOGARITHMIC: Settings = {"type": "log", "dtick": 1}
+QUIET: Settings = {"hoverinfo": "skip", "showlegend": False}  # what says nothing but is to be seen
 WIDE = 2  # decades over which powers of ten are ticks enough
 WIDTH, HEIGHT = 720, 420
 LEVELS = 12  # contour lines of a landscape
@@ -137,9 +139,17 @@ def loss_axis(curves: Iterable[Values]) -> Settings:
 
     The range ends at half decades, or eighths where the losses are close, so that it stays put while a slider moves
     the curves a little. It ends ten times above the highest first loss, so that a diverging run does not flatten the
-    others. Where it is narrow, powers of ten are too few, and ticks between them are named.
+    others. Where it is narrow, powers of ten are too few, and ticks between them are labelled.
     """
-    low, high = _loss_range(curves)
+    positive = [[value for value in curve if value is not None and value > 0] for curve in curves]
+    positive = [curve for curve in positive if curve]
+    low, high = -1.0, 1.0
+    if positive:
+        top = math.log10(min(max(map(max, positive)), 10 * max(curve[0] for curve in positive)))
+        bottom = math.log10(min(map(min, positive)))
+        parts = 2 if top - bottom > WIDE else 8
+        low, high = math.floor(parts * bottom) / parts, math.ceil(parts * top) / parts
+        low, high = min(low, high - 0.5), high + 0.02  # half a decade at least, so that it shows two ticks
     if high - low > WIDE:
         return {**LOGARITHMIC, "range": [low, high], "tickvals": None, "ticktext": None, "minor": {"ticks": "outside"}}
     digits = (1, 1.5, 2, 3, 5, 7) if high - low < 1.2 else (1, 2, 5)
@@ -147,19 +157,6 @@ def loss_axis(curves: Iterable[Values]) -> Settings:
     ticks = [tick for tick in ticks if low <= math.log10(tick) <= high]
     labels = [f"{tick:g}" for tick in ticks]
     return {"type": "log", "range": [low, high], "tickvals": ticks, "ticktext": labels, "minor": {"ticks": ""}}
-
-
-def _loss_range(curves: Iterable[Values]) -> tuple[float, float]:
-    """The powers of ten between which `loss_axis` lies."""
-    positive = [[value for value in curve if value is not None and value > 0] for curve in curves]
-    positive = [curve for curve in positive if curve]
-    if not positive:
-        return -1.0, 1.0
-    top = math.log10(min(max(map(max, positive)), 10 * max(curve[0] for curve in positive)))
-    bottom = math.log10(min(map(min, positive)))
-    parts = 2 if top - bottom > WIDE else 8
-    low, high = math.floor(parts * bottom) / parts, math.ceil(parts * top) / parts
-    return min(low, high - 0.5), high + 0.02  # half a decade at least, so that it shows two ticks
 
 
 class Curve(NamedTuple):
@@ -191,33 +188,19 @@ def _traces(curves: Mapping[str, Curve], markers: int) -> list[go.Scatter]:
 def _band(name: str, x: Values, low: Values, high: Values, style: Style) -> go.Scatter:
     """The area between two lines, as one outline; points that a logarithmic axis cannot show are left out."""
     points = pd.DataFrame({"x": x, "low": low, "high": high}).dropna().query("low > 0")
-    return go.Scatter(
-        name=f"{name}, band",
-        x=[*points["x"], *points["x"][::-1]],
-        y=[*points["low"], *points["high"][::-1]],
-        fill="toself",
-        fillcolor=f"rgba{(*PIL.ImageColor.getrgb(style.color), 0.18)}",
-        mode="lines",
-        line={"width": 0, "color": style.color},
-        hoverinfo="skip",
-        showlegend=False,
-        legendgroup=name,
-    )
+    x, y = [*points["x"], *points["x"][::-1]], [*points["low"], *points["high"][::-1]]
+    color = f"rgba{(*PIL.ImageColor.getrgb(style.color), 0.18)}"
+    area = {"fill": "toself", "fillcolor": color, "mode": "lines", "line": {"width": 0, "color": style.color}}
+    return go.Scatter(name=f"{name}, band", x=x, y=y, legendgroup=name, **area, **QUIET)
 
 
 def graph(
-    curves: Mapping[str, Curve | tuple[Numbers, Numbers]],
-    *,
-    x: str,
-    y: str,
-    title: str,
-    log: Log = "",
-    markers: int = 6,
+    curves: Mapping[str, Points | Curve], *, x: str, y: str, title: str, log: Log = "", markers: int = 6
 ) -> Figure:
     """Curves of any kind over a common axis.
 
     Args:
-        curves: by name, the points' places on the two axes, and bounds for a band.
+        curves: by name.
         x: label of the horizontal axis.
         y: label of the vertical axis.
         log: the logarithmic axes. A horizontal one has a tick at every point.
@@ -252,8 +235,7 @@ def lines(
         table: columns `low` and `high`, if there are such, bound a band. Of a sweep, the rows under one protocol.
         over: the column that varies along a line, such as "step".
         column: what to show.
-        x: label of the horizontal axis; None for the name of its column.
-        y: label of the vertical axis.
+        x: label of the horizontal axis, as `y` of the other; None for the name of its column.
         by: the column that tells the lines apart.
         log: the logarithmic axes. A horizontal one has a tick and markers at every value.
 
@@ -397,7 +379,7 @@ def architectures(table: pd.DataFrame, trained_on: str, title: str) -> Figure:
 def landscape(trajectories: Trajectories) -> Figure:
     """Contours of a function of two parameters with each optimizer's path; Play and a slider walk along the steps.
 
-    Steps are frames of the figure, so moving through them needs no kernel.
+    The steps are frames of the figure, so moving through them needs no kernel.
 
     Raises:
         ValueError: if the function does not have two parameters.
@@ -465,8 +447,7 @@ def _contours(trajectories: Trajectories, low: Tensor, high: Tensor) -> list[go.
         points = generator.lines(level)[0][0]  # of the only chunk; pieces of the line are parted by NaN
         across, up = ([], []) if points is None else points.T
         line = {"color": f"rgba(128, 128, 128, {0.9 - 0.6 * height / LEVELS:.2f})", "width": 1}
-        quiet = {"hoverinfo": "skip", "showlegend": False}
-        traces.append(go.Scatter(x=rounded(across, 4), y=rounded(up, 4), mode="lines", line=line, **quiet))
+        traces.append(go.Scatter(x=rounded(across, 4), y=rounded(up, 4), mode="lines", line=line, **QUIET))
     return traces
 
 
