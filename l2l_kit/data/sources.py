@@ -33,7 +33,7 @@ from safetensors.numpy import save
 from l2l_kit.errors import DataError
 from l2l_kit.paths import DATA, user_path
 
-Variant = Literal["auto", "full", "embedded"]
+Source = Literal["auto", "full", "embedded"]
 Array = npt.NDArray[np.uint8]
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -51,7 +51,7 @@ class DataSet:
 
     Attributes:
         title: name of the whole, as figures write it.
-        make: what `load` gives, from arrays, variant, title, source and classes.
+        make: what `load` gives, from arrays, source, title, origin and classes.
         classes: words for its classes; none where there are no labels.
         checksum: SHA-256 over its arrays, see `checksum`; empty if it is not known, and files in the cache are sealed.
         copies: checksums of other packings that count as the data set, and what they are.
@@ -68,7 +68,7 @@ class DataSet:
     """
 
     title: str
-    make: Callable[[Arrays, Variant, str, str, tuple[str, ...]], Any]
+    make: Callable[[Arrays, Source, str, str, tuple[str, ...]], Any]
     classes: tuple[str, ...]
     checksum: str
     copies: Mapping[str, str]

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2l_kit.data.sources import Arrays, DataSet, Variant
+from l2l_kit.data.sources import Arrays, DataSet, Source
 from l2l_kit.errors import DataError
 from l2l_kit.paths import DATA
 from l2l_kit.storage import read_tensors
@@ -41,23 +41,23 @@ class FeatureWeights:
     """Weights of a network for features.
 
     Attributes:
-        variant: "full" for VGG-16, "embedded" for the kit's own small network.
+        source: "full" for VGG-16, "embedded" for the kit's own small network.
         title: what figures and tables call it.
-        source: where it came from.
+        origin: where it came from.
         weights: by torchvision's names ("features.0.weight"), for RGB.
     """
 
-    variant: Variant
+    source: Source
     title: str
-    source: str
+    origin: str
     weights: dict[str, Tensor]
 
 
-def _weights(arrays: Arrays, variant: Variant, title: str, source: str, _: tuple[str, ...]) -> FeatureWeights:
+def _weights(arrays: Arrays, source: Source, title: str, origin: str, _: tuple[str, ...]) -> FeatureWeights:
     weights = {name: torch.from_numpy(array).float() for name, array in arrays.items()}
-    if variant == "full":
+    if source == "full":
         weights[_FIRST] = weights[_FIRST].flip(1)  # files in the cache are for blue, green and red
-    return FeatureWeights(variant, title, source, weights)
+    return FeatureWeights(source, title, origin, weights)
 
 
 def _half(weights: Arrays) -> Arrays:
