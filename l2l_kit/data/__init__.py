@@ -15,7 +15,6 @@ from l2l_kit.errors import DataError, UnknownNameError
 
 __all__ = [
     "DATA_SETS",
-    "DataSet",
     "FeatureWeights",
     "Images",
     "Photographs",
@@ -103,11 +102,12 @@ def _load(name: str, source: Source) -> Any:
     path = _known(name).path
     if source not in get_args(Source):
         raise UnknownNameError("source", source, get_args(Source))
-    full = _full(name, path) if source != "embedded" else ""
-    if not isinstance(full, str):
-        return full
-    if source == "full":
-        raise DataError(full)
+    if source != "embedded":
+        found = _full(name, path)
+        if not isinstance(found, str):
+            return found
+        if source == "full":
+            raise DataError(found)
     return _embedded(name)
 
 
@@ -119,7 +119,7 @@ def _embedded(name: str) -> Any:
 
 @cache
 def _full(name: str, path: Path) -> Any:
-    """The whole data set, or why it cannot be had. Either is kept, by the path in the cache: offline one asks once."""
+    """The whole data set, or why it cannot be had: an offline process asks once for each path in the cache."""
     data_set = DATA_SETS[name]
     arrays, remark = read_cached(data_set)
     if arrays is not None:

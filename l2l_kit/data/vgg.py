@@ -48,10 +48,6 @@ def _read_official(folder: Path) -> Arrays:
     return arrays | {_FIRST: np.ascontiguousarray(arrays[_FIRST][:, ::-1])}
 
 
-def _embedded_weights() -> Arrays:
-    return {name: tensor.numpy() for name, tensor in read_tensors(SMALL, 1)[0].items()}
-
-
 VGG16 = DataSet(
     title="VGG-16",
     file="vgg16.safetensors",
@@ -60,6 +56,6 @@ VGG16 = DataSet(
     files={_OFFICIAL: None},
     read=_read_official,
     stand_in="the kit's own small network",
-    embedded=_embedded_weights,
+    embedded=lambda: {name: tensor.numpy() for name, tensor in read_tensors(SMALL, 1)[0].items()},
     make=_weights,
 )
