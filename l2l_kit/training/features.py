@@ -39,7 +39,7 @@ class TrainedFeatures:
 
 
 def train_features(
-    blocks: tuple[tuple[int, ...], ...], epochs: int, *, variant: data.Variant = "full", seed: int = 0
+    blocks: tuple[tuple[int, ...], ...], epochs: int, *, variant: data.Source = "full", seed: int = 0
 ) -> TrainedFeatures:
     """Train a VGG-like network to tell the classes of CIFAR-10 apart, and keep its convolutions.
 
@@ -76,7 +76,7 @@ def train_features(
         losses.append(total / batches)
         accuracy.append(_accuracy(classifier, images))
     weights = _folded(classifier, FeatureNetwork(blocks))
-    return TrainedFeatures(weights, losses, accuracy, f"{images.title} ({images.source})")
+    return TrainedFeatures(weights, losses, accuracy, f"{images.title} ({images.origin})")
 
 
 def _classifier(blocks: tuple[tuple[int, ...], ...], classes: int, draws: torch.Generator) -> nn.Sequential:
