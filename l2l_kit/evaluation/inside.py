@@ -47,10 +47,7 @@ def recorded_gradients(
     """
     ((_, rule, tasks),) = paired_tasks({"": optimizer}, problem, 1, seed, device)
     layout = Layout.of(tasks.initial_params)
-    rows = [
-        tasks.losses_and_gradients(params, layout, step)[1]
-        for step, (params, _) in enumerate(trajectory(rule, tasks, steps))
-    ]
+    rows = [point.gradients for point in trajectory(rule, tasks, steps)]
     return {name: tensor.flatten(1).cpu() for name, tensor in layout.unravel(torch.cat(rows)).items()}
 
 
