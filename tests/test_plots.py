@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from l2l_kit import baseline, compare, plots, static
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.evaluation import EACH_STEP, ONE_RATE, under
-from l2l_kit.evaluation.trajectories import trajectories
+from l2l_kit.evaluation import EACH_STEP, ONE_RATE, trajectories, under
 from l2l_kit.optimizers import LSTMOptimizer
 from l2l_kit.problems import Quadratics
 

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from l2l_kit import problems
 from l2l_kit.errors import UnknownNameError, WeightsFileError
-from l2l_kit.evaluation.compare import Curves, losses_at
-from l2l_kit.evaluation.lbfgs import LBFGS, lbfgs
+from l2l_kit.evaluation.comparison import losses_at
+from l2l_kit.evaluation.curves import Curves
+from l2l_kit.evaluation.second_order import LBFGS, lbfgs
 from l2l_kit.evaluation.tuning import further_rates
 from l2l_kit.optimizers import Baseline, LearnedRule, baseline
 from l2l_kit.paths import SWEEPS, toml_file

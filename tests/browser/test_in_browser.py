@@ -360,7 +360,7 @@ def test_a_large_photograph_arrives(open_notebook, tmp_path):
 def test_play_moves_along_the_landscape(open_notebook, tmp_path):
     cells = [
         IMPORT,
-        "from l2l_kit.evaluation.trajectories import trajectories\n"
+        "from l2l_kit.evaluation import trajectories\n"
         "optimizers = {'LSTM': l2l.load('quadratics-none-unroll20'), **l2l.tuned_baselines('quadratics')}\n"
         "l2l.plots.landscape(trajectories(optimizers, l2l.problems.Quadratics(2), steps=60, seed=4))",
     ]
