@@ -382,7 +382,7 @@ def test_trajectories_meet_the_same_function(paths):
 
 @pytest.mark.parametrize(("optimizers", "steps"), [({}, 5), ({"SGD": baseline("sgd", 0.1)}, 0)])
 def test_trajectories_of_nothing_are_refused(optimizers, steps):
-    with pytest.raises(ValueError, match="trajectories"):
+    with pytest.raises(ValueError, match=r"no optimizers given|must be at least 1"):
         trajectories(optimizers, Quadratics(2), steps=steps)
 
 
