@@ -1,21 +1,22 @@
-"""How good an optimizer is: paired comparison, tuned baselines, recorded results."""
+"""How good an optimizer is: paired comparison, tuned baselines, recorded results, claims, and a look inside."""
 
 from __future__ import annotations
 
-from l2l_kit.evaluation.along_the_way import metrics_on_test_set, proposed_steps
-from l2l_kit.evaluation.claims import Claim, beats_baselines, falls_behind, ratio_to, wins_sweep
-from l2l_kit.evaluation.compare import Curves, Interval, compare
-from l2l_kit.evaluation.inside import (
+from l2l_kit.evaluation.analysis import (
     TensorMemory,
     hidden_units,
+    memories,
     meta_gradient_bias,
     proposals,
+    proposed_steps,
     recorded_gradients,
     responses,
 )
-from l2l_kit.evaluation.lbfgs import LBFGS, lbfgs
+from l2l_kit.evaluation.claims import Claim, beats_baselines, falls_behind, ratio_to, wins_sweep
+from l2l_kit.evaluation.comparison import Trajectories, compare, losses_at, metrics_on_test_set, trajectories
+from l2l_kit.evaluation.curves import Curves, Statistic
 from l2l_kit.evaluation.results import machine, read_result, write_result
-from l2l_kit.evaluation.second_order import bfgs_losses, memories
+from l2l_kit.evaluation.second_order import LBFGS, bfgs_losses, lbfgs
 from l2l_kit.evaluation.sweep import (
     EACH_STEP,
     ONE_RATE,
@@ -28,7 +29,6 @@ from l2l_kit.evaluation.sweep import (
     tabulate,
     under,
 )
-from l2l_kit.evaluation.trajectories import Trajectories, trajectories
 from l2l_kit.evaluation.tuning import (
     LEARNING_RATES,
     Tuning,
@@ -46,8 +46,8 @@ __all__ = [
     "ONE_RATE",
     "Claim",
     "Curves",
-    "Interval",
     "Piece",
+    "Statistic",
     "Sweep",
     "TensorMemory",
     "Trajectories",
@@ -61,6 +61,7 @@ __all__ = [
     "lbfgs",
     "learning_rates",
     "look",
+    "losses_at",
     "machine",
     "memories",
     "meta_gradient_bias",

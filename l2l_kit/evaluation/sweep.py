@@ -21,8 +21,9 @@ from torch import Tensor
 
 from l2l_kit import problems
 from l2l_kit.errors import UnknownNameError, WeightsFileError
-from l2l_kit.evaluation.compare import Curves, losses_at
-from l2l_kit.evaluation.lbfgs import LBFGS, lbfgs
+from l2l_kit.evaluation.comparison import losses_at
+from l2l_kit.evaluation.curves import Curves
+from l2l_kit.evaluation.second_order import LBFGS, lbfgs
 from l2l_kit.evaluation.tuning import further_rates
 from l2l_kit.optimizers import Baseline, LearnedRule, baseline
 from l2l_kit.paths import SWEEPS, toml_file
@@ -179,7 +180,7 @@ class Piece(NamedTuple):
         tasks = draw_tasks(self.problem, self.num_tasks, generator(self.seed, self.draw), chosen)
         if self.optimizer is None:
             runs = [lbfgs(tasks.select(index), self.steps[-1]) for index in range(self.num_tasks)]
-            losses = torch.stack([torch.cat([losses for _, losses in run])[self.steps] for run in runs])
+            losses = torch.stack([torch.cat([point.losses for point in run])[self.steps] for run in runs])
         else:
             if isinstance(self.optimizer, LearnedRule):
                 self.optimizer.to(chosen)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.evaluation.compare import Curves, Statistic, losses_at
+from l2l_kit.evaluation.comparison import losses_at
+from l2l_kit.evaluation.curves import Curves, Statistic
 from l2l_kit.evaluation.results import machine, read_result, write_result
 from l2l_kit.optimizers import BASELINES, Baseline, baseline
 from l2l_kit.paths import RESULTS

@@ -13,7 +13,7 @@ from l2l_kit.training.meta_training import (
     validation_batch,
 )
 from l2l_kit.training.recipes import Recipe, Search, find_recipe, read_recipes
-from l2l_kit.training.rollout import rollout, trajectory
+from l2l_kit.training.rollout import Point, rollout, trajectory
 from l2l_kit.training.search import random_search
 from l2l_kit.training.unroll import AutogradUnroller, ExactUnroller, ReplayUnroller, Unroller, Window
 
@@ -25,6 +25,7 @@ __all__ = [
     "Imitation",
     "MetaTrainer",
     "MetaTraining",
+    "Point",
     "Progress",
     "Recipe",
     "ReplayUnroller",
