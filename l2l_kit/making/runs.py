@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from l2l_kit.errors import WeightsFileError
 from l2l_kit.evaluation import LBFGS, Tuning, lbfgs, learning_rates, machine, write_result
 from l2l_kit.evaluation.compare import losses_at
 from l2l_kit.evaluation.tuning import ascending
-from l2l_kit.making.work import key, once, parallel_map
+from l2l_kit.making.work import key, once, workers
 from l2l_kit.optimizers import BASELINES, Baseline, LearnedRule, baseline
 from l2l_kit.paths import HOME
 from l2l_kit.problems import Problem
@@ -90,10 +90,10 @@ class Run:
         return losses
 
 
-def run_missing(runs: Iterable[Run], jobs: int) -> Iterator[Run]:
-    """Run those whose files are not there, so many at once; yields each once it is done."""
+def run_missing(runs: Iterable[Run], starmap: Callable[..., Iterator[Run]]) -> Iterator[Run]:
+    """Run those whose files are not there, by what `workers` gives; yields each once it is done."""
     missing = {run.path: run for run in runs if not run.path.exists()}
-    return parallel_map(_run, [(run,) for run in missing.values()], jobs)
+    return starmap(_run, [(run,) for run in missing.values()])
 
 
 def _run(run: Run) -> Run:
@@ -132,7 +132,8 @@ def record_tuning(
         rule = baseline(name, lr)
         return Run(data / FOLDER, problem, rule, "tuning", num_tasks, noted, seed=seed, device=device)
 
-    list(run_missing((run(name, lr) for name in BASELINES for lr in grid), jobs))
+    with workers(jobs) as starmap:
+        list(run_missing((run(name, lr) for name in BASELINES for lr in grid), starmap))
     tunings = [Tuning.of(name, noted, {lr: run(name, lr).losses() for lr in grid}) for name in BASELINES]
     about = {"problem": problem.config(), "steps": list(steps), "num_tasks": num_tasks, "rates": rates, "seed": seed}
     table = pd.concat([tuning.table for tuning in tunings], ignore_index=True)

@@ -6,7 +6,6 @@ study as a queue, from which any number of processes, on any machines that reach
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import time
@@ -183,14 +182,15 @@ def _storage(url: sqlalchemy.URL) -> optuna.storages.RDBStorage:
             found = connection.exec_driver_sql("PRAGMA integrity_check").scalars().all()
         if found != ["ok"]:
             raise ValueError(f"SQLite says: {'; '.join(found[:3])}")
-    for attempt in itertools.count():
+    attempts = 0
+    while True:
         try:
             return optuna.storages.RDBStorage(url.render_as_string(False), options, heartbeat_interval=HEARTBEAT)
         except sqlalchemy.exc.DBAPIError as error:  # another process makes a new database's tables at this very moment
-            if attempt == 4 or type(error) is sqlalchemy.exc.DatabaseError:  # the latter: the file is damaged
+            attempts += 1
+            if attempts == 5 or type(error) is sqlalchemy.exc.DatabaseError:  # the latter: the file is damaged
                 raise
             time.sleep(1)
-    raise AssertionError
 
 
 def _draw(recipe: Recipe, search: Search, number: int) -> dict[str, float]:

@@ -20,6 +20,7 @@ from l2l_kit import problems, zoo
 from l2l_kit.evaluation import EACH_STEP, LBFGS, ONE_RATE, Curves, machine, write_result
 from l2l_kit.making.plans import combinations, read_plan
 from l2l_kit.making.runs import FOLDER, Run, run_missing
+from l2l_kit.making.work import workers
 from l2l_kit.optimizers import Baseline, LearnedRule
 from l2l_kit.paths import HOME, SWEEPS
 from l2l_kit.problems import Problem
@@ -156,15 +157,17 @@ def run_sweep(
     learned = {label: zoo.load(name) for label, name in sweep.learned.items() if label in labels}
     folder, on_test_set = pieces or data / FOLDER, sweep.on_test_set
     make_run = partial(Run, folder, steps=sweep.steps, on_test_set=on_test_set, seed=sweep.seed, device=device)
-    while True:
-        found = [
-            {label: _next(sweep, one, label, learned.get(label), make_run) for label in labels} for one in settings
-        ]
-        wanted = [run for of_setting in found for runs, _ in of_setting.values() for run in runs]
-        if all(run.path.exists() for run in wanted):
-            break
-        for run in run_missing(wanted, jobs):
-            on_run(run)
+    with workers(jobs) as starmap:
+        while True:
+            found = [
+                {label: _next(sweep, each, label, learned.get(label), make_run) for label in labels}
+                for each in settings
+            ]
+            wanted = [run for of_setting in found for runs, _ in of_setting.values() for run in runs]
+            if all(run.path.exists() for run in wanted):
+                break
+            for run in run_missing(wanted, starmap):
+                on_run(run)
     if only:
         return None
     tables = [

@@ -71,13 +71,19 @@ def parallel_map(function: Callable[..., Result], calls: Sequence[tuple[Any, ...
         calls: its arguments, call by call.
         jobs: processes at once; with one, all is done in this process.
     """
-    jobs = min(jobs, len(calls))
+    with workers(min(jobs, len(calls))) as starmap:
+        yield from starmap(function, calls)
+
+
+@contextmanager
+def workers(jobs: int) -> Iterator[Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[Any]]]:
+    """What `parallel_map` does, as a function of its first two arguments that uses the same processes each time."""
     if jobs <= 1:
-        yield from itertools.starmap(function, calls)
+        yield itertools.starmap
         return
     with ProcessPoolExecutor(jobs, get_context("spawn"), begin_worker, (max(1, cores() // jobs),)) as pool:
         try:
-            yield from (running.result() for running in [pool.submit(function, *call) for call in calls])
+            yield lambda function, calls: (each.result() for each in [pool.submit(function, *call) for call in calls])
         except BaseException:  # such as Ctrl-C: what has not begun must not begin any more
             pool.shutdown(wait=False, cancel_futures=True)
             raise
