@@ -334,7 +334,7 @@ def reproduce(
                 on_progress=progress.move,
             )
         before = read_result(RECORD, data / "results") if (data / "results" / f"{RECORD}.csv").exists() else None
-        about = environment({each: _in_use(data_sets.status(each)) for each in data_sets.names()})
+        about = environment({each: _in_use(each) for each in data_sets.DATA_SETS})
         write_atomically(out / "claims.md", claims_table(lessons).encode())
         write_atomically(out / "report.html", report(lessons, parameters, about, before).encode())
         console.print(f"{_verdict([claim for done in lessons for claim in done.claims])}")
@@ -345,10 +345,15 @@ def reproduce(
             raise typer.Exit(1)
 
 
-def _in_use(found: data_sets.Status) -> str:
-    if found.state == "verified":
-        return f"whole, in the cache{f' ({found.packing})' if found.packing else ''}"
-    return f"stand-in: {found.stand_in}"
+def _in_use(name: str) -> str:
+    state, remark = data_sets.status(name)
+    if state == "verified":
+        return f"whole, in the cache{_in_brackets(remark)}"
+    return f"stand-in: {data_sets.DATA_SETS[name].stand_in}"
+
+
+def _in_brackets(remark: str) -> str:
+    return f" ({remark})" if remark else ""
 
 
 def _record(lessons: Sequence[Lesson], before: pd.DataFrame | None, about: Mapping[str, str], results: Path) -> Path:
@@ -416,30 +421,29 @@ def fetch(
 ) -> None:
     """Download data sets and VGG-16 into the cache, $L2L_DATA_DIR or data/cache."""
     with _clear_errors():
-        found = [data_sets.status(each) for each in ([name] if name else data_sets.names())]
+        wanted = [name] if name else list(data_sets.DATA_SETS)
+        found = {each: data_sets.status(each) for each in wanted}
         if show:
             console.print(_data_table(found))
             return
-        for before in found:
-            if before.state == "verified":
-                packing = f" ({before.packing})" if before.packing else ""
-                console.print(f"{before.name}: already in {before.path}{packing}", soft_wrap=True)
+        for each, (state, remark) in found.items():
+            data_set = data_sets.DATA_SETS[each]
+            if state == "verified":
+                console.print(f"{each}: already in {data_set.path}{_in_brackets(remark)}", soft_wrap=True)
                 continue
-            if before.damage:
-                console.print(before.damage, soft_wrap=True)
-            console.print(f"{before.name}: downloading from {before.official}", soft_wrap=True)
-            path, after = data_sets.fetch(before.name), data_sets.status(before.name)
-            packing = f" ({after.packing})" if after.packing else ""
-            console.print(f"{before.name}: verified and written to {path}{packing}", soft_wrap=True)
+            if state == "damaged":
+                console.print(remark, soft_wrap=True)
+            console.print(f"{each}: downloading from {data_set.url}", soft_wrap=True)
+            console.print(f"{each}: verified and written to {data_sets.fetch(each)}", soft_wrap=True)
 
 
-def _data_table(found: list[data_sets.Status]) -> Table:
+def _data_table(found: Mapping[str, tuple[data_sets.State, str]]) -> Table:
     table = Table("name", "in the cache", "checksum", "from", "without it")
-    verdicts = {"verified": "[green]holds[/green]", "damaged": "[red]does not hold[/red]", "missing": ""}
-    for one in found:
-        file = "nothing" if one.state == "missing" else str(one.path)
-        verdict = verdicts[one.state] + (f" ({one.packing})" if one.packing else "")
-        table.add_row(one.name, file, verdict, one.official, one.stand_in)
+    for name, (state, remark) in found.items():
+        data_set = data_sets.DATA_SETS[name]
+        verdict = {"verified": f"[green]holds[/green]{_in_brackets(remark)}", "damaged": "[red]does not hold[/red]"}
+        file = "nothing" if state == "missing" else str(data_set.path)
+        table.add_row(name, file, verdict.get(state, ""), data_set.url, data_set.stand_in)
     return table
 
 

@@ -282,8 +282,7 @@ def test_bad_input_is_one_clear_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
 ) -> None:
     monkeypatch.setattr("l2l_kit.making.search.time.sleep", lambda _: None)
-    monkeypatch.setattr("l2l_kit.data.request", lambda *_: {})
-    monkeypatch.setattr("l2l_kit.data.packed", lambda *_: b"")
+    monkeypatch.setattr("l2l_kit.data.download", lambda _: {})
     monkeypatch.setenv("L2L_DATA_DIR", str(tmp_path / "junk.toml"))
     for name, content in {"junk.toml": b"a = [", "bytes.toml": b"name = '\xff'", "empty.toml": b""}.items():
         (tmp_path / name).write_bytes(content)

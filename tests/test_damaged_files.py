@@ -14,7 +14,7 @@ import struct
 import sys
 import zlib
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from safetensors.torch import load, save
 import l2l_kit as l2l
 from l2l_kit import data, storage, zoo
 from l2l_kit.data import sources
-from l2l_kit.data.labelled import CIFAR10
+from l2l_kit.data.images import CIFAR10
 from l2l_kit.data.vgg import VGG16
 from l2l_kit.errors import DataError
 from l2l_kit.evaluation import read_result, write_result
@@ -325,16 +325,16 @@ ARRAYS = {
 
 def cached(data_set, arrays):
     def archive(folder):
-        path = folder / f"mine{data_set.suffix}"
-        path.write_bytes(sources.packed(arrays, data_set))
+        mine = replace(data_set, file=str(folder / f"mine{data_set.path.suffix}"))
+        sources.write_cached(mine, arrays)
 
         def read():
-            found, damage = sources.read(path, data_set)
+            found, damage = sources.read_cached(mine)
             if found is None:
                 raise DataError(damage)
             return {name: array.tolist() for name, array in found.items()}
 
-        return path, read, True
+        return mine.path, read, True
 
     return archive
 

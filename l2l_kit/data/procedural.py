@@ -40,20 +40,18 @@ def swirls() -> Tensor:
         row, column, turn, size = torch.rand(4, generator=draws).tolist()
         down, right = rows - row, columns - column
         near = torch.exp(-(down**2 + right**2) / (0.05 + 0.1 * size) ** 2)
-        field += (
-            math.copysign(12, turn - 0.5) * near[..., None] * torch.stack([-down, right], dim=-1) / (0.1 + size / 5)
-        )
+        whirl = torch.stack([-down, right], dim=-1)
+        field += math.copysign(12, turn - 0.5) * near[..., None] * whirl / (0.1 + size / 5)
         glow += near**2 * (size > 0.4)
     step = field / field.norm(dim=-1, keepdim=True).clamp(min=1e-6) * (2 / SIDE)
+    flow = step.permute(2, 0, 1)[None]
     noise = torch.rand(1, 1, SIDE // 2, SIDE // 2, generator=draws)
     strokes = torch.zeros_like(rows)
     for way in (1, -1):
         place = torch.stack([columns, rows], dim=-1) * 2 - 1
         for _ in range(12):
             strokes += functional.grid_sample(noise, place[None], padding_mode="reflection", align_corners=False)[0, 0]
-            here = functional.grid_sample(
-                step.permute(2, 0, 1)[None], place[None], padding_mode="border", align_corners=False
-            )
+            here = functional.grid_sample(flow, place[None], padding_mode="border", align_corners=False)
             place = place + way * here[0].permute(1, 2, 0)
     strokes = (strokes - strokes.mean()) / strokes.std()
     inks = [(12, 20, 60), (30, 62, 140), (70, 120, 190), (160, 190, 200), (240, 220, 120), (250, 190, 40)]
@@ -82,9 +80,8 @@ def woodcut() -> Tensor:
         angle, shift = (2 * math.pi * torch.rand(2, generator=draws)).tolist()
         bend += torch.sin(2 * math.pi * number * (math.cos(angle) * rows + math.sin(angle) * columns) + shift) / number
     stripes = torch.sigmoid(12 * (torch.sin(2 * math.pi * (14 * rows + 1.6 * bend)) + 0.5 * bend))
-    return _coloured(
-        (stripes + 0.6 * (bend > 0.9)) / 1.6, [(24, 28, 48), (238, 226, 196), (238, 226, 196), (196, 60, 44)]
-    )
+    inks = [(24, 28, 48), (238, 226, 196), (238, 226, 196), (196, 60, 44)]
+    return _coloured((stripes + 0.6 * (bend > 0.9)) / 1.6, inks)
 
 
 STYLES: dict[str, Callable[[], Tensor]] = {"swirls": swirls, "mosaic": mosaic, "woodcut": woodcut}

@@ -37,7 +37,7 @@ def make_features(epochs: int = 3, seed: int = 0, folder: Path = DATA) -> tuple[
     images = data.load("cifar10", "full")
     weights, table = train_features(images, SMALL, epochs, seed)
     about = {"command": f"l2l train-features --epochs {epochs} --seed {seed}", "blocks": SMALL}
-    about |= {"trained_on": f"{images.title} ({images.source})", **machine(torch.device("cpu"))}
+    about |= {"trained_on": f"{images.title} ({images.origin})", **machine(torch.device("cpu"))}
     path = folder / "networks" / "small.safetensors"
     recorded = write_result("training/small-network", table, about, folder / "results")
     write_tensors(path, weights, about, 1)

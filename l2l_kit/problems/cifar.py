@@ -184,7 +184,7 @@ class CIFAR(Problem):
     batch_size: int = 128
     init_scale: float = 0.01
     split: data.Split = "train"
-    variant: data.Variant = "auto"
+    variant: data.Source = "auto"
 
     def __post_init__(self) -> None:
         labels = tuple(self.labels) if isinstance(self.labels, tuple | list) else ()
@@ -198,13 +198,13 @@ class CIFAR(Problem):
             raise ValueError(f"CIFAR: init_scale must be a positive number, got {self.init_scale!r}.")
         for kind, value, known in (
             ("split", self.split, get_args(data.Split)),
-            ("variant", self.variant, get_args(data.Variant)),
+            ("variant", self.variant, get_args(data.Source)),
         ):
             if value not in known:
                 raise UnknownNameError(kind, value, known)
         object.__setattr__(self, "labels", labels)  # from a file it comes as a list
         if self.variant == "auto":
-            object.__setattr__(self, "variant", self.images.variant)
+            object.__setattr__(self, "variant", self.images.source)
 
     @property
     def images(self) -> data.Images:
@@ -246,7 +246,7 @@ class CIFAR(Problem):
 
 @cache
 def _labelled(
-    variant: data.Variant, split: data.Split, labels: tuple[int, ...], device: torch.device | None
+    variant: data.Source, split: data.Split, labels: tuple[int, ...], device: torch.device | None
 ) -> tuple[Tensor, Tensor]:
     """Images with these labels, and the place of each one's label among them; they stay on the device."""
     images, classes = data.load("cifar10", variant).split(split)

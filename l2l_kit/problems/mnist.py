@@ -112,7 +112,7 @@ class MNIST(Problem):
     batch_size: int = 128
     init_scale: float | tuple[float, float] = 0.1
     split: data.Split = "train"
-    digits: data.Variant = "auto"
+    digits: data.Source = "auto"
 
     def __post_init__(self) -> None:
         if not isinstance(self.hidden, tuple | list) or not all(isinstance(u, int) and u > 0 for u in self.hidden):
@@ -131,7 +131,7 @@ class MNIST(Problem):
         for kind, value, known in (
             ("activation", self.activation, _ACTIVATIONS),
             ("split", self.split, get_args(data.Split)),
-            ("kind of digits", self.digits, get_args(data.Variant)),
+            ("kind of digits", self.digits, get_args(data.Source)),
         ):
             if value not in known:
                 raise UnknownNameError(kind, value, known)
@@ -139,7 +139,7 @@ class MNIST(Problem):
         if isinstance(self.init_scale, list):
             object.__setattr__(self, "init_scale", tuple(self.init_scale))
         if self.digits == "auto":
-            object.__setattr__(self, "digits", self.images.variant)
+            object.__setattr__(self, "digits", self.images.source)
 
     @property
     def images(self) -> data.Images:
@@ -178,7 +178,7 @@ class MNIST(Problem):
 
 
 @cache
-def _digits(digits: data.Variant, split: data.Split, device: torch.device | None) -> tuple[Tensor, Tensor]:
+def _digits(digits: data.Source, split: data.Split, device: torch.device | None) -> tuple[Tensor, Tensor]:
     """Images ``(images, 784)`` and labels of one split; they stay on the device, for all who sample there."""
     images, labels = data.load("mnist", digits).split(split)
     return images.flatten(1).to(device), labels.to(device)

@@ -20,7 +20,7 @@ from l2l_kit.tensors import Layout, Tensors
 Network = Literal["auto", "vgg16", "small"]
 Part = Literal["train", "validation", "test"]
 
-_VARIANTS: dict[str, data.Variant] = {"vgg16": "full", "small": "embedded"}
+_VARIANTS: dict[str, data.Source] = {"vgg16": "full", "small": "embedded"}
 _TRAINING_STYLES = "starry_night_vangogh1889", "swirls"
 """What the kit's optimizers were trained on: a painting, and what comes with the kit."""
 
@@ -167,7 +167,7 @@ class NeuralArt(Problem):
     size: int = 64
     network: Network = "auto"
     split: Part = "train"
-    contents: data.Variant = "auto"
+    contents: data.Source = "auto"
     content_weight: float = 1.0
     style_weight: float = 1.0
     tv_weight: float = 0.1
@@ -183,18 +183,18 @@ class NeuralArt(Problem):
         for kind, value, known in (
             ("network", self.network, get_args(Network)),
             ("split", self.split, get_args(Part)),
-            ("kind of contents", self.contents, get_args(data.Variant)),
+            ("kind of contents", self.contents, get_args(data.Source)),
         ):
             if value not in known:
                 raise UnknownNameError(kind, value, known)
         if self.network == "auto":
-            found = data.feature_weights().variant
+            found = data.feature_weights().source
             object.__setattr__(self, "network", "vgg16" if found == "full" else "small")
         if self.style == "auto":
             there = data.style_names()
             object.__setattr__(self, "style", next(name for name in _TRAINING_STYLES if name in there))
         if self.contents == "auto":
-            object.__setattr__(self, "contents", self.photographs.variant)
+            object.__setattr__(self, "contents", self.photographs.source)
 
     @property
     def photographs(self) -> data.Photographs:

@@ -101,7 +101,7 @@ class MemoryExplorer(Redrawn):
         self.step = ipywidgets.IntSlider(
             step, 0, STEPS, description="Step", tooltip="At which the memory is shown", **described("300px")
         )
-        self.picture = ipywidgets.Image(format="png", layout={"width": "260px", "margin": "8px 0 0 20px"})
+        self.picture = ipywidgets.Image(format="png", layout={"width": "252px", "margin": "8px 0 0 20px"})
         moved = [self.condition, self.function, self.step]
         super().__init__(_figure(self._losses), [heading("Function"), *moved, self.picture], moved)
 

@@ -33,7 +33,7 @@ def network_explorer(
     fully_trained: bool = True,
     networks: int = 2,
     steps: int = 100,
-    digits: data.Variant = "auto",
+    digits: data.Source = "auto",
 ) -> NetworkExplorer:
     """Compare optimizers on networks that learn digits: end a notebook cell with it.
 
@@ -72,7 +72,7 @@ class NetworkExplorer(RunningExplorer):
         fully_trained: bool,
         networks: int,
         steps: int,
-        digits: data.Variant,
+        digits: data.Source,
     ) -> None:
         if unroll not in UNROLLS:
             raise UnknownNameError("unroll length", unroll, map(str, UNROLLS))

@@ -41,7 +41,7 @@ def picture_explorer(
     *,
     networks: int = 1,
     steps: int = 50,
-    images: data.Variant = "auto",
+    images: data.Source = "auto",
 ) -> PictureExplorer:
     """Compare optimizers on networks that learn to tell the pictures of CIFAR-10 apart: end a notebook cell with it.
 
@@ -71,7 +71,7 @@ def picture_explorer(
 class PictureExplorer(RunningExplorer):
     """See `picture_explorer`. Its controls are attributes; setting their `value` does what a reader's hand does."""
 
-    def __init__(self, seed: int, labels: int, optimizer: str, networks: int, steps: int, images: data.Variant) -> None:
+    def __init__(self, seed: int, labels: int, optimizer: str, networks: int, steps: int, images: data.Source) -> None:
         if labels not in LABELS:
             raise UnknownNameError("number of labels", labels, map(str, LABELS))
         if optimizer not in OPTIMIZERS:

@@ -325,7 +325,7 @@ def test_pictures_are_painted_and_own_ones_taken(open_notebook, tmp_path):
     page.wait_for_function("document.body.innerText.includes('Cancelled.')", timeout=30_000)
 
     for name, picture, answer in (
-        ("mine.png", static.png(go.Figure(), dpi=20), "mine.png is the content now."),
+        ("mine.png", static.png(go.Figure()), "mine.png is the content now."),
         ("notes.png", b"no picture", "notes.png: not a picture that can be read"),
     ):
         with page.expect_file_chooser() as chooser:
