@@ -64,13 +64,14 @@ print(json.dumps({
 """
 
 
+@pytest.mark.timeout(600)
 def test_what_is_made_is_all_that_there_is(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(RECIPE)
     (tmp_path / "small.toml").write_text(SWEEP)
     root = str(Path(__file__).resolve().parents[1])
     environment = {**os.environ, "L2L_HOME": "home", "L2L_JOBS": "2", "PYTHONPATH": root}
     ran = subprocess.run(
-        [sys.executable, "-c", SCRIPT], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250
+        [sys.executable, "-c", SCRIPT], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=550
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
     said = json.loads(ran.stdout.splitlines()[-1])
