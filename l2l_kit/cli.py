@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -19,31 +18,29 @@ from rich.table import Table
 
 from l2l_kit import data as data_sets
 from l2l_kit import problems, zoo
-from l2l_kit.anew import run_sweep
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation import (
     Claim,
-    machine,
     read_result,
-    read_sweep,
-    record_tuning,
     tuned_baselines,
     write_result,
 )
 from l2l_kit.evaluation import compare as run_comparison
 from l2l_kit.evaluation.curves import Statistic
 from l2l_kit.gallery import write_gallery
+from l2l_kit.making.features import make_features
+from l2l_kit.making.recipes import Recipe, read_recipes
+from l2l_kit.making.runs import record_tuning
+from l2l_kit.making.sweeps import read_sweep, run_sweep
+from l2l_kit.making.train import search_recipe, train_recipes
+from l2l_kit.making.work import cores, parallel_map
 from l2l_kit.optimizers import BASELINES, Optimizer, baseline
-from l2l_kit.parallel import cores, parallel_map
 from l2l_kit.paths import DATA, HOME, user_path
 from l2l_kit.problems import Problem
-from l2l_kit.problems.features import SMALL
 from l2l_kit.report import claims_table, environment, recorded_table, report
 from l2l_kit.reproduce import Lesson, cells_done, find_lessons
 from l2l_kit.reproduce import reproduce as run_lessons
-from l2l_kit.storage import write_atomically, write_tensors
-from l2l_kit.training import Recipe, read_recipes
-from l2l_kit.training.features import train_features
+from l2l_kit.storage import write_atomically
 from l2l_kit.training.processes import process_group, rank_and_world_size
 
 if TYPE_CHECKING:
@@ -129,7 +126,7 @@ def train(
     with _clear_errors():
         chosen = _members(recipe, only)
         with process_group(device) as mine:
-            made = zoo.follow_recipes(chosen, data, jobs=jobs, storage=storage, device=str(mine))
+            made = train_recipes(chosen, data, storage, str(mine), jobs)
             for number, path in enumerate(made, start=1):
                 if rank_and_world_size()[0] == 0:
                     console.print(f"({number}/{len(chosen)}) {_trained(path)}")
@@ -142,21 +139,9 @@ def train_small_network(
     data: Annotated[Path, typer.Option(parser=user_path, help="Where networks/ and results/ are.")] = DATA,
 ) -> None:
     """Make the small network whose features stand in for VGG-16's, and record how well it tells pictures apart."""
-    import pandas as pd
-
     with _clear_errors():
-        trained = train_features(SMALL, epochs, seed=seed)
-        columns = {"epoch": range(1, epochs + 1), "training_loss": trained.losses, "test_accuracy": trained.accuracy}
-        about = {
-            "command": f"l2l train-features --epochs {epochs} --seed {seed}",
-            "blocks": SMALL,
-            "trained_on": trained.trained_on,
-            **machine(torch.device("cpu")),
-        }
-        recorded = write_result("training/small-network", pd.DataFrame(columns), about, data / "results")
-        path = data / "networks" / "small.safetensors"
-        write_tensors(path, trained.weights, about, 1)
-        console.print(f"{path}: {trained.accuracy[-1]:.1%} of CIFAR-10's test images right; recorded in {recorded}")
+        path, recorded, accuracy = make_features(epochs, seed, data)
+        console.print(f"{path}: {accuracy:.1%} of CIFAR-10's test images right; recorded in {recorded}")
 
 
 def _members(recipe: str, only: list[str] | None) -> list[Recipe]:
@@ -192,7 +177,7 @@ def search(
             from l2l_kit import plots, static
 
             with console.status(f"{member.name}: {member.search.trials} trials"):
-                *_, trials = parallel_map(_search, work, jobs)
+                *_, trials = parallel_map(search_recipe, work, jobs)
             table = Table(*trials.columns, title=f"{member.name}, best first")
             for row in trials.itertuples(index=False):
                 table.add_row(*(f"{value:.4g}" for value in row))
@@ -202,10 +187,6 @@ def search(
                 path = data / "cache" / "runs" / member.name / f"search-{name}.png"
                 write_atomically(path, static.png(plots.search(trials, name, title=f"{member.name}: random search")))
                 console.print(f"plotted in {path}", soft_wrap=True)
-
-
-def _search(recipe: Recipe, data: Path, storage: str | None, device: str | None) -> pd.DataFrame:
-    return zoo.search_recipe(recipe, data, storage=storage, device=device)
 
 
 @app.command()
@@ -224,13 +205,7 @@ def tune(
         chosen = _problem(problem, settings)
         with console.status("tuning"):
             tunings, path = record_tuning(
-                chosen,
-                steps=steps,
-                num_tasks=num_tasks,
-                rates=rates,
-                seed=seed,
-                directory=data / "results",
-                device=device,
+                chosen, data, steps=steps, num_tasks=num_tasks, rates=rates, seed=seed, device=device
             )
         table = Table("baseline", "step", "lr, best mean", "mean", "lr, best median", "median")
         for tuning in tunings:
@@ -313,7 +288,7 @@ def sweep(
             pieces=pieces,
             jobs=jobs,
             device=device,
-            on_piece=lambda piece: console.print(piece.words),
+            on_run=lambda run: console.print(run.words),
         )
         if path is None:
             return

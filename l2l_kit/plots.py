@@ -25,7 +25,7 @@ from torch.nn.functional import interpolate, pad
 from l2l_kit import static
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation import Curves, Statistic, Trajectories
-from l2l_kit.evaluation.sweep import under
+from l2l_kit.evaluation.results import under
 from l2l_kit.optimizers import BASELINES
 
 Band = Literal["interval", "quantiles"]
@@ -286,7 +286,7 @@ def tuning(table: pd.DataFrame) -> Figure:
     """Mean final loss over learning rate, a line for each baseline, the best learning rate marked by a star.
 
     Args:
-        table: what `evaluation.tuning_table` gives, with columns `baseline`, `lr` and `mean`.
+        table: what `l2l tune` records, with columns `baseline`, `lr` and `mean`.
     """
     curves = {BASELINES.get(name, name): curve for name, curve in _by(table, "baseline", "lr", "mean").items()}
     title = "Mean final loss by learning rate"

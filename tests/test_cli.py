@@ -155,7 +155,7 @@ def test_sweep_records_all_settings_in_their_order(tmp_path: Path, jobs: int) ->
     assert (about["num_tasks"], about["tuning_tasks"], about["seed"]) == (3, 2, 0)
     for label in ("SGD", "Adam"):
         assert len(about["tried"][label]) == 3, "for each setting the learning rates"
-    pieces = list((tmp_path / "cache" / "runs" / "sweeps").iterdir())
+    pieces = list((tmp_path / "cache" / "runs" / "sweeps").glob("*.safetensors"))
     lines = result.output.splitlines()
     assert sum(line.startswith("{'dim': ") for line in lines) == len(pieces)
     assert "{'dim': 2}: LSTM, test" in lines
@@ -168,7 +168,7 @@ def test_sweep_again_changes_nothing_and_runs_nothing(tmp_path: Path, monkeypatc
     assert l2l("sweep", path, "--data", tmp_path).exit_code == 0
     recorded = tmp_path / "results" / "sweeps" / "tiny.csv"
     before = recorded.read_bytes()
-    monkeypatch.setattr("l2l_kit.evaluation.sweep.measured", None)
+    monkeypatch.setattr("l2l_kit.making.runs.losses_at", None)
     assert l2l("sweep", path, "--data", tmp_path).exit_code == 0
     assert recorded.read_bytes() == before
 
@@ -281,7 +281,7 @@ def test_zoo_lists_the_pretrained_optimizers() -> None:
 def test_bad_input_is_one_clear_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
 ) -> None:
-    monkeypatch.setattr("l2l_kit.training.search.time.sleep", lambda _: None)
+    monkeypatch.setattr("l2l_kit.making.search.time.sleep", lambda _: None)
     monkeypatch.setattr("l2l_kit.data.download", lambda _: {})
     monkeypatch.setenv("L2L_DATA_DIR", str(tmp_path / "junk.toml"))
     for name, content in {"junk.toml": b"a = [", "bytes.toml": b"name = '\xff'", "empty.toml": b""}.items():

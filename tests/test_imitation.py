@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from l2l_kit import zoo
+from l2l_kit.making import train
+from l2l_kit.making.recipes import read_recipes
 from l2l_kit.optimizers import GroupedBaselines, GroupedLSTMs, LSTMOptimizer, baseline
 from l2l_kit.problems import Quadratics
 from l2l_kit.randomness import generator
-from l2l_kit.training import Imitation, imitate, read_recipes, trajectory
+from l2l_kit.training import Imitation, imitate, trajectory
 from l2l_kit.training.imitation import _record
 
 BRIEF = Imitation(networks=3, horizon=100, unroll=10, passes=30, lr=0.01)
@@ -97,13 +99,13 @@ batch_size = 2
 validation_tasks = 2
 """)
     (recipe,) = read_recipes(path)
-    made = zoo.follow_recipe(recipe, tmp_path, progress=False)
+    made = train.train_recipe(recipe, tmp_path, progress=False)
     card = zoo.card(made)
     assert card["imitation"]["teacher"] == {"name": "nadam", "lr": 0.1, "decay": 10.0}
     assert card["optimizer"]["forget_bias"] == [0.0, 3.0]
     (tmp_path / "cache" / "runs" / "mine" / "checkpoint.safetensors").unlink()
-    monkeypatch.setattr(zoo, "imitate", None)  # a second imitation would fail
-    again = zoo.load(zoo.follow_recipe(recipe, tmp_path, progress=False))
+    monkeypatch.setattr(train, "imitate", None)  # a second imitation would fail
+    again = zoo.load(train.train_recipe(recipe, tmp_path, progress=False))
     assert all(torch.isfinite(weight).all() for weight in again.parameters())
 
 

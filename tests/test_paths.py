@@ -16,9 +16,10 @@ from typer.testing import CliRunner, Result
 import l2l_kit as l2l
 from l2l_kit import data, paths, storage
 from l2l_kit.cli import app
-from l2l_kit.evaluation import read_sweep
-from l2l_kit.parallel import alone
-from l2l_kit.training import random_search, read_recipes
+from l2l_kit.making.recipes import read_recipes
+from l2l_kit.making.search import random_search
+from l2l_kit.making.sweeps import read_sweep
+from l2l_kit.making.work import file_lock
 
 RECIPE = """
 [problem]
@@ -157,7 +158,7 @@ def test_a_disk_that_is_full_or_cannot_be_written_is_one_clear_line(
     (tmp_path / "searched.toml").write_text(RECIPE + SEARCH)
     (tmp_path / "sweep.toml").write_text(SWEEP)
     monkeypatch.setenv("TQDM_DISABLE", "1")
-    monkeypatch.setattr("l2l_kit.training.search.time.sleep", lambda _: None)
+    monkeypatch.setattr("l2l_kit.making.search.time.sleep", lambda _: None)
     monkeypatch.setattr("l2l_kit.reproduce.ProcessPoolExecutor", Here)
     result = run(*(part.format(disk=bad_disk, folder=tmp_path) for part in command))
     assert result.exit_code == 2, result.output
@@ -194,6 +195,6 @@ def test_a_drive_without_file_locks_is_named(tmp_path: Path, monkeypatch, error:
 
 
 def test_a_lock_keeps_others_out(tmp_path: Path) -> None:
-    with alone(tmp_path / "lock"), pytest.raises(filelock.Timeout):
+    with file_lock(tmp_path / "lock"), pytest.raises(filelock.Timeout):
         filelock.FileLock(tmp_path / "lock", timeout=0).acquire()
     filelock.FileLock(tmp_path / "lock", timeout=0).acquire().lock.release()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation.curves import Curves, Statistic
-from l2l_kit.evaluation.sweep import EACH_STEP, ONE_RATE, under
+from l2l_kit.evaluation.results import EACH_STEP, ONE_RATE, under
 
 if TYPE_CHECKING:
     import pandas as pd

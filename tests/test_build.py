@@ -1,4 +1,4 @@
-"""Making anew: with $L2L_HOME the kit reads what was made there, and nothing that comes with it."""
+"""Building: with $L2L_HOME the kit reads what was made there, and nothing that comes with it."""
 
 import json
 import os
@@ -64,13 +64,14 @@ print(json.dumps({
 """
 
 
+@pytest.mark.timeout(600)
 def test_what_is_made_is_all_that_there_is(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(RECIPE)
     (tmp_path / "small.toml").write_text(SWEEP)
     root = str(Path(__file__).resolve().parents[1])
     environment = {**os.environ, "L2L_HOME": "home", "L2L_JOBS": "2", "PYTHONPATH": root}
     ran = subprocess.run(
-        [sys.executable, "-c", SCRIPT], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250
+        [sys.executable, "-c", SCRIPT], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=550
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
     said = json.loads(ran.stdout.splitlines()[-1])
@@ -88,8 +89,8 @@ def test_what_comes_with_the_kit_is_not_overwritten() -> None:
 
 
 def test_mistakes_are_named_before_anything_is_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("l2l_kit.anew.HOME", tmp_path)
-    for wrong in ({"recipes": ["quadratic"]}, {"sweeps": ["cifar"]}):
+    monkeypatch.setattr("l2l_kit.making.build.HOME", tmp_path)
+    for wrong in ({"recipes": ["quadratic"]}, {"tunings": {"quadratic": {}}}, {"sweeps": ["cifar"]}):
         with pytest.raises(UnknownNameError):
             build(**wrong)
     assert list(tmp_path.iterdir()) == []

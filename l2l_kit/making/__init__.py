@@ -1,0 +1,1 @@
+"""The room for making what is shipped: pretrained optimizers, recorded results, the report."""
