@@ -15,12 +15,15 @@ from typing import Any, TypeVar
 
 import torch
 
+from l2l_kit.extras import needs
+
 Result = TypeVar("Result")
 
 
 def cores() -> int:
     """How many cores this process may use: fewer than there are under ``taskset`` or in a container with a quota."""
-    import joblib
+    with needs("reproduce"):
+        import joblib
 
     return int(joblib.cpu_count())
 
@@ -74,7 +77,8 @@ def file_lock(path: Path) -> Iterator[None]:
     Raises:
         OSError: with the path, if the file cannot be written, or the drive has no file locks.
     """
-    import filelock
+    with needs("reproduce"):
+        import filelock
 
     lock = filelock.FileLock(path)
     try:

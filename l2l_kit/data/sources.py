@@ -31,6 +31,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from l2l_kit.errors import DataError
+from l2l_kit.extras import needs
 from l2l_kit.paths import DATA, user_path
 
 Variant = Literal["auto", "full", "embedded"]
@@ -183,7 +184,8 @@ def download(data_set: DataSet, path: Path) -> Arrays:
     Raises:
         DataError: if there is no network, or what came is not what was expected.
     """
-    import pooch
+    with needs("lessons"):
+        import pooch
     from tqdm.auto import tqdm
 
     if problem := _unreachable(data_set.official + next(iter(data_set.files))):

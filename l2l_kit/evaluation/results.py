@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from l2l_kit.extras import needs
 from l2l_kit.paths import RESULTS
 from l2l_kit.storage import write_atomically
 
@@ -50,7 +51,8 @@ def read_result(name: str, directory: Path = RESULTS) -> pd.DataFrame:
         FileNotFoundError: if there is none of that name; the message lists those that there are.
         ValueError: if its files are damaged.
     """
-    import pandas as pd
+    with needs("lessons"):
+        import pandas as pd
 
     path = directory / f"{name}.csv"
     if not path.is_file():

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from l2l_kit.errors import MetaTrainingDivergedError
+from l2l_kit.extras import needs
 from l2l_kit.paths import user_path
 from l2l_kit.training.meta_training import MetaTrainer
 from l2l_kit.training.recipes import Recipe, Search
@@ -57,7 +58,8 @@ def random_search(
         ValueError: if the recipe has no search, `storage` is that of another recipe, cannot be opened or lacks its
             driver, or every trial diverged.
     """
-    import optuna
+    with needs("reproduce"):
+        import optuna
     import sqlalchemy.exc
 
     search = recipe.search
