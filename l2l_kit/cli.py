@@ -134,7 +134,9 @@ def train(
         made = zoo.follow_recipes(chosen, data, jobs=jobs, storage=storage, device=str(mine))
         for number, path in enumerate(made, start=1):
             if rank_and_world_size()[0] == 0:
-                console.print(f"({number}/{len(chosen)}) {_trained(path)}")
+                it = zoo.card(path)["trained"]
+                how = f"loss {it['validation_loss']:.4g} after {it['episodes']} episodes, {it['seconds']} s"
+                console.print(f"({number}/{len(chosen)}) {path}: validation {how}")
 
 
 def _members(recipe: str, only: list[str] | None) -> list[Recipe]:
@@ -144,12 +146,6 @@ def _members(recipe: str, only: list[str] | None) -> list[Recipe]:
         if name not in members:
             raise UnknownNameError(f"member of recipe {recipe!r}", name, members)
     return [member for name, member in members.items() if not only or name in only]
-
-
-def _trained(path: Path) -> str:
-    trained = zoo.card(path)["trained"]
-    loss, episodes, seconds = trained["validation_loss"], trained["episodes"], trained["seconds"]
-    return f"{path}: validation loss {loss:.4g} after {episodes} episodes, {seconds} s"
 
 
 @app.command("train-features")

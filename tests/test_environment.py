@@ -34,7 +34,8 @@ def test_every_direct_requirement_is_pinned_within_its_bound() -> None:
         assert each.specifier.contains(pins[canonicalize_name(each.name)]), each
 
 
-def test_the_tests_have_every_extra() -> None:
+def test_the_package_alone_needs_little_and_the_tests_need_every_extra() -> None:
+    assert {each.name for each in required()} == {"torch", "numpy", "safetensors", "tqdm", "typing-extensions"}
     extras, found = PROJECT["optional-dependencies"], {"test"}
     for _ in extras:
         found |= {name for each in found for line in extras[each] for name in Requirement(line).extras & set(extras)}
