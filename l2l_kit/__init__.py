@@ -17,10 +17,10 @@ from types import ModuleType
 __version__ = "0.1.0"
 
 from l2l_kit import evaluation, optimizers, problems, training, zoo
-from l2l_kit.anew import build
 from l2l_kit.evaluation import compare, tune, tuned_baselines
 from l2l_kit.extras import needs
 from l2l_kit.learned_optimizer import LearnedOptimizer
+from l2l_kit.making.build import build
 from l2l_kit.optimizers import GroupedLSTMs, LSTMOptimizer, baseline, parameter_groups
 from l2l_kit.training import MetaTrainer, MetaTraining, meta_train
 from l2l_kit.zoo import load, save

@@ -7,9 +7,8 @@ import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -18,26 +17,24 @@ from typer.core import TyperGroup
 
 from l2l_kit import data as data_sets
 from l2l_kit import problems, zoo
-from l2l_kit.anew import run_sweep
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.evaluation import Claim, machine, read_sweep, record_tuning, tuned_baselines, write_result
+from l2l_kit.evaluation import Claim, tuned_baselines
 from l2l_kit.evaluation import compare as run_comparison
 from l2l_kit.evaluation.compare import Statistic
+from l2l_kit.making.features import make_features
 from l2l_kit.making.gallery import write_gallery
 from l2l_kit.making.lessons import Lesson, execute_lessons, find_lessons
+from l2l_kit.making.recipes import Recipe, read_recipes
 from l2l_kit.making.report import record_claims, write_report
+from l2l_kit.making.runs import record_tuning
+from l2l_kit.making.sweeps import read_sweep, run_sweep
+from l2l_kit.making.train import search_recipe, train_recipes
+from l2l_kit.making.work import cores, parallel_map
 from l2l_kit.optimizers import BASELINES, Optimizer, baseline
-from l2l_kit.parallel import cores, parallel_map
 from l2l_kit.paths import DATA, HOME, user_path
 from l2l_kit.problems import Problem
-from l2l_kit.problems.features import SMALL
-from l2l_kit.storage import write_atomically, write_tensors
-from l2l_kit.training import Recipe, read_recipes
-from l2l_kit.training.features import train_features
+from l2l_kit.storage import write_atomically
 from l2l_kit.training.processes import process_group, rank_and_world_size
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # A pipe has no width: give it room, so that a name is never cut.
 console = Console(width=None if sys.stdout.isatty() else 160)
@@ -89,7 +86,6 @@ Storage = Annotated[
     typer.Option(help="Database URL that keeps the search, for several machines; a file in cache/ if not given."),
 ]
 Data = Annotated[Path, typer.Option(parser=user_path, help="Where pretrained/, results/ and cache/ are.")]
-ProblemName = Annotated[str, typer.Argument(help="The problem, such as quadratics.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", "-p", help="A field, as name=value; may be repeated.")]
 
 
@@ -131,7 +127,7 @@ def train(
     """Make pretrained optimizers: search the meta-learning rate, train, save. Goes on where it was interrupted."""
     chosen = _members(recipe, only)
     with process_group(device) as mine:
-        made = zoo.follow_recipes(chosen, data, jobs=jobs, storage=storage, device=str(mine))
+        made = train_recipes(chosen, data, storage, str(mine), jobs)
         for number, path in enumerate(made, start=1):
             if rank_and_world_size()[0] == 0:
                 it = zoo.card(path)["trained"]
@@ -155,16 +151,8 @@ def train_small_network(
     data: Annotated[Path, typer.Option(parser=user_path, help="Where networks/ and results/ are.")] = DATA,
 ) -> None:
     """Make the small network whose features stand in for VGG-16's, and record how well it tells pictures apart."""
-    import pandas as pd
-
-    trained = train_features(SMALL, epochs, seed=seed)
-    columns = {"epoch": range(1, epochs + 1), "training_loss": trained.losses, "test_accuracy": trained.accuracy}
-    about = {"command": f"l2l train-features --epochs {epochs} --seed {seed}", "blocks": SMALL}
-    about |= {"trained_on": trained.trained_on, **machine(torch.device("cpu"))}
-    recorded = write_result("training/small-network", pd.DataFrame(columns), about, data / "results")
-    path = data / "networks" / "small.safetensors"
-    write_tensors(path, trained.weights, about, 1)
-    console.print(f"{path}: {trained.accuracy[-1]:.1%} of CIFAR-10's test images right; recorded in {recorded}")
+    path, recorded, accuracy = make_features(epochs, seed, data)
+    console.print(f"{path}: {accuracy:.1%} of CIFAR-10's test images right; recorded in {recorded}")
 
 
 @app.command()
@@ -184,7 +172,7 @@ def search(
             raise ValueError(f"recipe {member.name!r} has no [search] section.")
         work = [(member, data, storage, device)] * min(jobs, member.search.trials)
         with console.status(f"{member.name}: {member.search.trials} trials"):
-            *_, trials = parallel_map(_search, work, jobs)
+            *_, trials = parallel_map(search_recipe, work, jobs)
         rows = [{str(name): f"{value:.4g}" for name, value in row.items()} for row in trials.to_dict("records")]
         _print_table(rows, f"{member.name}, best first")
         console.print(f"recorded in {data / 'results' / 'search' / member.name}.csv", soft_wrap=True)
@@ -194,13 +182,9 @@ def search(
             console.print(f"plotted in {path}", soft_wrap=True)
 
 
-def _search(recipe: Recipe, data: Path, storage: str | None, device: str | None) -> pd.DataFrame:
-    return zoo.search_recipe(recipe, data, storage=storage, device=device)
-
-
 @app.command()
 def tune(
-    problem: ProblemName,
+    problem: Annotated[str, typer.Argument(help="The problem, such as quadratics.")],
     settings: Settings = None,
     steps: Annotated[
         list[int],
@@ -213,10 +197,10 @@ def tune(
     device: Device = None,
 ) -> None:
     """Find the learning rate of every baseline that gives the best final loss, and record it in data/results."""
-    chosen, results = _problem(problem, settings), data / "results"
+    chosen = _problem(problem, settings)
     with console.status("tuning"):
         tunings, path = record_tuning(
-            chosen, steps=steps, num_tasks=num_tasks, rates=rates, seed=seed, directory=results, device=device
+            chosen, data, steps=steps, num_tasks=num_tasks, rates=rates, seed=seed, device=device
         )
     rows = []
     for tuning in tunings:
@@ -293,7 +277,7 @@ def sweep(
         pieces=pieces,
         jobs=jobs,
         device=device,
-        on_piece=lambda piece: console.print(piece.words),
+        on_run=lambda run: console.print(run.words),
     )
     if path is not None:
         console.print(f"recorded in {path}")

@@ -1,15 +1,13 @@
 """Where the kit keeps things: ``data/`` of the checkout, or the copy that an installed wheel carries.
 
 What it makes itself, pretrained optimizers and recorded results, is in $L2L_HOME if that is set: an empty folder there
-is a kit that has everything still to make (`l2l_kit.anew`).
+is a kit that has everything still to make (`l2l_kit.build`).
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-
-from l2l_kit.errors import UnknownNameError
 
 _PACKAGE = Path(__file__).resolve().parent
 _CHECKOUT = _PACKAGE.parent / "data"
@@ -27,17 +25,3 @@ RESULTS = HOME / "results"
 RECIPES = DATA / "recipes"
 SWEEPS = DATA / "sweeps"
 NOTEBOOKS = _PACKAGE.parent / "notebooks" if DATA == _CHECKOUT else DATA / "notebooks"
-
-
-def toml_file(kind: str, name_or_path: str | Path, folder: Path) -> Path:
-    """A TOML file of a folder by name, or any by its path.
-
-    Raises:
-        UnknownNameError: if there is no such file; the message says what kind of thing is meant and offers the nearest.
-    """
-    path = user_path(name_or_path)
-    if path.suffix != ".toml":
-        path = folder / f"{name_or_path}.toml"
-    if not path.is_file():
-        raise UnknownNameError(kind, str(name_or_path), (known.stem for known in folder.glob("*.toml")))
-    return path

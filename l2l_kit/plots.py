@@ -22,7 +22,7 @@ from torch import Tensor
 from l2l_kit import static
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation.compare import Curves, Statistic
-from l2l_kit.evaluation.sweep import under
+from l2l_kit.evaluation.results import under
 from l2l_kit.evaluation.trajectories import Trajectories
 from l2l_kit.optimizers import BASELINES
 
@@ -218,7 +218,7 @@ def tuning(table: pd.DataFrame, statistic: Statistic = "mean") -> Figure:
     """Final loss over learning rate, a line for each baseline, the best learning rate marked.
 
     Args:
-        table: what `evaluation.tuning_table` gives: columns `lr`, `mean`, `median` and `baseline`.
+        table: what `l2l tune` records: columns `lr`, `mean`, `median` and `baseline`.
         statistic: the column to show.
     """
     figure = Figure(layout=layout(f"{statistic.capitalize()} final loss by learning rate", "learning rate", "loss"))

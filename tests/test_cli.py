@@ -256,7 +256,7 @@ def test_reproduce_tells_each_lesson_and_where_the_report_is(
 def test_bad_input_is_one_clear_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
 ) -> None:
-    monkeypatch.setattr("l2l_kit.training.search.time.sleep", lambda _: None)
+    monkeypatch.setattr("l2l_kit.making.search.time.sleep", lambda _: None)
     monkeypatch.setattr("l2l_kit.data.request", lambda *_: {})
     monkeypatch.setattr("l2l_kit.data.packed", lambda *_: b"")
     monkeypatch.setenv("L2L_DATA_DIR", str(tmp_path / "junk.toml"))

@@ -29,10 +29,13 @@ from l2l_kit.data import sources
 from l2l_kit.data.labelled import CIFAR10
 from l2l_kit.data.vgg import VGG16
 from l2l_kit.errors import DataError
-from l2l_kit.evaluation import read_result, read_sweep, write_result
+from l2l_kit.evaluation import read_result, write_result
+from l2l_kit.making.recipes import Recipe, Search, read_recipes
+from l2l_kit.making.search import random_search
+from l2l_kit.making.sweeps import read_sweep
 from l2l_kit.optimizers import LSTMOptimizer
 from l2l_kit.problems import Quadratics
-from l2l_kit.training import MetaTrainer, MetaTraining, Recipe, Search, random_search, read_recipes
+from l2l_kit.training import MetaTrainer, MetaTraining
 
 resource = pytest.importorskip("resource", reason="limits of a process are those of Linux")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of a process are those of Linux")
@@ -526,6 +529,6 @@ def test_a_database_of_something_else_is_refused(tmp_path, monkeypatch):
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE studies (something TEXT)")
     connection.close()
-    monkeypatch.setattr("l2l_kit.training.search.time.sleep", lambda _: None)
+    monkeypatch.setattr("l2l_kit.making.search.time.sleep", lambda _: None)
     with pytest.raises(ValueError, match=r"search\.db"):
         random_search(SEARCH, path, device="cpu")

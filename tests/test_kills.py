@@ -18,13 +18,16 @@ import torch
 from test_data import Official, small_data_set
 
 from l2l_kit import data, zoo
-from l2l_kit.anew import run_sweep
-from l2l_kit.evaluation import Sweep, read_result, record_tuning
-from l2l_kit.making import lessons
+from l2l_kit.evaluation import read_result
+from l2l_kit.making import lessons, search
+from l2l_kit.making.recipes import Recipe, Search
 from l2l_kit.making.report import claims_table
+from l2l_kit.making.runs import record_tuning
+from l2l_kit.making.sweeps import Sweep, run_sweep
+from l2l_kit.making.train import train_recipe
 from l2l_kit.optimizers import BASELINES
 from l2l_kit.problems import Quadratics
-from l2l_kit.training import MetaTraining, Recipe, Search, search
+from l2l_kit.training import MetaTraining
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 
@@ -53,7 +56,7 @@ SWEEP = Sweep(
 
 def train(folder, _):
     search.HEARTBEAT = 1  # a killed trial is taken up again after twice as long
-    zoo.follow_recipe(RECIPE, folder, device="cpu", progress=False)
+    train_recipe(RECIPE, folder, device="cpu", progress=False)
 
 
 def trained(folder):
@@ -76,19 +79,15 @@ def fetched(folder):
 
 
 def tune(folder, _):
-    record_tuning(Quadratics(dim=3), steps=(5, 20), num_tasks=50, rates=4, directory=folder / "results", device="cpu")
+    record_tuning(Quadratics(dim=3), folder, steps=(5, 20), num_tasks=50, rates=4, device="cpu")
 
 
 def tuned(folder):
-    return contents(folder / "results")
+    return contents(folder / "results"), contents(folder / "cache")
 
 
 def sweep(folder, _):
     run_sweep(SWEEP, folder, device="cpu")
-
-
-def swept(folder):
-    return contents(folder / "results"), contents(folder / "cache")
 
 
 def contents(folder):
@@ -112,7 +111,7 @@ COMMANDS = {
     "train": (train, trained, 14),
     "fetch": (fetch, fetched, 12),
     "tune": (tune, tuned, 8),
-    "sweep": (sweep, swept, 12),
+    "sweep": (sweep, tuned, 12),
     "reproduce": (reproduce, reproduced, 4),
 }
 """How each is run, what must come out of it, and how often it is killed."""

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from l2l_kit import zoo
-from l2l_kit.evaluation import read_sweep
-from l2l_kit.training import find_recipe, read_recipes
+from l2l_kit.making.recipes import find_recipe, read_recipes
+from l2l_kit.making.sweeps import read_sweep
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 

@@ -14,9 +14,10 @@ from test_lessons import Here
 
 from l2l_kit import data, load, meta_train, paths, save, storage
 from l2l_kit.cli import app
-from l2l_kit.evaluation import read_sweep
-from l2l_kit.parallel import file_lock
-from l2l_kit.training import random_search, read_recipes
+from l2l_kit.making.recipes import read_recipes
+from l2l_kit.making.search import random_search
+from l2l_kit.making.sweeps import read_sweep
+from l2l_kit.making.work import file_lock
 
 RECIPE = """
 [problem]
@@ -129,7 +130,7 @@ def test_a_disk_that_is_full_or_cannot_be_written_is_one_clear_line(
     (tmp_path / "searched.toml").write_text(RECIPE + SEARCH)
     (tmp_path / "sweep.toml").write_text(SWEEP)
     monkeypatch.setenv("TQDM_DISABLE", "1")
-    monkeypatch.setattr("l2l_kit.training.search.time.sleep", lambda _: None)
+    monkeypatch.setattr("l2l_kit.making.search.time.sleep", lambda _: None)
     monkeypatch.setattr("l2l_kit.making.lessons.ProcessPoolExecutor", Here)
     result = l2l(*(part.format(disk=bad_disk, folder=tmp_path) for part in command), code=2)
     assert result.stderr.startswith(f"error: {'sqlite:///' * ('database' in result.stderr)}{bad_disk}")

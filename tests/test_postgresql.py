@@ -14,40 +14,32 @@ from pathlib import Path
 import optuna
 import pandas as pd
 import pytest
+from test_search import COLUMNS, FILE
 from typer.testing import CliRunner
 
 from l2l_kit.cli import app
 from l2l_kit.evaluation import read_result
-from l2l_kit.training import random_search, read_recipes
-from l2l_kit.training import search as module
+from l2l_kit.making import search as module
+from l2l_kit.making.recipes import read_recipes
+from l2l_kit.making.search import random_search
 
 ROOT = Path(__file__).resolve().parents[1]
-COLUMNS = ["trial", "meta_lr", "validation_loss"]
-RECIPE = """
-[problem]
-name = "quadratics"
-dim = 2
-[optimizer]
-hidden_size = 3
-[training]
-horizon = 4
-unroll = 2
-epochs = 9
-episodes_per_epoch = 5
-batch_size = 3
-validation_tasks = 5
-[search]
-trials = 6
-epochs = 1
-meta_lr = [1e-3, 1e-1]
-"""
-BRISK = "from l2l_kit.training import search\nsearch.HEARTBEAT = 1\n"
+BRISK = "from l2l_kit.making import search\nsearch.HEARTBEAT = 1\n"
 DIES = """
 import sys, time
-from l2l_kit.training import MetaTrainer, random_search, read_recipes
+from l2l_kit.making.recipes import read_recipes
+from l2l_kit.making.search import random_search
+from l2l_kit.training import MetaTrainer
 MetaTrainer._episode = lambda *_: time.sleep(1000)
 random_search(read_recipes(sys.argv[1])[0], sys.argv[2], device="cpu")
 """
+
+
+@pytest.fixture
+def path(tmp_path):
+    recipe = tmp_path / "shared.toml"
+    recipe.write_text(FILE)
+    return recipe
 
 
 def binaries() -> Path | None:
@@ -111,9 +103,7 @@ def running(url, name):
     return any(trial.state == optuna.trial.TrialState.RUNNING for trial in study.trials)
 
 
-def test_two_share_a_search_and_take_up_what_a_third_one_left_when_it_was_killed(server, tmp_path, monkeypatch):
-    path = tmp_path / "shared.toml"
-    path.write_text(RECIPE)
+def test_two_share_a_search_and_take_up_what_a_third_one_left_when_it_was_killed(server, path, tmp_path, monkeypatch):
     (recipe,) = read_recipes(path)
     driver = server.replace("postgresql://", "postgresql+psycopg://")
     optuna.storages.RDBStorage(driver)  # makes the tables, so that `running` can ask
@@ -135,7 +125,7 @@ def test_two_share_a_search_and_take_up_what_a_third_one_left_when_it_was_killed
     there = read_result("search/shared", tmp_path / "data" / "results")
     pd.testing.assert_frame_equal(there[COLUMNS], alone[COLUMNS], rtol=1e-5)
     trials = optuna.load_study(study_name="shared", storage=driver).trials
-    assert sum("seconds" in trial.user_attrs for trial in trials) == 6, "each draw is run once to its end"
+    assert sum("seconds" in trial.user_attrs for trial in trials) == 8, "each draw is run once to its end"
     assert [trial.state for trial in trials].count(optuna.trial.TrialState.FAIL) == 1, "the one that was killed"
 
     password = server.split(":")[2].split("@")[0]
@@ -144,9 +134,7 @@ def test_two_share_a_search_and_take_up_what_a_third_one_left_when_it_was_killed
     assert not any(password.encode() in content for content in [told.encode(), *written])
 
 
-def test_a_server_that_lets_nobody_in_is_one_line_without_the_password(server, tmp_path):
-    path = tmp_path / "shared.toml"
-    path.write_text(RECIPE)
+def test_a_server_that_lets_nobody_in_is_one_line_without_the_password(server, path, tmp_path):
     wrong = server.replace("l2l:", "l2l:wrong-")
     result = CliRunner().invoke(app, ["search", str(path), "--storage", wrong, "--data", str(tmp_path)])
     assert result.exit_code == 2
@@ -155,9 +143,7 @@ def test_a_server_that_lets_nobody_in_is_one_line_without_the_password(server, t
     assert result.stderr.count("\n") == 1
 
 
-def test_without_the_driver_it_says_how_to_install_it(tmp_path, monkeypatch):
-    path = tmp_path / "shared.toml"
-    path.write_text(RECIPE)
+def test_without_the_driver_it_says_how_to_install_it(path, monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
     for scheme in ("postgresql", "postgres", "postgresql+psycopg"):
         with pytest.raises(ValueError, match=r"pip install 'l2l_kit\[postgresql\]'") as caught:

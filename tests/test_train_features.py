@@ -10,30 +10,35 @@ from typer.testing import CliRunner
 from l2l_kit import cli, data, paths
 from l2l_kit.data.vgg import SMALL as SHIPPED
 from l2l_kit.evaluation import read_result
+from l2l_kit.making import features
 from l2l_kit.problems.features import SMALL, FeatureNetwork
 from l2l_kit.randomness import generator
 from l2l_kit.storage import read_tensors
-from l2l_kit.training import features
 
 TINY = ((4, 4), (6,))
 
 
 @pytest.fixture(scope="module")
-def trained():
-    return features.train_features(TINY, 2, variant="embedded")
+def images():
+    return data.load("cifar10", "embedded")
+
+
+@pytest.fixture(scope="module")
+def trained(images):
+    return features.train_features(images, TINY, 2)
 
 
 class TestTraining:
     def test_it_learns(self, trained):
-        assert len(trained.losses) == len(trained.accuracy) == 2
-        assert trained.losses[1] < trained.losses[0]
-        assert trained.accuracy[-1] > 0.2  # of ten classes
-        assert trained.trained_on.startswith("photo patches")
+        _, table = trained
+        assert table["epoch"].tolist() == [1, 2]
+        assert table["training_loss"].is_monotonic_decreasing
+        assert table["test_accuracy"].iloc[-1] > 0.2  # of ten classes
 
-    def test_the_same_seed_the_same_bits(self, trained):
-        again = features.train_features(TINY, 2, variant="embedded")
-        assert again.losses == trained.losses
-        assert all(torch.equal(weight, trained.weights[name]) for name, weight in again.weights.items())
+    def test_the_same_seed_the_same_bits(self, images, trained):
+        weights, table = features.train_features(images, TINY, 2)
+        assert table.equals(trained[1])
+        assert all(torch.equal(weight, trained[0][name]) for name, weight in weights.items())
 
     def test_folding_batch_normalisation_changes_nothing(self):
         classifier = features._classifier(TINY, 10, generator(0, "test"))
@@ -50,15 +55,17 @@ class TestTraining:
         wanted = classifier.eval()[:10](pixels)  # all but the head
         torch.testing.assert_close(network(pixels, ["conv2_1"])["conv2_1"], wanted, rtol=0.02, atol=0.02)
 
-    def test_the_command_writes_weights_and_how_good_they_are(self, trained, monkeypatch, tmp_path):
-        monkeypatch.setattr(cli, "train_features", lambda *_, **__: trained)
+    def test_the_command_writes_weights_and_how_good_they_are(self, images, trained, monkeypatch, tmp_path):
+        monkeypatch.setattr(features, "train_features", lambda *_: trained)
+        monkeypatch.setattr(features.data, "load", lambda *_: images)
         result = CliRunner().invoke(cli.app, ["train-features", "--epochs", "2", "--data", str(tmp_path)])
         assert result.exit_code == 0, result.output
         weights, about = read_tensors(tmp_path / "networks" / "small.safetensors", 1)
-        assert all(torch.equal(weight, trained.weights[name]) for name, weight in weights.items())
+        assert all(torch.equal(weight, trained[0][name]) for name, weight in weights.items())
         assert about["command"] == "l2l train-features --epochs 2 --seed 0"
+        assert about["trained_on"].startswith("photo patches")
         table = read_result("training/small-network", tmp_path / "results")
-        assert table["test_accuracy"].tolist() == pytest.approx(trained.accuracy, rel=1e-5)
+        assert table["test_accuracy"].tolist() == pytest.approx(trained[1]["test_accuracy"].tolist(), rel=1e-5)
 
 
 class TestShipped:

@@ -1,4 +1,4 @@
-"""Learning rates of the baselines: the best one is found, on draws of its own."""
+"""Learning rates of the baselines: the best one is found, on draws of its own, and kept."""
 
 import math
 from dataclasses import dataclass
@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.evaluation import LEARNING_RATES, Tuning, compare, learning_rates, tune, tuned_baselines, tuning_table
-from l2l_kit.evaluation.tuning import further_rates
+from l2l_kit.evaluation import LEARNING_RATES, Tuning, compare, learning_rates, tune, tuned_baselines
+from l2l_kit.making import runs
+from l2l_kit.making.runs import record_tuning
+from l2l_kit.making.sweeps import further_rates
 from l2l_kit.optimizers import BASELINES, baseline
 from l2l_kit.problems import Problem, Quadratics, QuadraticTasks
 from l2l_kit.randomness import generator
@@ -31,9 +33,8 @@ class Bowls(Problem):
 
 
 def tuned(name="sgd", problem=None, **arguments):
-    return tune(
-        name, problem or Bowls(), **{"steps": 20, "num_tasks": 9, "learning_rates": GRID, "device": "cpu", **arguments}
-    )
+    defaults = {"steps": 20, "num_tasks": 9, "learning_rates": GRID, "device": "cpu"}
+    return tune(name, problem or Bowls(), **{**defaults, **arguments})
 
 
 @pytest.mark.parametrize("statistic", ["mean", "median"])
@@ -45,51 +46,28 @@ def test_finds_the_known_best(statistic):
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_the_table_holds_what_a_rollout_gives(name):
-    tuning = tuned(name, Quadratics(dim=3), num_tasks=8)
+    """For several numbers of steps as for one; the median of eight losses lies between two of them."""
+    tuning = tuned(name, Quadratics(dim=3), num_tasks=8, steps=[20, 3, 20])
     tasks = Quadratics(dim=3).sample(8, generator(0, "tuning"))
-    final = {lr: rollout(baseline(name, lr), tasks, 20)[:, -1].nan_to_num(nan=math.inf) for lr in GRID}
-    assert list(tuning.table.columns) == ["lr", "step", "mean", "median"]
-    assert tuning.table["lr"].tolist() == list(GRID)
-    assert tuning.table["step"].tolist() == [20] * len(GRID)
-    assert tuning.table["mean"].tolist() == pytest.approx([losses.mean().item() for losses in final.values()])
-    assert tuning.best() == baseline(name, min(final, key=lambda lr: final[lr].mean()))
+    assert list(tuning.table.columns) == ["lr", "step", "mean", "median", "baseline"]
+    assert list(zip(tuning.table["lr"], tuning.table["step"], strict=True)) == [(lr, s) for lr in GRID for s in (3, 20)]
+    for step in (3, 20):
+        final = {lr: rollout(baseline(name, lr), tasks, 20)[:, step].nan_to_num(nan=math.inf) for lr in GRID}
+        assert tuning.final(step=step).tolist() == pytest.approx([losses.mean().item() for losses in final.values()])
+        medians = [losses.sort().values[3:5].mean().item() for losses in final.values()]
+        assert tuning.final("median", step).tolist() == pytest.approx(medians)
+        assert tuning.best(step=step) == baseline(name, min(final, key=lambda lr: final[lr].mean()))
+    assert tuning.final().equals(tuning.final(step=20)), "the last, if none is named"
 
 
-@pytest.mark.parametrize("name", BASELINES)
-def test_several_steps_are_noted_in_one_run(name):
-    """The same numbers as from runs of those lengths, whatever their order."""
-    together = tuned(name, steps=[20, 3, 20, 7])
-    assert together.table["step"].tolist() == [3, 7, 20] * len(GRID)
-    for step in (3, 7, 20):
-        alone = tuned(name, steps=step)
-        for statistic in ("mean", "median"):
-            pd.testing.assert_series_equal(together.final(statistic, step), alone.final(statistic))
-            assert together.best(statistic, step) == alone.best(statistic)
-
-
-def test_without_a_step_it_is_the_last():
-    tuning = tuned(steps=[3, 20])
-    pd.testing.assert_series_equal(tuning.final(), tuning.final(step=20))
-    assert not tuning.final().equals(tuning.final(step=3))
-
-
-def test_each_step_has_its_own_best():
+def test_each_step_and_each_statistic_has_its_own_best():
     """A large rate is ahead at first, a small one ends lower."""
-    table = pd.DataFrame({"lr": [0.1, 0.1, 0.5, 0.5], "step": [1, 9, 1, 9], "mean": [3.0, 1.0, 2.0, 2.0]})
-    tuning = Tuning("adam", table)
+    columns = {"lr": [0.1, 0.1, 0.5, 0.5], "step": [1, 9, 1, 9]}
+    tuning = Tuning("adam", pd.DataFrame({**columns, "mean": [3.0, 1.0, 2.0, 2.0], "median": [1.0, 2.0, 2.0, 1.0]}))
     assert [tuning.best(step=step).lr for step in (1, 9, None)] == [0.5, 0.1, 0.1]
-
-
-def test_a_step_that_was_not_recorded_is_named_with_those_that_were():
-    with pytest.raises(UnknownNameError, match=r"unknown step of this tuning 50.* Known: '100', '20'"):
-        Tuning("sgd", pd.DataFrame({"lr": [0.1, 0.1], "step": [20, 100], "mean": [1.0, 1.0]})).final(step=50)
-
-
-def test_its_median_is_that_of_compare():
-    """The middle of eight losses lies between two of them."""
-    tuning = tuned("adam", Quadratics(dim=3), num_tasks=8, learning_rates=[0.1])
-    losses = rollout(baseline("adam", 0.1), Quadratics(dim=3).sample(8, generator(0, "tuning")), 20)[:, -1]
-    assert tuning.final("median")[0.1] == pytest.approx(losses.sort().values[3:5].mean().item())
+    assert [tuning.best("median", step).lr for step in (1, 9, None)] == [0.1, 0.5, 0.5]
+    with pytest.raises(UnknownNameError, match=r"unknown step of this tuning 5.* Known: '1', '9'"):
+        tuning.final(step=5)
 
 
 def test_tunes_on_other_optimizees_than_the_tests():
@@ -97,97 +75,72 @@ def test_tunes_on_other_optimizees_than_the_tests():
     assert tuned(learning_rates=[0.1]).final()[0.1] != pytest.approx(curves["SGD"][:, -1].mean().item(), rel=1e-6)
 
 
-def test_a_learning_rate_at_which_it_diverged_is_infinite_and_never_best():
-    tuning = tuned(learning_rates=[1e20, 0.1], steps=30)
+@pytest.mark.parametrize(("lr", "steps"), [(1e20, 30), (1e25, 1)], ids=["NaN", "overflow"])
+def test_a_learning_rate_at_which_it_diverged_is_infinite_and_never_best(lr, steps):
+    tuning = tuned(learning_rates=[lr, 0.1], steps=steps)
     assert tuning.table.loc[0, ["mean", "median"]].tolist() == [math.inf, math.inf]
     assert tuning.best().lr == 0.1
 
 
-def test_a_loss_that_overflows_is_infinite():
-    """Infinite, not NaN: after one step of about 1e25, whose square no float32 holds."""
-    tuning = tuned(learning_rates=[1e25], steps=1)
-    assert [tuning.final(statistic)[1e25] for statistic in ("mean", "median")] == [math.inf, math.inf]
-
-
-def test_the_same_each_time():
-    pd.testing.assert_frame_equal(tuned("adam").table, tuned("adam").table, check_exact=True)
-
-
-def test_the_grid_has_eight_per_decade():
-    assert (LEARNING_RATES[0], LEARNING_RATES[-1]) == (1e-4, 10)
-    assert list(LEARNING_RATES) == sorted(set(LEARNING_RATES))
-    assert len(LEARNING_RATES) == 5 * 8 + 1
-
-
-@pytest.mark.parametrize("per_decade", [1, 2, 4, 5])
+@pytest.mark.parametrize("per_decade", [1, 2, 4, 5, 8])
 def test_a_grid_has_as_many_per_decade_as_asked_for(per_decade):
     grid = learning_rates(per_decade)
-    assert len(grid) == len(set(grid)) == 5 * per_decade + 1
-    for lr, expected in zip(grid, torch.logspace(-4, 1, 5 * per_decade + 1), strict=True):
-        assert lr == pytest.approx(expected.item(), rel=0.05)  # two digits
+    assert len(set(grid)) == 5 * per_decade + 1
+    assert list(grid) == pytest.approx(torch.logspace(-4, 1, 5 * per_decade + 1).tolist(), rel=0.05)  # two digits
     assert {1e-4, 1e-3, 1e-2, 0.1, 1, 10} <= set(grid)
+    assert learning_rates(8) == LEARNING_RATES
 
 
-def test_recorded_tunings_give_the_tuned_baselines(monkeypatch):
-    tunings = [tuned(name, steps=[1, 20]) for name in BASELINES]
-    recorded = tuning_table(tunings)
+class TestRecorded:
+    def test_it_is_what_tune_gives_and_what_is_there_is_not_run_again(self, tmp_path, monkeypatch):
+        arguments = {"steps": [20, 3], "num_tasks": 5, "rates": 1, "seed": 2, "device": "cpu"}
+        tunings, path = record_tuning(Bowls(), tmp_path, **arguments)
+        for tuning in tunings:
+            one = {**arguments, "learning_rates": learning_rates(arguments["rates"])}
+            expected = tuned(tuning.name, **{name: value for name, value in one.items() if name != "rates"})
+            pd.testing.assert_frame_equal(tuning.table, expected.table, check_exact=True)
+        content = path.read_bytes()
+        path.unlink()
+        monkeypatch.setattr(runs, "losses_at", None)
+        record_tuning(Bowls(), tmp_path, **arguments)
+        assert path.read_bytes() == content
 
-    def read_result(name):
-        assert name == "bowls/tuning"
-        return recorded
+    def test_it_gives_the_tuned_baselines(self, monkeypatch):
+        tunings = [tuned(name, steps=[1, 20]) for name in BASELINES]
+        table = pd.concat([tuning.table for tuning in tunings])
+        monkeypatch.setattr("l2l_kit.evaluation.tuning.read_result", lambda name: {"bowls/tuning": table}[name])
+        for statistic in ("mean", "median"):
+            for step in (1, 20, None):
+                chosen = tuned_baselines("bowls", statistic, step)
+                assert chosen == {BASELINES[tuning.name]: tuning.best(statistic, step) for tuning in tunings}
+        assert tuned_baselines("bowls", step=1) != tuned_baselines("bowls")
 
-    monkeypatch.setattr("l2l_kit.evaluation.tuning.read_result", read_result)
-    for statistic in ("mean", "median"):
-        for step in (1, 20, None):
-            chosen = tuned_baselines("bowls", statistic, step)
-            assert chosen == {BASELINES[tuning.name]: tuning.best(statistic, step) for tuning in tunings}
-    assert tuned_baselines("bowls", step=1) != tuned_baselines("bowls")
+    def test_that_of_the_kit_is_read(self):
+        for statistic in ("mean", "median"):
+            chosen = tuned_baselines("quadratics", statistic, 100)
+            assert list(chosen) == list(BASELINES.values())
+            assert chosen == tuned_baselines("quadratics", statistic)
 
-
-def test_each_statistic_has_its_own_best():
-    table = pd.DataFrame({"lr": [0.1, 0.2, 0.3], "step": 5, "mean": [3.0, 1.0, 2.0], "median": [1.0, 3.0, 2.0]})
-    tuning = Tuning("adam", table)
-    assert (tuning.best("mean").lr, tuning.best("median").lr) == (0.2, 0.1)
-
-
-def test_the_recorded_tuning_of_the_kit_is_read():
-    """Its file has the columns that are read, and a loss for every baseline."""
-    for statistic in ("mean", "median"):
-        chosen = tuned_baselines("quadratics", statistic, 100)
-        assert list(chosen) == list(BASELINES.values())
-        assert chosen == tuned_baselines("quadratics", statistic)
-
-
-def test_an_unknown_baseline_gives_the_near_match():
-    with pytest.raises(UnknownNameError, match="Did you mean 'adam'"):
-        tuned("adan")
-
-
-def test_an_unknown_statistic_gives_the_near_match():
-    with pytest.raises(UnknownNameError, match="Did you mean 'mean'"):
-        tuned_baselines("quadratics", "maen")
+    def test_what_is_not_there_is_named(self):
+        with pytest.raises(FileNotFoundError, match="no recorded result 'nothing/tuning'"):
+            tuned_baselines("nothing")
+        with pytest.raises(UnknownNameError, match="Did you mean 'mean'"):
+            tuned_baselines("quadratics", "maen")
 
 
-def test_a_problem_without_recorded_tuning_says_so():
-    with pytest.raises(FileNotFoundError, match="no recorded result 'nothing/tuning'"):
-        tuned_baselines("nothing")
-
-
-def test_an_empty_grid_is_refused():
-    with pytest.raises(ValueError, match="grid of learning rates is empty"):
-        tuned(learning_rates=[])
-
-
-@pytest.mark.parametrize("lr", [0, -1.0, math.nan])
-def test_a_learning_rate_that_makes_no_sense_is_refused(lr):
-    with pytest.raises(ValueError, match="lr must be a positive number"):
-        tuned(learning_rates=[0.1, lr])
-
-
-@pytest.mark.parametrize("sizes", [{"steps": 0}, {"steps": -1}, {"steps": [5, 0]}, {"steps": []}, {"num_tasks": 0}])
-def test_sizes_below_one_are_refused(sizes):
-    with pytest.raises(ValueError, match="must be at least 1"):
-        tuned(**sizes)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "adan"}, "Did you mean 'adam'"),
+        ({"learning_rates": []}, "grid of learning rates is empty"),
+        *(({"learning_rates": [0.1, lr]}, "lr must be a positive number") for lr in (0, -1.0, math.nan)),
+        *(({"steps": steps}, "must be at least 1") for steps in (0, -1, [5, 0], [])),
+        ({"num_tasks": 0}, "must be at least 1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tuned(**arguments)
 
 
 class TestFurtherRates:

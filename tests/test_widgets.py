@@ -5,6 +5,7 @@ import threading
 import time
 
 import comm
+import pandas as pd
 import pytest
 from comm import create_comm
 
@@ -42,10 +43,11 @@ def recorded(monkeypatch, tmp_path):
         zoo.save(LSTMOptimizer(hidden_size=4, preprocessing=preprocessing, seed=seed), tmp_path / name)
     monkeypatch.setattr(zoo, "PRETRAINED", tmp_path)
     rules = {"sgd": 0.01, "nag": 0.01, "rmsprop": 0.05, "adam": 1.0}
-    table = tuning.tuning_table(
+    tunings = [
         tuning.tune(name, Quadratics(), steps=2, num_tasks=4, learning_rates=[rate], device="cpu")
         for name, rate in rules.items()
-    )
+    ]
+    table = pd.concat([each.table for each in tunings])
     monkeypatch.setattr(tuning, "read_result", lambda name: table)
 
 

@@ -14,29 +14,23 @@ from l2l_kit.evaluation.inside import (
     responses,
 )
 from l2l_kit.evaluation.lbfgs import LBFGS, lbfgs
-from l2l_kit.evaluation.results import machine, read_result, write_result
-from l2l_kit.evaluation.second_order import bfgs_losses, memories
-from l2l_kit.evaluation.sweep import (
+from l2l_kit.evaluation.results import (
     EACH_STEP,
     ONE_RATE,
-    Piece,
-    Sweep,
-    as_word,
-    look,
-    read_sweep,
+    machine,
+    read_result,
     swept_baselines,
-    tabulate,
     under,
+    write_result,
 )
+from l2l_kit.evaluation.second_order import bfgs_losses, memories
 from l2l_kit.evaluation.trajectories import Trajectories, trajectories
 from l2l_kit.evaluation.tuning import (
     LEARNING_RATES,
     Tuning,
     learning_rates,
-    record_tuning,
     tune,
     tuned_baselines,
-    tuning_table,
 )
 
 __all__ = [
@@ -47,12 +41,9 @@ __all__ = [
     "Claim",
     "Curves",
     "Interval",
-    "Piece",
-    "Sweep",
     "TensorMemory",
     "Trajectories",
     "Tuning",
-    "as_word",
     "beats_baselines",
     "bfgs_losses",
     "compare",
@@ -60,7 +51,6 @@ __all__ = [
     "hidden_units",
     "lbfgs",
     "learning_rates",
-    "look",
     "machine",
     "memories",
     "meta_gradient_bias",
@@ -69,16 +59,12 @@ __all__ = [
     "proposed_steps",
     "ratio_to",
     "read_result",
-    "read_sweep",
-    "record_tuning",
     "recorded_gradients",
     "responses",
     "swept_baselines",
-    "tabulate",
     "trajectories",
     "tune",
     "tuned_baselines",
-    "tuning_table",
     "under",
     "wins_sweep",
     "write_result",

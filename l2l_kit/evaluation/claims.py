@@ -11,7 +11,7 @@ import numpy as np
 
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation.compare import Curves, Statistic
-from l2l_kit.evaluation.sweep import EACH_STEP, ONE_RATE, under
+from l2l_kit.evaluation.results import EACH_STEP, ONE_RATE, under
 
 if TYPE_CHECKING:
     import pandas as pd

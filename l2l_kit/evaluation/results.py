@@ -10,12 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from l2l_kit.errors import UnknownNameError
 from l2l_kit.extras import needs
+from l2l_kit.optimizers import Baseline, baseline
 from l2l_kit.paths import RESULTS
 from l2l_kit.storage import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
+
+ONE_RATE = "one rate"
+"""The paper's protocol: a baseline has one learning rate, the one with the best loss at the last of the steps."""
+EACH_STEP = "rate for each step"
+"""A stricter one: at each number of steps a baseline has the learning rate that is best for that very number."""
 
 
 def machine(device: torch.device | None = None) -> dict[str, Any]:
@@ -64,3 +71,37 @@ def read_result(name: str, directory: Path = RESULTS) -> pd.DataFrame:
     except Exception as error:  # a damaged file can fail in any way
         raise ValueError(f"{path}: it, or the .json file beside it, is damaged ({error}).") from error
     return table
+
+
+def under(table: pd.DataFrame, protocol: str | None = None) -> pd.DataFrame:
+    """The rows of a recorded sweep under a protocol, `ONE_RATE` or `EACH_STEP`; None for the only one that it has.
+
+    Raises:
+        UnknownNameError: if it has none under that protocol.
+        ValueError: if it has several, and none is named.
+    """
+    known = table["protocol"].unique().tolist() if "protocol" in table else []
+    if protocol is not None and protocol not in known:
+        raise UnknownNameError("protocol of this table", protocol, known)
+    if protocol is None and len(known) > 1:
+        raise ValueError(f"the table has several protocols: choose one of {known} with under(table, protocol).")
+    return table if protocol is None else table[table["protocol"] == protocol]
+
+
+def swept_baselines(table: pd.DataFrame, step: int, **setting: Any) -> dict[str, Baseline]:
+    """The baselines as a sweep tuned them for one setting and number of steps, by the name that figures show.
+
+    Raises:
+        ValueError: if the sweep has no such setting, or several, or several protocols (see `under`).
+    """
+    rows = under(table[(table["step"] == step) & table["lr"].notna()])
+    for name, value in setting.items():
+        # Where all networks have one layer, a file's reader takes their units for numbers.
+        column = rows[name].astype(str) if isinstance(value, str) else rows[name]
+        rows = rows[column == value]
+    rates = rows.set_index("optimizer")["lr"]
+    if rates.empty or rates.index.has_duplicates:
+        many = "nothing" if rates.empty else "more than one setting"
+        raise ValueError(f"the sweep has {many} at step {step} for {setting}.")
+    rules = {label: table.attrs.get("baselines", {}).get(label, {"name": label}) for label in rates.index}
+    return {label: baseline(rule["name"], float(rates[label]), rule.get("decay")) for label, rule in rules.items()}

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation.compare import Curves, Statistic, losses_at
-from l2l_kit.evaluation.results import machine, read_result, write_result
+from l2l_kit.evaluation.results import read_result
 from l2l_kit.optimizers import BASELINES, Baseline, baseline
-from l2l_kit.paths import RESULTS
 from l2l_kit.problems import Problem
 from l2l_kit.problems.base import draw
 from l2l_kit.randomness import generator
@@ -22,6 +19,7 @@ from l2l_kit.tensors import pick_device
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
 
 
 def learning_rates(per_decade: int) -> tuple[float, ...]:
@@ -31,36 +29,18 @@ def learning_rates(per_decade: int) -> tuple[float, ...]:
 
 LEARNING_RATES = learning_rates(per_decade=8)
 """The default grid."""
-ROUND = [float(f"{digit}e{power}") for power in range(-9, 7) for digit in (1, 2, 5)]
-"""Where a grid of learning rates goes on: in steps of √10 at most."""
-FLAT = 1e-4
-"""Share of a loss that makes no difference: a grid does not go on into nothingness, where all losses are the same."""
 
 
-def further_rates(rates: Sequence[float], means: Tensor) -> list[float]:
-    """What a grid of learning rates lacks: one more beyond each end where a best one is, which might be better still.
-
-    Args:
-        rates: what was tried, in ascending order.
-        means: the losses, shape ``(learning rates, steps)``, infinite where a run diverged.
-
-    Returns:
-        The nearest of 1, 2, 5, 10, 20, ... that differs by a quarter or more; nothing if at each of the steps the best
-        is inside.
+def ascending(steps: Iterable[int], num_tasks: int) -> list[int]:
+    """The steps in ascending order, each once.
 
     Raises:
-        ValueError: if there is none from 1e-9 to 5e6, as where every run diverges.
+        ValueError: if there is none, one is below 1, or `num_tasks` is.
     """
-    larger = [lr for lr in ROUND if lr >= 1.25 * rates[-1]]
-    smaller = [lr for lr in reversed(ROUND) if 1.25 * lr <= rates[0]]
-    last, further = len(rates) - 1, []
-    for end, beside, beyond in ((0, min(1, last), smaller), (last, max(last - 1, 0), larger)):
-        plateau = (means[beside] - means[end] <= FLAT * means[end].abs()) & (end != beside)
-        if ((means.argmin(dim=0) == end) & ~plateau).any():
-            if not beyond:
-                raise ValueError(f"the best learning rate is {rates[end]:g} or beyond, and none is tried there.")
-            further.append(beyond[0])
-    return further
+    noted = sorted(set(steps))
+    if not noted or noted[0] < 1 or num_tasks < 1:
+        raise ValueError(f"tune: steps and tasks must be at least 1, got steps={noted!r}, tasks={num_tasks!r}.")
+    return noted
 
 
 @dataclass(frozen=True)
@@ -69,12 +49,23 @@ class Tuning:
 
     Attributes:
         name: the baseline.
-        table: a row for each learning rate `lr` and number of updates `step`: mean and median loss over the optimizees
-            there, infinite where it diverged.
+        table: a row for each learning rate `lr` and number of updates `step`: the `mean` and `median` loss over the
+            optimizees there, infinite where it diverged, and the `baseline`.
     """
 
     name: str
     table: pd.DataFrame
+
+    @staticmethod
+    def of(name: str, steps: Sequence[int], losses: Mapping[float, Tensor]) -> Tuning:
+        """From losses by learning rate, each of shape ``(num_tasks, len(steps))``."""
+        import pandas as pd
+
+        curves, rows = Curves({str(lr): after for lr, after in losses.items()}, {}, seed=0), []
+        for lr in losses:
+            mean, median = (curves.statistic(str(lr), kind).tolist() for kind in ("mean", "median"))
+            rows += [(lr, *row, name) for row in zip(steps, mean, median, strict=True)]
+        return Tuning(name, pd.DataFrame(rows, columns=["lr", "step", "mean", "median", "baseline"]))
 
     def final(self, statistic: Statistic = "mean", step: int | None = None) -> pd.Series[float]:
         """Loss by learning rate after that many updates; None for the most that were recorded.
@@ -117,61 +108,14 @@ def tune(
 
     Raises:
         UnknownNameError: for an unknown baseline.
-        ValueError: if the grid is empty, a learning rate is not a positive number, or `steps` or `tasks` is below 1.
+        ValueError: if the grid is empty, a learning rate is not a positive number, or as `ascending`.
     """
-    import pandas as pd
-
     if not learning_rates:
         raise ValueError("tune: the grid of learning rates is empty.")
-    noted = [steps] if isinstance(steps, int) else sorted(set(steps))
-    if not noted or noted[0] < 1 or num_tasks < 1:
-        raise ValueError(f"tune: steps and tasks must be at least 1, got steps={steps!r}, tasks={num_tasks!r}.")
+    noted = ascending([steps] if isinstance(steps, int) else steps, num_tasks)
+    rules = [baseline(name, lr) for lr in learning_rates]
     tasks = draw(problem, num_tasks, generator(seed, "tuning"), pick_device(device))
-    rows = []
-    for optimizer in [baseline(name, lr) for lr in learning_rates]:
-        losses = losses_at(optimizer, tasks, noted)
-        curves = Curves({name: losses}, problem.config(), seed)
-        mean, median = (curves.statistic(name, kind).tolist() for kind in ("mean", "median"))
-        rows += [(optimizer.lr, *row) for row in zip(noted, mean, median, strict=True)]
-    return Tuning(name.lower(), pd.DataFrame(rows, columns=["lr", "step", "mean", "median"]))
-
-
-def tuning_table(tunings: Iterable[Tuning]) -> pd.DataFrame:
-    """Several tunings as one tidy table with a column `baseline`, as recorded in data/results."""
-    import pandas as pd
-
-    return pd.concat([tuning.table.assign(baseline=tuning.name) for tuning in tunings], ignore_index=True)
-
-
-def record_tuning(
-    problem: Problem,
-    *,
-    steps: Sequence[int] = (100,),
-    num_tasks: int = 1000,
-    rates: int = 8,
-    seed: int = 0,
-    directory: Path = RESULTS,
-    device: str | torch.device | None = None,
-) -> tuple[list[Tuning], Path]:
-    """Tune every baseline for a problem, and record the table as `tuned_baselines` reads it.
-
-    Args:
-        problem: it is recorded under its name.
-        steps, tasks, seed, device: as in `tune`.
-        rates: learning rates per decade.
-        directory: where results live.
-
-    Returns:
-        The tunings, and where they are recorded.
-    """
-    grid = learning_rates(rates)
-    tunings = [
-        tune(name, problem, steps=steps, num_tasks=num_tasks, learning_rates=grid, seed=seed, device=device)
-        for name in BASELINES
-    ]
-    about = {"problem": problem.config(), "steps": list(steps), "num_tasks": num_tasks, "rates": rates, "seed": seed}
-    about |= machine(pick_device(device))
-    return tunings, write_result(f"{problem.name}/tuning", tuning_table(tunings), about, directory)
+    return Tuning.of(rules[0].name, noted, {rule.lr: losses_at(rule, tasks, noted) for rule in rules})
 
 
 def tuned_baselines(problem: str, statistic: Statistic = "mean", step: int | None = None) -> dict[str, Baseline]:

@@ -1,1 +1,1 @@
-"""The room for making what is shipped: pretrained optimizers, results, executed lessons, report and gallery."""
+"""The room for making what is shipped: pretrained optimizers, recorded results, the report."""

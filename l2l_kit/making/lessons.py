@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation import Claim, machine
 from l2l_kit.extras import needs
-from l2l_kit.parallel import begin_worker, cores
+from l2l_kit.making.work import begin_worker, cores
 from l2l_kit.paths import NOTEBOOKS
 from l2l_kit.storage import write_atomically
 from l2l_kit.tensors import pick_device

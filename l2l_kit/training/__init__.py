@@ -1,4 +1,4 @@
-"""How an optimizer is learned: unrolling, meta-gradients, the meta-training loop, recipes and search."""
+"""How an optimizer is learned: unrolling, meta-gradients, the meta-training loop."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from l2l_kit.training.meta_training import (
     meta_train,
     validation_batch,
 )
-from l2l_kit.training.recipes import Recipe, Search, find_recipe, read_recipes
 from l2l_kit.training.rollout import rollout, trajectory
-from l2l_kit.training.search import random_search
 from l2l_kit.training.unroll import AutogradUnroller, ExactUnroller, ReplayUnroller, Unroller, Window
 
 __all__ = [
@@ -26,16 +24,11 @@ __all__ = [
     "MetaTrainer",
     "MetaTraining",
     "Progress",
-    "Recipe",
     "ReplayUnroller",
-    "Search",
     "Unroller",
     "Window",
-    "find_recipe",
     "imitate",
     "meta_train",
-    "random_search",
-    "read_recipes",
     "rollout",
     "trajectory",
     "validation_batch",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,52 +14,62 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm.auto import tqdm
 
 from l2l_kit import data
-from l2l_kit.problems.features import FeatureNetwork
+from l2l_kit.evaluation import machine, write_result
+from l2l_kit.paths import DATA
+from l2l_kit.problems.features import SMALL, FeatureNetwork
 from l2l_kit.problems.neural_art import to_pixels
 from l2l_kit.randomness import generator
+from l2l_kit.storage import write_tensors
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _BATCH = 128
 _LR = 0.01
 
 
-@dataclass(frozen=True)
-class TrainedFeatures:
-    """A network for features, and how well it told pictures apart.
+def make_features(epochs: int = 3, seed: int = 0, folder: Path = DATA) -> tuple[Path, Path, float]:
+    """Train the network that the kit ships and keep it in a folder's ``networks/`` and ``results/``.
 
-    Attributes:
-        weights: of its convolutions, in half precision, by torchvision's names.
-        losses: cross entropy on training images, in nats, averaged over each epoch.
-        accuracy: share of right answers on test images after each epoch.
-        trained_on: title and source of the images.
+    Returns:
+        Where the weights and the record are, and the share of right answers on test images.
     """
-
-    weights: dict[str, Tensor]
-    losses: list[float]
-    accuracy: list[float]
-    trained_on: str
+    images = data.load("cifar10", "full")
+    weights, table = train_features(images, SMALL, epochs, seed)
+    about = {"command": f"l2l train-features --epochs {epochs} --seed {seed}", "blocks": SMALL}
+    about |= {"trained_on": f"{images.title} ({images.source})", **machine(torch.device("cpu"))}
+    path = folder / "networks" / "small.safetensors"
+    recorded = write_result("training/small-network", table, about, folder / "results")
+    write_tensors(path, weights, about, 1)
+    return path, recorded, float(table["test_accuracy"].iloc[-1])
 
 
 def train_features(
-    blocks: tuple[tuple[int, ...], ...], epochs: int, *, variant: data.Variant = "full", seed: int = 0
-) -> TrainedFeatures:
-    """Train a VGG-like network to tell the classes of CIFAR-10 apart, and keep its convolutions.
+    images: data.Images, blocks: tuple[tuple[int, ...], ...], epochs: int, seed: int = 0
+) -> tuple[dict[str, Tensor], pd.DataFrame]:
+    """Train a VGG-like network to tell classes of images apart, and keep its convolutions.
 
     While it is trained each convolution is followed by batch normalisation. Afterwards that is folded into the
     weights, so that the network is convolutions and ReLUs alone, as VGG-16.
 
     Args:
+        images: half of those that it is trained on are mirrored.
         blocks: channels of the convolutions in each block.
-        epochs: passes over the training images, half of which are mirrored.
-        variant: of CIFAR-10, see `data.load`.
+        epochs: passes over the training images.
         seed: of initial weights and the order of images.
+
+    Returns:
+        The weights in half precision, by torchvision's names, and a table: epoch, training_loss (mean cross entropy, in
+        nats), test_accuracy (share of right answers).
     """
-    images = data.load("cifar10", variant)
+    import pandas as pd
+
     draws = generator(seed, "network for features")
     classifier = _classifier(blocks, len(images.classes), draws)
     batches = len(images.x_train) // _BATCH
     optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LR, total_steps=epochs * batches)
-    losses, accuracy = [], []
+    rows = []
     for epoch in range(1, epochs + 1):
         classifier.train()
         order = torch.randperm(len(images.x_train), generator=draws)[: batches * _BATCH].view(batches, _BATCH)
@@ -73,10 +84,12 @@ def train_features(
             optimizer.step()
             schedule.step()
             total += loss.item()
-        losses.append(total / batches)
-        accuracy.append(_accuracy(classifier, images))
-    weights = _folded(classifier, FeatureNetwork(blocks))
-    return TrainedFeatures(weights, losses, accuracy, f"{images.title} ({images.source})")
+        classifier.eval()
+        with torch.no_grad():
+            answers = torch.cat([classifier(to_pixels(some.float())).argmax(dim=1) for some in images.x_test.chunk(20)])
+        rows.append((epoch, total / batches, (answers == images.y_test).float().mean().item()))
+    table = pd.DataFrame(rows, columns=["epoch", "training_loss", "test_accuracy"])
+    return _folded(classifier, FeatureNetwork(blocks)), table
 
 
 def _classifier(blocks: tuple[tuple[int, ...], ...], classes: int, draws: torch.Generator) -> nn.Sequential:
@@ -96,20 +109,12 @@ def _classifier(blocks: tuple[tuple[int, ...], ...], classes: int, draws: torch.
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
 
 
-@torch.no_grad()
-def _accuracy(classifier: nn.Sequential, images: data.Images) -> float:
-    classifier.eval()
-    answers = [classifier(to_pixels(some.float())).argmax(dim=1) for some in images.x_test.chunk(20)]
-    return (torch.cat(answers) == images.y_test).float().mean().item()
-
-
 def _folded(classifier: nn.Sequential, network: FeatureNetwork) -> dict[str, Tensor]:
     """Weights and biases of the convolutions, with batch normalisation in them."""
     classifier.eval()
-    modules = list(classifier)
     plain = [
         fuse_conv_bn_eval(convolution, norm)
-        for convolution, norm in pairwise(modules)
+        for convolution, norm in pairwise(classifier)
         if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
     ]
     tensors = [tensor.detach().half() for layer in plain for tensor in (layer.weight, layer.bias) if tensor is not None]

@@ -1,12 +1,13 @@
-"""How many cores there are to share, and who may use them."""
+"""Work that is kept: made once, by as many processes as there are cores to share."""
 
+import multiprocessing
 import os
 import time
 
 import pytest
 import torch
 
-from l2l_kit.parallel import cores, default_jobs, parallel_map
+from l2l_kit.making.work import cores, default_jobs, once, parallel_map
 
 
 @pytest.fixture
@@ -53,3 +54,25 @@ def test_after_an_interruption_nothing_more_is_begun(tmp_path):
     with pytest.raises(AttributeError):
         list(parallel_map(touch, work, jobs=2))
     assert len(list(tmp_path.iterdir())) < 20
+
+
+def make(path, log):
+    def slowly():
+        time.sleep(0.5)
+        with log.open("a") as file:
+            file.write("made\n")
+        path.touch()
+
+    once(path, slowly)
+    assert path.exists()
+
+
+def test_what_two_processes_want_is_made_by_one_while_the_other_waits(tmp_path):
+    spawn = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
+    both = [spawn.Process(target=make, args=(tmp_path / "deep" / "file", tmp_path / "log")) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert (tmp_path / "log").read_text() == "made\n"

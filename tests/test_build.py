@@ -1,4 +1,4 @@
-"""Making anew: with $L2L_HOME the kit reads what was made there, and nothing that comes with it."""
+"""Building: with $L2L_HOME the kit reads what was made there, and nothing that comes with it."""
 
 import json
 import os
@@ -88,8 +88,8 @@ def test_what_comes_with_the_kit_is_not_overwritten() -> None:
 
 
 def test_mistakes_are_named_before_anything_is_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("l2l_kit.anew.HOME", tmp_path)
-    for wrong in ({"recipes": ["quadratic"]}, {"sweeps": ["cifar"]}):
+    monkeypatch.setattr("l2l_kit.making.build.HOME", tmp_path)
+    for wrong in ({"recipes": ["quadratic"]}, {"tunings": {"quadratic": {}}}, {"sweeps": ["cifar"]}):
         with pytest.raises(UnknownNameError):
             build(**wrong)
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,58 @@
+"""What recipes and sweeps share: TOML files that are found by name, whose mistakes are named, and that have a grid."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from l2l_kit.errors import UnknownNameError
+from l2l_kit.paths import user_path
+
+Plan = TypeVar("Plan")
+MOST_COMBINATIONS = 1000
+"""In a grid: more would not be run in a lifetime."""
+
+
+def read_plan(kind: str, name_or_path: str | Path, folder: Path, make: Callable[[str, dict[str, Any]], Plan]) -> Plan:
+    """What a TOML file says.
+
+    Args:
+        kind: what such a file is called in messages.
+        name_or_path: a file of the folder by name, or any ``.toml`` file by its path.
+        folder: where files are found by name.
+        make: makes the plan from the file's name and its content.
+
+    Raises:
+        UnknownNameError: if there is no such file; the message offers the nearest one.
+        ValueError: if `make` fails, for whatever reason; the message names the file and what is wrong.
+    """
+    path = user_path(name_or_path)
+    if path.suffix != ".toml":
+        path = folder / f"{name_or_path}.toml"
+    if not path.is_file():
+        raise UnknownNameError(kind, str(name_or_path), (known.stem for known in folder.glob("*.toml")))
+    try:
+        return make(path.stem, tomllib.loads(path.read_text(encoding="utf-8")))
+    except KeyError as error:
+        raise ValueError(f"{path}: not a valid {kind}: {error} is missing.") from error
+    except Exception as error:  # a file can be wrong in any way
+        raise ValueError(f"{path}: not a valid {kind}: {error}") from error
+
+
+def check_names(kind: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse a name that is not known by an `UnknownNameError`."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise UnknownNameError(kind, name, known)
+
+
+def combinations(grid: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    """Every choice of one value for each name of a grid, of which there may be `MOST_COMBINATIONS`."""
+    if (number := math.prod(map(len, grid.values()))) > MOST_COMBINATIONS:
+        raise ValueError(f"its grid has {number} combinations; at most {MOST_COMBINATIONS} are possible")
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]

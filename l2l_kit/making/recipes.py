@@ -1,0 +1,160 @@
+"""Recipes: files that say how a pretrained optimizer was made, so that one command makes it again.
+
+A recipe is a TOML file with the sections ``[problem]``, ``[optimizer]`` and ``[training]``: the arguments of
+`problems.make`, `optimizers.make` and `MetaTraining`. Others are optional: ``[search]``, the arguments of `Search`;
+``[imitation]``, those of `Imitation` and, under ``teacher``, those of a baseline, or of one for each kind of parameter;
+``start``, another recipe from whose optimizer the training goes on; and ``[grid]``, lists of values such as
+``"training.unroll" = [1, 20]``, which turn the recipe into a family.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from l2l_kit import optimizers, problems
+from l2l_kit.making.plans import check_names, combinations, read_plan
+from l2l_kit.optimizers import Baseline, GroupedBaselines, LearnedRule, baseline
+from l2l_kit.paths import RECIPES
+from l2l_kit.problems import Problem
+from l2l_kit.storage import BoundedWeights, load_weights
+from l2l_kit.training import Imitation, MetaTraining
+
+
+@dataclass(frozen=True)
+class Search:
+    """Random search of the meta-learning rate, as in the paper: short runs, the best final validation loss wins.
+
+    Attributes:
+        trials: number of runs.
+        epochs: length of each.
+        meta_lr: bounds between which its logarithm is drawn uniformly.
+        optimizer: bounds of other settings that are open, by their names in ``[optimizer]``. If the lower bound is
+            above 0, the logarithm is drawn uniformly, else the setting itself.
+        prune: give a trial up once it is worse than the median of the others after as many epochs. Which ones that
+            meets depends on the order in which trials end: the same each time in one process, but not in several.
+    """
+
+    trials: int
+    epochs: int
+    meta_lr: tuple[float, float]
+    optimizer: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    prune: bool = False
+
+    def __post_init__(self) -> None:
+        (low, high), others = self.meta_lr, self.optimizer.values()
+        if self.trials < 1 or self.epochs < 1 or not 0 < low <= high or any(not 0 <= a <= b for a, b in others):
+            bounds = "0 < low <= high for meta_lr and 0 <= low <= high for others"
+            raise ValueError(f"search: trials and epochs must be at least 1, {bounds}, got {self}.")
+
+    @property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Lower and upper bound of all that is drawn."""
+        return {"meta_lr": self.meta_lr, **self.optimizer}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one pretrained optimizer is made."""
+
+    name: str
+    problem: Mapping[str, Any]
+    optimizer: Mapping[str, Any]
+    training: MetaTraining
+    search: Search | None = None
+    imitation: Imitation | None = None
+    teacher: Mapping[str, Any] = field(default_factory=dict)
+    start: str | None = None
+    initial: Mapping[str, Tensor] | None = None  # the weights of `start`, once they are there
+
+    def make_problem(self) -> Problem:
+        """The problem that the optimizer is trained on."""
+        return problems.make(self.problem)
+
+    def make_optimizer(self) -> LearnedRule:
+        """The optimizer with its initial weights.
+
+        Raises:
+            WeightsFileError: if the weights of `start` belong to an optimizer of another shape.
+        """
+        optimizer = optimizers.make(self.optimizer)
+        if self.initial is not None:
+            load_weights(optimizer, self.initial, f"recipe {self.name!r}, start {self.start!r}")
+        return optimizer
+
+    def make_teacher(self) -> Baseline | GroupedBaselines:
+        """The hand-designed optimizer that is imitated: one, or one for each kind of parameter."""
+        if "name" in self.teacher:
+            return baseline(**self.teacher)
+        return GroupedBaselines({kind: baseline(**arguments) for kind, arguments in self.teacher.items()})
+
+    def with_draw(self, drawn: Mapping[str, float]) -> Recipe:
+        """This recipe with values for what its search leaves open: `meta_lr`, and settings of the optimizer."""
+        settings = dict(drawn)
+        training = replace(self.training, meta_lr=settings.pop("meta_lr"))
+        return replace(self, training=training, optimizer={**self.optimizer, **settings})
+
+
+def read_recipes(name_or_path: str | Path) -> list[Recipe]:
+    """The recipes in a file of data/recipes, or in one by its path: one recipe, or a family. Raises as `read_plan`."""
+    return read_plan("recipe", name_or_path, RECIPES, _family)
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of a pretrained optimizer, alone in its file or a member of a family.
+
+    Raises:
+        UnknownNameError: if no file of data/recipes makes an optimizer of that name; the message offers the nearest.
+    """
+    known = {recipe.name: recipe for path in sorted(RECIPES.glob("*.toml")) for recipe in read_recipes(path)}
+    check_names("pretrained optimizer with a recipe", [name], known)
+    return known[name]
+
+
+def _family(stem: str, content: dict[str, Any]) -> list[Recipe]:
+    """A recipe for each combination of the grid's values, with the name's placeholders filled in."""
+    check_names(
+        "section", content, ("name", "start", "problem", "optimizer", "imitation", "training", "search", "grid")
+    )
+    recipes = []
+    for setting in combinations(content.pop("grid", {})):
+        member, chosen = deepcopy({"name": stem, **content}), {}
+        for key, value in setting.items():
+            section, _, name = key.partition(".")
+            member[section][name] = chosen[name] = value
+        member["name"] = re.sub(r"{(\w+)}", lambda found, chosen=chosen: str(chosen[found[1]]), member["name"])  # type: ignore[misc]
+        recipes.append(_recipe(member))
+    if len({recipe.name for recipe in recipes}) < len(recipes):
+        raise ValueError(f"several members of its grid have the name {recipes[0].name!r}; use placeholders in it")
+    return recipes
+
+
+def _recipe(content: dict[str, Any]) -> Recipe:
+    """One recipe, after all that it asks for was made once, so that mistakes are found before anything is run."""
+    teacher = content.get("imitation", {}).pop("teacher", {})
+    for section, kind in (("training", MetaTraining), ("search", Search), ("imitation", Imitation)):
+        check_names(f"{section} setting", content.get(section, {}), [each.name for each in fields(kind)])
+    search = content.get("search")
+    if search is not None:
+        opened = {name: tuple(bounds) for name, bounds in search.get("optimizer", {}).items()}
+        search = Search(**{**search, "meta_lr": tuple(search["meta_lr"]), "optimizer": opened})
+    imitation = Imitation(**content["imitation"]) if "imitation" in content else None
+    name, problem, optimizer, training = (content[part] for part in ("name", "problem", "optimizer", "training"))
+    start = content.get("start")
+    recipe = Recipe(name, problem, optimizer, MetaTraining(**training), search, imitation, teacher, start)
+    if not re.fullmatch(r"\w[\w.-]*", recipe.name):
+        raise ValueError(f"its name names files, of letters, digits, '-', '_' and '.', got {recipe.name!r}")
+    recipe.make_problem()
+    if recipe.imitation is not None:
+        recipe.make_teacher()
+    drawn = [] if search is None else [recipe.with_draw({name: low for name, (low, _) in search.ranges.items()})]
+    for each in (recipe, *drawn):
+        with BoundedWeights():
+            each.make_optimizer()
+    return recipe

@@ -1,0 +1,140 @@
+"""Runs: what sweeps and tunings consist of, and what takes their time. The losses of each are kept in a small file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2l_kit.errors import WeightsFileError
+from l2l_kit.evaluation import LBFGS, Tuning, lbfgs, learning_rates, machine, write_result
+from l2l_kit.evaluation.compare import losses_at
+from l2l_kit.evaluation.tuning import ascending
+from l2l_kit.making.work import key, once, parallel_map
+from l2l_kit.optimizers import BASELINES, Baseline, LearnedRule, baseline
+from l2l_kit.paths import HOME
+from l2l_kit.problems import Problem
+from l2l_kit.problems.base import draw as draw_tasks
+from l2l_kit.randomness import generator
+from l2l_kit.storage import read_tensors, write_tensors
+from l2l_kit.tensors import pick_device
+
+RUN_VERSION = 1
+FOLDER = Path("cache", "runs", "sweeps")
+"""Where the files are, in the folder of all data."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One optimizer, run once on one draw of optimizees.
+
+    Attributes:
+        folder: where its file is.
+        problem: where the optimizees come from.
+        optimizer: a learned one, or a baseline with one learning rate; None for L-BFGS.
+        draw: "tuning" or "test".
+        num_tasks, steps, on_test_set, seed: as in `Sweep`.
+        device: None for the best there is.
+        words: what it is, for people.
+    """
+
+    folder: Path
+    problem: Problem
+    optimizer: LearnedRule | Baseline | None
+    draw: str
+    num_tasks: int
+    steps: list[int]
+    on_test_set: bool = False
+    seed: int = 0
+    device: str | torch.device | None = None
+    words: str = ""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """All that the losses depend on, but for a learned optimizer's weights."""
+        return {
+            "problem": self.problem.config(),
+            "optimizer": LBFGS if self.optimizer is None else self.optimizer.config(),
+            **{name: getattr(self, name) for name in ("draw", "num_tasks", "steps", "on_test_set", "seed")},
+        }
+
+    @cached_property
+    def path(self) -> Path:
+        """Its file."""
+        learned = self.optimizer.state_dict().values() if isinstance(self.optimizer, LearnedRule) else ()
+        return self.folder / f"{key(self.about, learned)}.safetensors"
+
+    def run(self) -> None:
+        """Run the optimizer and keep its losses."""
+        device = pick_device(self.device)
+        tasks = draw_tasks(self.problem, self.num_tasks, generator(self.seed, self.draw), device)
+        if self.optimizer is None:
+            runs = [lbfgs(tasks.select(index), self.steps[-1]) for index in range(self.num_tasks)]
+            losses = torch.stack([torch.cat([point[1] for point in run])[self.steps] for run in runs])
+        else:
+            if isinstance(self.optimizer, LearnedRule):
+                self.optimizer.to(device)
+            losses = losses_at(self.optimizer, tasks, self.steps, on_test_set=self.on_test_set)
+        write_tensors(self.path, {"losses": losses}, self.about, RUN_VERSION)
+
+    def losses(self) -> Tensor:
+        """What was kept: the losses after each of the steps, shape ``(num_tasks, len(steps))``."""
+        losses = read_tensors(self.path, RUN_VERSION)[0].get("losses", torch.empty(0))
+        if losses.shape != (self.num_tasks, len(self.steps)):
+            raise WeightsFileError(f"{self.path}: not the losses of such a run. Delete it, and they are made again.")
+        return losses
+
+
+def run_missing(runs: Iterable[Run], jobs: int) -> Iterator[Run]:
+    """Run those whose files are not there, so many at once; yields each once it is done."""
+    missing = {run.path: run for run in runs if not run.path.exists()}
+    return parallel_map(_run, [(run,) for run in missing.values()], jobs)
+
+
+def _run(run: Run) -> Run:
+    once(run.path, run.run)
+    return run
+
+
+def record_tuning(
+    problem: Problem,
+    data: Path = HOME,
+    *,
+    steps: Sequence[int] = (100,),
+    num_tasks: int = 1000,
+    rates: int = 8,
+    seed: int = 0,
+    jobs: int = 1,
+    device: str | torch.device | None = None,
+) -> tuple[list[Tuning], Path]:
+    """Tune every baseline for a problem as `tune` does, and record the table as `tuned_baselines` reads it.
+
+    Args:
+        problem: it is recorded under its name.
+        data: where ``results/`` and ``cache/`` are.
+        steps, num_tasks, seed, device: as in `tune`.
+        rates: learning rates per decade.
+        jobs: runs at once.
+
+    Returns:
+        The tunings, and where they are recorded.
+    """
+    import pandas as pd
+
+    noted, grid = ascending(steps, num_tasks), learning_rates(rates)
+
+    def run(name: str, lr: float) -> Run:
+        rule = baseline(name, lr)
+        return Run(data / FOLDER, problem, rule, "tuning", num_tasks, noted, seed=seed, device=device)
+
+    list(run_missing((run(name, lr) for name in BASELINES for lr in grid), jobs))
+    tunings = [Tuning.of(name, noted, {lr: run(name, lr).losses() for lr in grid}) for name in BASELINES]
+    about = {"problem": problem.config(), "steps": list(steps), "num_tasks": num_tasks, "rates": rates, "seed": seed}
+    table = pd.concat([tuning.table for tuning in tunings], ignore_index=True)
+    about |= machine(pick_device(device))
+    return tunings, write_result(f"{problem.name}/tuning", table, about, data / "results")

@@ -1,0 +1,259 @@
+"""Sweeps: learned against freshly tuned optimizers over a grid of problems, such as the architectures of figure 6.
+
+Which learning rates are tried and chosen, what is still to be run, and the table under either protocol all follow from
+the files of the runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from l2l_kit import problems, zoo
+from l2l_kit.evaluation import EACH_STEP, LBFGS, ONE_RATE, Curves, machine, write_result
+from l2l_kit.making.plans import combinations, read_plan
+from l2l_kit.making.runs import FOLDER, Run, run_missing
+from l2l_kit.optimizers import Baseline, LearnedRule
+from l2l_kit.paths import HOME, SWEEPS
+from l2l_kit.problems import Problem
+from l2l_kit.tensors import pick_device
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RATES = "learning_rates"
+ROUND = [float(f"{digit}e{power}") for power in range(-9, 7) for digit in (1, 2, 5)]
+"""Where a grid of learning rates goes on: in steps of √10 at most."""
+FLAT = 1e-4
+"""Share of a loss that makes no difference: a grid does not go on into nothingness, where all losses are the same."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a file of data/sweeps says.
+
+    Attributes:
+        name: of the file.
+        problem: configuration that all settings share.
+        grid: lists of values of the fields that vary; every combination is a setting.
+        learned: pretrained optimizers by the label that figures show; ratios are those of the first.
+        baselines: by label, the arguments of `Baseline`, with a list of `learning_rates` to begin with instead of one.
+            Others are tried until the best one, for each of the steps, is neither the first nor the last.
+        steps: numbers of updates after which the losses are noted, in ascending order.
+        num_tasks: fresh optimizees per setting.
+        tuning_tasks: optimizees to tune the baselines on.
+        tuned_on: fields of the problem that are others in tuning, such as the part of the pictures.
+        lbfgs: whether L-BFGS is run as well, which is not tuned: the lowest loss after as many evaluations.
+        on_test_set: whether the losses are those on the test images, in tuning as in comparison (which is to the
+            advantage of the baselines, the only ones that are tuned).
+        seed: of all draws.
+    """
+
+    name: str
+    problem: Mapping[str, Any]
+    grid: Mapping[str, list[Any]]
+    learned: Mapping[str, str]
+    baselines: Mapping[str, Mapping[str, Any]]
+    steps: list[int]
+    num_tasks: int
+    tuning_tasks: int
+    tuned_on: Mapping[str, Any] = field(default_factory=dict)
+    lbfgs: bool = False
+    on_test_set: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.learned or not self.grid or not self.baselines:
+            raise ValueError("learned, grid and baselines must not be empty")
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"two optimizers have the same label: {', '.join(self.labels)}")
+        lists: dict[str, object] = {
+            "steps": self.steps,
+            **{f"grid.{name}": values for name, values in self.grid.items()},
+        }
+        lists |= {f"{RATES} of {label}": rule.get(RATES) for label, rule in self.baselines.items()}
+        for name, values in lists.items():
+            if not isinstance(values, list) or not values:
+                raise ValueError(f"{name} must be a list with something in it, got {values!r}")
+        for number in (*self.steps, self.num_tasks, self.tuning_tasks):
+            if not isinstance(number, int) or number < 1:
+                raise ValueError(f"steps and numbers of tasks must be whole numbers of at least 1, got {number!r}")
+        if self.steps != sorted(set(self.steps)):
+            raise ValueError(f"steps must ascend, got {self.steps!r}")
+        for label, rule in self.baselines.items():
+            rates = [self.baseline(label, lr).lr for lr in rule[RATES]]
+            if any(not 1 < larger / rate <= 10 / 3 for rate, larger in itertools.pairwise(rates)):  # as in 0.1, 0.3, 1
+                raise ValueError(f"{RATES} of {label} must ascend, by a factor of √10 at most, got {rates!r}")
+
+    @property
+    def labels(self) -> list[str]:
+        """All optimizers, as figures show them: the learned ones, the baselines, L-BFGS."""
+        return [*self.learned, *self.baselines, *[LBFGS] * self.lbfgs]
+
+    def baseline(self, label: str, lr: float) -> Baseline:
+        """The baseline of that label with a learning rate."""
+        return Baseline(lr=lr, **{name: value for name, value in self.baselines[label].items() if name != RATES})
+
+    def make_problem(self, setting: Mapping[str, Any], draw: str = "test") -> Problem:
+        """The problem of one setting, or what the baselines are tuned on for it if the draw is "tuning"."""
+        return problems.make({**self.problem, **setting, **(self.tuned_on if draw == "tuning" else {})})
+
+
+def read_sweep(name_or_path: str | Path) -> Sweep:
+    """A sweep of data/sweeps by name, or from a path to a TOML file.
+
+    Raises:
+        UnknownNameError, ValueError: as `read_plan`.
+    """
+
+    def make(name: str, content: dict[str, Any]) -> Sweep:
+        sweep = Sweep(name, **content)
+        for setting, draw in itertools.product(combinations(sweep.grid), ("tuning", "test")):
+            sweep.make_problem(setting, draw)
+        return sweep
+
+    return read_plan("sweep", name_or_path, SWEEPS, make)
+
+
+def run_sweep(
+    sweep: Sweep,
+    data: Path = HOME,
+    *,
+    only: Sequence[str] | None = None,
+    pieces: Path | None = None,
+    jobs: int = 1,
+    device: str | torch.device | None = None,
+    on_run: Callable[[Run], None] = lambda _: None,
+) -> Path | None:
+    """Run what of a sweep is not there yet, and record its table under both protocols.
+
+    Args:
+        sweep: from `read_sweep`.
+        data: where ``results/`` and ``cache/`` are.
+        only: optimizers to run, without a table of them yet; None for all.
+        pieces: folder of finished runs; None for the one in the cache.
+        jobs: runs at once.
+        device: None for the best there is.
+        on_run: called with each run that is done.
+
+    Returns:
+        Path of the table, whose attributes say, by baseline, which learning rates were `tried` in each setting; None
+        where there is none yet.
+
+    Raises:
+        ValueError: if a baseline diverges with every learning rate, or is the better the longer its steps are.
+    """
+    import pandas as pd
+
+    settings, labels = combinations(sweep.grid), only or sweep.labels
+    learned = {label: zoo.load(name) for label, name in sweep.learned.items() if label in labels}
+    folder, on_test_set = pieces or data / FOLDER, sweep.on_test_set
+    make_run = partial(Run, folder, steps=sweep.steps, on_test_set=on_test_set, seed=sweep.seed, device=device)
+    while True:
+        found = [
+            {label: _next(sweep, one, label, learned.get(label), make_run) for label in labels} for one in settings
+        ]
+        wanted = [run for of_setting in found for runs, _ in of_setting.values() for run in runs]
+        if all(run.path.exists() for run in wanted):
+            break
+        for run in run_missing(wanted, jobs):
+            on_run(run)
+    if only:
+        return None
+    tables = [
+        _tabulate(sweep, setting, protocol, {label: runs for label, (runs, _) in of_setting.items()})
+        for setting, of_setting in zip(settings, found, strict=True)
+        for protocol in (ONE_RATE, EACH_STEP)[: len(sweep.steps)]  # which are the same for one number of steps
+    ]
+    tried = {label: [of_setting[label][1] for of_setting in found] for label in sweep.baselines}
+    about = {**asdict(sweep), "tried": tried, "command": f"l2l sweep {sweep.name}", **machine(pick_device(device))}
+    return write_result(f"sweeps/{sweep.name}", pd.concat(tables, ignore_index=True), about, data / "results")
+
+
+def _next(
+    sweep: Sweep, setting: Mapping[str, Any], label: str, rule: LearnedRule | None, make_run: Callable[..., Run]
+) -> tuple[list[Run], list[float]]:
+    """The runs that are wanted of one optimizer in one setting, and the learning rates that are tried.
+
+    As long as the grid of learning rates is not finished, the runs are of all of them. Then they are on test
+    optimizees: for each of the sweep's steps the one with the learning rate that is best for it.
+    """
+
+    def run(rule: LearnedRule | Baseline | None, draw: str) -> Run:
+        rate = f" {rule.lr:g}" if isinstance(rule, Baseline) else ""
+        num_tasks = sweep.tuning_tasks if draw == "tuning" else sweep.num_tasks
+        words = f"{setting}: {label}{rate}, {draw}"
+        return make_run(sweep.make_problem(setting, draw), rule, draw, num_tasks, words=words)
+
+    if label not in sweep.baselines:
+        return [run(rule, "test")] * len(sweep.steps), []
+    rates = list(sweep.baselines[label][RATES])
+    while True:
+        tunings = [run(sweep.baseline(label, lr), "tuning") for lr in rates]
+        if not all(tuning.path.exists() for tuning in tunings):
+            return tunings, rates
+        means = torch.stack([tuning.losses().mean(dim=0) for tuning in tunings])
+        if not (further := further_rates(rates, means)):
+            return [run(sweep.baseline(label, rates[best]), "test") for best in means.argmin(dim=0).tolist()], rates
+        rates = sorted(rates + further)
+
+
+def further_rates(rates: Sequence[float], means: Tensor) -> list[float]:
+    """What a grid of learning rates lacks: one more beyond each end where a best one is, which might be better still.
+
+    Args:
+        rates: what was tried, in ascending order.
+        means: the losses, shape ``(learning rates, steps)``, infinite where a run diverged.
+
+    Returns:
+        The nearest of 1, 2, 5, 10, 20, ... that differs by a quarter or more; nothing if at each of the steps the best
+        is inside.
+
+    Raises:
+        ValueError: if there is none from 1e-9 to 5e6, as where every run diverges.
+    """
+    larger = [lr for lr in ROUND if lr >= 1.25 * rates[-1]]
+    smaller = [lr for lr in reversed(ROUND) if 1.25 * lr <= rates[0]]
+    last, further = len(rates) - 1, []
+    for end, beside, beyond in ((0, min(1, last), smaller), (last, max(last - 1, 0), larger)):
+        plateau = (means[beside] - means[end] <= FLAT * means[end].abs()) & (end != beside)
+        if ((means.argmin(dim=0) == end) & ~plateau).any():
+            if not beyond:
+                raise ValueError(f"the best learning rate is {rates[end]:g} or beyond, and none is tried there.")
+            further.append(beyond[0])
+    return further
+
+
+def _tabulate(sweep: Sweep, setting: Mapping[str, Any], protocol: str, tests: Mapping[str, list[Run]]) -> pd.DataFrame:
+    """The rows of one setting under one protocol, from each optimizer's test runs for each of the steps.
+
+    A row for each number of steps and optimizer has the setting's fields, `protocol`, `step`, `optimizer`, `lr` (of
+    baselines only), the mean loss with its 95% interval `low` to `high`, and `ratio` with `ratio_low` to `ratio_high`:
+    the first learned optimizer's mean over this one's, paired.
+    """
+    import pandas as pd
+
+    if protocol == ONE_RATE:
+        tests = {label: runs[-1:] * len(runs) for label, runs in tests.items()}
+    losses = {
+        label: torch.stack([run.losses()[:, column] for column, run in enumerate(runs)], dim=1)
+        for label, runs in tests.items()
+    }
+    curves = Curves(losses, sweep.make_problem(setting).config(), sweep.seed)
+    fields = {name: "-".join(map(str, v)) if isinstance(v, list) else v for name, v in setting.items()}  # "20-20"
+    frames = []
+    for label, runs in tests.items():
+        frame = pd.DataFrame({**fields, "protocol": protocol, "step": sweep.steps, "optimizer": label})
+        frame["lr"] = pd.Series([getattr(run.optimizer, "lr", None) for run in runs], dtype=float)
+        frame[["mean", "low", "high"]] = torch.stack(curves.interval(label), dim=1).numpy()
+        ratio = curves.interval(sweep.labels[0], over=label)
+        frame[["ratio", "ratio_low", "ratio_high"]] = torch.stack(ratio, dim=1).numpy()
+        frames.append(frame)
+    return pd.concat(frames).sort_values("step", kind="stable")

@@ -1,0 +1,140 @@
+"""Making pretrained optimizers by their recipes: search, imitation, meta-training, saving."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm.auto import tqdm
+
+from l2l_kit import zoo
+from l2l_kit.evaluation import machine, write_result
+from l2l_kit.making.recipes import Recipe, find_recipe
+from l2l_kit.making.search import random_search
+from l2l_kit.making.work import file_lock, key, once, parallel_map
+from l2l_kit.optimizers import LearnedRule
+from l2l_kit.paths import HOME
+from l2l_kit.storage import load_weights, read_tensors, write_tensors
+from l2l_kit.tensors import pick_device
+from l2l_kit.training import Imitation, imitate, meta_train
+from l2l_kit.training.processes import barrier, rank_and_world_size
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Device = str | torch.device | None
+
+
+def search_recipe(recipe: Recipe, data: Path = HOME, storage: str | None = None, device: Device = None) -> pd.DataFrame:
+    """Search what a recipe leaves open, and record the trials; arguments as in `train_recipe`."""
+    started = _with_start(recipe, data, device, progress=True)
+    trials = random_search(started, storage or _runs(recipe, data) / "search.db", device)
+    about = {**_about(recipe, device), **vars(recipe.search)}
+    write_result(f"search/{recipe.name}", trials, about, data / "results")
+    return trials
+
+
+def train_recipe(
+    recipe: Recipe, data: Path = HOME, storage: str | None = None, device: Device = None, progress: bool = True
+) -> Path:
+    """Make a pretrained optimizer: search its meta-learning rate, train it, save it, and record how that went.
+
+    Everything is kept under ``data/cache/runs`` on the way: a run that was interrupted goes on where it was, and one
+    that is finished is not run again. Of several that follow the same recipe, one trains while the others wait for it.
+
+    Args:
+        recipe: what to make.
+        data: where ``pretrained/``, ``results/`` and ``cache/`` are.
+        storage: database of the search, if it is not the file beside the run.
+        device: None for the best there is.
+        progress: show a progress bar.
+
+    Returns:
+        Path of the saved optimizer.
+
+    Raises:
+        ValueError: on several processes, if the recipe has a search.
+    """
+    rank, processes = rank_and_world_size()
+    if recipe.search is not None and processes > 1:
+        raise ValueError(
+            f"recipe {recipe.name!r} searches its meta-learning rate, which torchrun's processes cannot do together: "
+            "leave out its [search], and give it a meta_lr and shards."
+        )
+    runs = _runs(recipe, data)
+    path = data / "pretrained" / f"{recipe.name}.safetensors"
+    with file_lock(runs / "lock") if rank == 0 else nullcontext():
+        begun = _with_start(recipe, data, device, progress)
+        if recipe.search is not None:
+            best = search_recipe(recipe, data, storage, device).iloc[0]
+            begun = begun.with_draw({name: float(best[name]) for name in recipe.search.ranges})
+        optimizer, checkpoint = begun.make_optimizer(), runs / "checkpoint.safetensors"
+        if begun.imitation is not None and not checkpoint.exists():  # a checkpoint holds what came of the imitation
+            _imitate(begun, begun.imitation, optimizer, runs, progress)
+        history = meta_train(
+            optimizer,
+            begun.make_problem(),
+            checkpoint=checkpoint,
+            device=device,
+            progress=progress,
+            **asdict(begun.training),
+        )
+        if history.stopped != "finished":
+            raise KeyboardInterrupt(f"{recipe.name}: interrupted; the same command goes on from {runs}.")
+        if rank == 0:
+            table = history.to_frame().reset_index()
+            write_result(f"training/{recipe.name}", table, _about(recipe, device), data / "results")
+            taught = {"teacher": recipe.teacher, **asdict(recipe.imitation)} if recipe.imitation else None
+            origin = {"start": recipe.start, "imitation": taught}
+            zoo.save(optimizer, path, history, {part: value for part, value in origin.items() if value is not None})
+        barrier()
+    return path
+
+
+def train_recipes(
+    recipes: Sequence[Recipe], data: Path = HOME, storage: str | None = None, device: Device = None, jobs: int = 1
+) -> Iterator[Path]:
+    """Make several pretrained optimizers, some at the same time; arguments as in `train_recipe`."""
+    progress = min(jobs, len(recipes)) == 1
+    return parallel_map(train_recipe, [(recipe, data, storage, device, progress) for recipe in recipes], jobs)
+
+
+def _imitate(recipe: Recipe, settings: Imitation, optimizer: LearnedRule, runs: Path, progress: bool) -> None:
+    """Let an optimizer imitate its recipe's teacher, or load what came of that earlier."""
+    problem = recipe.make_problem()
+    about = {"problem": problem.config(), "optimizer": optimizer.config(), "teacher": dict(recipe.teacher)}
+    about |= {"imitation": asdict(settings)}
+    path = runs / f"imitation-{key(about)}.safetensors"
+
+    def make() -> None:
+        taught = imitate(optimizer, recipe.make_teacher(), problem, settings)
+        with tqdm(taught, total=settings.networks, unit="network", desc="imitation", disable=not progress) as bar:
+            for one in bar:
+                bar.set_postfix(error=f"{one.error:.3g}", loss=f"{one.losses[-20:].mean():.3g}")
+        write_tensors(path, optimizer.state_dict(), about, zoo.FORMAT_VERSION)
+
+    once(path, make)
+    load_weights(optimizer, read_tensors(path, zoo.FORMAT_VERSION)[0], str(path))
+
+
+def _runs(recipe: Recipe, data: Path) -> Path:
+    return data / "cache" / "runs" / recipe.name
+
+
+def _about(recipe: Recipe, device: Device) -> dict[str, Any]:
+    about = {"recipe": recipe.name, "problem": recipe.problem, **machine(pick_device(device))}
+    return about if recipe.start is None else {**about, "start": recipe.start}
+
+
+def _with_start(recipe: Recipe, data: Path, device: Device, progress: bool) -> Recipe:
+    """The recipe with the weights of the optimizer from which it goes on, which is made first if it is not there."""
+    if recipe.start is None:
+        return recipe
+    start = data / "pretrained" / f"{recipe.start}.safetensors"
+    if not start.is_file():
+        train_recipe(find_recipe(recipe.start), data, None, device, progress)
+    return replace(recipe, initial=zoo.load(start).state_dict())

@@ -1,0 +1,105 @@
+"""Making pretrained optimizers by their recipes."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+
+from l2l_kit import zoo
+from l2l_kit.errors import WeightsFileError
+from l2l_kit.evaluation import read_result
+from l2l_kit.making import train
+from l2l_kit.making.recipes import Recipe, Search
+from l2l_kit.training import MetaTrainer, MetaTraining, rollout, validation_batch
+
+TRAINING = MetaTraining(horizon=4, unroll=2, epochs=2, episodes_per_epoch=2, batch_size=3, validation_tasks=5)
+RECIPE = Recipe("tiny", {"name": "quadratics", "dim": 2}, {"hidden_size": 3}, TRAINING)
+OPEN = {"forget_bias": (0.0, 4.0), "output_scale": (0.1, 1.0)}
+SEARCHED = replace(RECIPE, search=Search(trials=2, epochs=1, meta_lr=(1e-3, 1e-1), optimizer=OPEN))
+
+
+def follow(data, recipe=RECIPE):
+    return train.train_recipe(recipe, data, device="cpu", progress=False)
+
+
+def weights(path):
+    return {name: weight.tolist() for name, weight in zoo.load(path).state_dict().items()}
+
+
+def test_makes_the_optimizer_its_card_and_its_history(tmp_path):
+    path = follow(tmp_path)
+    assert path == tmp_path / "pretrained" / "tiny.safetensors"
+    card = zoo.card(path)
+    assert card["problem"] == RECIPE.problem
+    assert MetaTraining(**card["training"]) == TRAINING
+    history = read_result("training/tiny", tmp_path / "results")
+    assert list(history["epoch"]) == [0, 1, 2]
+    assert history["validation_loss"].min() == pytest.approx(card["trained"]["validation_loss"], rel=1e-5)
+
+
+def test_trains_with_the_best_that_the_search_has_found(tmp_path):
+    card = zoo.card(follow(tmp_path, SEARCHED))
+    trials = read_result("search/tiny", tmp_path / "results")
+    assert len(trials) == 2
+    assert trials["validation_loss"].is_monotonic_increasing
+    assert card["training"]["meta_lr"] == pytest.approx(trials["meta_lr"][0], rel=1e-5)
+    for name in OPEN:
+        assert card["optimizer"][name] == pytest.approx(trials[name][0], rel=1e-5)
+
+
+def test_goes_on_from_the_optimizer_that_it_starts_from(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(train, "find_recipe", lambda name: asked.append(name) or RECIPE)
+    recipe = replace(RECIPE, name="second", start="tiny", training=replace(TRAINING, seed=1))
+    path = follow(tmp_path, recipe)
+    assert asked == ["tiny"]  # made first, since it was not there
+    first = zoo.load(tmp_path / "pretrained" / "tiny")
+    validation = validation_batch(recipe.make_problem(), recipe.training)
+    before = rollout(first, validation, recipe.training.horizon)[:, -1].mean().item()
+    history = read_result("training/second", tmp_path / "results")
+    assert history["validation_loss"][0] == pytest.approx(before, rel=1e-5)
+    assert zoo.card(path)["start"] == "tiny"
+    follow(tmp_path, replace(recipe, name="third"))
+    assert asked == ["tiny"]  # it is there now
+    with pytest.raises(WeightsFileError, match="'fourth', start 'tiny'"):
+        follow(tmp_path, replace(recipe, name="fourth", optimizer={"hidden_size": 4}))
+
+
+def test_what_is_finished_is_not_run_again(tmp_path, monkeypatch):
+    first = weights(follow(tmp_path, SEARCHED))
+    monkeypatch.setattr(MetaTrainer, "_episode", lambda *_: pytest.fail("it was run again"))
+    assert weights(follow(tmp_path, SEARCHED)) == first
+
+
+@pytest.mark.parametrize("interrupt_at", [1, 6])
+def test_what_was_interrupted_goes_on_with_the_same_bits(tmp_path, monkeypatch, interrupt_at):
+    """Two trials of one epoch are episodes 0 to 3, the training is 4 to 7."""
+    calls, original = itertools.count(), MetaTrainer._episode
+
+    def interrupted(*arguments):
+        if next(calls) == interrupt_at:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetaTrainer, "_episode", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            follow(tmp_path / "one", SEARCHED)
+    assert not (tmp_path / "one" / "pretrained").exists()
+    one, other = (follow(tmp_path / data, SEARCHED) for data in ("one", "other"))
+    assert weights(one) == weights(other)
+    assert zoo.card(one)["training"] == zoo.card(other)["training"]
+
+
+def test_a_checkpoint_of_the_first_version_is_continued(tmp_path):
+    """Where it lies, and what must be the same for it, so that a training of days goes on with a new version."""
+    checkpoint = tmp_path / "cache" / "runs" / "tiny" / "checkpoint.safetensors"
+    trainer = MetaTrainer(RECIPE.make_optimizer(), RECIPE.make_problem(), TRAINING, checkpoint=checkpoint, device="cpu")
+    for event in trainer.run():
+        if event.validation_losses is not None and event.epoch == 1:
+            break
+    assert checkpoint.exists()
+    assert weights(follow(tmp_path)) == weights(follow(tmp_path / "whole"))
+    seconds = read_result("training/tiny", tmp_path / "results")["seconds"]
+    assert torch.tensor(seconds.tolist()).diff().ge(0).all()
