@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 
 from l2l_kit import evaluation, optimizers, problems, training, zoo
 from l2l_kit.evaluation import compare, tune, tuned_baselines
+from l2l_kit.extras import needs
 from l2l_kit.learned_optimizer import LearnedOptimizer
 from l2l_kit.making.build import build
 from l2l_kit.optimizers import GroupedLSTMs, LSTMOptimizer, baseline, parameter_groups
@@ -48,7 +49,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    """`plots` and `widgets` are imported when first used: plotly and ipywidgets are not needed to train."""
+    """`plots` and `widgets` are imported when first used: an extra brings plotly and ipywidgets."""
     if name in ("plots", "widgets"):
-        return importlib.import_module(f"l2l_kit.{name}")
+        with needs("lessons"):
+            return importlib.import_module(f"l2l_kit.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,31 +5,27 @@ from __future__ import annotations
 import ast
 import errno
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from typer.core import TyperGroup
 
 from l2l_kit import data as data_sets
 from l2l_kit import problems, zoo
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.evaluation import (
-    Claim,
-    read_result,
-    tuned_baselines,
-    write_result,
-)
+from l2l_kit.evaluation import Claim, tuned_baselines
 from l2l_kit.evaluation import compare as run_comparison
 from l2l_kit.evaluation.curves import Statistic
-from l2l_kit.gallery import write_gallery
 from l2l_kit.making.features import make_features
+from l2l_kit.making.gallery import write_gallery
+from l2l_kit.making.lessons import Lesson, execute_lessons, find_lessons
 from l2l_kit.making.recipes import Recipe, read_recipes
+from l2l_kit.making.report import record_claims, write_report
 from l2l_kit.making.runs import record_tuning
 from l2l_kit.making.sweeps import read_sweep, run_sweep
 from l2l_kit.making.train import search_recipe, train_recipes
@@ -37,48 +33,28 @@ from l2l_kit.making.work import cores, parallel_map
 from l2l_kit.optimizers import BASELINES, Optimizer, baseline
 from l2l_kit.paths import DATA, HOME, user_path
 from l2l_kit.problems import Problem
-from l2l_kit.report import claims_table, environment, recorded_table, report
-from l2l_kit.reproduce import Lesson, cells_done, find_lessons
-from l2l_kit.reproduce import reproduce as run_lessons
 from l2l_kit.storage import write_atomically
 from l2l_kit.training.processes import process_group, rank_and_world_size
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-app = typer.Typer(
-    help="Learning to learn by gradient descent by gradient descent.", no_args_is_help=True, add_completion=False
-)
-RECORD = "reproduce/claims"
 
 # A pipe has no width: give it room, so that a name is never cut.
 console = Console(width=None if sys.stdout.isatty() else 160)
 complaints = Console(stderr=True, soft_wrap=True, highlight=False)
 
-Device = Annotated[str | None, typer.Option(help='"cpu" or "cuda"; the best there is if not given.')]
-Seed = Annotated[int, typer.Option(help="Seed of all draws.")]
-RecipeName = Annotated[str, typer.Argument(help="A recipe of data/recipes, or a path to one (.toml).")]
-Members = Annotated[list[str] | None, typer.Option("--only", help="Only these members of the recipe's grid.")]
-Storage = Annotated[
-    str | None,
-    typer.Option(help="Database URL that keeps the search, for several machines; a file in cache/ if not given."),
-]
-Data = Annotated[Path, typer.Option(parser=user_path, help="Where pretrained/, results/ and cache/ are.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", "-p", help="A field, as name=value; may be repeated.")]
 
+class _OneLineErrors(TyperGroup):
+    """The commands. What the user can mend is one line on standard error, without a traceback."""
 
-@contextmanager
-def _clear_errors(after_a_stop: str = "") -> Iterator[None]:
-    """Show what the user can mend as one line, without a traceback."""
-    try:
-        yield
-    except (ValueError, ArithmeticError, OSError) as error:
-        text = _explained(error) if isinstance(error, OSError) and error.errno else str(error)
-        complaints.print(f"[red]error:[/red] {escape(text)}")
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt as error:
-        complaints.print(f"stopped. {escape(str(error) or after_a_stop)}")
-        raise typer.Exit(130) from error
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was chosen."""
+        try:
+            return super().invoke(ctx)
+        except (ValueError, ArithmeticError, OSError, ImportError) as error:
+            text = _explained(error) if isinstance(error, OSError) and error.errno else str(error)
+            complaints.print(f"[red]error:[/red] {escape(text)}")
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            complaints.print(f"stopped. {escape(str(error))}")
+            raise typer.Exit(130) from error
 
 
 def _explained(error: OSError) -> str:
@@ -92,56 +68,71 @@ def _explained(error: OSError) -> str:
     return f"{error.filename or 'a file'}: {error.strerror}. {remedy} (an option of the command, or L2L_HOME)."
 
 
+app = typer.Typer(
+    cls=_OneLineErrors,
+    help="Learning to learn by gradient descent by gradient descent.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+
+Device = Annotated[str | None, typer.Option(help='"cpu" or "cuda"; the best there is if not given.')]
+Seed = Annotated[int, typer.Option(help="Seed of all draws.")]
+Jobs = Annotated[int, typer.Option(min=1, help="How many to run at once, the cores shared among them.")]
+Tasks = Annotated[int, typer.Option("--tasks", min=1, help="Number of optimizees.")]
+RecipeName = Annotated[str, typer.Argument(help="A recipe of data/recipes, or a path to one (.toml).")]
+Members = Annotated[list[str] | None, typer.Option("--only", help="Only these members of the recipe's grid.")]
+Storage = Annotated[
+    str | None,
+    typer.Option(help="Database URL that keeps the search, for several machines; a file in cache/ if not given."),
+]
+Data = Annotated[Path, typer.Option(parser=user_path, help="Where pretrained/, results/ and cache/ are.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", "-p", help="A field, as name=value; may be repeated.")]
+
+
 def _pairs(settings: list[str] | None) -> dict[str, str]:
-    pairs = {}
     for setting in settings or []:
-        name, separator, value = setting.partition("=")
-        if not separator:
-            raise ValueError(f"{setting!r} is not of the form name=value.")
-        pairs[name] = value
-    return pairs
+        if "=" not in setting:
+            raise typer.BadParameter(f"{setting!r} is not of the form name=value.", param_hint="-p")
+    return dict(setting.split("=", 1) for setting in settings or [])
 
 
 def _problem(name: str, settings: list[str] | None) -> Problem:
-    def value(text: str) -> object:
-        """As in Python: 3, 0.1, True, "20,20" or "20," for tuples; what is none of that is a word."""
+    """A problem with fields as in Python: 3, 0.1, True, "20,20" or "20," for tuples; what is none of that is a word."""
+    fields: dict[str, object] = {"name": name, **_pairs(settings)}
+    for field, text in _pairs(settings).items():
         try:
-            return ast.literal_eval(text)
+            fields[field] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
-            return text
+            continue
+    return problems.make(fields)
 
-    return problems.make({"name": name, **{key: value(text) for key, text in _pairs(settings).items()}})
+
+def _print_table(rows: Sequence[dict[str, str]], title: str | None = None) -> None:
+    """Rows that share their columns."""
+    table = Table(*(rows[0] if rows else ()), title=title)
+    for row in rows:
+        table.add_row(*row.values())
+    console.print(table)
 
 
 @app.command()
 def train(
     recipe: RecipeName,
     only: Members = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Members to train at once, the cores shared among them.")] = 1,
+    jobs: Jobs = 1,
     storage: Storage = None,
     data: Data = HOME,
     device: Device = None,
 ) -> None:
     """Make pretrained optimizers: search the meta-learning rate, train, save. Goes on where it was interrupted."""
-    with _clear_errors():
-        chosen = _members(recipe, only)
-        with process_group(device) as mine:
-            made = train_recipes(chosen, data, storage, str(mine), jobs)
-            for number, path in enumerate(made, start=1):
-                if rank_and_world_size()[0] == 0:
-                    console.print(f"({number}/{len(chosen)}) {_trained(path)}")
-
-
-@app.command("train-features")
-def train_small_network(
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over CIFAR-10.")] = 3,
-    seed: Seed = 0,
-    data: Annotated[Path, typer.Option(parser=user_path, help="Where networks/ and results/ are.")] = DATA,
-) -> None:
-    """Make the small network whose features stand in for VGG-16's, and record how well it tells pictures apart."""
-    with _clear_errors():
-        path, recorded, accuracy = make_features(epochs, seed, data)
-        console.print(f"{path}: {accuracy:.1%} of CIFAR-10's test images right; recorded in {recorded}")
+    chosen = _members(recipe, only)
+    with process_group(device) as mine:
+        made = train_recipes(chosen, data, storage, str(mine), jobs)
+        for number, path in enumerate(made, start=1):
+            if rank_and_world_size()[0] == 0:
+                it = zoo.card(path)["trained"]
+                how = f"loss {it['validation_loss']:.4g} after {it['episodes']} episodes, {it['seconds']} s"
+                console.print(f"({number}/{len(chosen)}) {path}: validation {how}")
 
 
 def _members(recipe: str, only: list[str] | None) -> list[Recipe]:
@@ -153,70 +144,102 @@ def _members(recipe: str, only: list[str] | None) -> list[Recipe]:
     return [member for name, member in members.items() if not only or name in only]
 
 
-def _trained(path: Path) -> str:
-    trained = zoo.card(path)["trained"]
-    loss, episodes, seconds = trained["validation_loss"], trained["episodes"], trained["seconds"]
-    return f"{path}: validation loss {loss:.4g} after {episodes} episodes, {seconds} s"
+@app.command("train-features")
+def train_small_network(
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over CIFAR-10.")] = 3,
+    seed: Seed = 0,
+    data: Annotated[Path, typer.Option(parser=user_path, help="Where networks/ and results/ are.")] = DATA,
+) -> None:
+    """Make the small network whose features stand in for VGG-16's, and record how well it tells pictures apart."""
+    path, recorded, accuracy = make_features(epochs, seed, data)
+    console.print(f"{path}: {accuracy:.1%} of CIFAR-10's test images right; recorded in {recorded}")
 
 
 @app.command()
 def search(
     recipe: RecipeName,
     only: Members = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Trials to run at once, the cores shared among them.")] = 1,
+    jobs: Jobs = 1,
     storage: Storage = None,
     data: Data = HOME,
     device: Device = None,
 ) -> None:
     """Draw meta-learning rates, and what else a recipe leaves open, at random. Goes on where it was interrupted."""
-    with _clear_errors():
-        for member in _members(recipe, only):
-            if member.search is None:
-                raise ValueError(f"recipe {member.name!r} has no [search] section.")
-            work = [(member, data, storage, device)] * min(jobs, member.search.trials)
-            from l2l_kit import plots, static
+    from l2l_kit import plots, static
 
-            with console.status(f"{member.name}: {member.search.trials} trials"):
-                *_, trials = parallel_map(search_recipe, work, jobs)
-            table = Table(*trials.columns, title=f"{member.name}, best first")
-            for row in trials.itertuples(index=False):
-                table.add_row(*(f"{value:.4g}" for value in row))
-            console.print(table)
-            console.print(f"recorded in {data / 'results' / 'search' / member.name}.csv", soft_wrap=True)
-            for name in member.search.ranges:
-                path = data / "cache" / "runs" / member.name / f"search-{name}.png"
-                write_atomically(path, static.png(plots.search(trials, name, title=f"{member.name}: random search")))
-                console.print(f"plotted in {path}", soft_wrap=True)
+    for member in _members(recipe, only):
+        if member.search is None:
+            raise ValueError(f"recipe {member.name!r} has no [search] section.")
+        work = [(member, data, storage, device)] * min(jobs, member.search.trials)
+        with console.status(f"{member.name}: {member.search.trials} trials"):
+            *_, trials = parallel_map(search_recipe, work, jobs)
+        rows = [{str(name): f"{value:.4g}" for name, value in row.items()} for row in trials.to_dict("records")]
+        _print_table(rows, f"{member.name}, best first")
+        console.print(f"recorded in {data / 'results' / 'search' / member.name}.csv", soft_wrap=True)
+        for name in member.search.ranges:
+            path = data / "cache" / "runs" / member.name / f"search-{name}.png"
+            write_atomically(path, static.png(plots.search(trials, name, title=f"{member.name}: random search")))
+            console.print(f"plotted in {path}", soft_wrap=True)
 
 
 @app.command()
 def tune(
     problem: Annotated[str, typer.Argument(help="The problem, such as quadratics.")],
     settings: Settings = None,
-    steps: Annotated[list[int], typer.Option(help="Updates per run; repeat it to tune for several lengths.")] = [100],  # noqa: B006
-    num_tasks: Annotated[int, typer.Option("--tasks", help="Number of optimizees.")] = 1000,
+    steps: Annotated[
+        list[int],
+        typer.Option(min=1, help="Updates per run; repeat it to tune for several lengths."),
+    ] = [100],  # noqa: B006
+    num_tasks: Tasks = 1000,
     rates: Annotated[int, typer.Option(min=1, help="Learning rates per decade that are tried.")] = 8,
     seed: Seed = 0,
     data: Data = HOME,
     device: Device = None,
 ) -> None:
     """Find the learning rate of every baseline that gives the best final loss, and record it in data/results."""
-    with _clear_errors():
-        chosen = _problem(problem, settings)
-        with console.status("tuning"):
-            tunings, path = record_tuning(
-                chosen, data, steps=steps, num_tasks=num_tasks, rates=rates, seed=seed, device=device
-            )
-        table = Table("baseline", "step", "lr, best mean", "mean", "lr, best median", "median")
-        for tuning in tunings:
-            for step in steps:
-                cells = []
-                for statistic in get_args(Statistic):
-                    best = tuning.best(statistic, step).lr, tuning.final(statistic, step).min()
-                    cells += [f"{value:.4g}" for value in best]
-                table.add_row(BASELINES[tuning.name], str(step), *cells)
-        console.print(table)
-        console.print(f"recorded in {path}")
+    chosen = _problem(problem, settings)
+    with console.status("tuning"):
+        tunings, path = record_tuning(
+            chosen, data, steps=steps, num_tasks=num_tasks, rates=rates, seed=seed, device=device
+        )
+    rows = []
+    for tuning in tunings:
+        for step in steps:
+            rows.append({"baseline": BASELINES[tuning.name], "step": str(step)})
+            for statistic in get_args(Statistic):
+                rows[-1][f"lr, best {statistic}"] = f"{tuning.best(statistic, step).lr:.4g}"
+                rows[-1][statistic] = f"{tuning.final(statistic, step).min():.4g}"
+    _print_table(rows)
+    console.print(f"recorded in {path}")
+
+
+@app.command()
+def compare(
+    optimizers: Annotated[
+        list[str], typer.Argument(help="Pretrained ones by name or path, baselines as adam (tuned) or adam=0.1.")
+    ],
+    problem: Annotated[str, typer.Option(help="The problem.")] = "quadratics",
+    settings: Settings = None,
+    steps: Annotated[int, typer.Option(min=1, help="Updates per run.")] = 100,
+    num_tasks: Tasks = 1000,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(parser=user_path, help="Write the whole curves to this CSV file.")] = None,
+    device: Device = None,
+) -> None:
+    """Run optimizers on the same fresh optimizees and print their losses after the last step."""
+    tasks = _problem(problem, settings)
+    chosen = dict(_optimizer(text, problem) for text in optimizers)
+    curves = run_comparison(chosen, tasks, steps=steps, num_tasks=num_tasks, seed=seed, device=device)
+    rows = []
+    for name in curves.losses:
+        rows.append({"optimizer": name})
+        for statistic in get_args(Statistic):
+            value, low, high = (part[-1].item() for part in curves.interval(name, statistic))
+            rows[-1][f"{statistic} (95% CI)"] = f"{value:.4g} ({low:.4g} to {high:.4g})"
+    _print_table(rows, f"f after {steps} steps, {num_tasks} optimizees")
+    if out is not None:
+        write_atomically(out, curves.to_frame().to_csv(index=False).encode())
+        console.print(f"curves written to {out}")
 
 
 def _optimizer(text: str, tuned_on: str) -> tuple[str, Optimizer[Any]]:
@@ -229,39 +252,6 @@ def _optimizer(text: str, tuned_on: str) -> tuple[str, Optimizer[Any]]:
 
 
 @app.command()
-def compare(
-    optimizers: Annotated[
-        list[str], typer.Argument(help="Pretrained ones by name or path, baselines as adam (tuned) or adam=0.1.")
-    ],
-    problem: Annotated[str, typer.Option(help="The problem.")] = "quadratics",
-    settings: Settings = None,
-    steps: Annotated[int, typer.Option(help="Updates per run.")] = 100,
-    num_tasks: Annotated[int, typer.Option("--tasks", help="Number of optimizees.")] = 1000,
-    seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option(parser=user_path, help="Write the whole curves to this CSV file.")] = None,
-    device: Device = None,
-) -> None:
-    """Run optimizers on the same fresh optimizees and print their losses after the last step."""
-    with _clear_errors():
-        tasks = _problem(problem, settings)
-        chosen = dict(_optimizer(text, problem) for text in optimizers)
-        curves = run_comparison(chosen, tasks, steps=steps, num_tasks=num_tasks, seed=seed, device=device)
-        table = Table(
-            "optimizer", "mean", "95% CI", "median", "95% CI", title=f"f after {steps} steps, {num_tasks} optimizees"
-        )
-        for name in curves.losses:
-            cells = []
-            for statistic in ("mean", "median"):
-                value, low, high = (part[-1].item() for part in curves.interval(name, statistic))
-                cells += [f"{value:.4g}", f"{low:.4g} to {high:.4g}"]
-            table.add_row(name, *cells)
-        console.print(table)
-        if out is not None:
-            write_atomically(out, curves.to_frame().to_csv(index=False).encode())
-            console.print(f"curves written to {out}")
-
-
-@app.command()
 def sweep(
     name: Annotated[str, typer.Argument(help="A sweep of data/sweeps, or a path to one (.toml).")],
     only: Annotated[
@@ -271,44 +261,39 @@ def sweep(
         Path | None,
         typer.Option(parser=user_path, help="Folder of the runs that are finished, instead of the one in the cache."),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at once, the cores shared among them.")] = 1,
+    jobs: Jobs = 1,
     data: Data = HOME,
     device: Device = None,
 ) -> None:
     """Compare optimizers, baselines freshly tuned, over a grid of problems. Goes on where it was interrupted."""
-    with _clear_errors():
-        plan = read_sweep(name)
-        for label in only or []:
-            if label not in plan.labels:
-                raise UnknownNameError(f"optimizer of sweep {plan.name!r}", label, plan.labels)
-        path = run_sweep(
-            plan,
-            data,
-            only=only,
-            pieces=pieces,
-            jobs=jobs,
-            device=device,
-            on_run=lambda run: console.print(run.words),
-        )
-        if path is None:
-            return
+    plan = read_sweep(name)
+    for label in only or []:
+        if label not in plan.labels:
+            raise UnknownNameError(f"optimizer of sweep {plan.name!r}", label, plan.labels)
+    path = run_sweep(
+        plan,
+        data,
+        only=only,
+        pieces=pieces,
+        jobs=jobs,
+        device=device,
+        on_run=lambda run: console.print(run.words),
+    )
+    if path is not None:
         console.print(f"recorded in {path}")
 
 
 @app.command()
 def reproduce(
-    profile: Annotated[str, typer.Option(help="quick or full.")] = "quick",
+    profile: Annotated[
+        Literal["quick", "full"], typer.Option(help="Use what is recorded, or make it first.")
+    ] = "quick",
     lesson: Annotated[list[str] | None, typer.Option(help="Only these lessons, such as 01; may be repeated.")] = None,
     settings: Settings = None,
     out: Annotated[Path, typer.Option(parser=user_path, help="Where executed notebooks and the report go.")] = Path(
         "build/report"
     ),
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Lessons to execute at once, the cores shared among them; as many as cores if not given."
-        ),
-    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Lessons at once; as many as cores if not given.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Execute lessons again that are finished.")] = False,
     record: Annotated[
         bool, typer.Option("--record", help="Record the claims in results/reproduce, to compare later runs with.")
@@ -317,91 +302,30 @@ def reproduce(
     device: Device = None,
 ) -> None:
     """Execute the lessons headless, and write a report of claims and figures. Goes on where it was interrupted."""
-    with _clear_errors("The same command goes on where it was."):
-        if profile not in ("quick", "full"):
-            raise UnknownNameError("profile", profile, ("quick", "full"))
-        parameters = {"profile": profile, **({"device": device} if device else {}), **_pairs(settings)}
-        chosen, at_once = find_lessons(lesson or ()), jobs or cores()
-        console.print(f"{len(chosen)} lessons, {min(at_once, len(chosen))} at a time, into {out / 'notebooks'}")
-        with _LessonProgress(chosen) as progress:
-            lessons = run_lessons(
-                chosen,
-                out / "notebooks",
-                parameters,
-                jobs=at_once,
-                again=again,
-                on_lesson=progress.end,
-                on_progress=progress.move,
-            )
-        before = read_result(RECORD, data / "results") if (data / "results" / f"{RECORD}.csv").exists() else None
-        about = environment({each: _in_use(each) for each in data_sets.DATA_SETS})
-        write_atomically(out / "claims.md", claims_table(lessons).encode())
-        write_atomically(out / "report.html", report(lessons, parameters, about, before).encode())
-        console.print(f"{_verdict([claim for done in lessons for claim in done.claims])}")
-        console.print(f"report: {(out / 'report.html').resolve()}", soft_wrap=True)
-        if record:
-            console.print(f"recorded in {_record(lessons, before, about, data / 'results')}", soft_wrap=True)
-        if any(done.error for done in lessons):
-            raise typer.Exit(1)
+    parameters = {"profile": str(profile), **({"device": device} if device else {}), **_pairs(settings)}
+    chosen, at_once, notebooks = find_lessons(lesson or ()), jobs or cores(), out / "notebooks"
+    console.print(f"{len(chosen)} lessons, {min(at_once, len(chosen))} at a time, into {notebooks}")
+    with console.status("") as status:
+        lessons = execute_lessons(
+            chosen, notebooks, parameters, jobs=at_once, again=again, on_lesson=_say, on_progress=status.update
+        )
+    page = write_report(lessons, parameters, out, data / "results")
+    console.print(_verdict([claim for done in lessons for claim in done.claims]))
+    console.print(f"report: {page.resolve()}", soft_wrap=True)
+    if record:
+        console.print(f"recorded in {record_claims(lessons, data / 'results')}", soft_wrap=True)
+    if any(done.error for done in lessons):
+        raise typer.Exit(1)
 
 
-def _in_use(name: str) -> str:
-    state, remark = data_sets.status(name)
-    if state == "verified":
-        return f"whole, in the cache{_in_brackets(remark)}"
-    return f"stand-in: {data_sets.DATA_SETS[name].stand_in}"
-
-
-def _in_brackets(remark: str) -> str:
-    return f" ({remark})" if remark else ""
-
-
-def _record(lessons: Sequence[Lesson], before: pd.DataFrame | None, about: Mapping[str, str], results: Path) -> Path:
-    """Record the claims of these lessons, and leave those of others as they are recorded."""
-    import pandas as pd
-
-    if failed := [lesson.name for lesson in lessons if lesson.error]:
-        raise ValueError(f"{', '.join(failed)} failed; only lessons that ran to their end can be recorded.")
-    table = recorded_table(lessons)
-    if before is not None:
-        others = before[~before["lesson"].isin([lesson.name for lesson in lessons])]
-        table = pd.concat([others, table]).sort_values("lesson", kind="stable") if len(others) else table
-    return write_result(RECORD, table, {"command": "l2l reproduce --record", **about}, results)
+def _say(lesson: Lesson) -> None:
+    outcome = f"[red]failed: {escape(lesson.error)}[/red]" if lesson.error else "done"
+    claims = f", {_verdict(lesson.claims)}" if lesson.claims else ""
+    console.print(f"{lesson.name}: {outcome} in {lesson.seconds:.0f} s{claims}")
 
 
 def _verdict(claims: Sequence[Claim]) -> str:
     return f"{sum(claim.holds for claim in claims)} of {len(claims)} claims hold"
-
-
-class _LessonProgress(Progress):
-    """A bar over the cells of all lessons with the time left, and a line for each lesson that is done."""
-
-    def __init__(self, lessons: Sequence[Path]) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("cells, left:"))
-        # Cells take from no time to minutes: what is left is judged by all that was done.
-        super().__init__(
-            *(*columns, TimeRemainingColumn()),
-            console=console,
-            transient=True,
-            speed_estimate_period=1e6,
-            disable=not console.is_terminal,
-        )
-        self._cells = {path.stem: cells_done(path)[1] for path in lessons}
-        self._done = dict.fromkeys(self._cells, 0)
-        self._bar = self.add_task("", total=sum(self._cells.values()))
-
-    def move(self, lesson: str, done: int, cells: int) -> None:
-        """So many of a lesson's cells are done."""
-        self._done[lesson] = min(done, self._cells[lesson])  # papermill adds a cell
-        under_way = ", ".join(name for name, done in self._done.items() if 0 < done < self._cells[name])
-        self.update(self._bar, completed=sum(self._done.values()), description=under_way)
-
-    def end(self, lesson: Lesson) -> None:
-        """A lesson has ended."""
-        self.move(lesson.name, self._cells[lesson.name], self._cells[lesson.name])
-        verdict = f"[red]failed: {escape(lesson.error)}[/red]" if lesson.error else "done"
-        claims = f", {_verdict(lesson.claims)}" if lesson.claims else ""
-        self.console.print(f"{lesson.name}: {verdict} in {lesson.seconds:.0f} s{claims}")
 
 
 @app.command()
@@ -409,9 +333,8 @@ def gallery(
     folder: Annotated[Path, typer.Argument(parser=user_path, help="Where the pictures go.")] = Path("docs/figures"),
 ) -> None:
     """Write the figures of the paper, as the committed lessons show them, as PNG files and a page."""
-    with _clear_errors():
-        for path in write_gallery(find_lessons(), folder):
-            console.print(f"{path}: {path.stat().st_size / 1000:.0f} kB", highlight=False, soft_wrap=True)
+    for path in write_gallery(find_lessons(), folder):
+        console.print(f"{path}: {path.stat().st_size / 1000:.0f} kB", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -420,48 +343,53 @@ def fetch(
     show: Annotated[bool, typer.Option("--list", help="Only show what is there and whether it is whole.")] = False,
 ) -> None:
     """Download data sets and VGG-16 into the cache, $L2L_DATA_DIR or data/cache."""
-    with _clear_errors():
-        wanted = [name] if name else list(data_sets.DATA_SETS)
-        found = {each: data_sets.status(each) for each in wanted}
-        if show:
-            console.print(_data_table(found))
-            return
-        for each, (state, remark) in found.items():
-            data_set = data_sets.DATA_SETS[each]
-            if state == "verified":
-                console.print(f"{each}: already in {data_set.path}{_in_brackets(remark)}", soft_wrap=True)
-                continue
-            if state == "damaged":
-                console.print(remark, soft_wrap=True)
-            console.print(f"{each}: downloading from {data_set.url}", soft_wrap=True)
-            console.print(f"{each}: verified and written to {data_sets.fetch(each)}", soft_wrap=True)
+    found = {each: data_sets.status(each) for each in ([name] if name else data_sets.DATA_SETS)}
+    if show:
+        _print_table([_about_data(each, *status) for each, status in found.items()])
+        return
+    for each, (state, remark) in found.items():
+        data_set = data_sets.DATA_SETS[each]
+        if state == "verified":
+            console.print(f"{each}: already in {data_set.path}{_in_brackets(remark)}", soft_wrap=True)
+            continue
+        if state == "damaged":
+            console.print(remark, soft_wrap=True)
+        console.print(f"{each}: downloading from {data_set.url}", soft_wrap=True)
+        console.print(f"{each}: verified and written to {data_sets.fetch(each)}", soft_wrap=True)
 
 
-def _data_table(found: Mapping[str, tuple[data_sets.State, str]]) -> Table:
-    table = Table("name", "in the cache", "checksum", "from", "without it")
-    for name, (state, remark) in found.items():
-        data_set = data_sets.DATA_SETS[name]
-        verdict = {"verified": f"[green]holds[/green]{_in_brackets(remark)}", "damaged": "[red]does not hold[/red]"}
-        file = "nothing" if state == "missing" else str(data_set.path)
-        table.add_row(name, file, verdict.get(state, ""), data_set.url, data_set.stand_in)
-    return table
+def _about_data(name: str, state: data_sets.State, remark: str) -> dict[str, str]:
+    data_set = data_sets.DATA_SETS[name]
+    verdict = {"verified": f"[green]holds[/green]{_in_brackets(remark)}", "damaged": "[red]does not hold[/red]"}
+    return {
+        "name": name,
+        "in the cache": "nothing" if state == "missing" else str(data_set.path),
+        "checksum": verdict.get(state, ""),
+        "from": data_set.url,
+        "without it": data_set.stand_in,
+    }
+
+
+def _in_brackets(remark: str) -> str:
+    return f" ({remark})" if remark else ""
 
 
 @app.command("zoo")
 def list_zoo() -> None:
     """List the pretrained optimizers."""
-    table = Table("name", "trained on", "preprocessing", "unroll", "horizon", "episodes", "validation loss")
-    with _clear_errors():
-        for name in zoo.names():
-            about = {"problem": {}, "training": {}, "trained": {}} | zoo.card(name)  # it may be saved without a history
-            problem, training, trained, rule = (about[part] for part in ("problem", "training", "trained", "optimizer"))
-            lstms = rule.get("groups", {"": rule}).values()
-            table.add_row(
-                name,
-                problem.get("name", ""),
-                ", ".join(sorted({lstm["preprocessing"]["name"] for lstm in lstms})),
-                *(str(training.get(field, "")) for field in ("unroll", "horizon")),
-                str(trained.get("episodes", "")),
-                f"{trained['validation_loss']:.4g}" if trained else "",
-            )
-        console.print(table)
+    rows = []
+    for name in zoo.names():
+        about = {"problem": {}, "training": {}, "trained": {}} | zoo.card(name)  # it may be saved without a history
+        training, trained, rule = (about[part] for part in ("training", "trained", "optimizer"))
+        lstms = rule.get("groups", {"": rule}).values()
+        rows.append(
+            {
+                "name": name,
+                "trained on": about["problem"].get("name", ""),
+                "preprocessing": ", ".join(sorted({lstm["preprocessing"]["name"] for lstm in lstms})),
+                **{field: str(training.get(field, "")) for field in ("unroll", "horizon")},
+                "episodes": str(trained.get("episodes", "")),
+                "validation loss": f"{trained['validation_loss']:.4g}" if trained else "",
+            }
+        )
+    _print_table(rows)

@@ -18,16 +18,15 @@ import torch
 from test_data import Official, small_data_set
 
 from l2l_kit import data, zoo
-from l2l_kit import reproduce as lessons
 from l2l_kit.evaluation import read_result
-from l2l_kit.making import search
+from l2l_kit.making import lessons, search
 from l2l_kit.making.recipes import Recipe, Search
+from l2l_kit.making.report import claims_table
 from l2l_kit.making.runs import record_tuning
 from l2l_kit.making.sweeps import Sweep, run_sweep
 from l2l_kit.making.train import train_recipe
 from l2l_kit.optimizers import BASELINES
 from l2l_kit.problems import Quadratics
-from l2l_kit.report import claims_table
 from l2l_kit.training import MetaTraining
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
@@ -99,7 +98,7 @@ def contents(folder):
 
 def reproduce(folder, _):
     lessons.NOTEBOOKS = folder.parent / "notebooks"
-    done = lessons.reproduce(lessons.find_lessons(), folder / "notebooks", {"seed": "5"})
+    done = lessons.execute_lessons(lessons.find_lessons(), folder / "notebooks", {"seed": "5"})
     (folder / "claims.md").write_text(claims_table(done))
 
 

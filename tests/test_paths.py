@@ -9,12 +9,10 @@ from typing import Annotated, get_args, get_origin, get_type_hints
 
 import filelock
 import pytest
-from test_cli import SWEEP
-from test_reproduce import Here
-from typer.testing import CliRunner, Result
+from test_cli import SMALL, SWEEP, l2l
+from test_lessons import Here
 
-import l2l_kit as l2l
-from l2l_kit import data, paths, storage
+from l2l_kit import data, load, meta_train, paths, save, storage
 from l2l_kit.cli import app
 from l2l_kit.making.recipes import read_recipes
 from l2l_kit.making.search import random_search
@@ -46,10 +44,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     assert not (tmp_path / "~").exists()
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, list(map(str, arguments)))
-
-
 def test_the_home_folder_is_found_in_what_the_environment_names(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("L2L_HOME", "~/of mine")
     monkeypatch.setenv("L2L_DATA_DIR", "~/dätä")
@@ -69,49 +63,30 @@ def test_no_command_takes_a_path_as_it_stands() -> None:
     assert set(parsers) == {paths.user_path}
 
 
-def test_the_home_folder_is_found_by_commands_and_functions(home: Path) -> None:
+def test_the_home_folder_is_found_by_functions(home: Path) -> None:
     (home / "tiny.toml").write_text(RECIPE + SEARCH)
     (home / "sweep.toml").write_text(SWEEP)
     assert read_sweep("~/sweep.toml").name == "sweep"
     (recipe,) = read_recipes("~/tiny.toml")
     random_search(recipe, "~/a/search.db", device="cpu")
-    rule = recipe.make_optimizer()
-    l2l.meta_train(rule, recipe.make_problem(), checkpoint="~/a/run.safetensors", **SETTINGS)
-    l2l.save(rule, "~/a/rule")
-    assert l2l.load("~/a/rule").config() == rule.config()
-    result = run(
-        "compare", "~/a/rule", "adam=0.1", "-p", "dim=2", "--tasks", 2, "--steps", 1, "--out", "~/a/curves.csv"
-    )
-    assert result.exit_code == 0, result.output
-    result = run("train", "~/tiny.toml", "--data", "~/made", "--device", "cpu")
-    assert result.exit_code == 0, result.output
+    rule, sizes = recipe.make_optimizer(), {"horizon": 2, "unroll": 2, "epochs": 1, "episodes_per_epoch": 1}
+    sizes |= {"batch_size": 2, "validation_tasks": 2}
+    meta_train(rule, recipe.make_problem(), checkpoint="~/a/run.safetensors", progress=False, **sizes)
+    save(rule, "~/a/rule")
+    assert load("~/a/rule").config() == rule.config()
     found = {path.name for path in (home / "a").iterdir()}
-    assert found >= {"search.db", "run.safetensors", "rule.safetensors", "rule.json", "curves.csv"}
-    assert (home / "made" / "pretrained" / "tiny.safetensors").exists()
+    assert found >= {"search.db", "run.safetensors", "rule.safetensors", "rule.json"}
 
 
-SETTINGS = {
-    "horizon": 2,
-    "unroll": 2,
-    "epochs": 1,
-    "episodes_per_epoch": 1,
-    "batch_size": 2,
-    "validation_tasks": 2,
-    "progress": False,
-}
-
-
-def test_odd_names_are_names(home: Path) -> None:
-    odd = home / "a b" / "ünïcode {x} 100% #1?"
+@pytest.mark.parametrize(
+    ("given", "meant"), [("~/made", "made"), ("a b/ünïcode {x} 100% #1?", "a b/ünïcode {x} 100% #1?")]
+)
+def test_commands_find_the_home_folder_and_take_odd_names_as_names(home: Path, given: str, meant: str) -> None:
     (home / "tiny.toml").write_text(RECIPE + SEARCH)
-    result = run("train", "tiny.toml", "--data", odd.relative_to(home), "--device", "cpu")
-    assert result.exit_code == 0, result.output
-    assert (odd / "cache" / "runs" / "tiny" / "search.db").stat().st_size > 0
-    result = run(
-        "compare", odd / "pretrained" / "tiny", "-p", "dim=2", "--tasks", 2, "--steps", 1, "--out", odd / "c,1.csv"
-    )
-    assert result.exit_code == 0, result.output
-    assert (odd / "c,1.csv").exists()
+    l2l("train", "~/tiny.toml", "--data", given, "--device", "cpu")
+    assert (home / meant / "cache" / "runs" / "tiny" / "search.db").stat().st_size > 0
+    l2l("compare", f"{given}/pretrained/tiny", "adam=0.1", *SMALL, "--out", f"{given}/c,1.csv")
+    assert (home / meant / "c,1.csv").exists()
 
 
 @pytest.fixture(params=["full", "read-only"])
@@ -132,9 +107,6 @@ def bad_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         assert left <= {"filler"}
     finally:
         subprocess.run(["umount", "--lazy", disk], check=True)
-
-
-SMALL = ("-p", "dim=2", "--tasks", "2", "--steps", "1")
 
 
 @pytest.mark.parametrize(
@@ -159,9 +131,8 @@ def test_a_disk_that_is_full_or_cannot_be_written_is_one_clear_line(
     (tmp_path / "sweep.toml").write_text(SWEEP)
     monkeypatch.setenv("TQDM_DISABLE", "1")
     monkeypatch.setattr("l2l_kit.making.search.time.sleep", lambda _: None)
-    monkeypatch.setattr("l2l_kit.reproduce.ProcessPoolExecutor", Here)
-    result = run(*(part.format(disk=bad_disk, folder=tmp_path) for part in command))
-    assert result.exit_code == 2, result.output
+    monkeypatch.setattr("l2l_kit.making.lessons.ProcessPoolExecutor", Here)
+    result = l2l(*(part.format(disk=bad_disk, folder=tmp_path) for part in command), code=2)
     assert result.stderr.startswith(f"error: {'sqlite:///' * ('database' in result.stderr)}{bad_disk}")
     assert result.stderr.count("\n") == 1
 
@@ -188,8 +159,7 @@ def test_a_drive_without_file_locks_is_named(tmp_path: Path, monkeypatch, error:
         raise error
 
     monkeypatch.setattr(filelock.FileLock, "_acquire", refuse)
-    result = run("train", tmp_path / "tiny.toml", "--data", tmp_path)
-    assert result.exit_code == 2
+    result = l2l("train", tmp_path / "tiny.toml", "--data", tmp_path, code=2)
     assert result.stderr.startswith(f"error: {tmp_path / 'cache' / 'runs' / 'tiny' / 'lock'}: ")
     assert "file locks" in result.stderr
 

@@ -107,5 +107,13 @@ def test_the_command_reproduces_lessons_without_the_repository(python, tmp_path)
     assert (tmp_path / "build" / "report" / "report.html").exists()
 
 
+def test_without_the_packages_of_the_command_line_it_names_the_extra(python, tmp_path):
+    (tmp_path / "typer").mkdir()
+    (tmp_path / "typer" / "__init__.py").write_text("raise ModuleNotFoundError(name='typer')")
+    ran = run("env", f"PYTHONPATH={tmp_path}", python.with_name("l2l"), "zoo", cwd=tmp_path)
+    assert ran.returncode == 2
+    assert ran.stderr == "error: typer is not installed, which this needs: pip install 'l2l_kit[lessons]'\n"
+
+
 def test_a_wheel_is_small(wheel):
     assert wheel.stat().st_size < 4_000_000

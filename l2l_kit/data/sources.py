@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from l2l_kit.errors import DataError
+from l2l_kit.extras import needs
 from l2l_kit.paths import DATA, user_path
 from l2l_kit.storage import write_atomically
 
@@ -157,7 +158,8 @@ def download(data_set: DataSet) -> Arrays:
     Raises:
         DataError: if there is no network, or the files that come have other checksums.
     """
-    import pooch
+    with needs("lessons"):
+        import pooch
 
     if problem := _unreachable(data_set.url + next(iter(data_set.files))):
         name = data_set.path.stem

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from l2l_kit.errors import UnknownNameError
+from l2l_kit.extras import needs
 from l2l_kit.optimizers import Baseline, baseline
 from l2l_kit.paths import RESULTS
 from l2l_kit.storage import write_atomically
@@ -57,7 +58,8 @@ def read_result(name: str, directory: Path = RESULTS) -> pd.DataFrame:
         FileNotFoundError: if there is none of that name; the message lists those that there are.
         ValueError: if its files are damaged.
     """
-    import pandas as pd
+    with needs("lessons"):
+        import pandas as pd
 
     path = directory / f"{name}.csv"
     if not path.is_file():

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from l2l_kit.errors import MetaTrainingDivergedError
+from l2l_kit.extras import needs
 from l2l_kit.making.recipes import Recipe, Search
 from l2l_kit.paths import user_path
 from l2l_kit.training import MetaTrainer
@@ -50,7 +51,8 @@ def random_search(recipe: Recipe, storage: str | Path, device: str | torch.devic
         ValueError: if the recipe has no search, `storage` is that of another recipe, cannot be opened or lacks its
             driver, or every trial diverged.
     """
-    import optuna
+    with needs("reproduce"):
+        import optuna
     import sqlalchemy.exc
 
     if recipe.search is None:

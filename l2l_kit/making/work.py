@@ -22,6 +22,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from l2l_kit.extras import needs
+
 Result = TypeVar("Result")
 
 
@@ -48,7 +50,8 @@ def file_lock(path: Path) -> Iterator[None]:
     Raises:
         OSError: with the path, if the file cannot be written, or the drive has no file locks.
     """
-    import filelock
+    with needs("reproduce"):
+        import filelock
 
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path)
@@ -91,7 +94,8 @@ def workers(jobs: int) -> Iterator[Callable[[Callable[..., Any], Sequence[tuple[
 
 def cores() -> int:
     """How many cores this process may use: fewer than there are under ``taskset`` or in a container with a quota."""
-    import joblib
+    with needs("reproduce"):
+        import joblib
 
     return int(joblib.cpu_count())
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from l2l_kit.errors import MetaTrainingDivergedError, UnknownNameError, WeightsFileError
+from l2l_kit.extras import needs
 from l2l_kit.optimizers import LearnedRule
 from l2l_kit.paths import user_path
 from l2l_kit.problems import Problem, TaskBatch
@@ -182,7 +183,8 @@ class History:
 
     def to_frame(self) -> pd.DataFrame:
         """The records as a table, a row per epoch."""
-        import pandas as pd
+        with needs("lessons"):
+            import pandas as pd
 
         return pd.DataFrame([asdict(record) for record in self.records]).set_index("epoch")
 

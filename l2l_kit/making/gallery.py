@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from l2l_kit.report import smaller
-from l2l_kit.reproduce import read_executed
+from l2l_kit.making.lessons import read_executed
+from l2l_kit.making.report import smaller
 from l2l_kit.storage import write_atomically
 
 FIGURE = re.compile(r"\bfigure (\d+)(?:, (left|centre|right))?", re.IGNORECASE)
@@ -22,7 +22,7 @@ def write_gallery(lessons: Sequence[Path], folder: Path) -> list[Path]:
 
     Args:
         lessons: executed notebooks, in reading order.
-        folder: it is cleared of earlier pictures.
+        folder: earlier pictures in it are deleted.
 
     Returns:
         The pictures, in the order of the page.
@@ -31,25 +31,21 @@ def write_gallery(lessons: Sequence[Path], folder: Path) -> list[Path]:
         ValueError: if the lessons show no figure of the paper, since they were not executed.
     """
     pictures: dict[str, bytes] = {}
-    page = ["# Figures of the paper, as the lessons show them", "", "Made from the notebooks by `l2l gallery`.", ""]
-    for path in lessons:
-        lesson = read_executed(path)
-        titled = False
-        for picture in lesson.pictures:
-            found = FIGURE.search(picture.caption)
-            name = found and "-".join(["figure", *(part for part in found.groups() if part)]) + ".png"
-            if not name or name in pictures:
-                continue
-            if not titled:
-                page += [f"## [{lesson.title}](../../notebooks/{path.name})", ""]
-                titled = True
-            pictures[name] = smaller(picture.png, PICTURE_BYTES)
-            page += [f"![{picture.caption}]({name})", "", f"*{picture.caption}*", ""]
+    page = "# Figures of the paper, as the lessons show them\n\nMade from the notebooks by `l2l gallery`.\n"
+    for lesson in map(read_executed, lessons):
+        heading = f"\n## [{lesson.title}](../../notebooks/{lesson.path.name})\n"
+        for caption, png in lesson.pictures:
+            found = FIGURE.search(caption)
+            name = "-".join(["figure", *filter(None, found.groups())]) + ".png" if found else ""
+            if name and name not in pictures:
+                pictures[name] = smaller(png, PICTURE_BYTES)
+                page += f"{heading}\n![{caption}]({name})\n\n*{caption}*\n"
+                heading = ""
     if not pictures:
         raise ValueError("these lessons show no figure of the paper: execute them first.")
     for earlier in folder.glob("figure-*.png"):
         earlier.unlink()
     for name, png in pictures.items():
         write_atomically(folder / name, png)
-    write_atomically(folder / "README.md", "\n".join(page).encode())
+    write_atomically(folder / "README.md", page.encode())
     return [folder / name for name in pictures]

@@ -1,0 +1,333 @@
+"""Lessons: papermill executes them headless, and what they claim and show is read from the executed notebooks."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import os
+import re
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from multiprocessing import active_children, get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from l2l_kit.errors import UnknownNameError
+from l2l_kit.evaluation import Claim, machine
+from l2l_kit.extras import needs
+from l2l_kit.making.work import begin_worker, cores
+from l2l_kit.paths import NOTEBOOKS
+from l2l_kit.storage import write_atomically
+from l2l_kit.tensors import pick_device
+
+if TYPE_CHECKING:
+    from jupyter_client.manager import KernelManager
+
+_PLOTLY = "application/vnd.plotly.v1+json"
+_TRUTH = {"true": True, "false": False}
+_TYPES: dict[str, Callable[[str], Any]] = {
+    "str": str,
+    "int": int,
+    "float": float,
+    "bool": lambda text: _TRUTH[text.lower()],
+}
+
+
+class Picture(NamedTuple):
+    """A static figure of a lesson: what it shows, in words, and the PNG."""
+
+    caption: str
+    png: bytes
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """An executed lesson.
+
+    Attributes:
+        path: the executed notebook.
+        title: its first heading.
+        seconds: how long it took.
+        claims: the claims that it measured.
+        pictures: its static figures, in order.
+        machine: what it was executed on, and its `profile`; empty if it was not executed to its end.
+        error: what failed, or None; the failing cell is marked in the notebook.
+        made_from: checksum of the notebook and the parameters; empty if it was not executed to its end.
+    """
+
+    path: Path
+    title: str
+    seconds: float = 0.0
+    claims: Sequence[Claim] = ()
+    pictures: Sequence[Picture] = ()
+    machine: Mapping[str, str] = field(default_factory=dict)
+    error: str | None = None
+    made_from: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its file name without the ending, such as ``01_quadratics``."""
+        return self.path.stem
+
+
+def find_lessons(names: Sequence[str] = ()) -> list[Path]:
+    """The notebooks of these lessons in reading order; all of them if none is named.
+
+    Args:
+        names: numbers or names, such as "01" or "01_quadratics".
+
+    Raises:
+        UnknownNameError: if there is no such lesson.
+        FileNotFoundError: if there are none at all.
+    """
+    known = {path.stem: path for path in sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))}
+    if not known:
+        raise FileNotFoundError(
+            f"{NOTEBOOKS}: there are no lessons. Install l2l_kit again, or use it from its repository."
+        )
+    chosen = set()
+    for name in names:
+        matching = [stem for stem in known if stem == name or stem.split("_")[0] == name.zfill(2)]
+        if not matching:
+            raise UnknownNameError("lesson", name, known)
+        chosen.update(matching)
+    return [path for stem, path in known.items() if stem in chosen or not names]
+
+
+def check_parameters(lessons: Sequence[Path], given: Mapping[str, str]) -> dict[Path, dict[str, Any]]:
+    """The parameters of each lesson, converted to the types that its notebook declares.
+
+    The notebook's own comment on a parameter says what is allowed: for words, those in quotation marks; for numbers,
+    "at least N" (0 if it does not say) and "at most N".
+
+    Args:
+        lessons: notebooks, from `find_lessons`.
+        given: values as text, by name; each lesson gets those that it declares.
+
+    Raises:
+        UnknownNameError: if no lesson declares a parameter of that name, or a word is not allowed.
+        ValueError: if a value is not of the declared type or out of its range, or there is no such device.
+    """
+    with needs("reproduce"):
+        from papermill import inspect_notebook
+
+    declared = {lesson: inspect_notebook(_literally(lesson)) for lesson in lessons}
+    known = {"profile", "device"}.union(*declared.values())  # the command has these two, whatever the lessons declare
+    for name in given:
+        if name not in known:
+            raise UnknownNameError("parameter", name, known)
+    return {
+        lesson: {name: _value(lesson.stem, about[name], text) for name, text in given.items() if name in about}
+        for lesson, about in declared.items()
+    }
+
+
+def _value(lesson: str, parameter: Mapping[str, str], text: str) -> Any:
+    name, kind, comment = (parameter[field] for field in ("name", "inferred_type_name", "help"))
+    words = {*re.findall(r'"([^"]*)"', comment), parameter["default"].strip("\"'")}
+    low, high = (re.search(rf"at {end} (-?[\d.]*\d)", comment) for end in ("least", "most"))
+    lowest, highest = float(low[1]) if low else 0.0, float(high[1]) if high else math.inf
+    try:
+        value = _TYPES[kind](text)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"parameter {name} of {lesson} must be of type {kind}, got {text!r}.") from error
+    if name == "device":
+        pick_device(value or None)
+    elif kind == "str" and '"' in comment and value not in words:
+        raise UnknownNameError(f"{name} of {lesson}", value, words)
+    elif kind != "str" and not lowest <= value <= highest:
+        bounds = f"at least {lowest:g}" + (f" and at most {highest:g}" if high else "")
+        raise ValueError(f"parameter {name} of {lesson} must be {bounds}, got {value!r}.")
+    return value
+
+
+def _literally(path: Path) -> str:
+    """A path for papermill, which would fill in what stands in braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def execute_lessons(
+    lessons: Sequence[Path],
+    directory: Path,
+    parameters: Mapping[str, str],
+    *,
+    jobs: int = 1,
+    again: bool = False,
+    on_lesson: Callable[[Lesson], None] = lambda _: None,
+    on_progress: Callable[[str], None] = lambda _: None,
+) -> list[Lesson]:
+    """Execute lessons, each in a process of its own.
+
+    Parameters are checked against every notebook before the first one runs. A lesson that fails does not stop the
+    others, and one that was finished before, with the same parameters, is not executed again.
+
+    Args:
+        lessons: notebooks, from `find_lessons`.
+        directory: where executed notebooks go.
+        parameters: as for `check_parameters`.
+        jobs: how many to execute at once, the cores shared among them.
+        again: execute finished lessons, too.
+        on_lesson: called after each lesson.
+        on_progress: called every second with the lessons under way and their cells that are done, in words.
+
+    Returns:
+        The lessons in the order in which they were given.
+
+    Raises:
+        ValueError: as `check_parameters`, `UnknownNameError` included.
+        OSError: if a notebook cannot be written; lessons under way are stopped.
+    """
+    checked = check_parameters(lessons, parameters)
+    done = {} if again else {lesson: read_executed(directory / lesson.name) for lesson in lessons}
+    done = {lesson: old for lesson, old in done.items() if old.made_from == _digest(lesson, checked[lesson])}
+    for earlier in done.values():
+        on_lesson(earlier)
+    left = [lesson for lesson in lessons if lesson not in done]
+    jobs = max(1, min(jobs, len(left)))
+    others = set(active_children())
+    # papermill changes the working directory, so each lesson needs a process of its own.
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (jobs,)) as pool:
+        try:
+            running = {pool.submit(execute_lesson, each, directory, checked[each]): each for each in left}
+            waiting: set[Future[Lesson]] = set(running)
+            while waiting:
+                finished, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    done[running[future]] = future.result()
+                    on_lesson(future.result())
+                under_way = (directory / running[future].name for future in waiting if future.running())
+                on_progress(", ".join(f"{path.stem}: {cells_done(path)}" for path in under_way))
+        except BaseException as error:  # a lesson may take hours: after Ctrl-C, or on a full disk, nobody waits for it
+            for worker in set(active_children()) - others:
+                worker.kill()  # papermill would catch SIGTERM
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt("The same command goes on where it was.") from None
+            raise
+    return [done[lesson] for lesson in lessons]
+
+
+def _begin(jobs: int) -> None:
+    """Share the cores among so many processes.
+
+    Kernels inherit the environment: $OMP_NUM_THREADS, unless the user has set it, and $L2L_JOBS, how many processes a
+    lesson may use where it has several things to do. They end when their parent does.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # after Ctrl-C the parent ends them
+    mine = max(1, cores() // jobs)
+    begin_worker(mine)
+    for variable in ("OMP_NUM_THREADS", "L2L_JOBS"):
+        os.environ[variable] = os.environ.get(variable) or str(mine)
+
+
+def execute_lesson(lesson: Path, directory: Path, parameters: Mapping[str, Any]) -> Lesson:
+    """Execute one lesson into `directory`. A cell that fails ends it; what was done until then is kept.
+
+    Raises:
+        OSError: if the notebook cannot be written.
+    """
+    import nbformat
+    import papermill
+
+    path, failure, marked = directory / lesson.name, None, False
+    directory.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    try:
+        papermill.execute_notebook(
+            _literally(lesson),
+            _literally(path),
+            dict(parameters),
+            kernel_name="python3",
+            kernel_manager_class=_kernel_manager(),
+            start_timeout=300,
+            cwd=str(directory),
+            progress_bar=False,
+            store_widget_state=False,  # 5 MB of JavaScript for each live figure
+        )
+    except papermill.PapermillExecutionError as error:
+        failure, marked = f"cell {error.exec_count}: {error.ename}: {error.evalue}", True
+    except OSError as error:
+        path.unlink(missing_ok=True)  # half of it may be there
+        error.filename = error.filename or str(path)
+        raise
+    except Exception as error:  # such as a kernel that was killed for its memory: the other lessons go on
+        failure = f"{type(error).__name__}: {error}"
+        if not path.exists():
+            return Lesson(path, path.stem, error=failure)
+    notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    if failure is None:
+        where = machine(pick_device(parameters.get("device") or None))
+        notebook.metadata["l2l_machine"] = {**where, "profile": parameters.get("profile", "")}
+        notebook.metadata["l2l_made_from"] = _digest(lesson, parameters)
+    else:
+        notebook.metadata["l2l_error"] = failure
+    if failure and not marked:  # mark the last cell that was begun, as papermill does for a cell that raised
+        name, _, value = failure.partition(": ")
+        (*_, begun) = (cell for cell in notebook.cells if cell.metadata.papermill.start_time)
+        begun.outputs.append(nbformat.v4.new_output("error", ename=name, evalue=value, traceback=[failure]))  # type: ignore[no-untyped-call]
+    write_atomically(path, nbformat.writes(notebook).encode())  # type: ignore[no-untyped-call]
+    return read_executed(path)
+
+
+def _kernel_manager() -> type[KernelManager]:
+    """Starts kernels in this very interpreter, whatever the user's Jupyter knows by the name of python3."""
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    class ThisInterpreter(AsyncKernelManager):
+        # What a cell prints is in the notebook. A kernel's log only tells of its sockets, and of being shut down.
+        kernel_spec = KernelSpec(**get_kernel_dict(extra_arguments=["--log-level=CRITICAL"]))
+
+    return ThisInterpreter
+
+
+def _digest(lesson: Path, parameters: Mapping[str, Any]) -> str:
+    return hashlib.sha256(lesson.read_bytes() + json.dumps(dict(parameters), sort_keys=True).encode()).hexdigest()
+
+
+def read_executed(path: Path) -> Lesson:
+    """What an executed notebook claims and shows: nothing if it is not there, or was only half written."""
+    with needs("reproduce"):
+        import nbformat
+
+    try:
+        notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError):
+        return Lesson(path, path.stem)
+    headings: list[str] = []
+    claims, pictures = [], []
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            headings += re.findall(r"^#+ +(.+)$", cell.source, re.MULTILINE)
+        for output in cell.get("outputs", []):
+            if claim := output.get("metadata", {}).get("l2l_claim"):
+                claims.append(Claim(**claim))
+            if png := output.get("data", {}).get("image/png"):
+                title = output["data"].get(_PLOTLY, {}).get("layout", {}).get("title", {}).get("text")
+                caption = title or (headings[-1] if headings else path.stem)
+                pictures.append(Picture(re.sub(r"<[^>]+>|[*`$]", "", caption), base64.b64decode(png)))
+    about = notebook.metadata
+    return Lesson(
+        path,
+        headings[0] if headings else path.stem,
+        about.get("papermill", {}).get("duration") or 0.0,
+        claims,
+        pictures,
+        dict(about.get("l2l_machine", {})),
+        about.get("l2l_error"),
+        about.get("l2l_made_from", ""),
+    )
+
+
+def cells_done(path: Path) -> str:
+    """How many cells of a lesson that is being executed are done, such as "3 of 40 cells"."""
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError):  # not there yet, or only half written
+        return "begins"
+    done = [cell for cell in cells if cell["metadata"].get("papermill", {}).get("status") == "completed"]
+    return f"{len(done)} of {len(cells)} cells"

@@ -1,0 +1,202 @@
+"""What came out of executed lessons: a page and a table of the paper's claims, and what differs from the record."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from l2l_kit import __version__, data
+from l2l_kit.evaluation import Claim, read_result, write_result
+from l2l_kit.extras import needs
+from l2l_kit.making.lessons import Lesson
+from l2l_kit.storage import write_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RECORD = "reproduce/claims"
+PACKAGES = ("torch", "numpy", "pandas", "optuna", "plotly", "matplotlib", "papermill", "jupyterlab", "ipywidgets")
+PICTURE_BYTES = 50_000
+"""What a figure may weigh on the page, which is to stay below 10 MB."""
+AXIS = 4.0
+"""Effects are drawn on a logarithmic axis from one over this to this."""
+
+
+def write_report(lessons: Sequence[Lesson], parameters: Mapping[str, str], folder: Path, results: Path) -> Path:
+    """Write ``claims.md`` and ``report.html``, which compares the claims with those recorded in `results`.
+
+    Returns:
+        Path of the page.
+    """
+    write_atomically(folder / "claims.md", claims_table(lessons).encode())
+    page = html_page(lessons, parameters, environment(), read_record(results))
+    write_atomically(folder / "report.html", page.encode())
+    return folder / "report.html"
+
+
+def read_record(results: Path) -> pd.DataFrame | None:
+    """The recorded claims, or None if there are none."""
+    return read_result(RECORD, results) if (results / f"{RECORD}.csv").exists() else None
+
+
+def record_claims(lessons: Sequence[Lesson], results: Path) -> Path:
+    """Record the claims of these lessons; those of other lessons stay as they were recorded.
+
+    Raises:
+        ValueError: if a lesson failed.
+    """
+    import pandas as pd
+
+    if failed := [lesson.name for lesson in lessons if lesson.error]:
+        raise ValueError(f"{', '.join(failed)} failed; only lessons that ran to their end can be recorded.")
+    table, before = claims_frame(lessons), read_record(results)
+    if before is not None:
+        others = before[~before["lesson"].isin([lesson.name for lesson in lessons])]
+        table = pd.concat([others, table]).sort_values("lesson", kind="stable") if len(others) else table
+    return write_result(RECORD, table, {"command": "l2l reproduce --record", **environment()}, results)
+
+
+def claims_frame(lessons: Sequence[Lesson]) -> pd.DataFrame:
+    """The claims as a table: a row for each, with the fields of `Claim`, its lesson and the machine."""
+    with needs("lessons"):
+        import pandas as pd
+
+    rows = [
+        {"lesson": lesson.name, **asdict(claim), "seconds": round(lesson.seconds), **lesson.machine}
+        for lesson in lessons
+        for claim in lesson.claims
+    ]
+    names = list(rows[0]) if rows else ["lesson", *(field.name for field in fields(Claim))]
+    return pd.DataFrame(rows, columns=names).replace({None: math.nan})
+
+
+def changes(lessons: Sequence[Lesson], recorded: pd.DataFrame) -> pd.DataFrame:
+    """Where lessons differ from the recorded claims: verdicts, and effects outside their recorded interval.
+
+    With another seed, one effect in six or so is outside by chance: two measurements differ by more than one of them
+    is uncertain.
+
+    Args:
+        lessons: executed to their end; claims of others are not looked for.
+        recorded: a table like that of `claims_frame`.
+
+    Returns:
+        A row for each claim that differs, with the columns lesson, source, text and what.
+    """
+    claim = ["lesson", "source", "text"]
+    recorded = recorded[recorded["lesson"].isin([lesson.name for lesson in lessons])].drop_duplicates(claim)
+    both = claims_frame(lessons).merge(recorded, "outer", claim, suffixes=("", "_before"), indicator="which")
+    both["what"] = [_change(row) for row in both.to_dict("records")]
+    return both.loc[both["what"] != "", [*claim, "what"]]
+
+
+def _change(row: Mapping[Any, Any]) -> str:
+    """How a claim differs from its recorded row, in words; empty if it does not."""
+    if row["which"] != "both":
+        return "not recorded before" if row["which"] == "left_only" else "recorded, but not made any more"
+    parts = []
+    if row["holds"] != row["holds_before"]:
+        parts.append("holds now, did not before" if row["holds"] else "does not hold any more")
+    if row["effect"] < row["low_before"] or row["effect"] > row["high_before"]:  # neither where one is missing
+        before = f"{row['effect_before']:.3g} (95% CI {row['low_before']:.3g} to {row['high_before']:.3g})"
+        parts.append(f"effect {row['effect']:.3g}, recorded {before}")
+    return "; ".join(parts)
+
+
+def environment() -> dict[str, str]:
+    """How things are here: versions, machine, and which of the data sets are in the cache."""
+    about = {"l2l_kit": __version__, "Python": platform.python_version(), "system": platform.platform(terse=True)}
+    about |= {"processor": f"{platform.machine()}, {os.cpu_count()} cores"}
+    about |= {name: version(name) for name in PACKAGES}
+    for name, data_set in data.DATA_SETS.items():
+        state, remark = data.status(name)
+        whole = f"whole, in the cache{f' ({remark})' if remark else ''}"
+        about[f"data: {name}"] = whole if state == "verified" else f"stand-in: {data_set.stand_in}"
+    return about
+
+
+def html_page(
+    lessons: Sequence[Lesson],
+    parameters: Mapping[str, str],
+    about: Mapping[str, str],
+    recorded: pd.DataFrame | None = None,
+) -> str:
+    """A self-contained HTML page: the verdicts, each lesson's claims and figures, what changed, and the environment.
+
+    Args:
+        lessons: executed.
+        parameters: that they were executed with.
+        about: the environment.
+        recorded: claims to compare with; None if there are none.
+    """
+    changed = None if recorded is None else changes([lesson for lesson in lessons if not lesson.error], recorded)
+    claims = [claim for lesson in lessons for claim in lesson.claims]
+    values = {"claims": claims, "parameters": parameters, "environment": about, "changes": changed, "axis": AXIS}
+    return _rendered("report.html.jinja", lessons=lessons, **values)
+
+
+def claims_table(lessons: Sequence[Lesson]) -> str:
+    """The claims as a Markdown table."""
+    return _rendered("claims.md.jinja", lessons=lessons)
+
+
+def _rendered(template: str, **values: Any) -> str:
+    with needs("reproduce"):
+        import jinja2
+
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=lambda name: name is not None and ".html" in name,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    templates.filters |= {"across": across, "effect": effect, "minutes": minutes, "embedded": embedded}
+    return templates.get_template(template).render(values)
+
+
+def effect(claim: Claim) -> str:
+    """The measured effect with its interval; empty where a claim is not about one number."""
+    if claim.effect is None:
+        return ""
+    low, high = ("?" if bound is None else f"{bound:.3g}" for bound in (claim.low, claim.high))
+    return f"{claim.effect:.3g} ({low} to {high})"
+
+
+def across(ratio: float) -> str:
+    """Where a ratio is on the axis, in units of the picture, which is 180 wide; at its end if it is beyond."""
+    return f"{90 + 84 * min(max(math.log(ratio) / math.log(AXIS), -1), 1):.1f}"
+
+
+def minutes(seconds: float) -> str:
+    """A duration in the unit that fits it."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def embedded(png: bytes) -> str:
+    """A picture as an address that holds the picture itself."""
+    return f"data:image/png;base64,{base64.b64encode(smaller(png, PICTURE_BYTES)).decode()}"
+
+
+def smaller(png: bytes, limit: int) -> bytes:
+    """The same picture in at most so many bytes: with fewer colours, and as far as that does not do, fewer pixels."""
+    with needs("lessons"):
+        import PIL.Image
+
+    picture = PIL.Image.open(io.BytesIO(png)).convert("RGB")
+    scale = 1.0
+    while len(png) > limit:
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        buffer = io.BytesIO()
+        picture.resize(size, PIL.Image.Resampling.LANCZOS).quantize(256).save(buffer, "png", optimize=True)
+        png, scale = buffer.getvalue(), 0.85 * scale
+    return png
