@@ -26,7 +26,7 @@ from l2l_kit.evaluation import (
     write_result,
 )
 from l2l_kit.evaluation import compare as run_comparison
-from l2l_kit.evaluation.compare import Statistic
+from l2l_kit.evaluation.curves import Statistic
 from l2l_kit.gallery import write_gallery
 from l2l_kit.making.features import make_features
 from l2l_kit.making.recipes import Recipe, read_recipes

@@ -24,9 +24,7 @@ from torch.nn.functional import interpolate, pad
 
 from l2l_kit import static
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.evaluation.compare import Curves, Statistic
-from l2l_kit.evaluation.results import under
-from l2l_kit.evaluation.trajectories import Trajectories
+from l2l_kit.evaluation import Curves, Statistic, Trajectories, under
 from l2l_kit.optimizers import BASELINES
 
 Band = Literal["interval", "quantiles"]

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
+Device = str | torch.device | None
+"""Where to compute: None for the best there is, see `pick_device`."""
 
 
 @dataclass(frozen=True)

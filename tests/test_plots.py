@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from l2l_kit import baseline, compare, plots, static
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.evaluation import EACH_STEP, ONE_RATE, under
-from l2l_kit.evaluation.trajectories import trajectories
+from l2l_kit.evaluation import EACH_STEP, ONE_RATE, trajectories, under
 from l2l_kit.optimizers import LSTMOptimizer
 from l2l_kit.problems import Quadratics
 
@@ -323,7 +322,7 @@ def test_trajectories_meet_the_same_function(paths):
 
 @pytest.mark.parametrize(("optimizers", "steps"), [({}, 5), (DIVERGING, 0)])
 def test_trajectories_of_nothing_are_refused(optimizers, steps):
-    with pytest.raises(ValueError, match="trajectories"):
+    with pytest.raises(ValueError, match=r"no optimizers given|must be at least 1"):
         trajectories(optimizers, Quadratics(2), steps=steps)
 
 

@@ -1,19 +1,20 @@
-"""How good an optimizer is: paired comparison, tuned baselines, recorded results."""
+"""How good an optimizer is: paired comparison, tuned baselines, recorded results, claims, and a look inside."""
 
 from __future__ import annotations
 
-from l2l_kit.evaluation.along_the_way import metrics_on_test_set, proposed_steps
-from l2l_kit.evaluation.claims import Claim, beats_baselines, falls_behind, ratio_to, wins_sweep
-from l2l_kit.evaluation.compare import Curves, Interval, compare
-from l2l_kit.evaluation.inside import (
+from l2l_kit.evaluation.analysis import (
     TensorMemory,
     hidden_units,
+    memories,
     meta_gradient_bias,
     proposals,
+    proposed_steps,
     recorded_gradients,
     responses,
 )
-from l2l_kit.evaluation.lbfgs import LBFGS, lbfgs
+from l2l_kit.evaluation.claims import Claim, beats_baselines, falls_behind, ratio_to, wins_sweep
+from l2l_kit.evaluation.comparison import Trajectories, compare, losses_at, metrics_on_test_set, trajectories
+from l2l_kit.evaluation.curves import Curves, Statistic
 from l2l_kit.evaluation.results import (
     EACH_STEP,
     ONE_RATE,
@@ -23,8 +24,7 @@ from l2l_kit.evaluation.results import (
     under,
     write_result,
 )
-from l2l_kit.evaluation.second_order import bfgs_losses, memories
-from l2l_kit.evaluation.trajectories import Trajectories, trajectories
+from l2l_kit.evaluation.second_order import LBFGS, bfgs_losses, lbfgs
 from l2l_kit.evaluation.tuning import (
     LEARNING_RATES,
     Tuning,
@@ -40,7 +40,7 @@ __all__ = [
     "ONE_RATE",
     "Claim",
     "Curves",
-    "Interval",
+    "Statistic",
     "TensorMemory",
     "Trajectories",
     "Tuning",
@@ -51,6 +51,7 @@ __all__ = [
     "hidden_units",
     "lbfgs",
     "learning_rates",
+    "losses_at",
     "machine",
     "memories",
     "meta_gradient_bias",

@@ -1,29 +1,35 @@
-"""BFGS, which learns the curvature of a function on its way, and what a learned optimizer with a memory keeps of it."""
+"""BFGS and L-BFGS, which estimate the curvature of a function on their way.
+
+They choose the points at which they ask for the loss, and take several of them for a step. So they are followed by
+evaluations of the loss and its gradient: after t updates any other optimizer has made as many as they after t
+evaluations beyond the first.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from l2l_kit.optimizers import NTMBFGS
-from l2l_kit.problems import QuadraticTasks
-from l2l_kit.tensors import Layout
+from l2l_kit.problems import QuadraticTasks, TaskBatch
+from l2l_kit.problems.checks import first_evaluation
+from l2l_kit.training.rollout import Point
+
+LBFGS = "L-BFGS"
+"""Its name in figures and tables."""
 
 
 def bfgs_losses(functions: QuadraticTasks, evaluations: int) -> Tensor:
     """Losses of scipy's BFGS, on each function on its own, in double precision.
-
-    It evaluates function and gradient more often than it moves, to find how far to go; an optimizer that moves after
-    every gradient has seen as many after t updates as BFGS after t evaluations beyond the first.
 
     Args:
         functions: to minimize.
         evaluations: of function and gradient, beyond the first.
 
     Returns:
-        The lowest loss that it had met by then, shape ``(n, evaluations + 1)``, on the CPU.
+        The lowest loss so far after each evaluation, shape ``(n, evaluations + 1)``, on the CPU.
     """
     from scipy.optimize import minimize
 
@@ -38,21 +44,59 @@ def bfgs_losses(functions: QuadraticTasks, evaluations: int) -> Tensor:
     return torch.stack(rows)
 
 
-def memories(optimizer: NTMBFGS, functions: QuadraticTasks, steps: int) -> Tensor:
-    """The memory along the way, as matrices M(0) … M(steps), shape ``(n, steps + 1, coordinates, coordinates)``."""
-    rows, layout = functions.theta, Layout.of(functions.initial_params)
-    state = optimizer.initial_state(*rows.shape)
-    matrices = [state.memory]
-    for step in range(steps):
-        _, gradients = functions.losses_and_gradients(rows, layout, step)
-        updates, state = optimizer.step(gradients, state)
-        rows = rows + updates
-        matrices.append(state.memory)
-    return torch.stack(matrices, dim=1).cpu()
-
-
-def _loss_and_gradient(point: Any, matrix: Any, target: Any, met: list[float]) -> tuple[float, Any]:
-    """‖Wθ − y‖², which is noted in `met`, and its gradient."""
+def _loss_and_gradient(
+    point: np.ndarray, matrix: np.ndarray, target: np.ndarray, met: list[float]
+) -> tuple[float, np.ndarray]:
+    """‖Wθ − y‖², which is added to `met`, and its gradient."""
     residual = matrix @ point - target
     met.append(float(residual @ residual))
     return met[-1], 2 * residual @ matrix
+
+
+def lbfgs(tasks: TaskBatch, evaluations: int, memory: int = 10) -> Iterator[Point]:
+    """Follow one optimizee by torch's L-BFGS with a line search, which neural art is usually painted with.
+
+    The loss is given to torch times the number of coordinates, since its thresholds are made for gradients that do not
+    become smaller the more coordinates there are.
+
+    Args:
+        tasks: a batch of one.
+        evaluations: after the first, which is at the starting point.
+        memory: steps whose changes of the gradient are remembered.
+
+    Yields:
+        After each evaluation, the first included, the point with the lowest loss so far.
+
+    Raises:
+        ValueError: if there are more optimizees than one, or as `first_evaluation`.
+        TypeError: as `first_evaluation`.
+    """
+    layout, rows, losses, gradients = first_evaluation(tasks)
+    if len(rows) != 1:
+        raise ValueError(f"lbfgs: needs one optimizee, got {len(rows)}.")
+    position = rows.clone()
+    # One step at a time, so that its evaluations, of which 26 are enough, can be passed on.
+    limits = {"max_iter": 1, "max_eval": 26, "tolerance_grad": 0, "tolerance_change": 0}
+    optimizer = torch.optim.LBFGS([position], history_size=memory, line_search_fn="strong_wolfe", **limits)
+    best = Point(rows, losses, gradients)
+    seen = [best]
+
+    def evaluate() -> float:
+        found = next((point for point in seen if torch.equal(point.params, position)), None)
+        if found is None:  # else a step begins where the last one ended
+            found = Point(position.clone(), *tasks.losses_and_gradients(position, layout, step=0))
+            seen.append(found)
+        position.grad = position.numel() * found.gradients
+        return position.numel() * found.losses.item()
+
+    yield best
+    done = 0
+    while done < evaluations:
+        before = len(seen)
+        optimizer.step(evaluate)  # type: ignore[no-untyped-call]
+        new = seen[before:] or [best]  # there may be no better point to be found
+        for point in new[: evaluations - done]:
+            best = point if point.losses < best.losses else best
+            yield best
+        done += len(new)
+        seen = seen[-len(new) :]

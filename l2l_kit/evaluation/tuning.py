@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.evaluation.compare import Curves, Statistic, losses_at
+from l2l_kit.evaluation.comparison import losses_at
+from l2l_kit.evaluation.curves import Curves, Statistic
 from l2l_kit.evaluation.results import read_result
 from l2l_kit.optimizers import BASELINES, Baseline, baseline
 from l2l_kit.problems import Problem

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from l2l_kit.errors import WeightsFileError
-from l2l_kit.evaluation import LBFGS, Tuning, lbfgs, learning_rates, machine, write_result
-from l2l_kit.evaluation.compare import losses_at
+from l2l_kit.evaluation import LBFGS, Tuning, lbfgs, learning_rates, losses_at, machine, write_result
 from l2l_kit.evaluation.tuning import ascending
 from l2l_kit.making.work import key, once, workers
 from l2l_kit.optimizers import BASELINES, Baseline, LearnedRule, baseline
@@ -75,7 +74,7 @@ class Run:
         tasks = draw_tasks(self.problem, self.num_tasks, generator(self.seed, self.draw), device)
         if self.optimizer is None:
             runs = [lbfgs(tasks.select(index), self.steps[-1]) for index in range(self.num_tasks)]
-            losses = torch.stack([torch.cat([point[1] for point in run])[self.steps] for run in runs])
+            losses = torch.stack([torch.cat([point.losses for point in run])[self.steps] for run in runs])
         else:
             if isinstance(self.optimizer, LearnedRule):
                 self.optimizer.to(device)

@@ -12,7 +12,7 @@ from l2l_kit.training.meta_training import (
     meta_train,
     validation_batch,
 )
-from l2l_kit.training.rollout import rollout, trajectory
+from l2l_kit.training.rollout import Point, rollout, trajectory
 from l2l_kit.training.unroll import AutogradUnroller, ExactUnroller, ReplayUnroller, Unroller, Window
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Imitation",
     "MetaTrainer",
     "MetaTraining",
+    "Point",
     "Progress",
     "ReplayUnroller",
     "Unroller",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,25 +14,36 @@ from l2l_kit.problems.checks import first_evaluation
 from l2l_kit.tensors import ravel
 
 
-def trajectory(optimizer: Optimizer[Any], tasks: TaskBatch, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Follow the optimizees from their starting points: yields θ(t) and f(θ(t)) for t = 0 … `steps`.
+class Point(NamedTuple):
+    """Where ``n`` optimizees are after t updates.
 
-    Yields:
-        Parameters ``(n, coordinates)`` and losses ``(n,)``.
+    Attributes:
+        params: θ(t) as flat rows, shape ``(n, coordinates)``.
+        losses: f(θ(t)), shape ``(n,)``.
+        gradients: ∇f(θ(t)), which the next update follows, shape ``(n, coordinates)``.
+    """
+
+    params: Tensor
+    losses: Tensor
+    gradients: Tensor
+
+
+def trajectory(optimizer: Optimizer[Any], tasks: TaskBatch, steps: int) -> Iterator[Point]:
+    """Follow the optimizees from their starting points: yields the points of t = 0 … `steps`.
 
     Raises:
         TypeError, ValueError: as `first_evaluation`.
     """
     layout, rows, losses, gradients = first_evaluation(tasks)
     state = optimizer.init(tasks.initial_params)
-    yield rows, losses
+    yield Point(rows, losses, gradients)
     for step in range(1, steps + 1):
         updates, state = optimizer.update(layout.unravel(gradients), state)
         rows = rows + ravel(updates)
         losses, gradients = tasks.losses_and_gradients(rows, layout, step)
-        yield rows, losses
+        yield Point(rows, losses, gradients)
 
 
 def rollout(optimizer: Optimizer[Any], tasks: TaskBatch, steps: int) -> Tensor:
     """Losses f(θ(0)) … f(θ(steps)) of every optimizee, shape ``(n, steps + 1)``."""
-    return torch.stack([losses for _, losses in trajectory(optimizer, tasks, steps)], dim=1)
+    return torch.stack([point.losses for point in trajectory(optimizer, tasks, steps)], dim=1)

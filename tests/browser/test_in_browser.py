@@ -192,11 +192,11 @@ NETWORKS = "explorer = l2l.widgets.network_explorer(networks=1, steps=50, digits
 SLOW = """
 import sys, time
 module = sys.modules["l2l_kit.widgets.running_explorer"]
-def slow(*arguments, trace=module.trace):
-    for point in trace(*arguments):
+def slow(*arguments, trajectory=module.trajectory):
+    for point in trajectory(*arguments):
         time.sleep(0.05)
         yield point
-module.trace = slow
+module.trajectory = slow
 """
 
 
@@ -360,7 +360,7 @@ def test_a_large_photograph_arrives(open_notebook, tmp_path):
 def test_play_moves_along_the_landscape(open_notebook, tmp_path):
     cells = [
         IMPORT,
-        "from l2l_kit.evaluation.trajectories import trajectories\n"
+        "from l2l_kit.evaluation import trajectories\n"
         "optimizers = {'LSTM': l2l.load('quadratics-none-unroll20'), **l2l.tuned_baselines('quadratics')}\n"
         "l2l.plots.landscape(trajectories(optimizers, l2l.problems.Quadratics(2), steps=60, seed=4))",
     ]

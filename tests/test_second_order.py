@@ -6,11 +6,12 @@ import torch
 from l2l_kit.evaluation import lbfgs
 from l2l_kit.optimizers import baseline
 from l2l_kit.problems import MNIST, Quadratics, QuadraticTasks, TaskBatch
+from l2l_kit.tensors import Layout
 from l2l_kit.training import rollout
 
 
 class Valley(TaskBatch):
-    """Rosenbrock's function, whose line searches take several evaluations; counts them."""
+    """Rosenbrock's function, whose line searches take several evaluations; notes where it is evaluated."""
 
     def __init__(self):
         self.points = []
@@ -27,14 +28,15 @@ class Valley(TaskBatch):
 
 def in_one_piece(evaluations):
     """Losses of torch's optimizer that is left alone, at each of its evaluations."""
-    point = torch.tensor([-1.2, 1.0], dtype=torch.float64, requires_grad=True)
+    valley = Valley()
+    point = torch.tensor([[-1.2, 1.0]], dtype=torch.float64, requires_grad=True)
     settings = {"max_iter": 1000, "max_eval": evaluations, "history_size": 10, "line_search_fn": "strong_wolfe"}
     optimizer = torch.optim.LBFGS([point], tolerance_grad=0, tolerance_change=0, **settings)
     losses = []
 
     def closure():
         optimizer.zero_grad()
-        loss = (1 - point[0]) ** 2 + 100 * (point[1] - point[0] ** 2) ** 2
+        loss = valley.losses({"x": point[:, :1], "y": point[:, 1:]}, 0)
         losses.append(loss.item())
         (2 * loss).backward()  # times the number of coordinates
         return 2 * loss
@@ -45,32 +47,29 @@ def in_one_piece(evaluations):
 
 def test_it_is_torchs_at_each_evaluation_and_none_is_made_twice():
     valley = Valley()
-    losses = torch.cat([loss for _, loss in lbfgs(valley, 40)])
-    assert len(losses) == 41
+    losses = torch.cat([point.losses for point in lbfgs(valley, 40)])
     torch.testing.assert_close(losses, in_one_piece(45)[:41].cummin(0).values, rtol=1e-9, atol=0)
     assert losses[-1] < 1e-4 < losses[25]  # it went nearly all the way
     assert len(set(valley.points)) == len(valley.points) <= 41 + 10  # the last step's line search may go further
 
 
-def test_points_and_losses_belong_together():
+def test_points_are_of_one_place_and_the_first_is_the_start():
     tasks = Quadratics(5).sample(1, torch.Generator().manual_seed(0))
-    for rows, losses in lbfgs(tasks, 20):
-        torch.testing.assert_close(tasks.losses({"theta": rows}), losses)
+    points = list(lbfgs(tasks, 20))
+    assert torch.equal(points[0].params, tasks.theta)
+    assert len(points) == 21
+    assert len(list(lbfgs(tasks, 0))) == 1
+    for point in points:
+        expected = tasks.losses_and_gradients(point.params, Layout.of(tasks.initial_params), 0)
+        torch.testing.assert_close(point[1:], expected)
 
 
 def test_it_finds_the_lowest_point_and_stays_there():
     draws = torch.Generator().manual_seed(1)
     W, y, theta = (torch.randn(shape, generator=draws, dtype=torch.float64) for shape in [(1, 4, 4), (1, 4), (1, 4)])
-    *_, (rows, losses) = lbfgs(QuadraticTasks(W, y, theta), 300)
-    torch.testing.assert_close(rows[0], torch.linalg.solve(W[0], y[0]))
-    assert losses < 1e-12
-
-
-def test_the_start_is_evaluation_0():
-    tasks = Quadratics(5).sample(1, torch.Generator().manual_seed(0))
-    ((rows, losses),) = lbfgs(tasks, 0)
-    assert torch.equal(rows, tasks.theta)
-    assert torch.equal(losses, tasks.losses(tasks.initial_params))
+    *_, point = lbfgs(QuadraticTasks(W, y, theta), 300)
+    torch.testing.assert_close(point.params[0], torch.linalg.solve(W[0], y[0]))
+    assert point.losses < 1e-12
 
 
 def test_several_at_once_are_refused():
@@ -78,15 +77,10 @@ def test_several_at_once_are_refused():
         next(lbfgs(Quadratics().sample(2, torch.Generator()), 3))
 
 
-class TestAlone:
-    def test_one_of_several_is_as_among_them(self):
-        tasks = Quadratics(4).sample(3, torch.Generator().manual_seed(0))
-        together = rollout(baseline("adam", 0.1), tasks, 5)
-        for index in range(3):
-            alone = rollout(baseline("adam", 0.1), tasks.select(index), 5)
-            torch.testing.assert_close(alone, together[index : index + 1])
-
-    def test_what_shares_minibatches_cannot_be_taken_apart(self):
-        networks = MNIST((2,), digits="embedded").sample(2, torch.Generator())
-        with pytest.raises(TypeError, match="cannot be taken apart"):
-            networks.select(0)
+def test_one_of_several_is_as_among_them_unless_they_share_minibatches():
+    tasks = Quadratics(4).sample(3, torch.Generator().manual_seed(0))
+    together = rollout(baseline("adam", 0.1), tasks, 5)
+    alone = [rollout(baseline("adam", 0.1), tasks.select(index), 5) for index in range(3)]
+    torch.testing.assert_close(torch.cat(alone), together)
+    with pytest.raises(TypeError, match="cannot be taken apart"):
+        MNIST((2,), digits="embedded").sample(2, torch.Generator()).select(0)

@@ -1,0 +1,231 @@
+"""A look into an optimizer: the updates that it proposes, what its state holds, where its meta-gradient points."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from typing_extensions import override
+
+from l2l_kit.evaluation.comparison import Optimizers, paired_trajectories
+from l2l_kit.optimizers import NTMBFGS, LearnedRule, LSTMOptimizer, Optimizer
+from l2l_kit.problems import Problem, QuadraticTasks
+from l2l_kit.problems.base import draw
+from l2l_kit.randomness import generator
+from l2l_kit.tensors import Device, Layout, Tensors, pick_device
+from l2l_kit.training import AutogradUnroller, ExactUnroller, ReplayUnroller, Unroller, trajectory
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+State = TypeVar("State")
+
+
+def proposed_steps(
+    optimizers: Optimizers,
+    problem: Problem,
+    *,
+    steps: int = 10,
+    num_tasks: int = 8,
+    seed: int = 0,
+    device: Device = None,
+) -> pd.DataFrame:
+    """How long the updates of optimizers are, and how much against the gradient. Arguments are those of `compare`.
+
+    Returns:
+        A row per optimizer, `step` and `parameter` of the optimizee: `size`, the root mean square of the update's
+        coordinates, and `descent`, the cosine between the update and the negative gradient; means over the optimizees.
+    """
+    import pandas as pd
+
+    rows = []
+    for name, tasks, points in paired_trajectories(optimizers, problem, steps, num_tasks, seed, device):
+        layout = Layout.of(tasks.initial_params)
+        for step, (before, after) in enumerate(pairwise(points), start=1):
+            updates, descents = layout.unravel(after.params - before.params), layout.unravel(-before.gradients)
+            for parameter, update in updates.items():
+                flat, descent = update.flatten(1), descents[parameter].flatten(1)
+                size = flat.square().mean(dim=1).sqrt().mean().item()
+                rows.append((name, step, parameter, size, torch.cosine_similarity(flat, descent).mean().item()))
+    return pd.DataFrame(rows, columns=["optimizer", "step", "parameter", "size", "descent"])
+
+
+def recorded_gradients(
+    optimizer: Optimizer[State], problem: Problem, *, steps: int = 100, seed: int = 0, device: Device = None
+) -> Tensors:
+    """The gradients that an optimizer meets on its way over one optimizee. Arguments are those of `compare`.
+
+    Returns:
+        By parameter, ∇f(θ(0)) … ∇f(θ(steps)), shape ``(steps + 1, coordinates)``, on the CPU.
+    """
+    ((_, tasks, points),) = paired_trajectories({"": optimizer}, problem, steps, 1, seed, device)
+    rows = torch.cat([point.gradients for point in points])
+    by_name = Layout.of(tasks.initial_params).unravel(rows)
+    return {name: gradients.flatten(1).cpu() for name, gradients in by_name.items()}
+
+
+def proposals(optimizers: Optimizers, history: Tensor, gradients: Tensor) -> dict[str, Tensor]:
+    """The updates that optimizers would propose for a coordinate, as a function of its gradient (appendix B).
+
+    All of them have met the same gradients before, so what they remember of the coordinate is what they would have if
+    they had been on that trajectory.
+
+    Args:
+        optimizers: by name.
+        history: gradients of the coordinate along a trajectory, shape ``(steps,)``.
+        gradients: at which the function is evaluated, shape ``(gradients,)``.
+
+    Returns:
+        By name, the update at every gradient after 0 … ``steps`` of the history, shape ``(steps + 1, gradients)``.
+    """
+    probes = gradients[:, None]  # as many optimizees of one coordinate
+    met = history[:, None, None].repeat(1, *probes.shape)
+
+    def proposed(optimizer: Optimizer[State]) -> Tensor:
+        states = (copy.deepcopy(state) for _, state in _answers(optimizer, met))
+        return torch.stack([optimizer.update({"": probes}, state)[0][""][:, 0] for state in states])
+
+    return {name: proposed(optimizer) for name, optimizer in optimizers.items()}
+
+
+def responses(optimizers: Optimizers, gradients: Tensor) -> dict[str, Tensor]:
+    """The updates with which optimizers answer the gradients that coordinates meet one after the other.
+
+    Both are of shape ``(steps, coordinates)``; the updates are by name.
+    """
+    found = {}
+    for name, optimizer in optimizers.items():
+        updates = [each[0] for each, _ in _answers(optimizer, gradients[:, None])]
+        found[name] = torch.stack(updates[1:])
+    return found
+
+
+def hidden_units(lstm: LSTMOptimizer, gradients: Tensor) -> Tensor:
+    """What an LSTM holds after each of some coordinates' gradients, ``(steps, coordinates)``.
+
+    Returns:
+        The cells' outputs, layer after layer, shape ``(steps, layers · hidden, coordinates)``.
+    """
+    held = [state.hidden[:, :, 0].flatten(0, 1).clone() for _, state in _answers(lstm, gradients[:, None])]
+    return torch.stack(held[1:])
+
+
+def memories(optimizer: NTMBFGS, functions: QuadraticTasks, steps: int) -> Tensor:
+    """The memory along the way, as matrices M(0) … M(steps), shape ``(n, steps + 1, coordinates, coordinates)``."""
+    gradients = torch.stack([point.gradients for point in trajectory(optimizer, functions, steps)])
+    return torch.stack([state.memory for _, state in _answers(optimizer, gradients[:-1])], dim=1).cpu()
+
+
+def _answers(optimizer: Optimizer[State], gradients: Tensor) -> Iterator[tuple[Tensor, State]]:
+    """How an optimizer answers gradients ``(steps, n, coordinates)``, wherever its updates lead.
+
+    Yields:
+        For t = 0 … steps the update g(t - 1), zero at first, and the state h(t), which the next step may overwrite.
+    """
+    updates = {"": gradients.new_zeros(gradients.shape[1:])}
+    state = optimizer.init(updates)
+    yield updates[""], state
+    for each in gradients:
+        updates, state = optimizer.update({"": each}, state)
+        yield updates[""], state
+
+
+def meta_gradient_bias(
+    optimizer: LearnedRule,
+    problem: Problem,
+    *,
+    unrolls: Iterable[int],
+    horizon: int = 100,
+    num_tasks: int = 64,
+    seed: int = 0,
+    device: Device = None,
+) -> pd.DataFrame:
+    """How far meta-gradients of truncated backpropagation, with dashed edges and without, are from the whole one.
+
+    The whole one backpropagates through the whole horizon and along the dashed edges of figure 2: it is the gradient of
+    what is minimized (equation 3). The others are summed over the windows of a run, whose weights stay what they are.
+    All are those of two batches of optimizees, which also tell how much a meta-gradient depends on the batch.
+
+    Args:
+        optimizer: at whose weights.
+        problem, seed, device: as in `compare`.
+        unrolls: lengths of the windows; they must divide the horizon.
+        horizon: number of updates.
+        num_tasks: number of optimizees in each batch.
+
+    Returns:
+        Columns `unroll`, `dashed edges` (whether they were followed), `cosine` to the whole meta-gradient, `size`, its
+        norm as a share of the whole one's, and `agreement`, the cosine between the two batches' meta-gradients.
+
+    Raises:
+        ValueError: for an unroll that does not divide the horizon.
+    """
+    import pandas as pd
+
+    lengths = sorted({*unrolls, horizon})
+    if wrong := [unroll for unroll in lengths if unroll < 1 or horizon % unroll]:
+        raise ValueError(f"unroll lengths must divide the horizon {horizon}, got {wrong[0]!r}.")
+    chosen = pick_device(device)
+    rule = copy.deepcopy(optimizer).to(chosen)
+    exact: Unroller = AutogradUnroller(rule, second_derivatives=True) if rule.coupled else ExactUnroller(rule)
+
+    def meta_gradient(unroller: Unroller, unroll: int, batch: int) -> Tensor:
+        unroller.begin(draw(problem, num_tasks, generator(seed, "test", batch), chosen))
+        windows = [unroller.advance(unroll).meta_gradient for _ in range(horizon // unroll)]
+        rows = [torch.cat([window[name].flatten() for name, _ in rule.named_parameters()]) for window in windows]
+        return torch.stack(rows).sum(dim=0)
+
+    found = {
+        (unroll, dashed): torch.stack([meta_gradient(unroller, unroll, batch) for batch in range(2)])
+        for dashed, unroller in ((False, ReplayUnroller(rule)), (True, exact))
+        for unroll in lengths
+    }
+    whole = found[horizon, True].mean(dim=0)
+    rows = []
+    for (unroll, dashed), pair in found.items():
+        gradient, agreement = pair.mean(dim=0), torch.cosine_similarity(pair[0], pair[1], dim=0)
+        cosine, size = torch.cosine_similarity(gradient, whole, dim=0), gradient.norm() / whole.norm()
+        rows.append((unroll, dashed, cosine.item(), size.item(), agreement.item()))
+    return pd.DataFrame(rows, columns=["unroll", "dashed edges", "cosine", "size", "agreement"])
+
+
+class TensorMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types here
+    """Counts, while it is entered, the bytes of the tensors that torch makes and that are alive at once.
+
+    Attributes:
+        peak: the most so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = self._alive = 0
+        self._counted: set[int] = set()
+
+    @override
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        known = self._counted | _storages((args, kwargs)).keys()  # a view has the storage of what it is a view of
+        for key, storage in _storages(made).items():
+            if key not in known:
+                self._counted.add(key)
+                self._alive += storage.nbytes()
+                weakref.finalize(storage, self._forget, key, storage.nbytes())
+        self.peak = max(self.peak, self._alive)
+        return made
+
+    def _forget(self, key: int, size: int) -> None:
+        self._counted.discard(key)
+        self._alive -= size
+
+
+def _storages(tree: object) -> dict[int, torch.UntypedStorage]:
+    """What the tensors in a tree lie in, by address."""
+    tensors = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+    return {storage._cdata: storage for storage in (tensor.untyped_storage() for tensor in tensors)}

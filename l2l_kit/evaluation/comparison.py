@@ -1,0 +1,182 @@
+"""Paired comparison of optimizers: all of them meet the same optimizees, starting points and minibatches."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from l2l_kit.evaluation.curves import Curves
+from l2l_kit.optimizers import Optimizer
+from l2l_kit.problems import Problem, TaskBatch
+from l2l_kit.problems.base import Classifiers, draw
+from l2l_kit.randomness import generator
+from l2l_kit.tensors import Device, Layout, pick_device
+from l2l_kit.training.rollout import Point, trajectory
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Optimizers = Mapping[str, Optimizer[Any]]
+"""Optimizers, learned or not, by the name that figures and tables show. Each has a state of its own type."""
+
+
+def compare(
+    optimizers: Optimizers,
+    problem: Problem,
+    *,
+    steps: int = 100,
+    num_tasks: int = 256,
+    seed: int = 0,
+    device: Device = None,
+) -> Curves:
+    """Run optimizers on the same optimizees.
+
+    Args:
+        optimizers: by name. Modules are copied, and the caller's stay on the device where they are.
+        problem: where the optimizees come from; they are other ones than in meta-training and tuning.
+        steps: updates per run.
+        num_tasks: number of optimizees.
+        seed: of the optimizees.
+        device: None for the best there is.
+
+    Raises:
+        ValueError: if there are no optimizers, or `steps` or `num_tasks` is below 1.
+    """
+    runs = paired_trajectories(optimizers, problem, steps, num_tasks, seed, device)
+    losses = {name: _in_columns(point.losses for point in points) for name, _, points in runs}
+    return Curves(losses, problem.config(), seed)
+
+
+def paired_trajectories(
+    optimizers: Optimizers,
+    problem: Problem,
+    steps: int,
+    num_tasks: int,
+    seed: int,
+    device: Device,
+    purpose: str = "test",
+) -> Iterator[tuple[str, TaskBatch, Iterator[Point]]]:
+    """Every optimizer's name, the optimizees, drawn for a purpose, and its trajectory; the rest as in `compare`."""
+    if not optimizers:
+        raise ValueError("no optimizers given.")
+    if steps < 1 or num_tasks < 1:
+        raise ValueError(f"steps and num_tasks must be at least 1, got steps={steps!r}, num_tasks={num_tasks!r}.")
+    chosen = pick_device(device)
+    for name, optimizer in optimizers.items():
+        if isinstance(optimizer, torch.nn.Module):
+            optimizer = copy.deepcopy(optimizer).to(chosen)
+        tasks = draw(problem, num_tasks, generator(seed, purpose), chosen)
+        yield name, tasks, trajectory(optimizer, tasks, steps)
+
+
+def metrics_on_test_set(
+    optimizers: Optimizers,
+    problem: Problem,
+    *,
+    at: Sequence[int],
+    num_tasks: int = 16,
+    seed: int = 0,
+    device: Device = None,
+) -> pd.DataFrame:
+    """Loss and accuracy on the test images, which no optimizee is trained on.
+
+    Args:
+        at: the numbers of steps after which the optimizees are tested.
+        optimizers, problem, num_tasks, seed, device: as in `compare`, which draws the same optimizees.
+
+    Returns:
+        Columns `optimizer`, `step`, `loss` and `accuracy`, both means over the optimizees.
+
+    Raises:
+        TypeError: if the problem's optimizees are not classifiers.
+        ValueError: as `compare`.
+    """
+    import pandas as pd
+
+    rows = []
+    for name, tasks, points in paired_trajectories(optimizers, problem, max(1, *at), num_tasks, seed, device):
+        for step, (losses, accuracies) in zip(sorted(set(at)), _test(tasks, points, at), strict=True):
+            rows.append((name, step, losses.mean().item(), accuracies.mean().item()))
+    return pd.DataFrame(rows, columns=["optimizer", "step", "loss", "accuracy"])
+
+
+def losses_at(optimizer: Optimizer[Any], tasks: TaskBatch, at: Sequence[int], *, on_test_set: bool = False) -> Tensor:
+    """Losses after chosen numbers of steps, on the CPU, infinite where a run diverged.
+
+    Args:
+        optimizer: learned or not.
+        tasks: what it is run on.
+        at: after how many steps, in ascending order.
+        on_test_set: whether to take the loss on the test images instead of the one whose gradient a step follows.
+
+    Returns:
+        Shape ``(n, len(at))``.
+
+    Raises:
+        TypeError: for the loss on the test images of optimizees that are not classifiers.
+    """
+    points = trajectory(optimizer, tasks, max(at))
+    if on_test_set:
+        return _in_columns(losses for losses, _ in _test(tasks, points, at))
+    return _in_columns(point.losses for step, point in enumerate(points) if step in at)
+
+
+def _test(tasks: TaskBatch, points: Iterable[Point], at: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each optimizee's loss and accuracy on the test images after chosen numbers of steps."""
+    if not isinstance(tasks, Classifiers):
+        raise TypeError(f"{type(tasks).__name__} have no test images.")
+    layout = Layout.of(tasks.initial_params)
+    return (tasks.test(layout.unravel(point.params)) for step, point in enumerate(points) if step in at)
+
+
+def _in_columns(losses: Iterable[Tensor]) -> Tensor:
+    """Losses ``(n,)`` at some steps as statistics want them, ``(n, steps)``."""
+    return torch.stack(list(losses), dim=1).cpu().nan_to_num(nan=torch.inf, posinf=torch.inf)
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """The paths of several optimizers over one function, from the same starting point.
+
+    Attributes:
+        positions: by optimizer, θ(0) … θ(steps), shape ``(steps + 1, coordinates)``.
+        losses: by optimizer, f there, shape ``(steps + 1,)``.
+        optimizee: the function, a batch of one.
+    """
+
+    positions: dict[str, Tensor]
+    losses: dict[str, Tensor]
+    optimizee: TaskBatch
+
+    @property
+    def steps(self) -> int:
+        """Number of updates that each optimizer made."""
+        return len(next(iter(self.losses.values()))) - 1
+
+    @property
+    def best(self) -> Tensor:
+        """The position of the lowest loss that any of them met, shape ``(coordinates,)``."""
+        losses = torch.cat(list(self.losses.values())).nan_to_num(nan=torch.inf)
+        return torch.cat(list(self.positions.values()))[losses.argmin()]
+
+    def losses_at(self, points: Tensor) -> Tensor:
+        """The function at other points, ``(points, coordinates)``; returns shape ``(points,)``."""
+        layout = Layout.of(self.optimizee.initial_params)
+
+        def loss(point: Tensor) -> Tensor:
+            return self.optimizee.losses(layout.unravel(point[None]), 0)[0]
+
+        return torch.vmap(loss)(points)
+
+
+def trajectories(optimizers: Optimizers, problem: Problem, *, steps: int = 60, seed: int = 0) -> Trajectories:
+    """Follow optimizers over one function of the problem, on the CPU. Arguments and errors are those of `compare`."""
+    runs = list(paired_trajectories(optimizers, problem, steps, 1, seed, "cpu", "trajectories"))
+    paths = {name: Point(*map(torch.cat, zip(*points, strict=True))) for name, _, points in runs}
+    positions = {name: path.params for name, path in paths.items()}
+    return Trajectories(positions, {name: path.losses for name, path in paths.items()}, optimizee=runs[0][1])

@@ -1,0 +1,142 @@
+"""Loss curves of several optimizers on the same optimizees, and their statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from l2l_kit.errors import UnknownNameError
+from l2l_kit.randomness import generator
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Statistic = Literal["mean", "median"]
+QUANTILES = (0.1, 0.25, 0.75, 0.9)
+
+
+class Interval(NamedTuple):
+    """An estimate with its confidence interval, each of shape ``(steps + 1,)``."""
+
+    value: Tensor
+    low: Tensor
+    high: Tensor
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Losses of several optimizers on the same optimizees.
+
+    Attributes:
+        losses: by optimizer, f(θ(0)) … f(θ(steps)) of every optimizee, shape ``(num_tasks, steps + 1)``, on the CPU.
+            A run that diverged counts as infinite from there on.
+        problem: configuration of the problem.
+        seed: of the optimizees.
+    """
+
+    losses: dict[str, Tensor]
+    problem: Mapping[str, object]
+    seed: int
+
+    @property
+    def steps(self) -> int:
+        """Number of updates that each run took."""
+        return next(iter(self.losses.values())).shape[1] - 1
+
+    @property
+    def num_tasks(self) -> int:
+        """Number of optimizees."""
+        return len(next(iter(self.losses.values())))
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Losses of one optimizer, ``(num_tasks, steps + 1)``."""
+        if name not in self.losses:
+            raise UnknownNameError("optimizer in these curves", name, self.losses)
+        return self.losses[name]
+
+    def statistic(self, name: str, statistic: Statistic = "mean") -> Tensor:
+        """Mean or median over the optimizees at each step, shape ``(steps + 1,)``."""
+        if statistic not in ("mean", "median"):
+            raise UnknownNameError("statistic", statistic, ("mean", "median"))
+        return self[name].mean(dim=0) if statistic == "mean" else self.quantiles(name, (0.5,))[0]
+
+    def quantiles(self, name: str, at: tuple[float, ...] = QUANTILES) -> Tensor:
+        """Quantiles over the optimizees at each step, shape ``(len(at), steps + 1)``."""
+        return _quantiles(self[name], at)
+
+    def interval(
+        self,
+        name: str,
+        statistic: Statistic = "mean",
+        *,
+        over: str | None = None,
+        level: float = 0.95,
+        resamples: int = 1000,
+    ) -> Interval:
+        """A statistic at each step with its confidence interval, by bootstrap over the optimizees.
+
+        Args:
+            name: the optimizer.
+            statistic: "mean" or "median".
+            over: divide by the same statistic of this optimizer, on the same resampled optimizees (a paired ratio).
+            level: coverage of the interval.
+            resamples: number of bootstrap samples.
+        """
+        draws = torch.randint(self.num_tasks, (resamples, self.num_tasks), generator=generator(self.seed, "bootstrap"))
+        value = self.statistic(name, statistic)
+        samples = _resampled(self[name], statistic, draws)
+        if over is not None:
+            value = value / self.statistic(over, statistic)
+            samples = samples / _resampled(self[over], statistic, draws)
+        tail = (1 - level) / 2
+        return Interval(value, *_quantiles(samples, (tail, 1 - tail)))
+
+    def to_frame(self) -> pd.DataFrame:
+        """A tidy table, one row per optimizer and step: mean, median and quantiles over the optimizees."""
+        import pandas as pd
+
+        frames = []
+        for name in self.losses:
+            measures = {"mean": self.statistic(name), "median": self.statistic(name, "median")}
+            measures |= {f"q{round(100 * at)}": row for at, row in zip(QUANTILES, self.quantiles(name), strict=True)}
+            columns = {measure: row.numpy() for measure, row in measures.items()}
+            frames.append(pd.DataFrame({"optimizer": name, "step": range(self.steps + 1), **columns}))
+        return pd.concat(frames, ignore_index=True)
+
+    def at_step(self, step: int) -> pd.DataFrame:
+        """The rows of `to_frame` at one step, indexed by optimizer.
+
+        Raises:
+            ValueError: if the runs did not go that far.
+        """
+        if not 0 <= step <= self.steps:
+            raise ValueError(f"step {step} is outside these curves, which go from 0 to {self.steps}.")
+        frame = self.to_frame()
+        return frame[frame["step"] == step].drop(columns="step").set_index("optimizer")
+
+
+def _quantiles(values: Tensor, at: tuple[float, ...]) -> Tensor:
+    """Quantiles over the first axis. Values may be infinite: torch.quantile would interpolate ∞ - ∞ to NaN."""
+    ordered = values.sort(dim=0).values
+    position = torch.tensor(at, dtype=torch.float64) * (len(values) - 1)
+    below, above = ordered[position.floor().long()], ordered[position.ceil().long()]
+    weight = position.frac().to(values.dtype)[:, None]
+    return torch.where(below == above, below, below + weight * (above - below))
+
+
+def _resampled(losses: Tensor, statistic: Statistic, draws: Tensor) -> Tensor:
+    """The statistic of each resample, ``(resamples, steps + 1)``; draws are task indices ``(resamples, num_tasks)``."""
+    if statistic == "mean":
+        weights = torch.zeros(draws.shape, dtype=losses.dtype)
+        weights.scatter_add_(1, draws, torch.ones_like(weights))
+        diverged = losses.isinf()
+        means = weights @ losses.masked_fill(diverged, 0) / len(losses)
+        return means.masked_fill(weights @ diverged.to(losses.dtype) > 0, torch.inf)
+    middle = (len(losses) + 1) // 2, len(losses) // 2 + 1
+    drawn = (at_one_step[draws] for at_one_step in losses.T)
+    medians = [torch.stack([rows.kthvalue(k, dim=1).values for k in middle]).mean(dim=0) for rows in drawn]
+    return torch.stack(medians, dim=1)

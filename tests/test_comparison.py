@@ -1,0 +1,277 @@
+"""Paired comparison and its statistics."""
+
+import math
+import statistics
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from l2l_kit import data
+from l2l_kit.errors import UnknownNameError
+from l2l_kit.evaluation import Curves, compare, metrics_on_test_set, read_result, write_result
+from l2l_kit.optimizers import LSTMOptimizer, baseline
+from l2l_kit.problems import MNIST, Quadratics
+from l2l_kit.randomness import generator
+from l2l_kit.training import rollout
+
+PROBLEM = Quadratics(dim=3)
+DIGITS = MNIST(digits="embedded", hidden=(3,), batch_size=16)
+OPTIMIZERS = {
+    "LSTM": LSTMOptimizer(hidden_size=4, output_scale=0.1),
+    "log-sign": LSTMOptimizer(hidden_size=4, preprocessing="log-sign"),
+    "Adam": baseline("adam", 0.1),
+    "SGD": baseline("sgd", 0.01),
+}
+
+
+def run(chosen=OPTIMIZERS, **arguments):
+    return compare(chosen, PROBLEM, **{"steps": 6, "num_tasks": 5, "device": "cpu", **arguments})
+
+
+def synthetic(seed=0, **losses):
+    return Curves({name: torch.as_tensor(rows) for name, rows in losses.items()}, {}, seed)
+
+
+def lognormal(num_tasks, steps=1, seed=0):
+    return torch.randn(num_tasks, steps, generator=generator(seed, "synthetic"), dtype=torch.float64).exp()
+
+
+class TestPairing:
+    def test_curves_are_those_of_a_rollout_whoever_else_is_compared(self):
+        """All meet the same optimizees; the order, and being there twice, makes no difference."""
+        curves = run({**dict(reversed(OPTIMIZERS.items())), "again": OPTIMIZERS["LSTM"]})
+        assert (curves.steps, curves.num_tasks, curves.problem) == (6, 5, PROBLEM.config())
+        for name, optimizer in {**OPTIMIZERS, "again": OPTIMIZERS["LSTM"]}.items():
+            assert torch.equal(curves[name], rollout(optimizer, PROBLEM.sample(5, generator(0, "test")), 6))
+        assert all(torch.equal(part, torch.ones(7)) for part in curves.interval("LSTM", over="again"))
+
+    def test_other_seeds_are_other_optimizees(self):
+        assert not torch.isclose(run()["Adam"], run(seed=1)["Adam"]).any()
+
+    @pytest.mark.parametrize("purpose", [("validation",), ("tuning",), ("meta-train", 0)])
+    def test_the_optimizees_are_none_of_meta_training_and_tuning(self, purpose):
+        start = rollout(OPTIMIZERS["Adam"], PROBLEM.sample(5, generator(0, *purpose)), 1)[:, 0]
+        assert not torch.isclose(start, run()["Adam"][:, 0]).any()
+
+
+class Elsewhere(nn.Module):
+    """Proposes nothing, and notes where it and its copies are put."""
+
+    places: list[torch.device]
+
+    def __init__(self):
+        super().__init__()
+        self.mine = []
+        Elsewhere.places = []
+
+    def to(self, device):
+        self.mine.append(device)
+        Elsewhere.places.append(device)
+        return self
+
+    def init(self, params):
+        return None
+
+    def update(self, gradients, state):
+        return {name: torch.zeros_like(gradient) for name, gradient in gradients.items()}, state
+
+
+@pytest.mark.parametrize("measure", [compare, metrics_on_test_set], ids=lambda measure: measure.__name__)
+def test_a_copy_of_a_learned_optimizer_is_put_where_the_optimizees_are(measure):
+    """The caller's own stays as it is and where it is."""
+    optimizer = Elsewhere()
+    measure({"": optimizer}, DIGITS, num_tasks=1, device="cpu", **({"at": [1]} if measure != compare else {"steps": 1}))
+    assert (Elsewhere.places, optimizer.mine) == ([torch.device("cpu")], [])
+
+
+class TestStatistics:
+    @pytest.mark.parametrize("num_tasks", [1, 2, 7, 8])
+    def test_mean_median_and_quantiles_equal_those_of_the_standard_library(self, num_tasks):
+        losses = lognormal(num_tasks, steps=3)
+        curves = synthetic(me=losses)
+        for step in range(3):
+            column = losses[:, step].tolist()
+            assert curves.statistic("me", "mean")[step].item() == pytest.approx(statistics.mean(column))
+            assert curves.statistic("me", "median")[step].item() == pytest.approx(statistics.median(column))
+            if num_tasks > 1:
+                deciles = statistics.quantiles(column, n=10, method="inclusive")
+                low, high = curves.quantiles("me", (0.1, 0.9))[:, step].tolist()
+                assert (low, high) == pytest.approx((deciles[0], deciles[-1]))
+
+    @pytest.mark.parametrize("num_tasks", [1, 6, 7])
+    @pytest.mark.parametrize("statistic", ["mean", "median"])
+    @pytest.mark.parametrize("over", [None, "other"])
+    def test_the_bootstrap_equals_a_loop(self, statistic, over, num_tasks):
+        """Ties as well: the first step is the same number for all."""
+        losses = {"me": lognormal(num_tasks, 3), "other": lognormal(num_tasks, 3, seed=1)}
+        losses["me"][:, 0] = 2.0
+        found = synthetic(5, **losses).interval("me", statistic, over=over, level=0.9, resamples=50)
+        draws = torch.randint(num_tasks, (50, num_tasks), generator=generator(5, "bootstrap"))
+        function = getattr(statistics, statistic)
+
+        def estimate(indices, step):
+            value = function([losses["me"][index, step].item() for index in indices])
+            return value / function([losses["other"][index, step].item() for index in indices]) if over else value
+
+        for step in range(3):
+            samples = torch.tensor([estimate(indices, step) for indices in draws.tolist()], dtype=torch.float64)
+            low, high = torch.quantile(samples, torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist()
+            expected = estimate(range(num_tasks), step), low, high
+            assert [part[step].item() for part in found] == pytest.approx(expected, rel=1e-12)
+
+    @pytest.mark.parametrize(("statistic", "truth"), [("mean", math.exp(0.5 * 0.25)), ("median", 1.0)])
+    def test_an_interval_covers_the_truth_as_often_as_it_says(self, statistic, truth):
+        covered = []
+        for seed in range(300):
+            curves = synthetic(seed, me=lognormal(60, seed=seed).pow(0.5))
+            _, low, high = curves.interval("me", statistic, level=0.9, resamples=200)
+            covered.append(bool(low <= truth <= high))
+        assert 0.84 <= statistics.mean(covered) <= 0.95
+
+    def test_a_paired_ratio_is_far_tighter_than_an_unpaired_one(self):
+        """One optimizer is 10% better on each optimizee, and optimizees differ by orders of magnitude."""
+        losses = lognormal(200) ** 2
+        noise = 1 + 0.02 * torch.randn(200, 1, generator=generator(0, "noise"), dtype=torch.float64)
+        curves = synthetic(one=0.9 * losses * noise, two=losses)
+        value, low, high = (part.item() for part in curves.interval("one", over="two"))
+        assert 0.88 < low < value < high < 0.92
+        _, alone_low, alone_high = (part.item() for part in curves.interval("one"))
+        assert alone_high / alone_low > 1.5
+
+
+@pytest.fixture(scope="module")
+def curves():
+    return run({"wild": baseline("sgd", 1e4), "tame": baseline("sgd", 0.01)}, steps=60)
+
+
+class TestDivergedRuns:
+    def test_count_as_infinite_from_there_on(self, curves):
+        wild = curves["wild"]
+        assert not wild.isnan().any()
+        assert wild[:, -1].isinf().all()
+        assert torch.equal(wild.isinf().int().cummax(dim=1).values.bool(), wild.isinf())
+        assert curves["tame"].isfinite().all()
+
+    def test_count_as_infinite_where_the_loss_overflows(self):
+        """θ after one such step is finite still, and its square no longer."""
+        losses = run({"wild": baseline("sgd", 1e25)}, steps=1)["wild"]
+        assert losses.isinf().tolist() == [[False, True]] * 5
+
+    @pytest.mark.parametrize("statistic", ["mean", "median"])
+    def test_make_statistics_infinite_not_nan(self, curves, statistic):
+        for part in (curves.statistic("wild", statistic), *curves.interval("wild", statistic)):
+            assert part[-1] == math.inf
+            assert not part.isnan().any()
+        assert [part[-1] for part in curves.interval("wild", statistic, over="tame")] == [math.inf] * 3
+
+    def test_make_tables_infinite_not_nan(self, curves):
+        assert not curves.to_frame().isna().any(axis=None)
+        assert (curves.at_step(60).loc["wild"] == math.inf).all()
+
+    def test_leave_the_median_alone_where_they_are_few(self):
+        """One of nine diverged: the mean is infinite, the median is not, and the 0.75 quantile is not either."""
+        losses = torch.arange(1.0, 10.0)[:, None]
+        losses[8] = math.inf
+        curves = synthetic(me=losses)
+        quantiles = curves.quantiles("me", (0.1, 0.5, 0.75, 0.875, 1.0))[:, 0].tolist()
+        assert quantiles == pytest.approx([1.8, 5, 7, 8, math.inf])
+        value, low, high = (part.item() for part in curves.interval("me", "median"))
+        assert (value, low) == (5, pytest.approx(3, abs=1))
+        assert math.isfinite(high)
+        value, low, high = (part.item() for part in curves.interval("me", "mean"))
+        assert (value, high) == (math.inf, math.inf)
+        assert math.isfinite(low)  # a resample without the diverged run
+
+
+class TestTables:
+    def test_to_frame_is_tidy(self):
+        curves = run()
+        frame = curves.to_frame()
+        assert list(frame.columns) == ["optimizer", "step", "mean", "median", "q10", "q25", "q75", "q90"]
+        assert len(frame) == 4 * 7
+        row = frame[(frame["optimizer"] == "SGD") & (frame["step"] == 3)].iloc[0]
+        assert row["mean"] == pytest.approx(curves["SGD"][:, 3].mean().item())
+        assert row["q75"] == pytest.approx(curves["SGD"][:, 3].quantile(0.75).item())
+        at_end = curves.at_step(6)
+        assert list(at_end.index) == list(OPTIMIZERS)
+        assert at_end["median"]["Adam"] == pytest.approx(curves["Adam"][:, 6].median().item())
+
+    def test_results_are_read_as_they_were_written(self, tmp_path):
+        table = pd.DataFrame({"optimizer": ["LSTM", "Adam"], "loss": [0.125, math.inf], "tasks": [5, 7]})
+        path = write_result("deep/er/table", table, {"seed": 0, "problem": PROBLEM.config()}, tmp_path)
+        assert path == tmp_path / "deep" / "er" / "table.csv"
+        pd.testing.assert_frame_equal(read_result("deep/er/table", tmp_path), table)
+        assert '"dim": 3' in path.with_suffix(".json").read_text()
+        curves = run().to_frame()
+        write_result("curves", curves, {}, tmp_path)
+        pd.testing.assert_frame_equal(read_result("curves", tmp_path), curves, rtol=1e-5, check_dtype=False)
+
+    def test_a_result_that_is_not_there_lists_those_that_are(self, tmp_path):
+        write_result("quadratics/tuning", pd.DataFrame({"lr": [0.1]}), {}, tmp_path)
+        with pytest.raises(FileNotFoundError, match=r"no recorded result 'mnist/tuning'.*There is: quadratics.tuning"):
+            read_result("mnist/tuning", tmp_path)
+
+
+@pytest.fixture(scope="module")
+def table():
+    chosen = {"LSTM": OPTIMIZERS["LSTM"], "SGD": baseline("sgd", 0.5)}
+    return metrics_on_test_set(chosen, DIGITS, at=[5, 0, 2], num_tasks=2, seed=3, device="cpu")
+
+
+class TestOnTestImages:
+    def test_it_has_a_row_for_each_optimizer_and_step(self, table):
+        assert list(table.columns) == ["optimizer", "step", "loss", "accuracy"]
+        assert table["optimizer"].tolist() == ["LSTM"] * 3 + ["SGD"] * 3
+        assert table["step"].tolist() == [0, 2, 5] * 2
+        assert table.groupby("step")["loss"].nunique().tolist() == [1, 2, 2], "they start from the same networks"
+
+    @pytest.mark.parametrize("step", [0, 2, 5])
+    def test_gradient_descent_does_on_test_images_as_torch_says(self, table, step):
+        """One network after the other, trained on the minibatches of `losses` and shown all the test images."""
+        images, labels = data.load("mnist", "embedded").split("test")
+        tasks = DIGITS.sample(2, generator(3, "test"))
+        params = {name: tensor.clone().requires_grad_() for name, tensor in tasks.initial_params.items()}
+        descent = torch.optim.SGD(params.values(), lr=0.5)
+        for t in range(step):
+            descent.zero_grad()
+            tasks.losses(params, t).sum().backward()
+            descent.step()
+        losses, accuracies = [], []
+        with torch.no_grad():
+            for one in range(2):
+                network = nn.Sequential(nn.Linear(784, 3), nn.Sigmoid(), nn.Linear(3, 10))
+                for layer, index in ((network[0], 0), (network[2], 1)):
+                    layer.weight.copy_(params[f"weight{index}"][one].T)
+                    layer.bias.copy_(params[f"bias{index}"][one])
+                logits = network(images.flatten(1) / 255)
+                losses.append(functional.cross_entropy(logits, labels).item())
+                accuracies.append((logits.argmax(dim=1) == labels).float().mean().item())
+        (row,) = table[(table["optimizer"] == "SGD") & (table["step"] == step)].itertuples()
+        assert row.loss == pytest.approx(sum(losses) / 2, rel=1e-4)
+        assert row.accuracy == pytest.approx(sum(accuracies) / 2, abs=1e-6)
+
+    def test_problems_without_test_images_are_refused(self):
+        with pytest.raises(TypeError, match="no test images"):
+            metrics_on_test_set(OPTIMIZERS, PROBLEM, at=[0], num_tasks=1, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "match"),
+    [
+        (lambda: run()["logsign"], UnknownNameError, "Did you mean 'log-sign'"),
+        (lambda: run().interval("LSTM", over="Adan"), UnknownNameError, "Did you mean 'Adam'"),
+        (lambda: run().interval("LSTM", "medain"), UnknownNameError, "Did you mean 'median'"),
+        (lambda: run().at_step(-1), ValueError, "step -1 is outside these curves, which go from 0 to 6"),
+        (lambda: run().at_step(7), ValueError, "step 7 is outside these curves, which go from 0 to 6"),
+        (lambda: run({}), ValueError, "no optimizers given"),
+        (lambda: run(steps=0), ValueError, "must be at least 1"),
+        (lambda: run(num_tasks=-5), ValueError, "must be at least 1"),
+        (lambda: run(device="abacus"), ValueError, "there is no device 'abacus'"),
+    ],
+)
+def test_mistakes_are_named(wrong, error, match):
+    with pytest.raises(error, match=match):
+        wrong()
