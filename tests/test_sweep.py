@@ -140,7 +140,7 @@ class TestTable:
         table, ran = run(tmp_path, replace(sweep, lbfgs=True))
         assert [each.optimizer for each in ran] == [None], "the others are the same"
         tasks = Quadratics(3).sample(7, generator(4, "test"))
-        curves = [torch.cat([point[1] for point in lbfgs(tasks.select(index), 25)]) for index in range(7)]
+        curves = [torch.cat([point.losses for point in lbfgs(tasks.select(index), 25)]) for index in range(7)]
         for protocol in (ONE_RATE, EACH_STEP):
             rows = under(table[table["optimizer"] == "L-BFGS"], protocol)
             assert rows["lr"].isna().all()

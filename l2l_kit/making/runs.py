@@ -74,7 +74,7 @@ class Run:
         tasks = draw_tasks(self.problem, self.num_tasks, generator(self.seed, self.draw), device)
         if self.optimizer is None:
             runs = [lbfgs(tasks.select(index), self.steps[-1]) for index in range(self.num_tasks)]
-            losses = torch.stack([torch.cat([point[1] for point in run])[self.steps] for run in runs])
+            losses = torch.stack([torch.cat([point.losses for point in run])[self.steps] for run in runs])
         else:
             if isinstance(self.optimizer, LearnedRule):
                 self.optimizer.to(device)
