@@ -38,7 +38,7 @@ from l2l_kit.optimizers import GroupedLSTMs, LearnedRule, LSTMOptimizer, LSTMSta
 from l2l_kit.problems import CIFAR, MNIST, Quadratics, TaskBatch
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, ravel
-from l2l_kit.training import ReplayUnroller
+from l2l_kit.training import FirstOrderEstimator
 
 HORIZON = 100
 NETWORKS: dict[str, Any] = {"preprocessing": "log-sign", "output_scale": 0.1}
@@ -58,12 +58,12 @@ def replay_episode(
     tasks: TaskBatch, optimizer: LearnedRule, unroll: int, sample: int | None = None
 ) -> Callable[[], None]:
     meta_optimizer = torch.optim.Adam(optimizer.parameters(), lr=1e-3)
-    unroller = ReplayUnroller(optimizer, sample=sample)
+    unroller = FirstOrderEstimator(optimizer, sample=sample)
 
     def episode() -> None:
-        unroller.begin(tasks)
+        unroller.reset(tasks)
         for _ in range(HORIZON // unroll):
-            window = unroller.advance(unroll)
+            window = unroller.unroll(unroll)
             for name, weight in optimizer.named_parameters():
                 weight.grad = window.meta_gradient[name]
             meta_optimizer.step()

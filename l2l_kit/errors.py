@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -28,3 +29,25 @@ class MetaTrainingDivergedError(ArithmeticError):
 
 class DataError(ValueError):
     """A data set cannot be had from any of its sources; the message says why and what to do."""
+
+
+def check_counts(owner: str, **counts: object) -> None:
+    """Refuse counts that are no whole number of at least 1.
+
+    Raises:
+        ValueError: naming the first one that is wrong, and whose it is.
+    """
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{owner}: {name} must be a whole number of at least 1, got {value!r}.")
+
+
+def check_positive(owner: str, **numbers: object) -> None:
+    """Refuse numbers that are not positive and finite.
+
+    Raises:
+        ValueError: naming the first one that is wrong, and whose it is.
+    """
+    for name, value in numbers.items():
+        if not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ValueError(f"{owner}: {name} must be a positive number, got {value!r}.")

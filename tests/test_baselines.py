@@ -8,7 +8,7 @@ import torch
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.optimizers import BASELINES, LSTMOptimizer, baseline
 from l2l_kit.problems import QuadraticTasks
-from l2l_kit.training import trace
+from l2l_kit.training import trajectory
 
 # Torch7's defaults, section 3 of the paper, and a learning rate at which the quadratics below do not diverge.
 TORCH = {
@@ -29,7 +29,7 @@ def test_on_a_batch_equals_torch_optim_on_each_problem(name):
     draws = torch.Generator().manual_seed(0)
     W, y, theta = (torch.randn(shape, generator=draws, dtype=torch.float64) for shape in [(4, 6, 6), (4, 6), (4, 6)])
     kind, arguments = TORCH[name]
-    found = [rows for rows, _ in trace(baseline(name, arguments["lr"]), QuadraticTasks(W, y, theta), 40)]
+    found = [rows for rows, *_ in trajectory(baseline(name, arguments["lr"]), QuadraticTasks(W, y, theta), 40)]
     for n in range(4):
         parameter = torch.nn.Parameter(theta[n].clone())
         optimizer = kind([parameter], **arguments)

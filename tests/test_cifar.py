@@ -14,7 +14,7 @@ from l2l_kit.optimizers import GroupedLSTMs
 from l2l_kit.problems import CIFAR, CIFARTasks
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, ravel
-from l2l_kit.training import AutogradUnroller, ExactUnroller, rollout
+from l2l_kit.training import AutogradEstimator, SecondOrderEstimator, rollout
 
 PATCHES = data.load("cifar10", "embedded")
 
@@ -121,9 +121,9 @@ class TestAgainstPlainNetworks:
         tasks = replace(tasks, initial=moved(tasks))
         rule = GroupedLSTMs({kind: {"hidden_size": 2, "output_scale": 0.1} for kind in ("conv", "fc")}).double()
         windows = []
-        for unroller in (ExactUnroller(rule), AutogradUnroller(rule, second_derivatives=True)):
-            unroller.begin(tasks)
-            windows.append(unroller.advance(2))
+        for unroller in (SecondOrderEstimator(rule), AutogradEstimator(rule, second_order=True)):
+            unroller.reset(tasks)
+            windows.append(unroller.unroll(2))
         found, expected = windows
         torch.testing.assert_close(found.losses, expected.losses, rtol=1e-9, atol=0)
         for name, gradient in expected.meta_gradient.items():

@@ -11,8 +11,8 @@ import torch
 from l2l_kit.optimizers import GroupedLSTMs, LSTMOptimizer, baseline
 from l2l_kit.problems import CIFAR, MNIST, NeuralArt, Quadratics
 from l2l_kit.randomness import generator
-from l2l_kit.training import AutogradUnroller, ExactUnroller, ReplayUnroller, trace
-from l2l_kit.training.unroll import Unroller
+from l2l_kit.training import AutogradEstimator, SecondOrderEstimator, FirstOrderEstimator, trajectory
+from l2l_kit.training.meta_gradient import GradientEstimator
 
 META = torch.device("meta")
 LSTM = {"hidden_size": 3, "preprocessing": "log-sign", "output_scale": 0.1}
@@ -37,7 +37,7 @@ def tasks(problem, n=2):
 @pytest.fixture
 def unchecked(monkeypatch):
     """On "meta" there are no numbers of which one could ask whether they are finite."""
-    monkeypatch.setattr(Unroller, "_check", lambda *_: None)
+    monkeypatch.setattr(GradientEstimator, "_check", lambda *_: None)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
@@ -45,30 +45,30 @@ class TestOnDevice:
     @pytest.mark.parametrize("learned", [True, False])
     def test_a_run(self, problem, learned):
         rule = rules(problem) if learned else baseline("adam", 0.1)
-        for params, losses in trace(rule, tasks(problem), 3):
+        for params, losses, _ in trajectory(rule, tasks(problem), 3):
             assert params.device == losses.device == META
 
     @pytest.mark.parametrize("sample", [None, 2])
     @pytest.mark.parametrize("tape_bytes", [10**6, 10**9])
     def test_meta_training_by_replay(self, problem, sample, tape_bytes, unchecked):
-        unroller = ReplayUnroller(rules(problem), tape_bytes, sample=sample)
-        unroller.begin(tasks(problem), generator(0, "sample"))
+        unroller = FirstOrderEstimator(rules(problem), tape_bytes, sample=sample)
+        unroller.reset(tasks(problem), generator(0, "sample"))
         for _ in range(2):
-            window = unroller.advance(3)
+            window = unroller.unroll(3)
             assert {tensor.device for tensor in (window.losses, *window.meta_gradient.values())} == {META}
 
     @pytest.mark.parametrize("tape_bytes", [10**6, 10**9])
     def test_meta_training_by_exact_replay(self, problem, tape_bytes, unchecked):
-        unroller = ExactUnroller(rules(problem), tape_bytes)
-        unroller.begin(tasks(problem))
+        unroller = SecondOrderEstimator(rules(problem), tape_bytes)
+        unroller.reset(tasks(problem))
         for _ in range(2):
-            window = unroller.advance(3)
+            window = unroller.unroll(3)
             assert {tensor.device for tensor in (window.losses, *window.meta_gradient.values())} == {META}
 
     def test_meta_training_by_autograd(self, problem, unchecked):
-        unroller = AutogradUnroller(rules(problem), second_derivatives=problem in ("quadratics", "cifar"))
-        unroller.begin(tasks(problem))
-        window = unroller.advance(2)
+        unroller = AutogradEstimator(rules(problem), second_order=problem in ("quadratics", "cifar"))
+        unroller.reset(tasks(problem))
+        window = unroller.unroll(2)
         assert {tensor.device for tensor in (window.losses, *window.meta_gradient.values())} == {META}
 
 
@@ -83,4 +83,4 @@ def test_a_tensor_left_on_the_cpu_is_noticed():
     functions = tasks("quadratics")
     elsewhere = replace(functions, y=torch.zeros(functions.y.shape))
     with pytest.raises(RuntimeError, match="device"):
-        next(trace(baseline("adam", 0.1), elsewhere, 1))
+        next(trajectory(baseline("adam", 0.1), elsewhere, 1))

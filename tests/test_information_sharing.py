@@ -9,12 +9,11 @@ from test_meta_gradient import Network, assert_equal_windows, quadratics, run
 from l2l_kit import LearnedOptimizer, optimizers, zoo
 from l2l_kit.evaluation import bfgs_losses, memories
 from l2l_kit.optimizers import NTMBFGS, GroupedLSTMs, LSTMOptimizer
-from l2l_kit.optimizers.base import changed
+from l2l_kit.optimizers.base import map_state
 from l2l_kit.optimizers.ntm_bfgs import _multiplied
 from l2l_kit.problems import ConditionedQuadratics, Quadratics
 from l2l_kit.randomness import generator
-from l2l_kit.training import AutogradUnroller, ExactUnroller, ReplayUnroller, meta_train
-from l2l_kit.training.replay import CoupledReplay
+from l2l_kit.training import AutogradEstimator, FirstOrderEstimator, MetaTraining, SecondOrderEstimator, meta_train
 
 SMALL = {"hidden_size": 5}
 RULES = {
@@ -153,26 +152,11 @@ def test_bfgs_solves_quadratics():
 @each_rule
 @pytest.mark.parametrize("windows", [[5], [3, 3, 1]], ids=["one window", "windows"])
 @pytest.mark.parametrize("tasks", [quadratics(), Network()], ids=["quadratics", "network"])
-def test_replay_equals_autograd(make, windows, tasks):
+@pytest.mark.parametrize("second_order", [False, True])
+def test_replay_equals_autograd(make, windows, tasks, second_order):
     rule = make()
-    replayed = run(ReplayUnroller(rule), tasks, windows)
-    assert_equal_windows(replayed, run(AutogradUnroller(rule, second_derivatives=False), tasks, windows))
-
-
-@each_rule
-def test_replay_in_chunks_of_optimizees_equals_replay_at_once(make, monkeypatch):
-    sizes = []
-
-    def replayed(self, gradients, some, whole=CoupledReplay._replayed):
-        sizes.append(gradients.shape[1])
-        return whole(self, gradients, some)
-
-    rule, windows = make(), [4, 3]
-    monkeypatch.setattr(CoupledReplay, "_replayed", replayed)
-    at_once = run(ReplayUnroller(rule), quadratics(), windows)
-    assert not sizes  # it was recorded on the way
-    assert_equal_windows(run(ReplayUnroller(rule, tape_bytes=1), quadratics(), windows), at_once)
-    assert sizes == [1] * 6
+    replayed = run((SecondOrderEstimator if second_order else FirstOrderEstimator)(rule), tasks, windows)
+    assert_equal_windows(replayed, run(AutogradEstimator(rule, second_order=second_order), tasks, windows))
 
 
 def test_groups_of_which_one_averages():
@@ -190,23 +174,21 @@ def test_groups_of_which_one_averages():
             return super().losses({name: params[full] for name, full in named.items()}, step)
 
     assert rule.coupled
-    replayed = run(ReplayUnroller(rule), Layers(), [3, 2])
-    assert_equal_windows(replayed, run(AutogradUnroller(rule, second_derivatives=False), Layers(), [3, 2]))
+    replayed = run(FirstOrderEstimator(rule), Layers(), [3, 2])
+    assert_equal_windows(replayed, run(AutogradEstimator(rule, second_order=False), Layers(), [3, 2]))
 
 
 @each_rule
 def test_what_cannot_be_done_with_coordinates_that_learn_of_each_other(make):
     with pytest.raises(ValueError, match="leave sample None"):
-        ReplayUnroller(make(), sample=3)
-    with pytest.raises(ValueError, match="use AutogradUnroller"):
-        ExactUnroller(make())
+        FirstOrderEstimator(make(), sample=3)
 
 
 @each_rule
 @pytest.mark.parametrize("settings", [{}, {"second_derivatives": True}], ids=str)
 def test_is_meta_trained(make, settings):
     short = {"horizon": 8, "unroll": 4, "epochs": 2, "episodes_per_epoch": 40, "batch_size": 16, "meta_lr": 0.03}
-    history = meta_train(make().float(), Quadratics(dim=2), **short, device="cpu", progress=False, **settings)
+    history = meta_train(make().float(), Quadratics(dim=2), MetaTraining(**short, **settings), device="cpu", progress=False)
     assert history.records[-1].validation_loss < 0.9 * history.records[0].validation_loss
 
 
@@ -295,4 +277,4 @@ class TestOnOnesOwnModel:
 
 def test_a_state_is_changed_field_by_field():
     state = NTMBFGS(**SMALL).initial_state(2, 3)
-    assert [part.shape[-2:] for part in changed(state, lambda part: part[..., :1, :])] == [(1, 3)] * 5
+    assert [part.shape[-2:] for part in map_state(state, lambda part: part[..., :1, :])] == [(1, 3)] * 5

@@ -16,7 +16,7 @@ from l2l_kit.evaluation import (
 from l2l_kit.optimizers import LSTMOptimizer
 from l2l_kit.problems import Quadratics
 from l2l_kit.randomness import generator
-from l2l_kit.training import AutogradUnroller
+from l2l_kit.training import AutogradEstimator
 
 OPTIMIZERS = {
     "LSTM": LSTMOptimizer(hidden_size=4, preprocessing="log-sign"),
@@ -101,10 +101,10 @@ def test_bias_of_the_meta_gradient(averaging):
     gradients = {}
     for dashed in (False, True):
         for unroll in (2, 4, 8):
-            unroller = AutogradUnroller(rule, second_derivatives=dashed)
+            unroller = AutogradEstimator(rule, second_order=dashed)
             for batch in range(2):
-                unroller.begin(Quadratics(dim=3).sample(5, generator(0, "test", batch)))
-                windows = [unroller.advance(unroll).meta_gradient for _ in range(8 // unroll)]
+                unroller.reset(Quadratics(dim=3).sample(5, generator(0, "test", batch)))
+                windows = [unroller.unroll(unroll).meta_gradient for _ in range(8 // unroll)]
                 gradients.setdefault((unroll, dashed), []).append(
                     torch.cat([sum(w[name] for w in windows).flatten() for name in sorted(windows[0])])
                 )

@@ -7,7 +7,8 @@ from l2l_kit.errors import MetaTrainingDivergedError
 from l2l_kit.optimizers import GroupedLSTMs, LSTMOptimizer
 from l2l_kit.optimizers.tape import floats_per_step
 from l2l_kit.problems import QuadraticTasks, TaskBatch
-from l2l_kit.training import AutogradUnroller, ExactUnroller, ReplayUnroller, replay, rollout, unroll
+from l2l_kit.training import AutogradEstimator, FirstOrderEstimator, SecondOrderEstimator, replay, rollout
+from l2l_kit.training import meta_gradient as module
 
 OPTIMIZERS = {
     "one layer": {"num_layers": 1},
@@ -74,8 +75,8 @@ class Layers(Network):
 
 
 def run(unroller, tasks, windows):
-    unroller.begin(tasks, torch.Generator().manual_seed(0))
-    return [unroller.advance(steps) for steps in windows]
+    unroller.reset(tasks, torch.Generator().manual_seed(0))
+    return [unroller.unroll(steps) for steps in windows]
 
 
 def assert_equal_windows(found, expected, tolerance=1e-12):
@@ -92,8 +93,8 @@ def assert_equal_windows(found, expected, tolerance=1e-12):
 @pytest.mark.parametrize("tasks", [quadratics(), Network()], ids=["quadratics", "network"])
 def test_replay_equals_autograd(tasks, arguments, windows):
     optimizer = make_optimizer(**arguments)
-    replay = run(ReplayUnroller(optimizer), tasks, windows)
-    autograd = run(AutogradUnroller(optimizer, second_derivatives=False), tasks, windows)
+    replay = run(FirstOrderEstimator(optimizer), tasks, windows)
+    autograd = run(AutogradEstimator(optimizer, second_order=False), tasks, windows)
     assert_equal_windows(replay, autograd)
 
 
@@ -109,36 +110,36 @@ def test_replay_in_chunks_equals_replay_at_once(monkeypatch, arguments, chunk, s
             super().__init__(optimizer, coordinates, steps)
 
     optimizer, windows = make_optimizer(**arguments), [4, 4, 2]
-    whole = run(ReplayUnroller(optimizer), quadratics(), windows)
+    whole = run(FirstOrderEstimator(optimizer), quadratics(), windows)
     monkeypatch.setattr(replay, "LSTMTape", Tape)
     tape_bytes = chunk * 4 * floats_per_step(optimizer) * 8
-    unroller = ReplayUnroller(optimizer, tape_bytes)
-    unroller.begin(quadratics())
-    chunked = [unroller.advance(steps) for steps in windows[:2]]
+    unroller = FirstOrderEstimator(optimizer, tape_bytes)
+    unroller.reset(quadratics())
+    chunked = [unroller.unroll(steps) for steps in windows[:2]]
     assert taped == sizes
-    chunked.append(unroller.advance(windows[2]))
+    chunked.append(unroller.unroll(windows[2]))
     assert_equal_windows(chunked, whole)
 
 
 def test_a_tape_that_holds_not_even_one_coordinate_still_replays():
     optimizer = make_optimizer()
     assert_equal_windows(
-        run(ReplayUnroller(optimizer, tape_bytes=1), quadratics(), [4]),
-        run(ReplayUnroller(optimizer), quadratics(), [4]),
+        run(FirstOrderEstimator(optimizer, tape_bytes=1), quadratics(), [4]),
+        run(FirstOrderEstimator(optimizer), quadratics(), [4]),
     )
 
 
 def test_replay_equals_autograd_while_the_optimizer_learns():
     """Weights that move between windows, as in meta-training, must not leave anything stale behind."""
     found = []
-    for kind in (ReplayUnroller, lambda optimizer: AutogradUnroller(optimizer, second_derivatives=False)):
+    for kind in (FirstOrderEstimator, lambda optimizer: AutogradEstimator(optimizer, second_order=False)):
         optimizer = make_optimizer(preprocessing="log-sign")
         unroller = kind(optimizer)
         windows = []
         for seed in range(2):
-            unroller.begin(quadratics(seed=seed))
+            unroller.reset(quadratics(seed=seed))
             for _ in range(3):
-                windows.append(unroller.advance(4))
+                windows.append(unroller.unroll(4))
                 with torch.no_grad():
                     for name, weight in optimizer.named_parameters():
                         gradient = windows[-1].meta_gradient[name]
@@ -166,7 +167,7 @@ def written_out(optimizer, tasks, windows, *, second_derivatives):
         optimizer.zero_grad()
         losses.mean(dim=1).sum().backward()
         gradients = {name: weight.grad.clone() for name, weight in optimizer.named_parameters()}
-        result.append(unroll.Window(losses.detach(), gradients))
+        result.append(module.UnrollResult(losses.detach(), gradients))
     optimizer.zero_grad()
     return result
 
@@ -175,7 +176,7 @@ def written_out(optimizer, tasks, windows, *, second_derivatives):
 @pytest.mark.parametrize("arguments", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_autograd_equals_the_loop_written_out(arguments, second_derivatives):
     optimizer, tasks, windows = make_optimizer(**arguments), quadratics(), [4, 4, 1]
-    found = run(AutogradUnroller(optimizer, second_derivatives=second_derivatives), tasks, windows)
+    found = run(AutogradEstimator(optimizer, second_order=second_derivatives), tasks, windows)
     expected = written_out(optimizer, tasks, windows, second_derivatives=second_derivatives)
     assert_equal_windows(found, expected)
 
@@ -200,7 +201,7 @@ def create_graph_loop(optimizer, tasks, steps):
         losses.append(tasks.losses(params, step + 1))
         total = total + losses[-1].mean()
     names, weights = zip(*optimizer.named_parameters(), strict=True)
-    return unroll.Window(
+    return module.UnrollResult(
         torch.stack(losses).detach(), dict(zip(names, torch.autograd.grad(total, weights), strict=True))
     )
 
@@ -208,7 +209,7 @@ def create_graph_loop(optimizer, tasks, steps):
 @pytest.mark.parametrize("arguments", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_second_derivatives_equal_create_graph(arguments):
     optimizer, tasks = make_optimizer(**arguments), Network()
-    found = run(AutogradUnroller(optimizer, second_derivatives=True), tasks, [6])
+    found = run(AutogradEstimator(optimizer, second_order=True), tasks, [6])
     assert_equal_windows(found, [create_graph_loop(optimizer, tasks, 6)])
 
 
@@ -219,24 +220,24 @@ def test_second_derivatives_equal_create_graph(arguments):
 def test_exact_replay_equals_autograd_through_everything(arguments, tasks, windows, steps_taped):
     optimizer = make_optimizer(**arguments)
     coordinates = sum(tensor.numel() for tensor in tasks.initial_params.values())
-    room = unroll.TAPE_BYTES if steps_taped is None else steps_taped * coordinates * floats_per_step(optimizer) * 8
-    found = run(ExactUnroller(optimizer, room), tasks, windows)
-    expected = run(AutogradUnroller(optimizer, second_derivatives=True), tasks, windows)
+    room = module.TAPE_BYTES if steps_taped is None else steps_taped * coordinates * floats_per_step(optimizer) * 8
+    found = run(SecondOrderEstimator(optimizer), tasks, windows)
+    expected = run(AutogradEstimator(optimizer, second_order=True), tasks, windows)
     assert_equal_windows(found, expected)
 
 
-@pytest.mark.parametrize("tape_bytes", [unroll.TAPE_BYTES, 1])
+@pytest.mark.parametrize("tape_bytes", [module.TAPE_BYTES, 1])
 def test_exact_replay_equals_autograd_with_several_lstms(tape_bytes):
     optimizer = make_groups()
-    found = run(ExactUnroller(optimizer, tape_bytes), Layers(), [4, 4, 1])
-    assert_equal_windows(found, run(AutogradUnroller(optimizer, second_derivatives=True), Layers(), [4, 4, 1]))
+    found = run(SecondOrderEstimator(optimizer), Layers(), [4, 4, 1])
+    assert_equal_windows(found, run(AutogradEstimator(optimizer, second_order=True), Layers(), [4, 4, 1]))
 
 
 @pytest.mark.parametrize("arguments", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_second_derivatives_make_a_difference(arguments):
     optimizer = make_optimizer(**arguments)
     (first,), (second,) = (
-        run(AutogradUnroller(optimizer, second_derivatives=flag), quadratics(), [5]) for flag in (False, True)
+        run(AutogradEstimator(optimizer, second_order=flag), quadratics(), [5]) for flag in (False, True)
     )
     torch.testing.assert_close(first.losses, second.losses, rtol=1e-12, atol=0)
     gap = (first.meta_gradient["output.weight"] - second.meta_gradient["output.weight"]).norm()
@@ -248,7 +249,7 @@ def test_second_derivatives_make_a_difference(arguments):
 def test_second_derivatives_give_the_slope_of_the_meta_loss(tasks, arguments):
     """Nothing but losses on both sides: central differences of Σ_t mean f(θ(t)) along random directions of φ."""
     optimizer = make_optimizer(**arguments)
-    (window,) = run(AutogradUnroller(optimizer, second_derivatives=True), tasks, [6])
+    (window,) = run(AutogradEstimator(optimizer, second_order=True), tasks, [6])
     weights = {name: weight.detach().clone() for name, weight in optimizer.named_parameters()}
     draws = torch.Generator().manual_seed(1)
     for _ in range(3):
@@ -265,12 +266,12 @@ def test_second_derivatives_give_the_slope_of_the_meta_loss(tasks, arguments):
 
 
 UNROLLERS = {
-    "replay": ReplayUnroller,
-    "replay in chunks": lambda optimizer: ReplayUnroller(optimizer, tape_bytes=1),
-    "autograd": lambda optimizer: AutogradUnroller(optimizer, second_derivatives=False),
-    "second derivatives": lambda optimizer: AutogradUnroller(optimizer, second_derivatives=True),
-    "exact replay": ExactUnroller,
-    "exact replay in chunks": lambda optimizer: ExactUnroller(optimizer, tape_bytes=1),
+    "replay": FirstOrderEstimator,
+    "replay in chunks": lambda optimizer: FirstOrderEstimator(optimizer, tape_bytes=1),
+    "autograd": lambda optimizer: AutogradEstimator(optimizer, second_order=False),
+    "second derivatives": lambda optimizer: AutogradEstimator(optimizer, second_order=True),
+    "exact replay": SecondOrderEstimator,
+    "exact replay in chunks": lambda optimizer: SecondOrderEstimator(optimizer),
 }
 
 
@@ -316,14 +317,14 @@ class TestSampledCoordinates:
     """The meta-gradient from a sample of the coordinates."""
 
     def unroller(self, sample, dim=6, n=3):
-        unroller = ReplayUnroller(make_optimizer(), sample=sample)
-        unroller.begin(quadratics(n, dim), torch.Generator().manual_seed(0))
+        unroller = FirstOrderEstimator(make_optimizer(), sample=sample)
+        unroller.reset(quadratics(n, dim), torch.Generator().manual_seed(0))
         return unroller
 
     def test_a_sample_of_all_is_exact(self):
         optimizer = make_optimizer()
-        exact = run(ReplayUnroller(optimizer), Network(), [4, 4])
-        assert_equal_windows(run(ReplayUnroller(optimizer, sample=8), Network(), [4, 4]), exact)
+        exact = run(FirstOrderEstimator(optimizer), Network(), [4, 4])
+        assert_equal_windows(run(FirstOrderEstimator(optimizer, sample=8), Network(), [4, 4]), exact)
 
     @pytest.mark.parametrize("tape_bytes", [1, 10**9], ids=["chunks", "at once"])
     def test_two_complementary_halves_average_to_the_exact_one(self, monkeypatch, tape_bytes):
@@ -332,10 +333,10 @@ class TestSampledCoordinates:
         weights = torch.full((9,), 2.0, dtype=torch.float64)
         windows = []
         for half in halves:
-            monkeypatch.setattr(replay.Replay, "_choose", lambda _, half=half: (half, weights))
-            windows.append(run(ReplayUnroller(optimizer, tape_bytes, sample=1), quadratics(3, 6), [4, 4]))
+            monkeypatch.setattr(replay.CoordinateReplay, "_choose", lambda _, half=half: (half, weights))
+            windows.append(run(FirstOrderEstimator(optimizer, tape_bytes, sample=1), quadratics(3, 6), [4, 4]))
         monkeypatch.undo()
-        for one, other, exact in zip(*windows, run(ReplayUnroller(optimizer), quadratics(3, 6), [4, 4]), strict=True):
+        for one, other, exact in zip(*windows, run(FirstOrderEstimator(optimizer), quadratics(3, 6), [4, 4]), strict=True):
             torch.testing.assert_close(one.losses, exact.losses)
             for name, gradient in exact.meta_gradient.items():
                 mean = (one.meta_gradient[name] + other.meta_gradient[name]) / 2
@@ -343,7 +344,7 @@ class TestSampledCoordinates:
 
     def test_the_sample_is_drawn_from_each_tensor_of_each_optimizee(self):
         draws = torch.Generator().manual_seed(0)
-        chosen, weights = replay.Replay(replay.Tapes(make_optimizer()), 2, [8, 2, 1], 10**9, 3, draws)._choose()
+        chosen, weights = replay.CoordinateReplay(replay.Tapes(make_optimizer()), 2, [8, 2, 1], 10**9, 3, draws)._choose()
         chosen, weights = chosen.view(2, -1), weights.view(2, -1)
         assert chosen.shape == (2, 3 + 2 + 1)  # of 8, 2 and 1
         for row in range(2):
@@ -354,14 +355,14 @@ class TestSampledCoordinates:
             assert weights[row].tolist() == pytest.approx([8 / 3] * 3 + [1, 1, 1])
 
     def test_every_coordinate_has_the_same_chance(self):
-        drawing = replay.Replay(replay.Tapes(make_optimizer()), 3, [6], 10**9, 2, torch.Generator().manual_seed(0))
+        drawing = replay.CoordinateReplay(replay.Tapes(make_optimizer()), 3, [6], 10**9, 2, torch.Generator().manual_seed(0))
         counts = torch.stack([torch.bincount(drawing._choose()[0], minlength=18) for _ in range(3000)]).sum(0)
         assert (counts - 1000).abs().max() < 5 * (3000 * (1 / 3) * (2 / 3)) ** 0.5
 
     def test_the_draws_are_those_of_the_generator(self):
         one, same, other = self.unroller(2), self.unroller(2), self.unroller(2)
         other._draws.manual_seed(1)
-        first, second, third = (made.advance(4).meta_gradient["output.weight"] for made in (one, same, other))
+        first, second, third = (made.unroll(4).meta_gradient["output.weight"] for made in (one, same, other))
         assert torch.equal(first, second)
         assert not torch.equal(first, third)
 
@@ -371,8 +372,8 @@ class TestGroups:
     @pytest.mark.parametrize("tape_bytes", [1, 10**9], ids=["chunks", "at once"])
     def test_replay_equals_autograd(self, windows, tape_bytes):
         optimizer = make_groups()
-        found = run(ReplayUnroller(optimizer, tape_bytes), Layers(), windows)
-        expected = run(AutogradUnroller(optimizer, second_derivatives=False), Layers(), windows)
+        found = run(FirstOrderEstimator(optimizer, tape_bytes), Layers(), windows)
+        expected = run(AutogradEstimator(optimizer, second_order=False), Layers(), windows)
         assert_equal_windows(found, expected)
         assert found[0].meta_gradient.keys() == dict(optimizer.named_parameters()).keys()
 
@@ -398,5 +399,5 @@ class TestGroups:
 
     def test_a_sample_of_all_is_exact(self):
         optimizer = make_groups()
-        exact = run(ReplayUnroller(optimizer), Layers(), [4, 4])
-        assert_equal_windows(run(ReplayUnroller(optimizer, sample=8), Layers(), [4, 4]), exact)
+        exact = run(FirstOrderEstimator(optimizer), Layers(), [4, 4])
+        assert_equal_windows(run(FirstOrderEstimator(optimizer, sample=8), Layers(), [4, 4]), exact)

@@ -364,11 +364,11 @@ class TestSettings:
         """The loss of an episode is the mean over all its steps, the shorter last window's too."""
         windows = []
 
-        def advance(self, steps, original=MetaTrainer.run.__globals__["ReplayUnroller"].advance):
+        def advance(self, steps, original=MetaTrainer.run.__globals__["FirstOrderEstimator"].advance):
             windows.append(original(self, steps))
             return windows[-1]
 
-        monkeypatch.setattr("l2l_kit.training.meta_training.ReplayUnroller.advance", advance)
+        monkeypatch.setattr("l2l_kit.training.meta_training.FirstOrderEstimator.advance", advance)
         trainer = finish(make_trainer(horizon=horizon, unroll=unroll, epochs=1, episodes_per_epoch=1))
         losses = torch.cat([window.losses for window in windows])
         assert losses.shape == (horizon, SETTINGS.batch_size)

@@ -13,7 +13,7 @@ from l2l_kit.optimizers import NTMBFGS, GroupedLSTMs, LSTMOptimizer, baseline
 from l2l_kit.problems import Problem, Quadratics, TaskBatch
 from l2l_kit.problems.base import draw
 from l2l_kit.randomness import generator
-from l2l_kit.training import AutogradUnroller, ExactUnroller, ReplayUnroller, meta_train, rollout
+from l2l_kit.training import AutogradEstimator, SecondOrderEstimator, FirstOrderEstimator, meta_train, rollout
 
 N = 4
 SETTINGS = {"horizon": 4, "unroll": 2, "epochs": 1, "episodes_per_epoch": 2, "batch_size": N, "validation_tasks": N}
@@ -59,7 +59,7 @@ USES = {
     "tune": lambda problem: tune("sgd", problem, steps=2, num_tasks=N, learning_rates=[0.1], device="cpu"),
     "trajectories": lambda problem: trajectories({"SGD": baseline("sgd", 0.1)}, problem, steps=2),
     "rollout": lambda problem: rollout(LSTMOptimizer(3), problem.sample(N, generator(0)), 2),
-    "unroll": lambda problem: ReplayUnroller(LSTMOptimizer(3)).begin(problem.sample(N, generator(0))),
+    "unroll": lambda problem: FirstOrderEstimator(LSTMOptimizer(3)).reset(problem.sample(N, generator(0))),
 }
 
 
@@ -74,9 +74,9 @@ def test_the_check_adds_no_evaluation():
     assert tasks.evaluations == 6
     list(lbfgs(one := Bowls(1), 0))
     assert one.evaluations == 1
-    unroller = ReplayUnroller(LSTMOptimizer(3))
-    unroller.begin(another := Bowls())
-    unroller.advance(3)
+    unroller = FirstOrderEstimator(LSTMOptimizer(3))
+    unroller.reset(another := Bowls())
+    unroller.unroll(3)
     assert another.evaluations == 4
 
 
@@ -452,12 +452,12 @@ def test_optimizees_may_be_of_any_floating_point_type(rule, dtype):
 
 
 UNROLLERS = {
-    "replay": ReplayUnroller,
-    "replay in chunks": lambda rule: ReplayUnroller(rule, 1),
-    "exact": ExactUnroller,
-    "exact in chunks": lambda rule: ExactUnroller(rule, 1),
-    "autograd": lambda rule: AutogradUnroller(rule, second_derivatives=False),
-    "autograd, dashed edges": lambda rule: AutogradUnroller(rule, second_derivatives=True),
+    "replay": FirstOrderEstimator,
+    "replay in chunks": lambda rule: FirstOrderEstimator(rule, 1),
+    "exact": SecondOrderEstimator,
+    "exact in chunks": lambda rule: SecondOrderEstimator(rule, 1),
+    "autograd": lambda rule: AutogradEstimator(rule, second_order=False),
+    "autograd, dashed edges": lambda rule: AutogradEstimator(rule, second_order=True),
 }
 
 
@@ -471,8 +471,8 @@ def test_meta_gradients_of_optimizees_of_any_floating_point_type(make, rule, dty
     windows = []
     for each in (dtype, torch.float32):
         unroller = UNROLLERS[make](RULES[rule])
-        unroller.begin(Bowls(dtype=each))
-        windows.append([unroller.advance(3), unroller.advance(2)])
+        unroller.reset(Bowls(dtype=each))
+        windows.append([unroller.unroll(3), unroller.unroll(2)])
     close = {"rtol": 1e-3, "atol": 1e-4} if dtype == torch.float64 else {"rtol": 0.1, "atol": 0.1}
     for other, single in zip(*windows, strict=True):
         assert other.losses.dtype == dtype

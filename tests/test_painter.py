@@ -18,7 +18,7 @@ from l2l_kit.optimizers import LSTMOptimizer
 from l2l_kit.problems import NeuralArt
 from l2l_kit.problems.neural_art import to_pictures
 from l2l_kit.randomness import generator
-from l2l_kit.training import rollout, trace
+from l2l_kit.training import rollout, trajectory
 from l2l_kit.widgets import painter
 
 RATES = {"SGD": 20.0, "NAG": 5.0, "RMSprop": 0.02, "Adam": 0.2}
@@ -107,7 +107,7 @@ class TestPaints:
         for name, losses in expected.items():
             assert lines(widget)[name] == pytest.approx(losses, rel=1e-4)
             assert f"{losses[-1]:.3f}" in widget._captions[name].value
-        *_, (rows, _) = trace(rules["Adam"], art, 3)
+        *_, (rows, *_) = trajectory(rules["Adam"], art, 3)
         picture = to_pictures(rows.view(3, size, size))
         assert torch.equal(painted["Adam"], picture)
         assert torch.equal(pixels(widget.canvases["Adam"]), picture.flatten(1).T)

@@ -12,7 +12,7 @@ import torch
 from l2l_kit import optimizers, zoo
 from l2l_kit.problems import Quadratics, QuadraticTasks
 from l2l_kit.randomness import generator
-from l2l_kit.training import MetaTrainer, MetaTraining, ReplayUnroller
+from l2l_kit.training import MetaTrainer, MetaTraining, FirstOrderEstimator
 
 SETTINGS = {
     "horizon": 6,
@@ -98,11 +98,11 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
 def test_the_meta_gradient_is_the_mean_of_the_shards():
     one = {**SETTINGS, "shards": 2, "epochs": 1, "episodes_per_epoch": 1, "clip_norm": None}
     trainer = make_trainer(one)
-    unroller = ReplayUnroller(trainer.optimizer)
+    unroller = FirstOrderEstimator(trainer.optimizer)
     found = []
     for shard in range(2):
-        unroller.begin(Precise(dim=2).sample(4, generator(0, "meta-train", 0, shard)))
-        found.append(unroller.advance(3).meta_gradient["output.weight"])
+        unroller.reset(Precise(dim=2).sample(4, generator(0, "meta-train", 0, shard)))
+        found.append(unroller.unroll(3).meta_gradient["output.weight"])
     seen = []
     step = trainer._meta_optimizer.step
     trainer._meta_optimizer.step = lambda: (seen.append(trainer.optimizer.output.weight.grad.clone()), step())

@@ -19,7 +19,7 @@ from l2l_kit.problems import Problem
 from l2l_kit.problems.base import draw
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, Tensors, pick_device
-from l2l_kit.training import AutogradUnroller, ExactUnroller, ReplayUnroller, Unroller, trajectory
+from l2l_kit.training import AutogradEstimator, FirstOrderEstimator, GradientEstimator, SecondOrderEstimator, trajectory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +49,7 @@ def recorded_gradients(
     layout = Layout.of(tasks.initial_params)
     rows = [
         tasks.losses_and_gradients(params, layout, step)[1]
-        for step, (params, _) in enumerate(trajectory(rule, tasks, steps))
+        for step, (params, *_) in enumerate(trajectory(rule, tasks, steps))
     ]
     return {name: tensor.flatten(1).cpu() for name, tensor in layout.unravel(torch.cat(rows)).items()}
 
@@ -74,10 +74,12 @@ def proposals(optimizers: Mapping[str, Optimizer[Any]], history: Tensor, gradien
         state = optimizer.init(probes)
         rows = []
         for gradient in (*history, None):
-            updates, _ = optimizer.update(probes, copy.deepcopy(state))
+            updates, _ = optimizer.update(probes, copy.deepcopy(state), probes)
             rows.append(updates["coordinate"][:, 0])
             if gradient is not None:
-                _, state = optimizer.update({"coordinate": gradient.expand_as(probes["coordinate"]).clone()}, state)
+                _, state = optimizer.update(
+                    {"coordinate": gradient.expand_as(probes["coordinate"]).clone()}, state, probes
+                )
         found[name] = torch.stack(rows)
     return found
 
@@ -97,7 +99,7 @@ def responses(optimizers: Mapping[str, Optimizer[Any]], gradients: Tensor) -> di
         state = optimizer.init({"coordinates": gradients[:1]})
         moved = []
         for row in gradients:
-            updates, state = optimizer.update({"coordinates": row[None]}, state)
+            updates, state = optimizer.update({"coordinates": row[None]}, state, {"coordinates": row[None]})
             moved.append(updates["coordinates"][0])
         found[name] = torch.stack(moved)
     return found
@@ -159,16 +161,16 @@ def meta_gradient_bias(
     if wrong := [unroll for unroll in lengths if unroll < 1 or horizon % unroll]:
         raise ValueError(f"unroll lengths must divide the horizon {horizon}, got {wrong[0]!r}.")
     optimizer.to(chosen)
-    exact: Unroller
-    exact = AutogradUnroller(optimizer, second_derivatives=True) if optimizer.coupled else ExactUnroller(optimizer)
+    exact: GradientEstimator
+    exact = AutogradEstimator(optimizer, second_order=True) if optimizer.coupled else SecondOrderEstimator(optimizer)
     names = [name for name, _ in optimizer.named_parameters()]
     found = {}
-    for dashed, unroller in ((False, ReplayUnroller(optimizer)), (True, exact)):
+    for dashed, unroller in ((False, FirstOrderEstimator(optimizer)), (True, exact)):
         for unroll in lengths:
             batches = []
             for batch in range(2):
-                unroller.begin(draw(problem, num_tasks, generator(seed, "test", batch), chosen))
-                windows = [unroller.advance(unroll).meta_gradient for _ in range(horizon // unroll)]
+                unroller.reset(draw(problem, num_tasks, generator(seed, "test", batch), chosen))
+                windows = [unroller.unroll(unroll).meta_gradient for _ in range(horizon // unroll)]
                 rows = [torch.cat([window[name].flatten() for name in names]) for window in windows]
                 batches.append(torch.stack(rows).sum(dim=0))
             found[dashed, unroll] = torch.stack(batches)

@@ -77,6 +77,6 @@ def trajectories(
         # Drawn anew for each: optimizees on minibatches must give every optimizer the same ones.
         optimizee = draw(problem, 1, generator(seed, "trajectories"))
         run = list(trajectory(optimizer, optimizee, steps))
-        positions[name] = torch.cat([rows for rows, _ in run])
-        losses[name] = torch.cat([loss for _, loss in run])
+        positions[name] = torch.cat([rows for rows, *_ in run])
+        losses[name] = torch.cat([loss for _, loss, *_ in run])
     return Trajectories(positions, losses, optimizee)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.optimizers.base import LearnedRule, Optimizer, RecurrentRule
+from l2l_kit.optimizers.base import LearnedRule, Optimizer
 from l2l_kit.optimizers.baselines import BASELINES, Baseline, baseline
 from l2l_kit.optimizers.groups import GroupedBaselines, GroupedLSTMs, parameter_groups
-from l2l_kit.optimizers.lstm import LSTMOptimizer, LSTMState
+from l2l_kit.optimizers.lstm import LSTMOptimizer, LSTMState, RecurrentRule
 from l2l_kit.optimizers.ntm_bfgs import NTMBFGS, NTMState
 from l2l_kit.optimizers.preprocessing import Identity, LogSign, Preprocessing, Scale
 from l2l_kit.optimizers.tape import LSTMTape

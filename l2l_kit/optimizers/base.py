@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
-import torch
 from torch import Tensor, nn
-from typing_extensions import override
 
-from l2l_kit.tensors import Layout, Tensors, ravel
+from l2l_kit.tensors import Layout, Tensors
+
+if TYPE_CHECKING:
+    from l2l_kit.optimizers.lstm import RecurrentRule
 
 State = TypeVar("State")
 Memory = TypeVar("Memory", bound=tuple[Tensor, ...])
@@ -20,15 +21,15 @@ Memory = TypeVar("Memory", bound=tuple[Tensor, ...])
 class Optimizer(Protocol[State]):
     """Proposes updates from gradients: θ(t+1) = θ(t) + g(t), [g(t), h(t+1)] = m(∇f(θ(t)), h(t)) (equations 1 and 2).
 
-    All tensors are named and have a leading axis of length ``n``, one entry per optimizee. Both methods work on the
-    whole batch at once, and what they do to one optimizee does not depend on the others.
+    All tensors are named and have a leading axis of length ``n``, one entry per task. Both methods work on the whole
+    batch at once, and what they do to one task does not depend on the others.
     """
 
     def init(self, params: Tensors) -> State:
         """The state h(0) before the first update, for parameters of these shapes, types and devices."""
 
-    def update(self, gradients: Tensors, state: State) -> tuple[Tensors, State]:
-        """The updates g(t) to add to the parameters, and the state h(t+1). Never differentiated through."""
+    def update(self, gradients: Tensors, state: State, params: Tensors) -> tuple[Tensors, State]:
+        """The updates g(t) to add to the parameters θ(t), and the state h(t+1); h(t) is not to be used again."""
 
 
 class Part(NamedTuple):
@@ -81,55 +82,8 @@ class LearnedRule(nn.Module, ABC):
         """As in `Optimizer`."""
 
     @abstractmethod
-    def update(self, gradients: Tensors, state: Any) -> tuple[Tensors, Any]:
+    def update(self, gradients: Tensors, state: Any, params: Tensors) -> tuple[Tensors, Any]:
         """As in `Optimizer`."""
-
-
-class RecurrentRule(LearnedRule, Generic[Memory]):
-    """A learned optimizer that is one recurrent network with a state of its own for each coordinate.
-
-    Its state is a named tuple of tensors, whose last axes are those of the gradients.
-    """
-
-    @abstractmethod
-    def initial_state(self, *shape: int) -> Memory:
-        """The state h(0) for gradients of that shape: zeros, in the weights' type and on their device."""
-
-    @abstractmethod
-    def forward(self, gradients: Tensor, state: Memory) -> tuple[Tensor, Memory]:
-        """One step; differentiable.
-
-        Args:
-            gradients: ∇f(θ(t)), shape ``(coordinates,)`` for one optimizee or ``(n, coordinates)``.
-            state: h(t).
-
-        Returns:
-            The updates g(t), of the same shape, and h(t+1).
-        """
-
-    @torch.no_grad()
-    def step(self, gradients: Tensor, state: Memory) -> tuple[Tensor, Memory]:
-        """`forward` without a graph. Gradients may be of any floating-point type, which the updates have, too."""
-        updates, state = self(gradients.to(state[0].dtype), state)
-        return updates.to(gradients.dtype), state
-
-    @override
-    def network_for(self, kind: str | None) -> RecurrentRule[Memory]:
-        return self
-
-    @override
-    def parts(self, layout: Layout) -> list[Part]:
-        return [Part("", self, slice(None), layout.sizes)]
-
-    @override
-    def init(self, params: Tensors) -> Memory:
-        return self.initial_state(*ravel(params).shape)
-
-    @override
-    @torch.no_grad()
-    def update(self, gradients: Tensors, state: Memory) -> tuple[Tensors, Memory]:
-        updates, state = self.step(ravel(gradients), state)
-        return Layout.of(gradients).unravel(updates), state
 
 
 def map_state(state: Memory, change: Callable[[Tensor], Tensor]) -> Memory:

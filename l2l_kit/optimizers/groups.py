@@ -85,8 +85,10 @@ class GroupedLSTMs(LearnedRule):
 
     @override
     @torch.no_grad()
-    def update(self, gradients: Tensors, state: dict[str, LSTMState]) -> tuple[Tensors, dict[str, LSTMState]]:
-        return _update_each(self.network_for, gradients, state)
+    def update(
+        self, gradients: Tensors, state: dict[str, LSTMState], params: Tensors
+    ) -> tuple[Tensors, dict[str, LSTMState]]:
+        return _update_each(self.network_for, gradients, state, params)
 
 
 class GroupedBaselines:
@@ -103,9 +105,9 @@ class GroupedBaselines:
         """As in `Optimizer`."""
         return _init_each(self.groups.__getitem__, params)
 
-    def update(self, gradients: Tensors, state: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
+    def update(self, gradients: Tensors, state: dict[str, Any], params: Tensors) -> tuple[Tensors, dict[str, Any]]:
         """As in `Optimizer`."""
-        return _update_each(self.groups.__getitem__, gradients, state)
+        return _update_each(self.groups.__getitem__, gradients, state, params)
 
 
 def parameter_groups(model: nn.Module, kind_of: Callable[[str, nn.Module], str] | None = None) -> list[dict[str, Any]]:
@@ -144,12 +146,13 @@ def _init_each(rule_for: Callable[[str], Optimizer[Any]], params: Tensors) -> di
 
 
 def _update_each(
-    rule_for: Callable[[str], Optimizer[Any]], gradients: Tensors, state: dict[str, Any]
+    rule_for: Callable[[str], Optimizer[Any]], gradients: Tensors, state: dict[str, Any], params: Tensors
 ) -> tuple[Tensors, dict[str, Any]]:
     """Updates in the order of the gradients, and states by kind, each from the rule for that kind."""
     updates, after = dict(gradients), {}
     for kind, named in _by_kind(gradients).items():
-        moved, after[kind] = rule_for(kind).update(named, state[kind])
+        its_params = {name: params[name] for name in named}
+        moved, after[kind] = rule_for(kind).update(named, state[kind], its_params)
         updates |= moved
     return updates, after
 

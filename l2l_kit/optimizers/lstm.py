@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import chain, repeat
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, Generic, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from l2l_kit.optimizers.base import Memory, RecurrentRule, map_state
+from l2l_kit.errors import check_counts, check_positive
+from l2l_kit.optimizers.base import LearnedRule, Memory, Part, map_state
 from l2l_kit.optimizers.preprocessing import Preprocessing, make_preprocessing
 from l2l_kit.randomness import generator
+from l2l_kit.tensors import Layout, Tensors, ravel
 
 BLOCK = 2**14
 """Coordinates that a step works on at a time on a CPU: it bounds the memory, and more at a time is no faster."""
@@ -106,39 +109,51 @@ def step_in_place(
     torch.mul(give, tanh_cell, out=output)
 
 
-class LSTMRule(RecurrentRule[Memory]):
-    """What the learned optimizers have in common: stacked LSTM layers, what they see, and a linear layer behind them.
+class RecurrentRule(LearnedRule, Generic[Memory]):
+    """A learned rule that is one network: stacked LSTM layers and a linear layer, run on every coordinate.
+
+    Its state is a named tuple of tensors whose last axes are those of the gradients.
 
     Args:
-        hidden_size, num_layers, preprocessing, output_scale, forget_bias, global_averaging_cells, seed: see
-            `LSTMOptimizer`.
-        more_inputs: of the first layer, for each coordinate, besides the features of its gradient.
-        outputs: of the linear layer, for each coordinate; the first one is the update.
+        hidden_size: cells per layer; the paper uses 20.
+        num_layers: stacked LSTM layers; the paper uses 2.
+        preprocessing: "none", "scale" or "log-sign" (appendix A), or a `Preprocessing`.
+        output_scale: factor on the proposed update; the paper uses 0.1 on MNIST and none (1.0) on the quadratics.
+        forget_bias: added to the initial biases of the forget gates; the paper does not say. With b, an untrained cell
+            remembers about 1 + exp(b) steps. Where gradients are noisy, much of what there is to learn is to average
+            them, and a long memory is found far sooner from a long memory. Two numbers spread the cells of a layer
+            between them, so that some remember a few steps and others hundreds; the biases of their input gates are
+            lowered by half of that (compare the chrono initialisation of Tallec and Ollivier, 2018).
+        global_averaging_cells: how many cells of each layer talk: at each step their outputs are replaced by their mean
+            over all coordinates of the task (appendix of the paper's first version, arXiv:1606.04474v1). One is enough
+            to clip the norm of the gradient, for example.
+        seed: seed of the initial weights.
+        more_inputs: for subclasses: inputs of the first layer beyond the features of a coordinate's gradient.
+        outputs: for subclasses: outputs of the linear layer for each coordinate; the first one is the update.
 
     Raises:
-        UnknownNameError, ValueError: see `LSTMOptimizer`.
+        UnknownNameError: for an unknown preprocessing.
+        ValueError: for sizes below 1, an output factor that is not a positive number, a bias that is not finite, or
+            more global averaging cells than cells.
     """
 
     def __init__(
         self,
-        hidden_size: int,
-        num_layers: int,
-        preprocessing: str | Preprocessing | Mapping[str, Any],
-        output_scale: float,
-        forget_bias: float | Sequence[float],
-        global_averaging_cells: int,
-        seed: int,
+        hidden_size: int = 20,
+        num_layers: int = 2,
+        preprocessing: str | Preprocessing | Mapping[str, Any] = "none",
+        output_scale: float = 1.0,
+        forget_bias: float | Sequence[float] = 0.0,
+        global_averaging_cells: int = 0,
+        seed: int = 0,
         *,
         more_inputs: int = 0,
         outputs: int = 1,
     ) -> None:
         super().__init__()
         mine = type(self).__name__
-        for name, size in (("hidden_size", hidden_size), ("num_layers", num_layers)):
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{mine}: {name} must be a whole number of at least 1, got {size!r}.")
-        if not (math.isfinite(output_scale) and output_scale > 0):
-            raise ValueError(f"{mine}: output_scale must be a positive number, got {output_scale!r}.")
+        check_counts(mine, hidden_size=hidden_size, num_layers=num_layers)
+        check_positive(mine, output_scale=output_scale)
         biases = (forget_bias,) if isinstance(forget_bias, int | float) else tuple(forget_bias)
         if len(biases) not in (1, 2) or not all(math.isfinite(bias) for bias in biases):
             raise ValueError(f"{mine}: forget_bias must be a finite number, or two of them, got {forget_bias!r}.")
@@ -162,6 +177,46 @@ class LSTMRule(RecurrentRule[Memory]):
         with torch.no_grad():
             self.output.weight.uniform_(-bound, bound, generator=draws)
             self.output.bias.zero_()
+
+    @abstractmethod
+    def initial_state(self, *shape: int) -> Memory:
+        """The state h(0) for gradients of that shape: zeros, in the weights' type and on their device."""
+
+    @abstractmethod
+    def forward(self, gradients: Tensor, state: Memory) -> tuple[Tensor, Memory]:
+        """One step; differentiable.
+
+        Args:
+            gradients: ∇f(θ(t)), shape ``(coordinates,)`` for one task or ``(n, coordinates)``.
+            state: h(t).
+
+        Returns:
+            The updates g(t), of the same shape, and h(t+1).
+        """
+
+    @torch.no_grad()
+    def step(self, gradients: Tensor, state: Memory) -> tuple[Tensor, Memory]:
+        """`forward` without a graph. Gradients may be of any floating-point type, which the updates have, too."""
+        updates, state = self(gradients.to(state[0].dtype), state)
+        return updates.to(gradients.dtype), state
+
+    @override
+    def network_for(self, kind: str | None) -> RecurrentRule[Memory]:
+        return self
+
+    @override
+    def parts(self, layout: Layout) -> list[Part]:
+        return [Part("", self, slice(None), layout.sizes)]
+
+    @override
+    def init(self, params: Tensors) -> Memory:
+        return self.initial_state(*ravel(params).shape)
+
+    @override
+    @torch.no_grad()
+    def update(self, gradients: Tensors, state: Memory, params: Tensors) -> tuple[Tensors, Memory]:
+        updates, state = self.step(ravel(gradients), state)
+        return Layout.of(gradients).unravel(updates), state
 
     @override
     def config(self) -> dict[str, Any]:
@@ -207,45 +262,13 @@ class LSTMRule(RecurrentRule[Memory]):
         return torch.cat([means, outputs[cells:]])
 
 
-class LSTMOptimizer(LSTMRule[LSTMState]):
-    """A learned optimizer: g(t), h(t+1) = m(∇f(θ(t)), h(t); φ), on every coordinate with shared weights φ (figure 3).
+class LSTMOptimizer(RecurrentRule[LSTMState]):
+    """The paper's rule: g(t), h(t+1) = m(∇f(θ(t)), h(t); φ), on every coordinate with shared weights φ (figure 3).
 
-    Args:
-        hidden_size: cells per layer; the paper uses 20.
-        num_layers: stacked LSTM layers; the paper uses 2.
-        preprocessing: "none", "scale" or "log-sign" (appendix A), or a `Preprocessing`.
-        output_scale: factor on the proposed update; the paper uses 0.1 on MNIST and none (1.0) on the quadratics.
-        forget_bias: added to the initial biases of the forget gates; the paper does not say. With b, an untrained cell
-            remembers about 1 + exp(b) steps. Where gradients are noisy, much of what there is to learn is to average
-            them, and a long memory is found far sooner from a long memory. Two numbers spread the cells of a layer
-            between them, so that some remember a few steps and others hundreds; the biases of their input gates are
-            lowered by half of that (compare the chrono initialisation of Tallec and Ollivier, 2018).
-        global_averaging_cells: how many cells of each layer talk: their outputs are replaced, at each step, by their
-            mean over all coordinates of the optimizee (appendix of the paper's first version, arXiv:1606.04474v1). One
-            is enough to clip the norm of the gradient, for example.
-        seed: seed of the initial weights.
-
-    Raises:
-        UnknownNameError: for an unknown preprocessing.
-        ValueError: for sizes below 1, an output factor that is not a positive number, a bias that is not finite, or
-            more global averaging cells than cells.
+    Arguments as in `RecurrentRule`.
     """
 
     kind: ClassVar[str] = "lstm"
-
-    def __init__(
-        self,
-        hidden_size: int = 20,
-        num_layers: int = 2,
-        preprocessing: str | Preprocessing | Mapping[str, Any] = "none",
-        output_scale: float = 1.0,
-        forget_bias: float | Sequence[float] = 0.0,
-        global_averaging_cells: int = 0,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            hidden_size, num_layers, preprocessing, output_scale, forget_bias, global_averaging_cells, seed
-        )
 
     @property
     @override

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from l2l_kit.optimizers.lstm import LSTMRule, LSTMState
+from l2l_kit.errors import check_counts
+from l2l_kit.optimizers.lstm import LSTMState, RecurrentRule
 from l2l_kit.optimizers.preprocessing import Preprocessing
 
 
@@ -41,7 +42,7 @@ class NTMState(NamedTuple):
         return torch.eye(coordinates).to(written) + written / coordinates
 
 
-class NTMBFGS(LSTMRule[NTMState]):
+class NTMBFGS(RecurrentRule[NTMState]):
     """An LSTM whose coordinates share a memory M, a matrix of coordinates by coordinates as in BFGS.
 
     At each step the LSTM gives every coordinate its update and its entries of some vectors. A read head multiplies its
@@ -78,9 +79,7 @@ class NTMBFGS(LSTMRule[NTMState]):
         history: int = 100,
         seed: int = 0,
     ) -> None:
-        for name, size in (("read_heads", read_heads), ("write_heads", write_heads), ("history", history)):
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"NTMBFGS: {name} must be a whole number of at least 1, got {size!r}.")
+        check_counts("NTMBFGS", read_heads=read_heads, write_heads=write_heads, history=history)
         super().__init__(
             hidden_size,
             num_layers,

@@ -25,20 +25,6 @@ class Preprocessing(ABC):
     def __call__(self, gradients: Tensor) -> Tensor:
         """LSTM inputs, shape ``(features, coordinates)``; differentiable by autograd."""
 
-    def backward(self, gradients: Tensor, upstream: Tensor) -> Tensor:
-        """Backpropagate through a call.
-
-        Args:
-            gradients: what it was called with, shape ``(coordinates,)``.
-            upstream: gradient by its result, shape ``(features, coordinates)``.
-
-        Returns:
-            The gradient by `gradients`, of the same shape.
-        """
-        with torch.enable_grad():
-            point = gradients.detach().requires_grad_()
-            return torch.autograd.grad(self(point), point, upstream)[0]
-
     def config(self) -> dict[str, Any]:
         """What `make_preprocessing` needs to build this again."""
         return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]

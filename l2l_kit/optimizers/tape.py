@@ -142,64 +142,28 @@ class LSTMTape:
         Args:
             upstream: shape ``(steps taken, coordinates)``.
         """
-        self.end_window()
-        for t in reversed(range(self._length)):
-            self.step_back(t, upstream[t])
-        return self.weight_gradients(upstream)
-
-    def end_window(self) -> None:
-        """Begin to go backwards: nothing comes after the last step."""
+        scale, last = self._optimizer.output_scale, self._layers[-1]
+        upstream = upstream * scale
         for tape in self._layers:
             tape.d_hidden.zero_()
             tape.d_cell.zero_()
-
-    @torch.no_grad()
-    def step_back(self, t: int, upstream: Tensor) -> None:
-        """Backpropagate through step t, after those that came later; `backward` does it for all of them.
-
-        Args:
-            t: the step, counted from `start`.
-            upstream: gradient by its updates, shape ``(coordinates,)``.
-        """
-        last = self._layers[-1]
-        last.d_hidden.addcmul_(self._optimizer.output.weight.T, upstream[None] * self._optimizer.output_scale)
-        for index in reversed(range(len(self._layers))):
-            tape = self._layers[index]
-            tape.step_back(t, self._scratch)
-            weight = tape.layer.weight.T
-            torch.mm(weight[tape.width :], tape.gates_at[t], out=tape.d_hidden)
-            if index > 0:
-                self._layers[index - 1].d_hidden.addmm_(weight[: tape.width], tape.gates_at[t])
-
-    @torch.no_grad()
-    def gradient_by_input(self, t: int, gradients: Tensor) -> Tensor:
-        """Gradient by the gradients that step t was given, once `step_back` has been there.
-
-        Args:
-            t: the step, counted from `start`.
-            gradients: what it was given, shape ``(coordinates,)``, as the result.
-        """
-        first = self._layers[0]
-        by_signal = first.layer.weight.T[: first.width] @ first.gates_at[t]
-        return self._optimizer.preprocessing.backward(gradients, by_signal)
-
-    @torch.no_grad()
-    def weight_gradients(self, upstream: Tensor) -> dict[str, Tensor]:
-        """What the steps that were taken contribute to `backward`, once `step_back` has been through all of them.
-
-        Args:
-            upstream: what each of them was given there, shape ``(steps taken, coordinates)``.
-        """
-        length, last = self._length, self._layers[-1]
-        upstream = upstream * self._optimizer.output_scale
-        outputs = last.inputs[1 : length + 1, last.width :]
+        for t in reversed(range(self._length)):
+            last.d_hidden.addcmul_(self._optimizer.output.weight.T, upstream[t][None])
+            for index in reversed(range(len(self._layers))):
+                tape = self._layers[index]
+                tape.step_back(t, self._scratch)
+                weight = tape.layer.weight.T
+                torch.mm(weight[tape.width :], tape.gates_at[t], out=tape.d_hidden)
+                if index > 0:
+                    self._layers[index - 1].d_hidden.addmm_(weight[: tape.width], tape.gates_at[t])
+        outputs = last.inputs[1 : self._length + 1, last.width :]
         result = {
             "output.weight": torch.bmm(upstream[:, None], outputs.transpose(1, 2)).sum(0),
             "output.bias": upstream.sum().view(1),
         }
         for index, tape in enumerate(self._layers):
-            d_gates = tape.gates[:length]
+            d_gates = tape.gates[: self._length]
             # (this way round the product is up to twice as fast as its transpose)
-            result[f"layers.{index}.weight"] = torch.bmm(tape.inputs[:length], d_gates.transpose(1, 2)).sum(0).T
+            result[f"layers.{index}.weight"] = torch.bmm(tape.inputs[: self._length], d_gates.transpose(1, 2)).sum(0).T
             result[f"layers.{index}.bias"] = d_gates.sum((0, 2))
         return result

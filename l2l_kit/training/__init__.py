@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from l2l_kit.training.imitation import Imitation, imitate
+from l2l_kit.training.meta_gradient import (
+    AutogradEstimator,
+    FirstOrderEstimator,
+    GradientEstimator,
+    SecondOrderEstimator,
+    UnrollResult,
+)
 from l2l_kit.training.meta_training import (
     EpochRecord,
     History,
@@ -13,24 +20,24 @@ from l2l_kit.training.meta_training import (
     validation_batch,
 )
 from l2l_kit.training.recipes import Recipe, Search, find_recipe, read_recipes
-from l2l_kit.training.rollout import rollout, trajectory
+from l2l_kit.training.rollout import Point, rollout, trajectory
 from l2l_kit.training.search import random_search
-from l2l_kit.training.unroll import AutogradUnroller, ExactUnroller, ReplayUnroller, Unroller, Window
 
 __all__ = [
-    "AutogradUnroller",
+    "AutogradEstimator",
     "EpochRecord",
-    "ExactUnroller",
+    "FirstOrderEstimator",
+    "GradientEstimator",
     "History",
     "Imitation",
     "MetaTrainer",
     "MetaTraining",
+    "Point",
     "Progress",
     "Recipe",
-    "ReplayUnroller",
     "Search",
-    "Unroller",
-    "Window",
+    "SecondOrderEstimator",
+    "UnrollResult",
     "find_recipe",
     "imitate",
     "meta_train",

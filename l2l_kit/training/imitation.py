@@ -13,14 +13,14 @@ done there (DAgger; Ross, Gordon and Bagnell, 2011).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from l2l_kit.errors import check_counts, check_positive
 from l2l_kit.optimizers import LearnedRule, LSTMOptimizer, LSTMTape, Optimizer
 from l2l_kit.optimizers.base import Part
 from l2l_kit.problems import Problem, TaskBatch
@@ -64,12 +64,9 @@ class Imitation:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("networks", "horizon", "sample", "passes", "coordinates", "unroll"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"imitation: {name} must be a whole number of at least 1, got {value!r}.")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ValueError(f"imitation: lr must be a positive number, got {self.lr!r}.")
+        counts = {name: value for name, value in asdict(self).items() if name not in ("lr", "seed")}
+        check_counts("imitation", **counts)
+        check_positive("imitation", lr=self.lr)
         if self.unroll * 10 > self.horizon:
             raise ValueError(
                 f"imitation: unroll {self.unroll} is longer than a tenth of the horizon {self.horizon}, which some "
@@ -116,7 +113,7 @@ def imitate(
 
     Args:
         optimizer: is trained in place.
-        teacher: must be coordinatewise, such as every baseline.
+        teacher: must move each coordinate by its gradients alone, such as the baselines without weight decay.
         problem: where the networks come from.
         settings: how.
 
@@ -153,9 +150,9 @@ class _Recorder:
     def init(self, params: Tensors) -> Any:
         return self.driver.init(params)
 
-    def update(self, gradients: Tensors, state: Any) -> tuple[Tensors, Any]:
+    def update(self, gradients: Tensors, state: Any, params: Tensors) -> tuple[Tensors, Any]:
         self.gradients.append(ravel(gradients)[0, self.chosen])
-        return self.driver.update(gradients, state)
+        return self.driver.update(gradients, state, params)
 
 
 def _record(
@@ -172,9 +169,10 @@ def _record(
     recorder, layout = _Recorder(driver, torch.cat(columns)), Layout(tuple(shapes))
     losses = rollout(recorder, tasks, settings.horizon)[0]
     gradients = torch.stack(recorder.gradients)
-    state, targets = teacher.init(layout.unravel(torch.zeros_like(gradients[:1]))), torch.empty_like(gradients)
+    nowhere, targets = layout.unravel(torch.zeros_like(gradients[:1])), torch.empty_like(gradients)
+    state = teacher.init(nowhere)
     for target, row in zip(targets, gradients, strict=True):
-        updates, state = teacher.update(layout.unravel(row[None]), state)
+        updates, state = teacher.update(layout.unravel(row[None]), state, nowhere)
         target.copy_(ravel(updates)[0])
     sizes = torch.cat([_smoothed(part) for part in targets.split_with_sizes(layout.sizes, dim=1)], dim=1)
     return Recording(layout, gradients, targets, sizes), losses

@@ -1,4 +1,4 @@
-"""The meta-training loop: how a learned optimizer is learned (section 3 of the paper)."""
+"""The meta-training loop: how a learned rule is trained (section 3 of the paper)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import math
 import os
 import time
 from collections.abc import Generator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from l2l_kit.errors import MetaTrainingDivergedError, UnknownNameError, WeightsFileError
+from l2l_kit.errors import MetaTrainingDivergedError, WeightsFileError, check_counts, check_positive
 from l2l_kit.optimizers import LearnedRule
 from l2l_kit.paths import user_path
 from l2l_kit.problems import Problem, TaskBatch
@@ -23,9 +23,14 @@ from l2l_kit.problems.base import check_problem, draw
 from l2l_kit.randomness import generator
 from l2l_kit.storage import check_finite, load_weights, read_tensors, write_tensors
 from l2l_kit.tensors import pick_device
+from l2l_kit.training.meta_gradient import (
+    AutogradEstimator,
+    FirstOrderEstimator,
+    GradientEstimator,
+    SecondOrderEstimator,
+)
 from l2l_kit.training.processes import all_reduce_mean, broadcast_from_first, rank_and_world_size
 from l2l_kit.training.rollout import rollout
-from l2l_kit.training.unroll import AutogradUnroller, ExactUnroller, ReplayUnroller, Unroller
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +57,7 @@ class MetaTraining:
         validation_tasks: optimizees to validate on: the same ones after each epoch, never trained on.
         second_derivatives: keep the gradients along the dashed edges of figure 2.
         sample: coordinates of each parameter tensor from which the meta-gradient is estimated, where it has more (see
-            `ReplayUnroller`); None for all.
+            `FirstOrderEstimator`); None for all.
         shards: parts of equal size into which a batch is cut, each drawn on its own. Several processes share them, and
             what comes out does not depend on how many processes there are, but for rounding. None for a batch that is
             drawn as a whole.
@@ -77,14 +82,12 @@ class MetaTraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("horizon", "unroll", "epochs", "episodes_per_epoch", "batch_size", "validation_tasks"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"meta-training: {name} must be a whole number of at least 1, got {value!r}.")
-        for name in ("sample", "shards"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"meta-training: {name} must be a whole number of at least 1, or None, got {value!r}.")
+        counts = {
+            name: getattr(self, name) for name in ("horizon", "unroll", "epochs", "episodes_per_epoch", "batch_size")
+        }
+        optional = {name: getattr(self, name) for name in ("sample", "shards") if getattr(self, name) is not None}
+        check_counts("meta-training", **counts, validation_tasks=self.validation_tasks, **optional)
+        check_positive("meta-training", meta_lr=self.meta_lr, clip_norm=1 if self.clip_norm is None else self.clip_norm)
         if self.sample is not None and self.second_derivatives:
             raise ValueError("meta-training: with second_derivatives all coordinates are needed; leave sample None.")
         if self.shards is not None and self.batch_size % self.shards:
@@ -96,12 +99,6 @@ class MetaTraining:
                 f"meta-training: unroll {self.unroll} is longer than the horizon {self.horizon}; "
                 f"choose an unroll of at most {self.horizon}."
             )
-        for name in ("meta_lr", "clip_norm"):
-            value = getattr(self, name)
-            if value is None and name == "clip_norm":
-                continue
-            if value is None or not (math.isfinite(value) and value > 0):
-                raise ValueError(f"meta-training: {name} must be a positive number, got {value!r}.")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f'meta-training: schedule must be "constant" or "cosine", got {self.schedule!r}.')
 
@@ -187,30 +184,22 @@ class History:
         return pd.DataFrame([asdict(record) for record in self.records]).set_index("epoch")
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(NamedTuple):
     """Where a run stands; one comes after each episode and one after each validation.
 
     Attributes:
-        epoch: the epoch under way, from 0.
-        epochs: how many there will be.
+        epoch: the epoch under way; 0 before the first.
         episode: episodes done.
-        episodes: how many there will be.
-        training_loss: mean f(θ(t)) over the steps and optimizees of the last episode; NaN before the first.
-        validation_losses: after an epoch, f(θ(0)) … f(θ(horizon)) of the validation optimizees, shape
+        training_loss: mean f(θ(t)) over the steps and tasks of the last episode; NaN before the first. After a
+            validation, the mean over the epoch.
+        validation_losses: after an epoch, f(θ(0)) … f(θ(horizon)) of the validation tasks, shape
             ``(validation_tasks, horizon + 1)``; None between epochs.
-        best_validation_loss: final validation loss of the best optimizer so far.
-        seconds: meta-training time so far.
     """
 
     epoch: int
-    epochs: int
     episode: int
-    episodes: int
     training_loss: float
     validation_losses: Tensor | None
-    best_validation_loss: float
-    seconds: float
 
 
 def validation_batch(problem: Problem, settings: MetaTraining, device: torch.device | None = None) -> TaskBatch:
@@ -285,8 +274,8 @@ class MetaTrainer:
         if self.history.stopped != "ready":
             raise RuntimeError("a MetaTrainer runs once; make another one, with the same checkpoint to go on.")
         settings = self.settings
-        self._unrollers = {
-            shard: self._unroller() for shard in range(self._rank, settings.shards or 1, self._processes)
+        self._estimators = {
+            shard: self._estimator() for shard in range(self._rank, settings.shards or 1, self._processes)
         }
         self._started = time.monotonic()
         self.history.stopped = "running"
@@ -309,7 +298,7 @@ class MetaTrainer:
                             f"loss {best.validation_loss:.4g}). A lower meta_lr usually helps."
                         ) from error
                     total += loss
-                    yield self._progress(epoch, episode + 1, loss, None)
+                    yield Progress(epoch, episode + 1, loss, None)
                 mean = total / settings.episodes_per_epoch
                 yield self._validate(epoch, mean, validation)
             self.history.stopped = "finished"
@@ -319,27 +308,24 @@ class MetaTrainer:
             self.optimizer.load_state_dict(self._best)
             self.optimizer.zero_grad(set_to_none=True)
 
-    def _unroller(self) -> Unroller:
-        settings = self.settings
-        if settings.second_derivatives and self.optimizer.coupled:
-            return AutogradUnroller(self.optimizer, second_derivatives=True)
-        if settings.second_derivatives:
-            return ExactUnroller(self.optimizer)
-        return ReplayUnroller(self.optimizer, sample=settings.sample)
+    def _estimator(self) -> GradientEstimator:
+        if self.settings.second_derivatives:
+            return SecondOrderEstimator(self.optimizer)
+        return FirstOrderEstimator(self.optimizer, sample=self.settings.sample)
 
     def _episode(self, episode: int) -> float:
         """One batch of optimizees over the horizon; returns the mean loss along it."""
         settings = self.settings
-        for shard, unroller in self._unrollers.items():
+        for shard, estimator in self._estimators.items():
             which = (episode,) if settings.shards is None else (episode, shard)
             size = settings.batch_size // (settings.shards or 1)
             tasks = draw(self.problem, size, generator(settings.seed, "meta-train", *which), self.device)
-            unroller.begin(tasks, generator(settings.seed, "replayed coordinates", *which))
+            estimator.reset(tasks, generator(settings.seed, "replayed coordinates", *which))
         for group in self._meta_optimizer.param_groups:
             group["lr"] = settings.meta_lr_at(episode)
         total, step = 0.0, 0
         for unroll in settings.windows:
-            windows = [unroller.advance(unroll) for unroller in self._unrollers.values()]
+            windows = [estimator.unroll(unroll) for estimator in self._estimators.values()]
             step += unroll
             for name, weight in self.optimizer.named_parameters():
                 weight.grad = all_reduce_mean(
@@ -369,12 +355,7 @@ class MetaTrainer:
             self._best = self._weights()
         if self._checkpoint is not None and self._rank == 0:
             self._save(self._checkpoint)
-        return self._progress(epoch, epoch * settings.episodes_per_epoch, training_loss, losses)
-
-    def _progress(self, epoch: int, episode: int, training_loss: float, losses: Tensor | None) -> Progress:
-        settings = self.settings
-        best = self.history.best.validation_loss
-        return Progress(epoch, settings.epochs, episode, settings.episodes, training_loss, losses, best, self.seconds)
+        return Progress(epoch, epoch * settings.episodes_per_epoch, training_loss, losses)
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in self.optimizer.state_dict().items()}
@@ -450,37 +431,28 @@ def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def meta_train(
     optimizer: LearnedRule,
     problem: Problem,
+    settings: MetaTraining | None = None,
     *,
     checkpoint: str | Path | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
-    **settings: Any,
 ) -> History:
     """Meta-train an optimizer in place, with a progress bar; afterwards it holds the best weights by validation.
 
     Interrupting it (Ctrl-C, or "stop" in a notebook) ends the training and keeps the best weights so far.
 
     Args:
-        optimizer: is trained in place.
-        problem: where the optimizees come from.
-        checkpoint: as in `MetaTrainer`.
-        device: as in `MetaTrainer`.
+        optimizer, problem, settings, checkpoint, device: as in `MetaTrainer`.
         progress: show a progress bar.
-        settings: the fields of `MetaTraining`: horizon, unroll, epochs, meta_lr, seed and the rest.
 
     Returns:
         A record per epoch, and how the run ended.
 
     Raises:
-        ValueError: for settings that make no sense.
-        WeightsFileError: if the checkpoint cannot be read or belongs to another run.
-        MetaTrainingDivergedError: if a loss or meta-gradient becomes NaN or infinite.
+        TypeError, WeightsFileError: as `MetaTrainer`.
+        MetaTrainingDivergedError: as `MetaTrainer.run`.
     """
-    known = [field.name for field in fields(MetaTraining)]
-    for name in settings:
-        if name not in known:
-            raise UnknownNameError("meta-training setting", name, known)
-    trainer = MetaTrainer(optimizer, problem, MetaTraining(**settings), checkpoint=checkpoint, device=device)
+    trainer = MetaTrainer(optimizer, problem, settings, checkpoint=checkpoint, device=device)
     done = (len(trainer.history.records) - 1) * trainer.settings.episodes_per_epoch
     events = trainer.run()
     # tqdm's own switch for headless runs, which its notebook bar does not look at.
@@ -488,10 +460,9 @@ def meta_train(
     with tqdm(total=trainer.settings.episodes, initial=max(done, 0), unit="episode", disable=quiet) as bar:
         try:
             for event in events:
+                best = trainer.history.best.validation_loss
                 bar.update(event.episode - bar.n)
-                bar.set_postfix(
-                    loss=f"{event.training_loss:.3g}", validation=f"{event.best_validation_loss:.3g}", refresh=False
-                )
+                bar.set_postfix(loss=f"{event.training_loss:.3g}", validation=f"{best:.3g}", refresh=False)
         except KeyboardInterrupt:
             events.close()
     return trainer.history

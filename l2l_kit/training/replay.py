@@ -1,22 +1,23 @@
-"""One network over its coordinates, window by window: steps without a graph, then the gradient by its weights."""
+"""Backpropagation through a window of a rule's steps, by replaying them from what was recorded on the way."""
 
 from __future__ import annotations
 
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from l2l_kit.optimizers import LSTMOptimizer, LSTMState, LSTMTape, RecurrentRule
-from l2l_kit.optimizers.base import map_state
+from l2l_kit.optimizers import LearnedRule, LSTMOptimizer, LSTMState, LSTMTape, RecurrentRule
+from l2l_kit.optimizers.base import Part, map_state
 from l2l_kit.optimizers.tape import floats_per_step
-
-_ACTIVATIONS = 10
-"""Numbers that autograd keeps of a step for each that the network remembers of it, roughly."""
+from l2l_kit.tensors import Layout, Tensors, ravel
 
 
 class Tapes:
-    """Tapes of one LSTM, kept from window to window: their buffers are large and slow to make."""
+    """Tapes of one LSTM by size, kept from window to window, since their buffers are large and slow to make."""
 
     def __init__(self, lstm: LSTMOptimizer) -> None:
         self.lstm = lstm
@@ -29,20 +30,84 @@ class Tapes:
             self._tapes[key] = LSTMTape(self.lstm, coordinates, steps)
         return self._tapes[key]
 
+    def at_once(self, length: int, tape_bytes: int) -> int:
+        """How many coordinates fit into that memory for so many steps, or how many steps for so many coordinates."""
+        size = self.lstm.output.weight.element_size()
+        return max(1, tape_bytes // (length * floats_per_step(self.lstm) * size))
 
-class Replay:
-    """Runs an LSTM on its coordinates of a batch of optimizees and backpropagates through each window.
 
-    Where the activations of a window fit into `tape_bytes` they are recorded on the way. Where not, only the inputs
-    are, and the LSTM is replayed over them chunk by chunk: given its inputs a coordinate depends on no other, so memory
-    is bounded by the chunk however large the optimizee.
+class Replay(ABC):
+    """Runs one network of a rule on its coordinates of all tasks, and then back through each window.
 
     Usage: `start` a window, call `step` for each gradient, then `backward` once.
+    """
+
+    @abstractmethod
+    def start(self, steps: int) -> None:
+        """Begin a window of so many steps where the last one ended."""
+
+    @abstractmethod
+    def step(self, gradients: Tensor) -> Tensor:
+        """Updates for gradients, both ``(n, coordinates)`` and detached."""
+
+    @abstractmethod
+    def backward(self, gradients: Tensor) -> dict[str, Tensor]:
+        """The window's first-order meta-gradient with respect to the network's weights, by name.
+
+        Args:
+            gradients: ∇f(θ(t)) at each step and after the last one, shape ``(steps + 1, n, coordinates)``.
+        """
+
+
+SomeReplay = TypeVar("SomeReplay", bound=Replay)
+
+
+class Recorder(Generic[SomeReplay]):
+    """A rule as an `Optimizer` whose steps are recorded by replays, one for each of its networks.
+
+    Args:
+        rule: what to run.
+        make_replay: from a part of the rule, the number of tasks, and the part's share of the memory.
+    """
+
+    def __init__(self, rule: LearnedRule, make_replay: Callable[[Part, int, float], SomeReplay]) -> None:
+        self._rule, self._make_replay = rule, make_replay
+        self.dtype = next(rule.parameters()).dtype  # the tasks may be of another
+
+    def init(self, params: Tensors) -> None:
+        """As in `Optimizer`."""
+        self.layout = Layout.of(params)
+        n, parts = len(next(iter(params.values()))), self._rule.parts(self.layout)
+        self.replays = [(part, self._make_replay(part, n, 1 / len(parts))) for part in parts]
+
+    def update(self, gradients: Tensors, state: None, params: Tensors) -> tuple[Tensors, None]:
+        """As in `Optimizer`."""
+        rows = ravel(gradients)
+        updates = torch.empty_like(rows)
+        for part, replay in self.replays:
+            updates[:, part.columns] = replay.step(rows[:, part.columns].to(self.dtype)).to(rows.dtype)
+        return self.layout.unravel(updates), None
+
+
+def sums_ahead(gradients: Tensor) -> Tensor:
+    """G(t) = Σ_{s>t} ∇f(θ(s)) for every step of a window.
+
+    Args:
+        gradients: ∇f(θ(t)) at each step and after the last one, shape ``(steps + 1, ...)``.
+    """
+    return gradients[1:].flip(0).cumsum(0).flip(0)
+
+
+class CoordinateReplay(Replay):
+    """First order, for an LSTM that moves each coordinate by itself, by its tape.
+
+    Where the activations of a window fit into `tape_bytes` they are recorded on the way. Otherwise the LSTM is replayed
+    chunk by chunk: given its inputs, a coordinate depends on no other, so the chunk bounds the memory.
 
     Args:
         tapes: of the LSTM.
-        n: number of optimizees.
-        sizes: coordinates of each of an optimizee's tensors.
+        n: number of tasks.
+        sizes: coordinates of each of a task's tensors.
         tape_bytes: memory that recorded activations may take.
         sample: coordinates of each tensor that are replayed, where it has more; None for all.
         draws: of the sample; None for torch's own generator.
@@ -54,67 +119,53 @@ class Replay:
         n: int,
         sizes: list[int],
         tape_bytes: int,
-        sample: int | None,
-        draws: torch.Generator | None,
+        sample: int | None = None,
+        draws: torch.Generator | None = None,
     ) -> None:
-        self._tapes = tapes
-        self._lstm = tapes.lstm
-        self._n = n
-        self._sizes = sizes
-        self._tape_bytes = tape_bytes
-        self._sample = sample
-        self._draws = draws
-        self._state = self._lstm.initial_state(n * sum(sizes))
+        self._tapes, self._n, self._sizes, self._tape_bytes = tapes, n, sizes, tape_bytes
+        self._sample, self._draws = sample, draws
+        self._state = tapes.lstm.initial_state(n * sum(sizes))
 
-    def start(self, unroll: int) -> None:
-        """Begin a window where the last one ended."""
-        coordinates = self._n * sum(self._sizes)
+    @override
+    def start(self, steps: int) -> None:
         self._chosen, self._weights = self._choose()
-        self._replayed = coordinates if self._chosen is None else len(self._chosen)
-        per_coordinate = unroll * floats_per_step(self._lstm) * self._weights.element_size()
-        self._chunk = min(self._replayed, max(1, self._tape_bytes // per_coordinate))
-        self._first_state = self._state
-        self._tape = None
-        if self._chunk == coordinates:
-            self._tape = self._tapes.get(coordinates, unroll)
+        self._first_state, self._tape = self._state, None
+        self._chunk = self._tapes.at_once(steps, self._tape_bytes)
+        coordinates = self._n * sum(self._sizes)
+        if self._chosen is None and self._chunk >= coordinates:
+            self._tape = self._tapes.get(coordinates, steps)
             self._tape.start(self._state)
 
+    @override
     def step(self, gradients: Tensor) -> Tensor:
-        """Updates for gradients, both ``(coordinates of all optimizees,)``."""
+        flat = gradients.flatten()
         if self._tape is not None:
-            return self._tape.step(gradients)
-        updates, self._state = self._lstm.step(gradients, self._state)
-        return updates
+            return self._tape.step(flat).view_as(gradients)
+        updates, self._state = self._tapes.lstm.step(flat, self._state)
+        return updates.view_as(gradients)
 
+    @override
     def backward(self, gradients: Tensor) -> dict[str, Tensor]:
-        """The window's meta-gradient by the LSTM's weights, by name; ends the window.
-
-        Args:
-            gradients: ∇f(θ(t)) that the steps were given, and the one after the last of them, shape
-                ``(unroll + 1, coordinates of all optimizees)``.
-        """
-        if self._chosen is not None:
-            gradients = gradients[:, self._chosen]
-        upstream = gradients[1:].flip(0).cumsum(0).flip(0).div_(self._n).mul_(self._weights)
+        state, seen, chosen = self._first_state, gradients.flatten(1), self._chosen
+        if chosen is not None:
+            seen, state = seen[:, chosen], map_state(state, lambda values: values[..., chosen])
+        upstream = sums_ahead(seen).div_(self._n).mul_(self._weights)
         if self._tape is not None:
             self._state = self._tape.state
             return self._tape.backward(upstream)
-        start, chosen = self._first_state, self._chosen
-        if chosen is not None:
-            start = LSTMState(start.hidden[..., chosen], start.cell[..., chosen])
-        total = {name: torch.zeros_like(weight) for name, weight in self._lstm.named_parameters()}
-        for first in range(0, self._replayed, self._chunk):
-            part = slice(first, min(first + self._chunk, self._replayed))
-            tape = self._tapes.get(part.stop - part.start, len(upstream))
-            tape.start(LSTMState(start.hidden[..., part], start.cell[..., part]))
-            for row in gradients[:-1, part]:
+        total = {name: torch.zeros_like(weight) for name, weight in self._tapes.lstm.named_parameters()}
+        for first in range(0, seen.shape[1], self._chunk):
+            some = slice(first, min(first + self._chunk, seen.shape[1]))
+            tape = self._tapes.get(some.stop - first, len(upstream))
+            tape.start(LSTMState(state.hidden[..., some], state.cell[..., some]))
+            for row in seen[:-1, some]:
                 tape.step(row)
-            for name, gradient in tape.backward(upstream[:, part]).items():
+            for name, gradient in tape.backward(upstream[:, some]).items():
                 total[name] += gradient
         return total
 
     def _choose(self) -> tuple[Tensor | None, Tensor]:
-        """Which coordinates of all optimizees to replay, and what each counts for; None for all of them."""
+        """Which coordinates of all tasks to replay, and what each counts for; None for all of them."""
         like = self._state.cell
         if self._sample is None or max(self._sizes) <= self._sample:
             return None, like.new_ones(())
@@ -129,145 +180,64 @@ class Replay:
         return chosen, weight.to(like.dtype)
 
 
-class CoupledReplay:
-    """As `Replay`, for a network whose coordinates learn of each other.
-
-    One coordinate cannot be replayed without the others of its optimizee, so the chunks are of optimizees, and memory
-    is bounded by the larger of `tape_bytes` and one optimizee's window. It is done by autograd: on the way where the
-    window of all optimizees fits, and otherwise by replay.
+class StepReplay(Replay):
+    """For any network: back through a window one step at a time, each by autograd from the state that it began in.
 
     Args:
         network: what to run.
-        n: number of optimizees.
-        coordinates: of each of them.
-        tape_bytes: memory that recorded activations may take.
-    """
-
-    def __init__(self, network: RecurrentRule[Any], n: int, coordinates: int, tape_bytes: int) -> None:
-        self._network = network
-        self._n = n
-        self._tape_bytes = tape_bytes
-        self._state = network.initial_state(n, coordinates)
-
-    def start(self, unroll: int) -> None:
-        """Begin a window where the last one ended."""
-        remembered = sum(part.numel() * part.element_size() for part in self._state) // self._n
-        self._chunk = max(1, self._tape_bytes // (_ACTIVATIONS * remembered * unroll))
-        self._first_state = self._state
-        self._updates: list[Tensor] = []  # with their graph
-
-    def step(self, gradients: Tensor) -> Tensor:
-        """Updates for gradients, both ``(coordinates of all optimizees,)``."""
-        rows = gradients.view(self._n, -1)
-        if self._chunk < self._n:
-            updates, self._state = self._network.step(rows, self._state)
-            return updates.flatten()
-        with torch.enable_grad():
-            updates, self._state = self._network(rows, self._state)
-        self._updates.append(updates)
-        return self._updates[-1].detach().flatten()
-
-    def backward(self, gradients: Tensor) -> dict[str, Tensor]:
-        """The window's meta-gradient by the network's weights, by name; ends the window.
-
-        Args:
-            gradients: as in `Replay.backward`.
-        """
-        gradients = gradients.view(len(gradients), self._n, -1)
-        upstream = gradients[1:].flip(0).cumsum(0).flip(0).div_(self._n)
-        names, weights = zip(*self._network.named_parameters(), strict=True)
-        if self._updates:
-            self._state = map_state(self._state, Tensor.detach)
-            return dict(zip(names, torch.autograd.grad(self._updates, weights, list(upstream)), strict=True))
-        total = {name: torch.zeros_like(weight) for name, weight in zip(names, weights, strict=True)}
-        for first in range(0, self._n, self._chunk):
-            some = slice(first, first + self._chunk)
-            updates = self._replayed(gradients[:-1, some], some)
-            found = torch.autograd.grad(updates, weights, list(upstream[:, some]))
-            for name, gradient in zip(names, found, strict=True):
-                total[name] += gradient
-        return total
-
-    @torch.enable_grad()
-    def _replayed(self, gradients: Tensor, some: slice) -> list[Tensor]:
-        """The window's updates of some optimizees, with their graph."""
-        state, moved = map_state(self._first_state, lambda part: part[..., some, :]), []
-        for row in gradients:
-            updates, state = self._network(row, state)
-            moved.append(updates)
-        return moved
-
-
-class StepwiseReplay:
-    """Runs an LSTM on all of its coordinates, and back through each window one step at a time.
-
-    That is what the dashed edges need: there the upstream of a step depends on what came out of the steps after it.
-    Where the activations of a window do not fit into `tape_bytes`, the tape holds some of its steps, and the earlier
-    ones are recorded anew on the way back.
-
-    Usage: `start` a window, call `step` for each gradient, `turn_back`, then `step_back` for each step.
-
-    Args:
-        tapes: of the LSTM.
-        coordinates: how many it looks after.
-        tape_bytes: memory that recorded activations may take.
+        n: number of tasks.
+        coordinates: of each task.
 
     Attributes:
-        weight_gradients: by the LSTM's weights, by name, once the way back is done.
+        meta_gradient: with respect to the network's weights, by name, once the way back is done.
     """
 
-    def __init__(self, tapes: Tapes, coordinates: int, tape_bytes: int) -> None:
-        self._tapes = tapes
-        self._coordinates = coordinates
-        self._state = tapes.lstm.initial_state(coordinates)
-        self._chunk = max(
-            1, tape_bytes // (coordinates * floats_per_step(tapes.lstm) * self._state.cell.element_size())
-        )
+    def __init__(self, network: RecurrentRule[Any], n: int, coordinates: int) -> None:
+        self._network = network
+        self._states = [network.initial_state(n, coordinates)]
 
-    def start(self, unroll: int) -> None:
-        """Begin a window where the last one ended."""
-        self._length = min(self._chunk, unroll)
-        self._tape = self._tapes.get(self._coordinates, self._length)
-        self._taken = 0
-        self._states: list[LSTMState] = []  # before each chunk
+    @override
+    def start(self, steps: int) -> None:
+        self._states = self._states[-1:]
 
+    @override
     def step(self, gradients: Tensor) -> Tensor:
-        """Updates for gradients, both ``(coordinates,)``."""
-        if self._taken % self._length == 0:
-            self._states.append(self._tape.state if self._taken else self._state)
-            self._tape.start(self._states[-1])
-        self._taken += 1
-        return self._tape.step(gradients)
+        updates, state = self._network.step(gradients, self._states[-1])
+        self._states.append(state)
+        return updates
 
-    def turn_back(self, gradients: Tensor) -> None:
-        """End the window.
+    @override
+    def backward(self, gradients: Tensor) -> dict[str, Tensor]:
+        self.turn_back()
+        upstream = sums_ahead(gradients).div_(gradients.shape[1])
+        for t in reversed(range(len(upstream))):
+            self.step_back(t, gradients[t], upstream[t])
+        return self.meta_gradient
 
-        Args:
-            gradients: what its steps were given, shape ``(unroll, coordinates)``.
-        """
-        self._state = self._tape.state
-        self._tape.end_window()
-        self._seen = gradients
-        self._upstream = torch.empty_like(gradients[: self._length])
-        self.weight_gradients = {name: torch.zeros_like(weight) for name, weight in self._tapes.lstm.named_parameters()}
+    def turn_back(self) -> None:
+        """End the window: nothing comes after its last step."""
+        self._upstream_of_state = [torch.zeros_like(part) for part in self._states[-1]]
+        self.meta_gradient = {name: torch.zeros_like(weight) for name, weight in self._network.named_parameters()}
 
-    def step_back(self, t: int, upstream: Tensor) -> Tensor:
-        """Gradient by the gradients that step t was given, ``(coordinates,)``; the last step comes first.
+    @torch.enable_grad()
+    def step_back(self, t: int, gradients: Tensor, upstream: Tensor) -> Tensor:
+        """The gradient with respect to ∇f(θ(t)), shape ``(n, coordinates)``; later steps come first.
 
         Args:
             t: step of the window, from 0.
-            upstream: gradient by its updates, shape ``(coordinates,)``.
+            gradients: ∇f(θ(t)), same shape.
+            upstream: gradient with respect to the step's updates, same shape.
         """
-        chunk, place = divmod(t, self._length)
-        seen = self._seen[chunk * self._length : (chunk + 1) * self._length]
-        if chunk < len(self._states) - 1 and place == self._length - 1:
-            self._tape.start(self._states[chunk])
-            for gradients in seen:
-                self._tape.step(gradients)
-        self._tape.step_back(place, upstream)
-        self._upstream[place] = upstream
-        by_gradient = self._tape.gradient_by_input(place, seen[place])
-        if place == 0:
-            for name, gradient in self._tape.weight_gradients(self._upstream[: len(seen)]).items():
-                self.weight_gradients[name] += gradient
-        return by_gradient
+        before = [part.detach().requires_grad_() for part in self._states[t]]
+        seen = gradients.detach().requires_grad_()
+        updates, after = self._network(seen, type(self._states[t])(*before))
+        names, weights = zip(*self._network.named_parameters(), strict=True)
+        by_seen, *found = torch.autograd.grad(
+            (updates, *after), (seen, *before, *weights), (upstream, *self._upstream_of_state), allow_unused=True
+        )
+        self._upstream_of_state = [
+            torch.zeros_like(part) if gradient is None else gradient for part, gradient in zip(before, found, strict=False)
+        ]
+        for name, gradient in zip(names, found[len(before) :], strict=True):
+            self.meta_gradient[name] += gradient
+        return by_seen

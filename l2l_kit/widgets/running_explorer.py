@@ -212,7 +212,7 @@ class _Run:
         device = pick_device()
         rule = zoo.load(self._optimizer, device) if isinstance(self._optimizer, str) else self._optimizer
         networks = self._problem.sample(self._networks, generator(self._seed, "test"), device)
-        for _, losses in trajectory(rule, networks, self._longest):
+        for _, losses, _ in trajectory(rule, networks, self._longest):
             yield losses.mean().nan_to_num(nan=torch.inf).item()
 
 
