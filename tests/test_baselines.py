@@ -29,7 +29,7 @@ def test_on_a_batch_equals_torch_optim_on_each_problem(name):
     draws = torch.Generator().manual_seed(0)
     W, y, theta = (torch.randn(shape, generator=draws, dtype=torch.float64) for shape in [(4, 6, 6), (4, 6), (4, 6)])
     kind, arguments = TORCH[name]
-    found = [rows for rows, *_ in trajectory(baseline(name, arguments["lr"]), QuadraticTasks(W, y, theta), 40)]
+    found = [point.params for point in trajectory(baseline(name, arguments["lr"]), QuadraticTasks(W, y, theta), 40)]
     for n in range(4):
         parameter = torch.nn.Parameter(theta[n].clone())
         optimizer = kind([parameter], **arguments)

@@ -21,7 +21,7 @@ def test_a_recording_of_the_teacher_has_its_own_updates_as_targets():
     teacher, problem = baseline("nadam", 0.05, 20.0), Quadratics()
     tasks = problem.sample(1, generator(0, "networks"))
     recording, losses = _record(teacher, teacher, tasks, BRIEF, 0)
-    points = torch.cat([rows for rows, *_ in trajectory(teacher, tasks, BRIEF.horizon)])
+    points = torch.cat([point.params for point in trajectory(teacher, tasks, BRIEF.horizon)])
     moved = points[1:] - points[:-1]
     # the coordinates are recorded in a drawn order, so compare them as sets of columns
     torch.testing.assert_close(recording.targets.sum(1), moved.sum(1), atol=1e-5, rtol=1e-4)
@@ -38,10 +38,10 @@ def test_it_comes_to_move_as_its_teacher_does(grouped):
         teacher = GroupedBaselines({"theta": teacher})
     tasks = problem.sample(32, generator(0, "apart"))
     with torch.no_grad():
-        before = torch.stack([losses for _, losses, _ in trajectory(optimizer, tasks, 50)]).mean(1)
+        before = torch.stack([point.losses for point in trajectory(optimizer, tasks, 50)]).mean(1)
         taught = list(imitate(optimizer, teacher, problem, BRIEF))
-        after = torch.stack([losses for _, losses, _ in trajectory(optimizer, tasks, 50)]).mean(1)
-        aim = torch.stack([losses for _, losses, _ in trajectory(teacher, tasks, 50)]).mean(1)
+        after = torch.stack([point.losses for point in trajectory(optimizer, tasks, 50)]).mean(1)
+        aim = torch.stack([point.losses for point in trajectory(teacher, tasks, 50)]).mean(1)
     assert [one.network for one in taught] == [1, 2, 3]
     assert taught[-1].error < 0.2
     assert abs(after[-1] - aim[-1]) < 0.2 * abs(before[-1] - aim[-1])

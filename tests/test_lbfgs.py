@@ -6,6 +6,7 @@ import torch
 from l2l_kit.evaluation import lbfgs
 from l2l_kit.optimizers import baseline
 from l2l_kit.problems import MNIST, Quadratics, QuadraticTasks, TaskBatch
+from l2l_kit.tensors import Layout
 from l2l_kit.training import rollout
 
 
@@ -45,7 +46,7 @@ def in_one_piece(evaluations):
 
 def test_it_is_torchs_at_each_evaluation_and_none_is_made_twice():
     valley = Valley()
-    losses = torch.cat([loss for _, loss in lbfgs(valley, 40)])
+    losses = torch.cat([point.losses for point in lbfgs(valley, 40)])
     assert len(losses) == 41
     torch.testing.assert_close(losses, in_one_piece(45)[:41].cummin(0).values, rtol=1e-9, atol=0)
     assert losses[-1] < 1e-4 < losses[25]  # it went nearly all the way
@@ -54,23 +55,25 @@ def test_it_is_torchs_at_each_evaluation_and_none_is_made_twice():
 
 def test_points_and_losses_belong_together():
     tasks = Quadratics(5).sample(1, torch.Generator().manual_seed(0))
-    for rows, losses in lbfgs(tasks, 20):
-        torch.testing.assert_close(tasks.losses({"theta": rows}), losses)
+    layout = Layout.of(tasks.initial_params)
+    for point in lbfgs(tasks, 20):
+        losses, gradients = tasks.losses_and_gradients(point.params, layout, 0)
+        torch.testing.assert_close((losses, gradients), (point.losses, point.gradients))
 
 
 def test_it_finds_the_lowest_point_and_stays_there():
     draws = torch.Generator().manual_seed(1)
     W, y, theta = (torch.randn(shape, generator=draws, dtype=torch.float64) for shape in [(1, 4, 4), (1, 4), (1, 4)])
-    *_, (rows, losses) = lbfgs(QuadraticTasks(W, y, theta), 300)
-    torch.testing.assert_close(rows[0], torch.linalg.solve(W[0], y[0]))
-    assert losses < 1e-12
+    *_, point = lbfgs(QuadraticTasks(W, y, theta), 300)
+    torch.testing.assert_close(point.params[0], torch.linalg.solve(W[0], y[0]))
+    assert point.losses < 1e-12
 
 
 def test_the_start_is_evaluation_0():
     tasks = Quadratics(5).sample(1, torch.Generator().manual_seed(0))
-    ((rows, losses),) = lbfgs(tasks, 0)
-    assert torch.equal(rows, tasks.theta)
-    assert torch.equal(losses, tasks.losses(tasks.initial_params))
+    (start,) = lbfgs(tasks, 0)
+    assert torch.equal(start.params, tasks.theta)
+    assert torch.equal(start.losses, tasks.losses(tasks.initial_params))
 
 
 def test_several_at_once_are_refused():

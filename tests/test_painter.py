@@ -103,12 +103,12 @@ class TestPaints:
             "NAG": baseline("nag", scale * 5.0),
         }
         expected = {name: rollout(rule, art, 3)[0].tolist() for name, rule in rules.items()}
-        expected["L-BFGS"] = [losses.item() for _, losses in lbfgs(art, 3)]
+        expected["L-BFGS"] = [point.losses.item() for point in lbfgs(art, 3)]
         for name, losses in expected.items():
             assert lines(widget)[name] == pytest.approx(losses, rel=1e-4)
             assert f"{losses[-1]:.3f}" in widget._captions[name].value
-        *_, (rows, *_) = trajectory(rules["Adam"], art, 3)
-        picture = to_pictures(rows.view(3, size, size))
+        *_, point = trajectory(rules["Adam"], art, 3)
+        picture = to_pictures(point.params.view(3, size, size))
         assert torch.equal(painted["Adam"], picture)
         assert torch.equal(pixels(widget.canvases["Adam"]), picture.flatten(1).T)
         assert text(widget).startswith("After 3 steps, from the lowest loss: ")

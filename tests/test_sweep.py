@@ -241,7 +241,7 @@ class TestLBFGS:
             rows = under(table[table["optimizer"] == "L-BFGS"], protocol)
             assert rows["lr"].isna().all()
             tasks = Quadratics(3).sample(7, generator(4, "test"))
-            curves = [torch.cat([loss for _, loss in lbfgs(tasks.select(index), 25)]) for index in range(7)]
+            curves = [torch.cat([point.losses for point in lbfgs(tasks.select(index), 25)]) for index in range(7)]
             assert rows["mean"].tolist() == pytest.approx(torch.stack(curves).mean(dim=0)[STEPS].tolist(), rel=1e-5)
 
     def test_without_it_the_others_are_the_same(self, tmp_path, quick):

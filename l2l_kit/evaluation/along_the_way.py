@@ -80,10 +80,8 @@ def proposed_steps(
     table = []
     for name, optimizer, tasks in paired_tasks(optimizers, problem, num_tasks, seed, device):
         layout = Layout.of(tasks.initial_params)
-        points = [params for params, *_ in trajectory(optimizer, tasks, steps)]
-        for step, (before, after) in enumerate(pairwise(points)):
-            _, gradients = tasks.losses_and_gradients(before, layout, step)
-            descents, updates = layout.unravel(-gradients), layout.unravel(after - before)
+        for step, (before, after) in enumerate(pairwise(trajectory(optimizer, tasks, steps))):
+            descents, updates = layout.unravel(-before.gradients), layout.unravel(after.params - before.params)
             for parameter, update in updates.items():
                 flat, descent = update.flatten(1), descents[parameter].flatten(1)
                 table.append(

@@ -15,7 +15,7 @@ from l2l_kit.problems import Problem, TaskBatch
 from l2l_kit.problems.base import Classifiers, draw
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, pick_device
-from l2l_kit.training.rollout import trajectory
+from l2l_kit.training.rollout import Point, trajectory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -193,7 +193,7 @@ def losses_at(optimizer: Optimizer[Any], tasks: TaskBatch, at: Sequence[int], *,
     if on_test_set:
         losses, _ = scores_at(optimizer, tasks, at)
     else:
-        losses = torch.stack([losses for _, losses, _ in _points(optimizer, tasks, at)], dim=1).cpu()
+        losses = torch.stack([point.losses for point in _points(optimizer, tasks, at)], dim=1).cpu()
     return losses.nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
@@ -214,13 +214,13 @@ def scores_at(optimizer: Optimizer[Any], tasks: TaskBatch, at: Sequence[int]) ->
     if not isinstance(tasks, Classifiers):
         raise TypeError(f"{type(tasks).__name__} have no test images.")
     layout = Layout.of(tasks.initial_params)
-    scores = [tasks.test(layout.unravel(rows)) for rows, *_ in _points(optimizer, tasks, at)]
+    scores = [tasks.test(layout.unravel(point.params)) for point in _points(optimizer, tasks, at)]
     losses, accuracies = (torch.stack(columns, dim=1).cpu() for columns in zip(*scores, strict=True))
     return losses, accuracies
 
 
-def _points(optimizer: Optimizer[Any], tasks: TaskBatch, at: Sequence[int]) -> Iterator[tuple[Tensor, ...]]:
-    """Parameters and losses after chosen numbers of steps."""
+def _points(optimizer: Optimizer[Any], tasks: TaskBatch, at: Sequence[int]) -> Iterator[Point]:
+    """The points after chosen numbers of steps."""
     noted = set(at)
     return (point for step, point in enumerate(trajectory(optimizer, tasks, max(at))) if step in noted)
 

@@ -19,7 +19,7 @@ from l2l_kit.problems import Problem
 from l2l_kit.problems.base import draw
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, Tensors, pick_device
-from l2l_kit.training import AutogradEstimator, FirstOrderEstimator, GradientEstimator, SecondOrderEstimator, trajectory
+from l2l_kit.training import FirstOrderEstimator, SecondOrderEstimator, trajectory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,10 +47,7 @@ def recorded_gradients(
     """
     ((_, rule, tasks),) = paired_tasks({"": optimizer}, problem, 1, seed, device)
     layout = Layout.of(tasks.initial_params)
-    rows = [
-        tasks.losses_and_gradients(params, layout, step)[1]
-        for step, (params, *_) in enumerate(trajectory(rule, tasks, steps))
-    ]
+    rows = [point.gradients for point in trajectory(rule, tasks, steps)]
     return {name: tensor.flatten(1).cpu() for name, tensor in layout.unravel(torch.cat(rows)).items()}
 
 
@@ -77,9 +74,7 @@ def proposals(optimizers: Mapping[str, Optimizer[Any]], history: Tensor, gradien
             updates, _ = optimizer.update(probes, copy.deepcopy(state), probes)
             rows.append(updates["coordinate"][:, 0])
             if gradient is not None:
-                _, state = optimizer.update(
-                    {"coordinate": gradient.expand_as(probes["coordinate"]).clone()}, state, probes
-                )
+                _, state = optimizer.update({"coordinate": gradient.expand_as(probes["coordinate"]).clone()}, state, probes)
         found[name] = torch.stack(rows)
     return found
 
@@ -161,11 +156,9 @@ def meta_gradient_bias(
     if wrong := [unroll for unroll in lengths if unroll < 1 or horizon % unroll]:
         raise ValueError(f"unroll lengths must divide the horizon {horizon}, got {wrong[0]!r}.")
     optimizer.to(chosen)
-    exact: GradientEstimator
-    exact = AutogradEstimator(optimizer, second_order=True) if optimizer.coupled else SecondOrderEstimator(optimizer)
     names = [name for name, _ in optimizer.named_parameters()]
     found = {}
-    for dashed, unroller in ((False, FirstOrderEstimator(optimizer)), (True, exact)):
+    for dashed, unroller in ((False, FirstOrderEstimator(optimizer)), (True, SecondOrderEstimator(optimizer))):
         for unroll in lengths:
             batches = []
             for batch in range(2):

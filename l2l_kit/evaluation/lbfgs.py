@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
 from l2l_kit.problems.base import TaskBatch
 from l2l_kit.problems.checks import first_evaluation
+from l2l_kit.training.rollout import Point
 
 LBFGS = "L-BFGS"
 """How figures and tables call it."""
 
 
-def lbfgs(tasks: TaskBatch, evaluations: int, memory: int = 10) -> Iterator[tuple[Tensor, Tensor]]:
+def lbfgs(tasks: TaskBatch, evaluations: int, memory: int = 10) -> Iterator[Point]:
     """Follow one optimizee from its starting point, which is the first evaluation and counts as number 0.
 
     The loss is given to torch times the number of coordinates, since its thresholds are made for gradients that do not
@@ -31,7 +31,7 @@ def lbfgs(tasks: TaskBatch, evaluations: int, memory: int = 10) -> Iterator[tupl
         memory: steps whose changes of the gradient are remembered.
 
     Yields:
-        After each evaluation the point with the lowest loss so far, ``(1, coordinates)``, and that loss, ``(1,)``.
+        After each evaluation the point with the lowest loss so far.
 
     Raises:
         ValueError: if there are more optimizees than one, or as `first_evaluation`.
@@ -44,19 +44,17 @@ def lbfgs(tasks: TaskBatch, evaluations: int, memory: int = 10) -> Iterator[tupl
     # One step at a time, so that its evaluations, of which 26 are enough, can be passed on.
     limits = {"max_iter": 1, "max_eval": 26, "tolerance_grad": 0, "tolerance_change": 0}
     torch_optimizer = torch.optim.LBFGS([point], history_size=memory, line_search_fn="strong_wolfe", **limits)
-    seen = [(rows, losses, gradients)]
+    seen = [Point(rows, losses, gradients)]
 
     def evaluate() -> float:
-        known = [(losses, gradients) for at, losses, gradients in seen if torch.equal(at, point)]
-        if known:  # a step begins where the last one ended
-            losses, gradients = known[0]
-        else:
-            losses, gradients = tasks.losses_and_gradients(point, layout, step=0)
-            seen.append((point.clone(), losses, gradients))
-        point.grad = point.numel() * gradients
-        return point.numel() * losses.item()
+        known = [other for other in seen if torch.equal(other.params, point)]
+        if not known:  # else a step begins where the last one ended
+            known = [Point(point.clone(), *tasks.losses_and_gradients(point, layout, step=0))]
+            seen.extend(known)
+        point.grad = point.numel() * known[0].gradients
+        return point.numel() * known[0].losses.item()
 
-    best = rows, losses
+    best = seen[0]
     yield best
     done = 1
     while done <= evaluations:
@@ -64,9 +62,9 @@ def lbfgs(tasks: TaskBatch, evaluations: int, memory: int = 10) -> Iterator[tupl
         torch_optimizer.step(evaluate)  # type: ignore[no-untyped-call]
         new = seen[before:]
         if not new:  # no better point is to be found
-            new = [(*best, best[1])]
-        for at, losses, _ in new[: evaluations + 1 - done]:
-            best = (at, losses) if losses < best[1] else best
+            new = [best]
+        for found in new[: evaluations + 1 - done]:
+            best = found if found.losses < best.losses else best
             yield best
         done += len(new)
         seen = seen[-len(new) :]

@@ -179,7 +179,7 @@ class Piece(NamedTuple):
         tasks = draw_tasks(self.problem, self.num_tasks, generator(self.seed, self.draw), chosen)
         if self.optimizer is None:
             runs = [lbfgs(tasks.select(index), self.steps[-1]) for index in range(self.num_tasks)]
-            losses = torch.stack([torch.cat([losses for _, losses in run])[self.steps] for run in runs])
+            losses = torch.stack([torch.cat([point.losses for point in run])[self.steps] for run in runs])
         else:
             if isinstance(self.optimizer, LearnedRule):
                 self.optimizer.to(chosen)

@@ -77,6 +77,6 @@ def trajectories(
         # Drawn anew for each: optimizees on minibatches must give every optimizer the same ones.
         optimizee = draw(problem, 1, generator(seed, "trajectories"))
         run = list(trajectory(optimizer, optimizee, steps))
-        positions[name] = torch.cat([rows for rows, *_ in run])
-        losses[name] = torch.cat([loss for _, loss, *_ in run])
+        positions[name] = torch.cat([point.params for point in run])
+        losses[name] = torch.cat([point.losses for point in run])
     return Trajectories(positions, losses, optimizee)

@@ -21,7 +21,7 @@ from l2l_kit.problems import NeuralArt, TaskBatch
 from l2l_kit.problems.neural_art import Network, to_pictures
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, pick_device
-from l2l_kit.training.rollout import trajectory
+from l2l_kit.training.rollout import Point, trajectory
 from l2l_kit.widgets.job import Job, Outcome
 from l2l_kit.widgets.live_figure import (
     FIGURE_WIDTH,
@@ -47,7 +47,6 @@ CANVAS = 150
 THUMBNAIL = 96
 LARGEST_UPLOAD = "Own pictures: at most 10 MB each, or 100 MB where JupyterLab was started by make lab."
 """Larger ones never arrive: the server drops the page's connection to the kernel. See .jupyter in the checkout."""
-Point = tuple[Tensor, Tensor]
 """Parameters ``(1, coordinates)`` and their loss ``(1,)``."""
 
 
@@ -257,9 +256,9 @@ class Painter(WithPicture):
         runs = self._runs(tasks, steps, device)
         for _ in range(steps + 1):
             for name, run in runs.items():
-                rows, losses = next(run)
-                self._painted[name] = to_pictures(layout.unravel(rows)["pixels"][0]).cpu()
-                self._losses[name].append(losses[0].item())
+                point = next(run)
+                self._painted[name] = to_pictures(layout.unravel(point.params)["pixels"][0]).cpu()
+                self._losses[name].append(point.losses[0].item())
                 yield name
                 while not self._going.wait(0.1):
                     yield name

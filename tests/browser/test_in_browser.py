@@ -192,11 +192,11 @@ NETWORKS = "explorer = l2l.widgets.network_explorer(networks=1, steps=50, digits
 SLOW = """
 import sys, time
 module = sys.modules["l2l_kit.widgets.running_explorer"]
-def slow(*arguments, trace=module.trace):
-    for point in trace(*arguments):
+def slow(*arguments, trajectory=module.trajectory):
+    for point in trajectory(*arguments):
         time.sleep(0.05)
         yield point
-module.trace = slow
+module.trajectory = slow
 """
 
 
