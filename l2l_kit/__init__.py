@@ -3,7 +3,7 @@
 >>> import l2l_kit as l2l
 >>> problem = l2l.problems.Quadratics(dim=10)
 >>> lstm = l2l.LSTMOptimizer(hidden_size=20, num_layers=2)
->>> history = l2l.meta_train(lstm, problem, horizon=100, unroll=20, epochs=50)
+>>> history = l2l.meta_train(lstm, problem, l2l.MetaTraining(horizon=100, unroll=20, epochs=50))
 >>> curves = l2l.compare({"LSTM": lstm, "Adam": l2l.baseline("adam", lr=0.1)}, problem)
 >>> l2l.plots.learning_curves(curves)
 >>> optimizer = l2l.LearnedOptimizer(model.parameters(), "quadratics")  # a torch.optim.Optimizer

@@ -202,10 +202,10 @@ def follow_recipe(
         history = meta_train(
             optimizer,
             begun.make_problem(),
+            begun.training,
             checkpoint=checkpoint,
             device=device,
             progress=progress,
-            **asdict(begun.training),
         )
         if history.stopped != "finished":
             raise KeyboardInterrupt(f"{recipe.name}: interrupted; the same command goes on from {runs}.")

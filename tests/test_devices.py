@@ -11,7 +11,7 @@ import torch
 from l2l_kit.optimizers import GroupedLSTMs, LSTMOptimizer, baseline
 from l2l_kit.problems import CIFAR, MNIST, NeuralArt, Quadratics
 from l2l_kit.randomness import generator
-from l2l_kit.training import AutogradEstimator, SecondOrderEstimator, FirstOrderEstimator, trajectory
+from l2l_kit.training import AutogradEstimator, FirstOrderEstimator, SecondOrderEstimator, trajectory
 from l2l_kit.training.meta_gradient import GradientEstimator
 
 META = torch.device("meta")

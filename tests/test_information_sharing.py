@@ -188,7 +188,9 @@ def test_what_cannot_be_done_with_coordinates_that_learn_of_each_other(make):
 @pytest.mark.parametrize("settings", [{}, {"second_derivatives": True}], ids=str)
 def test_is_meta_trained(make, settings):
     short = {"horizon": 8, "unroll": 4, "epochs": 2, "episodes_per_epoch": 40, "batch_size": 16, "meta_lr": 0.03}
-    history = meta_train(make().float(), Quadratics(dim=2), MetaTraining(**short, **settings), device="cpu", progress=False)
+    history = meta_train(
+        make().float(), Quadratics(dim=2), MetaTraining(**short, **settings), device="cpu", progress=False
+    )
     assert history.records[-1].validation_loss < 0.9 * history.records[0].validation_loss
 
 

@@ -336,7 +336,9 @@ class TestSampledCoordinates:
             monkeypatch.setattr(replay.CoordinateReplay, "_choose", lambda _, half=half: (half, weights))
             windows.append(run(FirstOrderEstimator(optimizer, tape_bytes, sample=1), quadratics(3, 6), [4, 4]))
         monkeypatch.undo()
-        for one, other, exact in zip(*windows, run(FirstOrderEstimator(optimizer), quadratics(3, 6), [4, 4]), strict=True):
+        for one, other, exact in zip(
+            *windows, run(FirstOrderEstimator(optimizer), quadratics(3, 6), [4, 4]), strict=True
+        ):
             torch.testing.assert_close(one.losses, exact.losses)
             for name, gradient in exact.meta_gradient.items():
                 mean = (one.meta_gradient[name] + other.meta_gradient[name]) / 2
@@ -344,7 +346,9 @@ class TestSampledCoordinates:
 
     def test_the_sample_is_drawn_from_each_tensor_of_each_optimizee(self):
         draws = torch.Generator().manual_seed(0)
-        chosen, weights = replay.CoordinateReplay(replay.Tapes(make_optimizer()), 2, [8, 2, 1], 10**9, 3, draws)._choose()
+        chosen, weights = replay.CoordinateReplay(
+            replay.Tapes(make_optimizer()), 2, [8, 2, 1], 10**9, 3, draws
+        )._choose()
         chosen, weights = chosen.view(2, -1), weights.view(2, -1)
         assert chosen.shape == (2, 3 + 2 + 1)  # of 8, 2 and 1
         for row in range(2):
@@ -355,7 +359,9 @@ class TestSampledCoordinates:
             assert weights[row].tolist() == pytest.approx([8 / 3] * 3 + [1, 1, 1])
 
     def test_every_coordinate_has_the_same_chance(self):
-        drawing = replay.CoordinateReplay(replay.Tapes(make_optimizer()), 3, [6], 10**9, 2, torch.Generator().manual_seed(0))
+        drawing = replay.CoordinateReplay(
+            replay.Tapes(make_optimizer()), 3, [6], 10**9, 2, torch.Generator().manual_seed(0)
+        )
         counts = torch.stack([torch.bincount(drawing._choose()[0], minlength=18) for _ in range(3000)]).sum(0)
         assert (counts - 1000).abs().max() < 5 * (3000 * (1 / 3) * (2 / 3)) ** 0.5
 

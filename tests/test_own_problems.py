@@ -13,7 +13,7 @@ from l2l_kit.optimizers import NTMBFGS, GroupedLSTMs, LSTMOptimizer, baseline
 from l2l_kit.problems import Problem, Quadratics, TaskBatch
 from l2l_kit.problems.base import draw
 from l2l_kit.randomness import generator
-from l2l_kit.training import AutogradEstimator, SecondOrderEstimator, FirstOrderEstimator, meta_train, rollout
+from l2l_kit.training import AutogradEstimator, FirstOrderEstimator, SecondOrderEstimator, meta_train, rollout
 
 N = 4
 SETTINGS = {"horizon": 4, "unroll": 2, "epochs": 1, "episodes_per_epoch": 2, "batch_size": N, "validation_tasks": N}

@@ -12,7 +12,7 @@ import torch
 from l2l_kit import optimizers, zoo
 from l2l_kit.problems import Quadratics, QuadraticTasks
 from l2l_kit.randomness import generator
-from l2l_kit.training import MetaTrainer, MetaTraining, FirstOrderEstimator
+from l2l_kit.training import FirstOrderEstimator, MetaTrainer, MetaTraining
 
 SETTINGS = {
     "horizon": 6,

@@ -74,7 +74,9 @@ def proposals(optimizers: Mapping[str, Optimizer[Any]], history: Tensor, gradien
             updates, _ = optimizer.update(probes, copy.deepcopy(state), probes)
             rows.append(updates["coordinate"][:, 0])
             if gradient is not None:
-                _, state = optimizer.update({"coordinate": gradient.expand_as(probes["coordinate"]).clone()}, state, probes)
+                _, state = optimizer.update(
+                    {"coordinate": gradient.expand_as(probes["coordinate"]).clone()}, state, probes
+                )
         found[name] = torch.stack(rows)
     return found
 

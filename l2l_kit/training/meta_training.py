@@ -24,7 +24,6 @@ from l2l_kit.randomness import generator
 from l2l_kit.storage import check_finite, load_weights, read_tensors, write_tensors
 from l2l_kit.tensors import pick_device
 from l2l_kit.training.meta_gradient import (
-    AutogradEstimator,
     FirstOrderEstimator,
     GradientEstimator,
     SecondOrderEstimator,

@@ -235,9 +235,11 @@ class StepReplay(Replay):
         by_seen, *found = torch.autograd.grad(
             (updates, *after), (seen, *before, *weights), (upstream, *self._upstream_of_state), allow_unused=True
         )
+        of_state, of_weights = found[: len(before)], found[len(before) :]
         self._upstream_of_state = [
-            torch.zeros_like(part) if gradient is None else gradient for part, gradient in zip(before, found, strict=False)
+            torch.zeros_like(part) if gradient is None else gradient
+            for part, gradient in zip(before, of_state, strict=True)
         ]
-        for name, gradient in zip(names, found[len(before) :], strict=True):
+        for name, gradient in zip(names, of_weights, strict=True):
             self.meta_gradient[name] += gradient
         return by_seen

@@ -144,7 +144,7 @@ class RunningExplorer(BaseExplorer):
     def _compute(self) -> Generator[str, None, None]:
         """The work of the job: a step at a time of the run that is furthest behind. Its events are of no interest."""
         while unfinished := [run for run in self._wanted.values() if not run.reaches(self.steps.value)]:
-            min(unfinished, key=lambda run: len(run.losses)).unroll()
+            min(unfinished, key=lambda run: len(run.losses)).advance()
             yield "a step"
 
     def _show(self, _: str = "") -> None:
@@ -212,8 +212,8 @@ class _Run:
         device = pick_device()
         rule = zoo.load(self._optimizer, device) if isinstance(self._optimizer, str) else self._optimizer
         networks = self._problem.sample(self._networks, generator(self._seed, "test"), device)
-        for point in trajectory(rule, networks, self._longest):
-            yield point.losses.mean().nan_to_num(nan=torch.inf).item()
+        for _, losses, _ in trajectory(rule, networks, self._longest):
+            yield losses.mean().nan_to_num(nan=torch.inf).item()
 
 
 def slider(label: str, values: Iterable[float], value: float, tooltip: str) -> ipywidgets.SelectionSlider:

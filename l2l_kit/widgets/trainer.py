@@ -122,6 +122,7 @@ class Trainer(WithPicture):
         self._kind, self._optimizer = _KINDS.get(problem.name, _ANY), optimizer
         self._first_preprocessing = LSTMOptimizer(**optimizer).preprocessing
         self._result = ""
+        self._trainer: MetaTrainer | None = None
         self._best: list[float | None] | None = None
         self._lines: dict[str, list[float | None]] = {}
         self._job = Job(self._train, self._show, self._end, important=lambda event: event.validation_losses is not None)
@@ -227,7 +228,7 @@ class Trainer(WithPicture):
         first = self._first_preprocessing  # as the caller gave it, perhaps with settings of its own
         preprocessing = first if self.preprocessing.value == first.name else self.preprocessing.value
         optimizer = LSTMOptimizer(**{**self._optimizer, "preprocessing": preprocessing})
-        meta_trainer = MetaTrainer(optimizer, self._problem, settings)
+        meta_trainer = self._trainer = MetaTrainer(optimizer, self._problem, settings)
         try:
             yield from meta_trainer.run()
         finally:
@@ -249,13 +250,14 @@ class Trainer(WithPicture):
             self._draw(line)
             if self._best is None or _final(line) <= _final(self._best):
                 self._best = line
-        if self._job.cancelling:
+        if self._job.cancelling or self._trainer is None:
             return
+        trainer, settings = self._trainer, self._trainer.settings
         self._set_status(
             message(
-                f"Epoch {event.epoch} of {event.epochs}, episode {event.episode} of {event.episodes}, "
-                f"{event.seconds:.0f} s. Lowest loss after {self._settings.horizon} steps so far: "
-                f"{event.best_validation_loss:.3g}{self._to_beat}."
+                f"Epoch {event.epoch} of {settings.epochs}, episode {event.episode} of {settings.episodes}, "
+                f"{trainer.seconds:.0f} s. Lowest loss after {settings.horizon} steps so far: "
+                f"{trainer.history.best.validation_loss:.3g}{self._to_beat}."
             )
         )
 
