@@ -31,10 +31,10 @@ each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 
 def driven(optimizer, gradients):
     """Updates of a single coordinate."""
-    state = optimizer.init({"x": torch.zeros(1, 1)})
+    state = optimizer.init(nowhere := {"x": torch.zeros(1, 1)})
     updates = []
     for gradient in gradients:
-        update, state = optimizer.update({"x": torch.tensor([[gradient]])}, state)
+        update, state = optimizer.update({"x": torch.tensor([[gradient]])}, state, nowhere)
         updates.append(update["x"].item())
     return updates
 
@@ -67,7 +67,7 @@ def test_recorded_gradients_lead_along_the_trajectory(name):
     tasks = problem.sample(1, generator(5, "test"))
     params, state = tasks.initial_params, optimizer.init(tasks.initial_params)
     for gradient in gradients[:-1]:
-        updates, state = optimizer.update({"theta": gradient[None]}, state)
+        updates, state = optimizer.update({"theta": gradient[None]}, state, params)
         params = {"theta": params["theta"] + updates["theta"]}
     curves = compare({name: optimizer}, problem, steps=6, num_tasks=1, seed=5, device="cpu")
     assert tasks.losses(params).item() == pytest.approx(curves[name][0, -1].item(), rel=1e-4)

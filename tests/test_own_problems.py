@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from l2l_kit import MetaTraining
 from l2l_kit.evaluation import compare, lbfgs, trajectories, tune
 from l2l_kit.optimizers import NTMBFGS, GroupedLSTMs, LSTMOptimizer, baseline
 from l2l_kit.problems import Problem, Quadratics, TaskBatch
@@ -16,7 +17,7 @@ from l2l_kit.randomness import generator
 from l2l_kit.training import AutogradEstimator, FirstOrderEstimator, SecondOrderEstimator, meta_train, rollout
 
 N = 4
-SETTINGS = {"horizon": 4, "unroll": 2, "epochs": 1, "episodes_per_epoch": 2, "batch_size": N, "validation_tasks": N}
+SETTINGS = MetaTraining(horizon=4, unroll=2, epochs=1, episodes_per_epoch=2, batch_size=N, validation_tasks=N)
 FROZEN = dataclass(frozen=True)
 
 
@@ -54,7 +55,7 @@ def problem_of(make_optimizees):
 
 # Every way into the kit.
 USES = {
-    "train": lambda problem: meta_train(LSTMOptimizer(3), problem, device="cpu", progress=False, **SETTINGS),
+    "train": lambda problem: meta_train(LSTMOptimizer(3), problem, SETTINGS, device="cpu", progress=False),
     "compare": lambda problem: compare({"SGD": baseline("sgd", 0.1)}, problem, steps=2, num_tasks=N, device="cpu"),
     "tune": lambda problem: tune("sgd", problem, steps=2, num_tasks=N, learning_rates=[0.1], device="cpu"),
     "trajectories": lambda problem: trajectories({"SGD": baseline("sgd", 0.1)}, problem, steps=2),
@@ -485,7 +486,7 @@ def test_meta_gradients_of_optimizees_of_any_floating_point_type(make, rule, dty
 def test_a_problem_in_double_precision_is_trained_on_and_compared():
     problem = problem_of(lambda n: Bowls(n, torch.float64))
     rule = LSTMOptimizer(3, output_scale=0.1)
-    history = meta_train(rule, problem, device="cpu", progress=False, **SETTINGS)
+    history = meta_train(rule, problem, SETTINGS, device="cpu", progress=False)
     assert history.best.validation_loss > 0
     curves = compare({"LSTM": rule, "SGD": baseline("sgd", 0.1)}, problem, steps=3, num_tasks=N, device="cpu")
     assert curves["LSTM"].dtype == torch.float64

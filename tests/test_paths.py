@@ -75,7 +75,7 @@ def test_the_home_folder_is_found_by_commands_and_functions(home: Path) -> None:
     (recipe,) = read_recipes("~/tiny.toml")
     random_search(recipe, "~/a/search.db", device="cpu")
     rule = recipe.make_optimizer()
-    l2l.meta_train(rule, recipe.make_problem(), checkpoint="~/a/run.safetensors", **SETTINGS)
+    l2l.meta_train(rule, recipe.make_problem(), SETTINGS, checkpoint="~/a/run.safetensors", progress=False)
     l2l.save(rule, "~/a/rule")
     assert l2l.load("~/a/rule").config() == rule.config()
     result = run(
@@ -89,15 +89,7 @@ def test_the_home_folder_is_found_by_commands_and_functions(home: Path) -> None:
     assert (home / "made" / "pretrained" / "tiny.safetensors").exists()
 
 
-SETTINGS = {
-    "horizon": 2,
-    "unroll": 2,
-    "epochs": 1,
-    "episodes_per_epoch": 1,
-    "batch_size": 2,
-    "validation_tasks": 2,
-    "progress": False,
-}
+SETTINGS = l2l.MetaTraining(horizon=2, unroll=2, epochs=1, episodes_per_epoch=1, batch_size=2, validation_tasks=2)
 
 
 def test_odd_names_are_names(home: Path) -> None:

@@ -198,8 +198,8 @@ class Uphill:
     def init(self, params):
         return self.rule.init(params)
 
-    def update(self, gradients, state):
-        updates, state = self.rule.update(gradients, state)
+    def update(self, gradients, state, params):
+        updates, state = self.rule.update(gradients, state, params)
         return {name: -update for name, update in updates.items()}, state
 
 

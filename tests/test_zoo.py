@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -121,7 +121,7 @@ class TestSaveAndLoad:
 
     def test_the_card_tells_of_the_training(self, tmp_path):
         optimizer = make_optimizer()
-        history = meta_train(optimizer, Quadratics(dim=2), device="cpu", progress=False, **asdict(TRAINING))
+        history = meta_train(optimizer, Quadratics(dim=2), TRAINING, device="cpu", progress=False)
         path = zoo.save(optimizer, tmp_path / "mine", history)
         card = zoo.card(path)
         assert card["problem"] == {"name": "quadratics", "dim": 2}
