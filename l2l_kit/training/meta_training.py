@@ -81,12 +81,12 @@ class MetaTraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = {
-            name: getattr(self, name) for name in ("horizon", "unroll", "epochs", "episodes_per_epoch", "batch_size")
-        }
-        optional = {name: getattr(self, name) for name in ("sample", "shards") if getattr(self, name) is not None}
-        check_counts("meta-training", **counts, validation_tasks=self.validation_tasks, **optional)
-        check_positive("meta-training", meta_lr=self.meta_lr, clip_norm=1 if self.clip_norm is None else self.clip_norm)
+        open_ones = ("clip_norm", "sample", "shards")
+        given = {name: value for name, value in asdict(self).items() if value is not None or name not in open_ones}
+        numbers = {name: given.pop(name) for name in ("meta_lr", "clip_norm") if name in given}
+        counts = given.keys() - {"schedule", "second_derivatives", "seed"}
+        check_counts("meta-training", **{name: given[name] for name in sorted(counts)})
+        check_positive("meta-training", **numbers)
         if self.sample is not None and self.second_derivatives:
             raise ValueError("meta-training: with second_derivatives all coordinates are needed; leave sample None.")
         if self.shards is not None and self.batch_size % self.shards:
@@ -94,10 +94,7 @@ class MetaTraining:
                 f"meta-training: batch_size {self.batch_size} cannot be cut into {self.shards} shards of equal size."
             )
         if self.unroll > self.horizon:
-            raise ValueError(
-                f"meta-training: unroll {self.unroll} is longer than the horizon {self.horizon}; "
-                f"choose an unroll of at most {self.horizon}."
-            )
+            raise ValueError(f"meta-training: unroll {self.unroll} is longer than the horizon {self.horizon}.")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f'meta-training: schedule must be "constant" or "cosine", got {self.schedule!r}.')
 
@@ -212,8 +209,8 @@ class MetaTrainer:
     Iterate over `run`; to cancel, stop iterating and close the generator. However it ends, the optimizer then holds the
     weights with the best validation loss, and `history` tells the rest.
 
-    Where torchrun started several processes (see `processes.together`), each runs its share of the shards, all of them
-    take the same meta-updates, and the first one validates and saves.
+    Where torchrun started several processes (see `process_group`), each runs its share of the shards, all of them take
+    the same meta-updates, and the first one validates and saves.
 
     Args:
         optimizer: is trained in place.
@@ -348,9 +345,9 @@ class MetaTrainer:
             losses = like.new_empty(settings.validation_tasks, settings.horizon + 1)
         losses = broadcast_from_first(losses)
         final = losses[:, -1].mean().item()
-        best = min((record.validation_loss for record in self.history.records), key=_nan_last, default=math.nan)
-        self.history.records.append(EpochRecord(epoch, training_loss, final, self.seconds))
-        if _nan_last(final) < _nan_last(best):
+        record = EpochRecord(epoch, training_loss, final, self.seconds)
+        self.history.records.append(record)
+        if self.history.best is record:
             self._best = self._weights()
         if self._checkpoint is not None and self._rank == 0:
             self._save(self._checkpoint)
@@ -389,34 +386,21 @@ class MetaTrainer:
                     f"{path}: a checkpoint of another run, whose {part} had {listed}. Continue it with those, or name "
                     "another file, or delete this one to start anew."
                 )
-        best, weights = _with_prefix(tensors, "best."), _with_prefix(tensors, "weights.")
-        adam, records = self._meta_optimizer.state_dict(), _records(path, about)
-        for index, weight in enumerate(self.optimizer.parameters()):
+        adam = self._meta_optimizer.state_dict()
+        for index, _ in enumerate(self.optimizer.parameters()):
             if state := _with_prefix(tensors, f"adam.{index}."):
-                shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-                if shapes != {"step": (), "exp_avg": tuple(weight.shape), "exp_avg_sq": tuple(weight.shape)}:
-                    raise WeightsFileError(
-                        f"{path}: Adam's state of weight {index} has other parts or shapes: {shapes}."
-                    )
                 check_finite(state, f"{path} (Adam's state of weight {index})")
                 adam["state"][index] = state
+        best = _with_prefix(tensors, "best.")
         load_weights(self.optimizer, best, f"{path} (best weights)")
-        load_weights(self.optimizer, weights, str(path))
+        load_weights(self.optimizer, _with_prefix(tensors, "weights."), str(path))
+        try:
+            records = [EpochRecord(**record) for record in about["history"]]
+            self._earlier_seconds = float(records[-1].seconds)
+            self._meta_optimizer.load_state_dict(adam)
+        except Exception as error:  # a file can be wrong in any way
+            raise WeightsFileError(f"{path}: a checkpoint that cannot be continued ({error}).") from error
         self._best, self.history.records = best, records
-        self._meta_optimizer.load_state_dict(adam)
-        self._earlier_seconds = records[-1].seconds
-
-
-def _records(path: Path, about: dict[str, Any]) -> list[EpochRecord]:
-    """The history that a checkpoint holds: a record for each epoch from 0."""
-    try:
-        records = [EpochRecord(**record) for record in about["history"]]
-        numbers = all(isinstance(value, int | float) for record in records for value in asdict(record).values())
-        if numbers and records and [record.epoch for record in records] == list(range(len(records))):
-            return records
-    except (KeyError, TypeError) as error:
-        raise WeightsFileError(f"{path}: its history cannot be used ({error}).") from error
-    raise WeightsFileError(f"{path}: its history cannot be used: {about['history']!r}.")
 
 
 def _nan_last(loss: float) -> float:
