@@ -38,7 +38,7 @@ class Part(NamedTuple):
     Attributes:
         prefix: of the network's weights among those of the whole.
         network: who looks after them.
-        columns: where they are in a row of all coordinates of an optimizee.
+        columns: where they are in a row of all coordinates of an task.
         sizes: coordinates of each of their tensors.
     """
 
@@ -56,7 +56,7 @@ class LearnedRule(nn.Module, ABC):
     @property
     @abstractmethod
     def coupled(self) -> bool:
-        """Whether the coordinates of an optimizee learn of each other. Those of different optimizees never do."""
+        """Whether the coordinates of an task learn of each other. Those of different tasks never do."""
 
     @abstractmethod
     def config(self) -> dict[str, Any]:

@@ -43,17 +43,17 @@ class MetaTraining:
     """The settings of a meta-training run. Together with problem, optimizer and machine they determine every bit of it.
 
     Args:
-        horizon: steps that the optimizees are run for, T in equation 3.
+        horizon: steps that the tasks are run for, T in equation 3.
         unroll: steps that are backpropagated through at once; each window ends in one meta-update. Where the horizon
             is not a multiple of it, the last window is shorter.
         epochs: how often the optimizer is validated; the best one by final validation loss is kept.
-        episodes_per_epoch: batches of optimizees between two validations.
-        batch_size: optimizees per batch; the meta-gradient is their mean.
+        episodes_per_epoch: batches of tasks between two validations.
+        batch_size: tasks per batch; the meta-gradient is their mean.
         meta_lr: learning rate of Adam, the meta-optimizer.
         schedule: "constant", or "cosine": annealed from `meta_lr` to a hundredth of it over the run.
         clip_norm: the meta-gradient's norm is clipped to this, so that the steep first window of an episode does not
             drown the later ones; None for no clipping.
-        validation_tasks: optimizees to validate on: the same ones after each epoch, never trained on.
+        validation_tasks: tasks to validate on: the same ones after each epoch, never trained on.
         second_derivatives: keep the gradients along the dashed edges of figure 2.
         sample: coordinates of each parameter tensor from which the meta-gradient is estimated, where it has more (see
             `FirstOrderEstimator`); None for all.
@@ -100,7 +100,7 @@ class MetaTraining:
 
     @property
     def episodes(self) -> int:
-        """Batches of optimizees in the whole run."""
+        """Batches of tasks in the whole run."""
         return self.epochs * self.episodes_per_epoch
 
     @property
@@ -122,8 +122,8 @@ class EpochRecord:
 
     Attributes:
         epoch: number of the epoch.
-        training_loss: f(θ(t)), averaged over steps, optimizees and episodes; NaN in epoch 0.
-        validation_loss: f(θ(horizon)), averaged over the validation optimizees.
+        training_loss: f(θ(t)), averaged over steps, tasks and episodes; NaN in epoch 0.
+        validation_loss: f(θ(horizon)), averaged over the validation tasks.
         seconds: meta-training time up to here.
     """
 
@@ -199,7 +199,7 @@ class Progress(NamedTuple):
 
 
 def validation_batch(problem: Problem, settings: MetaTraining, device: torch.device | None = None) -> TaskBatch:
-    """The optimizees on which a run with these settings validates after each epoch."""
+    """The tasks on which a run with these settings validates after each epoch."""
     return draw(problem.validation_problem(), settings.validation_tasks, generator(settings.seed, "validation"), device)
 
 
@@ -214,7 +214,7 @@ class MetaTrainer:
 
     Args:
         optimizer: is trained in place.
-        problem: where the optimizees come from.
+        problem: where the tasks come from.
         settings: how.
         checkpoint: file in which the run is saved after each epoch. If it exists the run continues from it, with the
             same bits as if it had never stopped.
@@ -310,7 +310,7 @@ class MetaTrainer:
         return FirstOrderEstimator(self.optimizer, sample=self.settings.sample)
 
     def _episode(self, episode: int) -> float:
-        """One batch of optimizees over the horizon; returns the mean loss along it."""
+        """One batch of tasks over the horizon; returns the mean loss along it."""
         settings = self.settings
         for shard, estimator in self._estimators.items():
             which = (episode,) if settings.shards is None else (episode, shard)
