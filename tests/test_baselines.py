@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.optimizers import BASELINES, LSTMOptimizer, baseline
+from l2l_kit.optimizers import BASELINES, LSTMRule, baseline
 from l2l_kit.problems import QuadraticTasks
 from l2l_kit.training import trajectory
 
@@ -42,8 +42,8 @@ def test_on_a_batch_equals_torch_optim_on_each_problem(name):
 
 OPTIMIZERS = {
     **{name: baseline(name, 0.1) for name in BASELINES},
-    "lstm": LSTMOptimizer(hidden_size=4).double(),
-    "lstm, log-sign": LSTMOptimizer(hidden_size=4, preprocessing="log-sign", output_scale=0.1).double(),
+    "lstm": LSTMRule(hidden_size=4).double(),
+    "lstm, log-sign": LSTMRule(hidden_size=4, preprocessing="log-sign", output_scale=0.1).double(),
 }
 
 

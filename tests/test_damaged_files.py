@@ -30,7 +30,7 @@ from l2l_kit.data.labelled import CIFAR10
 from l2l_kit.data.vgg import VGG16
 from l2l_kit.errors import DataError
 from l2l_kit.evaluation import read_result, read_sweep, write_result
-from l2l_kit.optimizers import LSTMOptimizer
+from l2l_kit.optimizers import LSTMRule
 from l2l_kit.problems import Quadratics
 from l2l_kit.training import MetaTrainer, MetaTraining, Recipe, Search, random_search, read_recipes
 
@@ -207,7 +207,7 @@ def unsealed(content):
 
 
 def rule(folder):
-    path = zoo.save(LSTMOptimizer(3, preprocessing="log-sign"), folder / "mine")
+    path = zoo.save(LSTMRule(3, preprocessing="log-sign"), folder / "mine")
 
     def read():
         about, optimizer = zoo.card(path), l2l.load(path)
@@ -233,7 +233,7 @@ def checkpoint(folder):
     path = folder / "run.safetensors"
 
     def trainer():
-        return MetaTrainer(LSTMOptimizer(3), Quadratics(dim=2), TRAINING, checkpoint=path, device="cpu")
+        return MetaTrainer(LSTMRule(3), Quadratics(dim=2), TRAINING, checkpoint=path, device="cpu")
 
     list(trainer().run())
 
@@ -428,8 +428,8 @@ def packed_zeros(path):
 
 def optimizer_file(**config):
     def make(path):
-        tensors = LSTMOptimizer(3).state_dict()
-        storage.write_tensors(path, tensors, {"optimizer": {**LSTMOptimizer(3).config(), **config}}, 1)
+        tensors = LSTMRule(3).state_dict()
+        storage.write_tensors(path, tensors, {"optimizer": {**LSTMRule(3).config(), **config}}, 1)
 
     return make
 

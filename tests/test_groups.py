@@ -12,7 +12,7 @@ from torch import nn
 import l2l_kit as l2l
 from l2l_kit import optimizers, zoo
 from l2l_kit.errors import UnknownNameError, WeightsFileError
-from l2l_kit.optimizers import GroupedLSTMs, LSTMOptimizer
+from l2l_kit.optimizers import GroupedRule, LSTMRule
 from l2l_kit.tensors import Layout
 
 CONV = {"hidden_size": 4, "preprocessing": "log-sign", "output_scale": 0.1, "seed": 1}
@@ -20,7 +20,7 @@ FC = {"hidden_size": 3, "num_layers": 1, "seed": 2}
 
 
 def groups():
-    return GroupedLSTMs({"conv": CONV, "fc": FC})
+    return GroupedRule({"conv": CONV, "fc": FC})
 
 
 def gradients(seed, n=2):
@@ -31,7 +31,7 @@ def gradients(seed, n=2):
 
 class TestRule:
     def test_each_kind_is_moved_by_its_own_lstm(self):
-        rule, alone = groups(), {"conv": LSTMOptimizer(**CONV), "fc": LSTMOptimizer(**FC)}
+        rule, alone = groups(), {"conv": LSTMRule(**CONV), "fc": LSTMRule(**FC)}
         state = rule.init(gradients(0))
         states = {kind: lstm.init(_only(gradients(0), kind)) for kind, lstm in alone.items()}
         for step in range(3):
@@ -55,11 +55,11 @@ class TestRule:
 
     def test_there_must_be_a_group(self):
         with pytest.raises(ValueError, match="at least one kind of parameter"):
-            GroupedLSTMs({})
+            GroupedRule({})
 
     def test_configuration_survives_json(self):
         again = optimizers.make(json.loads(json.dumps(groups().config())))
-        assert isinstance(again, GroupedLSTMs)
+        assert isinstance(again, GroupedRule)
         assert again.config() == groups().config()
         for name, tensor in groups().state_dict().items():
             assert torch.equal(again.state_dict()[name], tensor)
@@ -197,7 +197,7 @@ class TestOnOnesOwnModel:
         model, twin = network(), network()
         optimizer = l2l.LearnedOptimizer(l2l.parameter_groups(model), groups())
         expected = [
-            l2l.LearnedOptimizer(group["params"], LSTMOptimizer(**arguments))
+            l2l.LearnedOptimizer(group["params"], LSTMRule(**arguments))
             for group, arguments in zip(l2l.parameter_groups(twin), (CONV, FC), strict=True)
         ]
         images = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -224,7 +224,7 @@ class TestOnOnesOwnModel:
 
     def test_a_rule_of_one_takes_any_kind(self):
         model = network()
-        optimizer = l2l.LearnedOptimizer(l2l.parameter_groups(model), LSTMOptimizer(**CONV))
+        optimizer = l2l.LearnedOptimizer(l2l.parameter_groups(model), LSTMRule(**CONV))
         model(torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))).pow(3).mean().backward()
         before = next(model.parameters()).clone()
         optimizer.step()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from l2l_kit import zoo
-from l2l_kit.optimizers import GroupedBaselines, GroupedLSTMs, LSTMOptimizer, baseline
+from l2l_kit.optimizers import GroupedBaselines, GroupedRule, LSTMRule, baseline
 from l2l_kit.problems import Quadratics
 from l2l_kit.randomness import generator
 from l2l_kit.training import Imitation, imitate, read_recipes, trajectory
@@ -14,7 +14,7 @@ BRIEF = Imitation(networks=3, horizon=100, unroll=10, passes=30, lr=0.01)
 
 
 def lstm(**arguments):
-    return LSTMOptimizer(preprocessing="log-sign", output_scale=0.1, **arguments)
+    return LSTMRule(preprocessing="log-sign", output_scale=0.1, **arguments)
 
 
 def test_a_recording_of_the_teacher_has_its_own_updates_as_targets():
@@ -32,7 +32,7 @@ def test_a_recording_of_the_teacher_has_its_own_updates_as_targets():
 @pytest.mark.parametrize("grouped", [False, True])
 def test_it_comes_to_move_as_its_teacher_does(grouped):
     problem = Quadratics()
-    optimizer = GroupedLSTMs({"theta": {"preprocessing": "log-sign", "output_scale": 0.1}}) if grouped else lstm()
+    optimizer = GroupedRule({"theta": {"preprocessing": "log-sign", "output_scale": 0.1}}) if grouped else lstm()
     teacher = baseline("nadam", 0.05, 50.0)
     if grouped:
         teacher = GroupedBaselines({"theta": teacher})

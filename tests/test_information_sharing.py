@@ -8,7 +8,7 @@ from test_meta_gradient import Network, assert_equal_windows, quadratics, run
 
 from l2l_kit import LearnedOptimizer, optimizers, zoo
 from l2l_kit.evaluation import bfgs_losses, memories
-from l2l_kit.optimizers import NTMBFGS, GroupedLSTMs, LSTMOptimizer
+from l2l_kit.optimizers import NTMBFGS, GroupedRule, LSTMRule
 from l2l_kit.optimizers.base import map_state
 from l2l_kit.optimizers.ntm_bfgs import _multiplied
 from l2l_kit.problems import ConditionedQuadratics, Quadratics
@@ -17,8 +17,8 @@ from l2l_kit.training import AutogradEstimator, FirstOrderEstimator, MetaTrainin
 
 SMALL = {"hidden_size": 5}
 RULES = {
-    "averaging": lambda **more: LSTMOptimizer(**SMALL, global_averaging_cells=2, **more).double(),
-    "averaging, log-sign": lambda **more: LSTMOptimizer(
+    "averaging": lambda **more: LSTMRule(**SMALL, global_averaging_cells=2, **more).double(),
+    "averaging, log-sign": lambda **more: LSTMRule(
         **SMALL, preprocessing="log-sign", output_scale=0.3, global_averaging_cells=5, **more
     ).double(),
     "memory": lambda **more: NTMBFGS(**SMALL, **more).double(),
@@ -103,7 +103,7 @@ def test_coordinates_of_an_optimizee_learn_of_each_other_and_of_no_other_optimiz
 
 
 def test_without_averaging_cells_coordinates_are_alone():
-    rule = LSTMOptimizer(**SMALL).double()
+    rule = LSTMRule(**SMALL).double()
     sequence = gradients()
     torch.testing.assert_close(updates(rule, sequence)[0][:, 1, 2], updates(rule, sequence[:, 1, 2:3])[0][:, 0])
 
@@ -161,7 +161,7 @@ def test_replay_equals_autograd(make, windows, tasks, second_order):
 
 def test_groups_of_which_one_averages():
     groups = {"conv": {**SMALL, "global_averaging_cells": 1}, "fc": {**SMALL, "seed": 1}}
-    rule = GroupedLSTMs(groups).double()
+    rule = GroupedRule(groups).double()
     tasks = Network()
     named = {"weight": "conv.weight", "bias": "fc.bias", "offset": "conv.offset"}
 
@@ -173,7 +173,7 @@ def test_groups_of_which_one_averages():
         def losses(self, params, step):
             return super().losses({name: params[full] for name, full in named.items()}, step)
 
-    assert rule.coupled
+    assert not rule.coordinatewise
     replayed = run(FirstOrderEstimator(rule), Layers(), [3, 2])
     assert_equal_windows(replayed, run(AutogradEstimator(rule, second_order=False), Layers(), [3, 2]))
 
@@ -205,15 +205,15 @@ def test_comes_back_from_a_file(make, tmp_path):
 
 def test_a_plain_lstm_says_nothing_of_averaging():
     """States that were saved before there were global averaging cells still belong to the same rule."""
-    assert "global_averaging_cells" not in LSTMOptimizer().config()
-    assert optimizers.make(LSTMOptimizer(global_averaging_cells=3).config()).global_averaging_cells == 3
+    assert "global_averaging_cells" not in LSTMRule().config()
+    assert optimizers.make(LSTMRule(global_averaging_cells=3).config()).global_averaging_cells == 3
 
 
 @pytest.mark.parametrize(
     ("rule", "arguments", "message"),
     [
-        (LSTMOptimizer, {"global_averaging_cells": 21}, "LSTMOptimizer: global_averaging_cells must be .* 0 to 20"),
-        (LSTMOptimizer, {"global_averaging_cells": -1}, "LSTMOptimizer: global_averaging_cells must be .* got -1"),
+        (LSTMRule, {"global_averaging_cells": 21}, "LSTMRule: global_averaging_cells must be .* 0 to 20"),
+        (LSTMRule, {"global_averaging_cells": -1}, "LSTMRule: global_averaging_cells must be .* got -1"),
         (NTMBFGS, {"global_averaging_cells": 1.5}, "NTMBFGS: global_averaging_cells must be .* got 1.5"),
         (NTMBFGS, {"hidden_size": 0}, "NTMBFGS: hidden_size must be a whole number of at least 1, got 0"),
         (NTMBFGS, {"read_heads": 0}, "NTMBFGS: read_heads must be a whole number of at least 1, got 0"),

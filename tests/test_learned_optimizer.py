@@ -9,7 +9,7 @@ from torch import nn
 from l2l_kit import learned_optimizer, zoo
 from l2l_kit.errors import UnknownNameError, WeightsFileError
 from l2l_kit.learned_optimizer import LearnedOptimizer
-from l2l_kit.optimizers import NTMBFGS, LSTMOptimizer
+from l2l_kit.optimizers import NTMBFGS, LSTMRule
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -17,12 +17,12 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 def make_rule(**arguments):
     """A rule with a memory, so that states matter."""
-    return LSTMOptimizer(**{"hidden_size": 4, "preprocessing": "log-sign", "output_scale": 0.1, **arguments})
+    return LSTMRule(**{"hidden_size": 4, "preprocessing": "log-sign", "output_scale": 0.1, **arguments})
 
 
 def gradient_descent(lr):
     """A rule that is gradient descent: one cell, gates open, nothing kept, θ ← θ − lr ∇f up to O((1e-3 ∇f)²)."""
-    rule, open_wide, shut, small = LSTMOptimizer(hidden_size=1, num_layers=1), 40.0, -40.0, 1e-3
+    rule, open_wide, shut, small = LSTMRule(hidden_size=1, num_layers=1), 40.0, -40.0, 1e-3
     with torch.no_grad():
         rule.layers[0].weight.copy_(torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [small, 0.0]]))
         rule.layers[0].bias.copy_(torch.tensor([open_wide, shut, open_wide, 0.0]))
@@ -138,7 +138,7 @@ class TestInALoop:
 
 class TestTheRule:
     def test_moves_a_parameter_as_the_batch_rule_does(self):
-        """The same gradients through `LSTMOptimizer.update`, for parameters of any shape."""
+        """The same gradients through `LSTMRule.update`, for parameters of any shape."""
         rule, draws = make_rule(), torch.Generator().manual_seed(0)
         shapes = {"matrix": (3, 4), "vector": (5,), "number": (), "empty": (0, 3), "images": (2, 1, 2, 2)}
         params = {name: nn.Parameter(torch.randn(shape, generator=draws)) for name, shape in shapes.items()}

@@ -5,7 +5,7 @@ import torch
 
 from l2l_kit import optimizers
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.optimizers import LSTMOptimizer, LSTMState, LSTMTape, lstm
+from l2l_kit.optimizers import LSTMRule, LSTMState, LSTMTape, lstm
 from l2l_kit.optimizers.preprocessing import Identity
 
 SHAPES = {
@@ -22,7 +22,7 @@ COORDINATES = 9
 
 
 def make_optimizer(**arguments):
-    optimizer = LSTMOptimizer(**{"hidden_size": 5, **arguments}).double()
+    optimizer = LSTMRule(**{"hidden_size": 5, **arguments}).double()
     with torch.no_grad():
         optimizer.output.bias.fill_(0.03)
     return optimizer
@@ -194,7 +194,7 @@ def test_step_never_runs_more_than_a_block_at_a_time(monkeypatch):
 
 def test_an_update_of_many_coordinates_equals_forward():
     """More than the kit's own block, in single precision, as an optimizee of the lessons has."""
-    optimizer = LSTMOptimizer(hidden_size=3)
+    optimizer = LSTMRule(hidden_size=3)
     params = {
         "weight": torch.randn(2, lstm.BLOCK, generator=torch.Generator().manual_seed(0)),
         "bias": torch.ones(2, 5),
@@ -228,7 +228,7 @@ def test_update_on_named_tensors_equals_forward_on_the_row(arguments):
 
 @every_shape
 def test_is_made_again_from_its_configuration(arguments):
-    optimizer = LSTMOptimizer(**arguments, seed=3)
+    optimizer = LSTMRule(**arguments, seed=3)
     again = optimizers.make(optimizer.config())
     assert again.config() == optimizer.config()
     for name, weight in optimizer.state_dict().items():
@@ -237,9 +237,9 @@ def test_is_made_again_from_its_configuration(arguments):
 
 def test_initial_weights_follow_the_seed_and_nothing_else():
     torch.manual_seed(1)
-    one = LSTMOptimizer(seed=0).state_dict()
+    one = LSTMRule(seed=0).state_dict()
     before = torch.manual_seed(2).get_state()
-    same, other = LSTMOptimizer(seed=0).state_dict(), LSTMOptimizer(seed=1).state_dict()
+    same, other = LSTMRule(seed=0).state_dict(), LSTMRule(seed=1).state_dict()
     assert torch.equal(torch.get_rng_state(), before)
     for name, weight in one.items():
         assert torch.equal(weight, same[name])
@@ -249,7 +249,7 @@ def test_initial_weights_follow_the_seed_and_nothing_else():
 
 def test_has_the_size_of_the_paper():
     """Two layers of 20: 4·20·(1+20) + 4·20 and 4·20·(20+20) + 4·20 weights, and 20 + 1 of the output."""
-    optimizer = LSTMOptimizer()
+    optimizer = LSTMRule()
     assert sum(weight.numel() for weight in optimizer.parameters()) == 1760 + 3280 + 21
     assert optimizer.initial_state(7).cell.shape == (2, 20, 7)
 
@@ -268,7 +268,7 @@ def test_has_the_size_of_the_paper():
 )
 def test_refuses_sizes_that_make_no_sense(arguments, message):
     with pytest.raises(ValueError, match=message):
-        LSTMOptimizer(**arguments)
+        LSTMRule(**arguments)
 
 
 def test_an_unknown_kind_gives_the_near_match():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from l2l_kit.errors import MetaTrainingDivergedError
-from l2l_kit.optimizers import GroupedLSTMs, LSTMOptimizer
+from l2l_kit.optimizers import GroupedRule, LSTMRule
 from l2l_kit.optimizers.tape import floats_per_step
 from l2l_kit.problems import QuadraticTasks, TaskBatch
 from l2l_kit.training import AutogradEstimator, FirstOrderEstimator, SecondOrderEstimator, replay, rollout
@@ -24,14 +24,14 @@ WINDOWS = {"one window": [5], "windows": [4, 4, 4], "a shorter last window": [4,
 
 
 def make_optimizer(**arguments):
-    return LSTMOptimizer(hidden_size=6, **arguments).double()
+    return LSTMRule(hidden_size=6, **arguments).double()
 
 
 def make_groups():
     """Two LSTMs that differ in everything; of `Layers` each looks after parameters that do not lie side by side."""
     one = {"hidden_size": 5, "preprocessing": "log-sign", "seed": 1}
     other = {"hidden_size": 3, "num_layers": 1, "output_scale": 0.3, "seed": 2}
-    return GroupedLSTMs({"conv": one, "fc": other}).double()
+    return GroupedRule({"conv": one, "fc": other}).double()
 
 
 def quadratics(n=3, dim=5, seed=0):
@@ -394,7 +394,7 @@ class TestGroups:
     def test_groups_of_one_rule_are_that_rule(self, kind):
         """The same LSTM for both kinds: the meta-gradients add up to the one that it has alone."""
         alone = make_optimizer(preprocessing="log-sign")
-        groups = GroupedLSTMs({"conv": alone.config(), "fc": alone.config()}).double()
+        groups = GroupedRule({"conv": alone.config(), "fc": alone.config()}).double()
         for found, expected in zip(
             run(kind(groups), Layers(), [4, 4]), run(kind(alone), Network(), [4, 4]), strict=True
         ):

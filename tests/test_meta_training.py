@@ -13,7 +13,7 @@ import torch
 
 from l2l_kit import storage
 from l2l_kit.errors import MetaTrainingDivergedError, UnknownNameError, WeightsFileError
-from l2l_kit.optimizers import LSTMOptimizer
+from l2l_kit.optimizers import LSTMRule
 from l2l_kit.problems import Problem, Quadratics, QuadraticTasks
 from l2l_kit.training import History, MetaTrainer, MetaTraining, Progress, meta_train
 
@@ -24,7 +24,7 @@ EVENTS = 1 + 3 * (2 + 1)  # a validation, and for each epoch its episodes and a 
 
 
 def make_optimizer(**arguments):
-    return LSTMOptimizer(**{"hidden_size": 4, "num_layers": 2, **arguments})
+    return LSTMRule(**{"hidden_size": 4, "num_layers": 2, **arguments})
 
 
 def make_trainer(checkpoint=None, problem=None, optimizer=None, **changes):
@@ -45,7 +45,7 @@ def finish(trainer):
 
 def outcome(trainer):
     """Everything that a run leaves behind, but the clock."""
-    weights = {name: tensor.clone() for name, tensor in trainer.optimizer.state_dict().items()}
+    weights = {name: tensor.clone() for name, tensor in trainer.rule.state_dict().items()}
     losses = [(record.epoch, record.training_loss, record.validation_loss) for record in trainer.history.records]
     return weights, losses
 
@@ -75,7 +75,7 @@ RUNS = {
 
 class TestLearning:
     def test_lowers_the_loss_a_lot(self):
-        optimizer = LSTMOptimizer(hidden_size=8)
+        optimizer = LSTMRule(hidden_size=8)
         history = meta_train(
             optimizer,
             Quadratics(dim=2),
@@ -116,24 +116,24 @@ class TestLearning:
         kept = {}
         for event in trainer.run():
             if event.validation_losses is not None:
-                kept[event.epoch] = {name: weight.clone() for name, weight in trainer.optimizer.state_dict().items()}
+                kept[event.epoch] = {name: weight.clone() for name, weight in trainer.rule.state_dict().items()}
         history = trainer.history
         losses = [record.validation_loss for record in history.records]
         assert history.best.epoch == losses.index(min(losses))
         assert history.best.epoch < 3, "the run must get worse at its end for this test to tell"
-        for name, weight in trainer.optimizer.state_dict().items():
+        for name, weight in trainer.rule.state_dict().items():
             assert torch.equal(weight, kept[history.best.epoch][name])
 
     def test_cancelling_keeps_the_best_weights(self):
         trainer = make_trainer()
         events = trainer.run()
         next(events)
-        initial = {name: weight.clone() for name, weight in trainer.optimizer.state_dict().items()}
+        initial = {name: weight.clone() for name, weight in trainer.rule.state_dict().items()}
         next(events)
-        assert any(not torch.equal(weight, initial[name]) for name, weight in trainer.optimizer.state_dict().items())
+        assert any(not torch.equal(weight, initial[name]) for name, weight in trainer.rule.state_dict().items())
         events.close()
         assert trainer.history.stopped == "cancelled"
-        assert all(torch.equal(weight, initial[name]) for name, weight in trainer.optimizer.state_dict().items())
+        assert all(torch.equal(weight, initial[name]) for name, weight in trainer.rule.state_dict().items())
 
     def test_ctrl_c_ends_the_training_and_keeps_the_best(self):
         calls = itertools.count()
@@ -318,7 +318,7 @@ class TestDivergence:
         tensors, about = checkpointed(path)
         assert [record["epoch"] for record in about["history"]] == [0, 1]
         assert all(tensor.isfinite().all() for tensor in tensors.values())
-        for name, weight in trainer.optimizer.state_dict().items():
+        for name, weight in trainer.rule.state_dict().items():
             assert weight.isfinite().all()
             assert torch.equal(weight, tensors[f"best.{name}"])
 
@@ -328,7 +328,7 @@ class TestDivergence:
         trainer = make_trainer(problem=Breaking(4, step, "gradient"), second_derivatives=second_derivatives)
         with pytest.raises(MetaTrainingDivergedError, match=r"became (nan|inf) at step \d of episode 3"):
             finish(trainer)
-        assert all(weight.isfinite().all() for weight in trainer.optimizer.parameters())
+        assert all(weight.isfinite().all() for weight in trainer.rule.parameters())
 
     def test_of_the_last_gradient_is_seen_in_the_meta_gradient(self):
         trainer = make_trainer(problem=Breaking(1, 6, "gradient"))
@@ -560,9 +560,9 @@ def test_a_generator_that_is_dropped_leaves_the_best_weights():
     trainer = make_trainer()
     events = trainer.run()
     next(events)
-    initial = {name: weight.clone() for name, weight in trainer.optimizer.state_dict().items()}
+    initial = {name: weight.clone() for name, weight in trainer.rule.state_dict().items()}
     next(events)
     del events
     gc.collect()
     assert trainer.history.stopped == "cancelled"
-    assert all(torch.equal(weight, initial[name]) for name, weight in trainer.optimizer.state_dict().items())
+    assert all(torch.equal(weight, initial[name]) for name, weight in trainer.rule.state_dict().items())

@@ -29,9 +29,9 @@ def kinds_of_rules():
 
 
 RULES = kinds_of_rules()
-COUPLED = [name for name in RULES if l2l.load(name).coupled]
+TOGETHER = [name for name in RULES if not l2l.load(name).coordinatewise]
 each = pytest.mark.parametrize("which", [ADAM, *RULES])
-each_alone = pytest.mark.parametrize("which", [ADAM, *(name for name in RULES if name not in COUPLED)])
+each_alone = pytest.mark.parametrize("which", [ADAM, *(name for name in RULES if name not in TOGETHER)])
 each_rule = pytest.mark.parametrize("which", RULES)
 
 
@@ -483,7 +483,7 @@ class TestParameters:
 
     @each
     def test_that_can_have_no_gradient_are_left_alone(self, which):
-        if which in COUPLED:
+        if which in TOGETHER:
             pytest.skip("its parameters must all have gradients, see below")
         count, param = nn.Parameter(torch.arange(3), requires_grad=False), nn.Parameter(torch.ones(3))
         optimizer = of_tensors(which, count, param)
@@ -510,7 +510,7 @@ class TestParameters:
         model[0].requires_grad_(False)
         assert moved(train(model, optimizer, range(2, 4)), before) == [False, False, True, True]
 
-    @pytest.mark.parametrize("which", COUPLED)
+    @pytest.mark.parametrize("which", TOGETHER)
     def test_of_a_rule_that_moves_all_together_cannot_be_frozen(self, which):
         model = network()
         optimizer = optimizer_of(which, model)
@@ -573,9 +573,7 @@ class TestCompiled:
         for one, other in zip(weights(model), train(twin, optimizer_of(which, twin), range(3)), strict=True):
             torch.testing.assert_close(one, other)
 
-    @pytest.mark.parametrize(
-        "which", [ADAM, l2l.LSTMOptimizer(hidden_size=2, num_layers=1)], ids=["Adam", "a small rule"]
-    )
+    @pytest.mark.parametrize("which", [ADAM, l2l.LSTMRule(hidden_size=2, num_layers=1)], ids=["Adam", "a small rule"])
     def test_a_step(self, which):
         """Its compiling takes many times as long as the step itself."""
         torch._dynamo.reset()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.optimizers import Identity, LogSign, LSTMOptimizer, Scale
+from l2l_kit.optimizers import Identity, LogSign, LSTMRule, Scale
 from l2l_kit.optimizers.preprocessing import make_preprocessing
 
 PREPROCESSINGS = [Identity(), Scale(), Scale(factor=0.25), LogSign(), LogSign(p=3.0)]
@@ -115,7 +115,7 @@ class TestEveryPreprocessing:
 @pytest.mark.parametrize(("name", "kind"), [("none", Identity), ("scale", Scale), ("log-sign", LogSign)])
 def test_is_made_by_name(name, kind):
     assert make_preprocessing(name) == kind()
-    assert LSTMOptimizer(preprocessing=name).preprocessing == kind()
+    assert LSTMRule(preprocessing=name).preprocessing == kind()
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_is_made_by_name(name, kind):
 )
 def test_an_unknown_name_gives_the_near_match(name, near):
     with pytest.raises(UnknownNameError, match=f"unknown preprocessing '{name}'. Did you mean '{near}'"):
-        LSTMOptimizer(preprocessing=name)
+        LSTMRule(preprocessing=name)
 
 
 @pytest.mark.parametrize("p", [0, -1, 81, math.nan, math.inf])

@@ -38,7 +38,7 @@ with together("cpu"):
     for event in trainer.run():
         if event.validation_losses is not None and len(trainer.history.records) == epochs + 1:
             break
-    torch.save(trainer.optimizer.state_dict(), f"{weights}{place()[0]}")
+    torch.save(trainer.rule.state_dict(), f"{weights}{place()[0]}")
 """
 
 
@@ -76,7 +76,7 @@ def alone(settings=SETTINGS, checkpoint=None):
     trainer = make_trainer(settings, checkpoint)
     for _ in trainer.run():
         pass
-    return trainer.optimizer.state_dict()
+    return trainer.rule.state_dict()
 
 
 def assert_close(found, expected):
@@ -98,14 +98,14 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
 def test_the_meta_gradient_is_the_mean_of_the_shards():
     one = {**SETTINGS, "shards": 2, "epochs": 1, "episodes_per_epoch": 1, "clip_norm": None}
     trainer = make_trainer(one)
-    unroller = FirstOrderEstimator(trainer.optimizer)
+    unroller = FirstOrderEstimator(trainer.rule)
     found = []
     for shard in range(2):
         unroller.reset(Precise(dim=2).sample(4, generator(0, "meta-train", 0, shard)))
         found.append(unroller.unroll(3).meta_gradient["output.weight"])
     seen = []
     step = trainer._meta_optimizer.step
-    trainer._meta_optimizer.step = lambda: (seen.append(trainer.optimizer.output.weight.grad.clone()), step())
+    trainer._meta_optimizer.step = lambda: (seen.append(trainer.rule.output.weight.grad.clone()), step())
     list(trainer.run())
     torch.testing.assert_close(seen[0], torch.stack(found).mean(dim=0), rtol=1e-12, atol=0)
 

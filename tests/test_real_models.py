@@ -8,13 +8,13 @@ from torch import nn
 
 from l2l_kit import parameter_groups
 from l2l_kit.learned_optimizer import LearnedOptimizer
-from l2l_kit.optimizers import NTMBFGS, GroupedLSTMs, LSTMOptimizer
+from l2l_kit.optimizers import NTMBFGS, GroupedRule, LSTMRule
 
 TINY = {"hidden_size": 4, "preprocessing": "log-sign", "output_scale": 0.01}
 RULES = {
-    "LSTM": LSTMOptimizer(**TINY),
-    "two LSTMs": GroupedLSTMs({kind: {**TINY, "seed": seed} for seed, kind in enumerate(("conv", "fc"))}),
-    "averaging cells": LSTMOptimizer(**TINY, global_averaging_cells=1),
+    "LSTM": LSTMRule(**TINY),
+    "two LSTMs": GroupedRule({kind: {**TINY, "seed": seed} for seed, kind in enumerate(("conv", "fc"))}),
+    "averaging cells": LSTMRule(**TINY, global_averaging_cells=1),
     "NTM-BFGS": NTMBFGS(**TINY, history=2),
 }
 each_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
@@ -108,7 +108,7 @@ def test_every_parameter_is_moved_by_the_rule(make, inputs, rule):
         kinds = {}
         for group in groups(model):
             kinds.setdefault(group["kind"], []).extend(group["params"])
-        if not isinstance(rule, GroupedLSTMs):
+        if not isinstance(rule, GroupedRule):
             kinds = {"fc": [param for params in kinds.values() for param in params]}
         for kind, params in kinds.items():
             network = rule.network_for(kind)

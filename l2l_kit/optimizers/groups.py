@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.optimizers.base import LearnedRule, Optimizer, Part
-from l2l_kit.optimizers.lstm import LSTMOptimizer
+from l2l_kit.optimizers.base import Optimizer, Part, UpdateRule
+from l2l_kit.optimizers.lstm import LSTMRule
 from l2l_kit.tensors import Layout, Tensors
 
 
@@ -44,7 +44,7 @@ def _by_kind(tensors: Tensors) -> dict[str, Tensors]:
     return kinds
 
 
-class GroupedLSTMs(_ByKind, LearnedRule):
+class GroupedRule(_ByKind, UpdateRule):
     """A learned optimizer made of several, one for each kind of parameter.
 
     The paper trains networks with convolutional layers by two LSTMs, one for the convolutional parameters and one for
@@ -52,10 +52,10 @@ class GroupedLSTMs(_ByKind, LearnedRule):
     first dot: "conv" for ``conv.weight0``.
 
     Args:
-        groups: by kind, the arguments of its `LSTMOptimizer`.
+        groups: by kind, the arguments of its `LSTMRule`.
 
     Raises:
-        ValueError: if there is no group, or what `LSTMOptimizer` raises for its arguments.
+        ValueError: if there is no group, or what `LSTMRule` raises for its arguments.
     """
 
     kind: ClassVar[str] = "groups"
@@ -63,24 +63,24 @@ class GroupedLSTMs(_ByKind, LearnedRule):
     def __init__(self, groups: Mapping[str, Mapping[str, Any]]) -> None:
         super().__init__()
         if not groups:
-            raise ValueError("GroupedLSTMs: needs at least one kind of parameter.")
+            raise ValueError("GroupedRule: needs at least one kind of parameter.")
         self.groups = nn.ModuleDict()
         for kind, arguments in groups.items():
             lstm = {name: value for name, value in arguments.items() if name != "kind"}
-            self.groups[kind] = LSTMOptimizer(**lstm)
+            self.groups[kind] = LSTMRule(**lstm)
 
     @property
     @override
-    def coupled(self) -> bool:
-        return any(self.network_for(kind).coupled for kind in self.groups)
+    def coordinatewise(self) -> bool:
+        return all(self.network_for(kind).coordinatewise for kind in self.groups)
 
     @override
     def config(self) -> dict[str, Any]:
         return {"kind": self.kind, "groups": {kind: self.network_for(kind).config() for kind in self.groups}}
 
     @override
-    def network_for(self, kind: str | None) -> LSTMOptimizer:
-        """As in `LearnedRule`.
+    def network_for(self, kind: str | None) -> LSTMRule:
+        """As in `UpdateRule`.
 
         Raises:
             UnknownNameError: if no LSTM looks after parameters of that kind; the message offers the nearest one.
@@ -93,7 +93,7 @@ class GroupedLSTMs(_ByKind, LearnedRule):
             )
         if kind not in self.groups:
             raise UnknownNameError("kind of parameter", kind, self.groups)
-        return cast(LSTMOptimizer, self.groups[kind])
+        return cast(LSTMRule, self.groups[kind])
 
     @override
     def parts(self, layout: Layout) -> list[Part]:
@@ -109,12 +109,12 @@ class GroupedLSTMs(_ByKind, LearnedRule):
         ]
 
     @override
-    def rule_for(self, kind: str) -> LSTMOptimizer:
+    def rule_for(self, kind: str) -> LSTMRule:
         return self.network_for(kind)
 
 
 class GroupedBaselines(_ByKind):
-    """A hand-designed optimizer for each kind of parameter: what `GroupedLSTMs` is for learned ones.
+    """A hand-designed optimizer for each kind of parameter: what `GroupedRule` is for learned ones.
 
     Args:
         groups: by kind, what moves its parameters.

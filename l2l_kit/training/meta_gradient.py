@@ -36,7 +36,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from l2l_kit.errors import MetaTrainingDivergedError
-from l2l_kit.optimizers import LearnedRule, LSTMOptimizer
+from l2l_kit.optimizers import LSTMRule, UpdateRule
 from l2l_kit.optimizers.base import Part, map_state
 from l2l_kit.problems import TaskBatch
 from l2l_kit.problems.checks import first_evaluation
@@ -66,7 +66,7 @@ class GradientEstimator(ABC):
         rule: what to train.
     """
 
-    def __init__(self, rule: LearnedRule) -> None:
+    def __init__(self, rule: UpdateRule) -> None:
         self.rule = rule
 
     @abstractmethod
@@ -105,7 +105,7 @@ class _ReplayEstimator(GradientEstimator, Generic[SomeReplay]):
         tape_bytes: memory that recorded activations may take; longer or wider windows are replayed in parts.
     """
 
-    def __init__(self, rule: LearnedRule, tape_bytes: int = TAPE_BYTES) -> None:
+    def __init__(self, rule: UpdateRule, tape_bytes: int = TAPE_BYTES) -> None:
         super().__init__(rule)
         self._tape_bytes = tape_bytes
 
@@ -143,18 +143,18 @@ class FirstOrderEstimator(_ReplayEstimator[Replay]):
         ValueError: for a sample where coordinates depend on each other.
     """
 
-    def __init__(self, rule: LearnedRule, tape_bytes: int = TAPE_BYTES, *, sample: int | None = None) -> None:
+    def __init__(self, rule: UpdateRule, tape_bytes: int = TAPE_BYTES, *, sample: int | None = None) -> None:
         super().__init__(rule, tape_bytes)
-        if sample is not None and rule.coupled:
+        if sample is not None and not rule.coordinatewise:
             raise ValueError("coordinates that depend on each other can only be replayed together; leave sample None.")
         self._sample = sample
         self._tapes: dict[str, Tapes] = {}
 
     @override
     def _replay(self, part: Part, n: int, tape_bytes: int) -> Replay:
-        if part.network.coupled:
+        if not part.network.coordinatewise:
             return StepReplay(part.network, n, sum(part.sizes), tape_bytes)
-        tapes = self._tapes.setdefault(part.prefix, Tapes(cast(LSTMOptimizer, part.network)))
+        tapes = self._tapes.setdefault(part.prefix, Tapes(cast(LSTMRule, part.network)))
         return CoordinateReplay(tapes, n, part.sizes, tape_bytes, self._sample, self._draws)
 
     @override
@@ -214,7 +214,7 @@ class AutogradEstimator(GradientEstimator):
             tasks' losses must then be twice differentiable by autograd.
     """
 
-    def __init__(self, rule: LearnedRule, *, second_order: bool) -> None:
+    def __init__(self, rule: UpdateRule, *, second_order: bool) -> None:
         super().__init__(rule)
         self._second_order = second_order
 

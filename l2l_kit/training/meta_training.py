@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from l2l_kit.errors import MetaTrainingDivergedError, WeightsFileError, check_counts, check_positive
-from l2l_kit.optimizers import LearnedRule
+from l2l_kit.optimizers import UpdateRule
 from l2l_kit.paths import user_path
 from l2l_kit.problems import Problem, TaskBatch
 from l2l_kit.problems.base import check_problem, draw
@@ -213,7 +213,7 @@ class MetaTrainer:
     the same meta-updates, and the first one validates and saves.
 
     Args:
-        optimizer: is trained in place.
+        rule: is trained in place.
         problem: where the tasks come from.
         settings: how.
         checkpoint: file in which the run is saved after each epoch. If it exists the run continues from it, with the
@@ -227,7 +227,7 @@ class MetaTrainer:
 
     def __init__(
         self,
-        optimizer: LearnedRule,
+        rule: UpdateRule,
         problem: Problem,
         settings: MetaTraining | None = None,
         *,
@@ -236,12 +236,12 @@ class MetaTrainer:
     ) -> None:
         check_problem(problem)
         self.device = pick_device(device)
-        self.optimizer = optimizer.to(self.device)
+        self.rule = rule.to(self.device)
         self.problem = problem
         self.settings = settings or MetaTraining()
         self.history = History(problem.config(), self.settings, str(self.device), [])
         self._checkpoint = None if checkpoint is None else user_path(checkpoint)
-        self._meta_optimizer = torch.optim.Adam(optimizer.parameters(), lr=self.settings.meta_lr)
+        self._meta_optimizer = torch.optim.Adam(rule.parameters(), lr=self.settings.meta_lr)
         self._best = self._weights()
         self._rank, self._processes = rank_and_world_size()
         if (self.settings.shards or 1) % self._processes:
@@ -301,13 +301,13 @@ class MetaTrainer:
         finally:
             if self.history.stopped == "running":
                 self.history.stopped = "cancelled"
-            self.optimizer.load_state_dict(self._best)
-            self.optimizer.zero_grad(set_to_none=True)
+            self.rule.load_state_dict(self._best)
+            self.rule.zero_grad(set_to_none=True)
 
     def _estimator(self) -> GradientEstimator:
         if self.settings.second_derivatives:
-            return SecondOrderEstimator(self.optimizer)
-        return FirstOrderEstimator(self.optimizer, sample=self.settings.sample)
+            return SecondOrderEstimator(self.rule)
+        return FirstOrderEstimator(self.rule, sample=self.settings.sample)
 
     def _episode(self, episode: int) -> float:
         """One batch of tasks over the horizon; returns the mean loss along it."""
@@ -323,11 +323,11 @@ class MetaTrainer:
         for unroll in settings.windows:
             windows = [estimator.unroll(unroll) for estimator in self._estimators.values()]
             step += unroll
-            for name, weight in self.optimizer.named_parameters():
+            for name, weight in self.rule.named_parameters():
                 weight.grad = all_reduce_mean(
                     torch.stack([window.meta_gradient[name] for window in windows]).mean(dim=0)
                 )
-            norm = torch.nn.utils.clip_grad_norm_(self.optimizer.parameters(), settings.clip_norm or math.inf)
+            norm = torch.nn.utils.clip_grad_norm_(self.rule.parameters(), settings.clip_norm or math.inf)
             if not norm.isfinite():
                 raise MetaTrainingDivergedError(f"the meta-gradient became {norm.item()} at step {step}")
             self._meta_optimizer.step()
@@ -340,7 +340,7 @@ class MetaTrainer:
         settings = self.settings
         like = next(iter(validation.initial_params.values()))
         if self._rank == 0:
-            losses = rollout(self.optimizer, validation, settings.horizon).to(like)
+            losses = rollout(self.rule, validation, settings.horizon).to(like)
         else:
             losses = like.new_empty(settings.validation_tasks, settings.horizon + 1)
         losses = broadcast_from_first(losses)
@@ -354,12 +354,12 @@ class MetaTrainer:
         return Progress(epoch, epoch * settings.episodes_per_epoch, training_loss, losses)
 
     def _weights(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in self.optimizer.state_dict().items()}
+        return {name: tensor.detach().clone() for name, tensor in self.rule.state_dict().items()}
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to be continued."""
         identity = {
-            "optimizer": self.optimizer.config(),
+            "optimizer": self.rule.config(),
             "problem": self.problem.config(),
             "settings": asdict(self.settings),
         }
@@ -387,13 +387,13 @@ class MetaTrainer:
                     "another file, or delete this one to start anew."
                 )
         adam = self._meta_optimizer.state_dict()
-        for index, _ in enumerate(self.optimizer.parameters()):
+        for index, _ in enumerate(self.rule.parameters()):
             if state := _with_prefix(tensors, f"adam.{index}."):
                 check_finite(state, f"{path} (Adam's state of weight {index})")
                 adam["state"][index] = state
         best = _with_prefix(tensors, "best.")
-        load_weights(self.optimizer, best, f"{path} (best weights)")
-        load_weights(self.optimizer, _with_prefix(tensors, "weights."), str(path))
+        load_weights(self.rule, best, f"{path} (best weights)")
+        load_weights(self.rule, _with_prefix(tensors, "weights."), str(path))
         try:
             records = [EpochRecord(**record) for record in about["history"]]
             self._earlier_seconds = float(records[-1].seconds)
@@ -412,7 +412,7 @@ def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def meta_train(
-    optimizer: LearnedRule,
+    rule: UpdateRule,
     problem: Problem,
     settings: MetaTraining | None = None,
     *,
@@ -425,7 +425,7 @@ def meta_train(
     Interrupting it (Ctrl-C, or "stop" in a notebook) ends the training and keeps the best weights so far.
 
     Args:
-        optimizer, problem, settings, checkpoint, device: as in `MetaTrainer`.
+        rule, problem, settings, checkpoint, device: as in `MetaTrainer`.
         progress: show a progress bar.
 
     Returns:
@@ -435,7 +435,7 @@ def meta_train(
         TypeError, WeightsFileError: as `MetaTrainer`.
         MetaTrainingDivergedError: as `MetaTrainer.run`.
     """
-    trainer = MetaTrainer(optimizer, problem, settings, checkpoint=checkpoint, device=device)
+    trainer = MetaTrainer(rule, problem, settings, checkpoint=checkpoint, device=device)
     done = (len(trainer.history.records) - 1) * trainer.settings.episodes_per_epoch
     events = trainer.run()
     # tqdm's own switch for headless runs, which its notebook bar does not look at.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from l2l_kit.optimizers import LearnedRule, LSTMOptimizer, LSTMState, LSTMTape, RecurrentRule
+from l2l_kit.optimizers import LSTMRule, LSTMState, LSTMTape, RecurrentRule, UpdateRule
 from l2l_kit.optimizers.base import Part, map_state
 from l2l_kit.optimizers.tape import floats_per_step
 from l2l_kit.tensors import Layout, Tensors, ravel
@@ -22,7 +22,7 @@ ACTIVATIONS = 10
 class Tapes:
     """Tapes of one LSTM by size, kept from window to window, since their buffers are large and slow to make."""
 
-    def __init__(self, lstm: LSTMOptimizer) -> None:
+    def __init__(self, lstm: LSTMRule) -> None:
         self.lstm = lstm
         self._tapes: dict[tuple[int, int], LSTMTape] = {}
 
@@ -74,7 +74,7 @@ class Recorder(Generic[SomeReplay]):
         tape_bytes: that memory for all parts together.
     """
 
-    def __init__(self, rule: LearnedRule, make_replay: Callable[[Part, int, int], SomeReplay], tape_bytes: int) -> None:
+    def __init__(self, rule: UpdateRule, make_replay: Callable[[Part, int, int], SomeReplay], tape_bytes: int) -> None:
         self._rule, self._make_replay, self._tape_bytes = rule, make_replay, tape_bytes
         self.dtype = next(rule.parameters()).dtype  # the tasks may be of another
 
