@@ -1,7 +1,7 @@
 """Named tensors: the currency between problems and optimizers.
 
-A batch of ``n`` optimizees is a dict of tensors whose first axis has length ``n``. An optimizer that works on every
-coordinate alike sees the same numbers as one row per optimizee, ``(n, coordinates)``; `ravel` and `Layout.unravel`
+A batch of ``n`` tasks is a dict of tensors whose first axis has length ``n``. An optimizer that works on every
+coordinate alike sees the same numbers as one row per task, ``(n, coordinates)``; `ravel` and `Layout.unravel`
 go from one view to the other.
 """
 
@@ -19,7 +19,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Layout:
-    """Names and shapes of one optimizee's parameters, in the order in which `ravel` lays them out."""
+    """Names and shapes of one task's parameters, in the order in which `ravel` lays them out."""
 
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -30,7 +30,7 @@ class Layout:
 
     @property
     def sizes(self) -> list[int]:
-        """Number of coordinates of each tensor, per optimizee."""
+        """Number of coordinates of each tensor, per task."""
         return [math.prod(shape) for _, shape in self.shapes]
 
     def unravel(self, rows: Tensor) -> Tensors:
@@ -42,7 +42,7 @@ class Layout:
 
 
 def ravel(tensors: Mapping[str, Tensor]) -> Tensor:
-    """Named tensors of shape ``(n, *shape)`` as one row per optimizee, ``(n, coordinates)``."""
+    """Named tensors of shape ``(n, *shape)`` as one row per task, ``(n, coordinates)``."""
     rows = [tensor.flatten(1) if tensor.dim() > 1 else tensor[:, None] for tensor in tensors.values()]
     return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 

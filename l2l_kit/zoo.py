@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from l2l_kit import optimizers
 from l2l_kit.errors import UnknownNameError, WeightsFileError
 from l2l_kit.evaluation import machine, write_result
-from l2l_kit.optimizers import LearnedRule
+from l2l_kit.optimizers import UpdateRule
 from l2l_kit.parallel import file_lock, parallel_map
 from l2l_kit.paths import HOME, PRETRAINED, user_path
 from l2l_kit.storage import BoundedWeights, load_weights, read_tensors, write_atomically, write_tensors
@@ -35,7 +35,7 @@ def names() -> list[str]:
     return sorted(path.stem for path in PRETRAINED.glob("*.safetensors"))
 
 
-def load(name_or_path: str | Path, device: str | torch.device | None = None) -> LearnedRule:
+def load(name_or_path: str | Path, device: str | torch.device | None = None) -> UpdateRule:
     """A learned optimizer with its weights, in the precision in which they were saved.
 
     Args:
@@ -74,7 +74,7 @@ def card(name_or_path: str | Path) -> dict[str, Any]:
 
 
 def save(
-    optimizer: LearnedRule,
+    optimizer: UpdateRule,
     path: str | Path,
     history: History | None = None,
     *,
@@ -218,7 +218,7 @@ def follow_recipe(
     return path
 
 
-def _imitate(recipe: Recipe, settings: Imitation, optimizer: LearnedRule, path: Path, progress: bool) -> None:
+def _imitate(recipe: Recipe, settings: Imitation, optimizer: UpdateRule, path: Path, progress: bool) -> None:
     """Let an optimizer imitate its recipe's teacher, or load what an earlier run of the recipe saved of that."""
     asked = {"optimizer": optimizer.config(), "imitation": asdict(settings), "teacher": dict(recipe.teacher)}
     asked = json.loads(json.dumps({**asked, "problem": recipe.make_problem().config()}))

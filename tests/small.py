@@ -2,12 +2,12 @@
 
 import torch
 
-from l2l_kit.optimizers import NTMBFGS, GroupedLSTMs, LSTMOptimizer
+from l2l_kit.optimizers import NTMBFGS, GroupedRule, LSTMRule
 from l2l_kit.problems import CIFAR, MNIST, ConditionedQuadratics, NeuralArt, Quadratics, QuadraticTasks, TaskBatch
 
 
 def lstm(**arguments):
-    return lambda **more: LSTMOptimizer(**{"hidden_size": 5, **arguments, **more})
+    return lambda **more: LSTMRule(**{"hidden_size": 5, **arguments, **more})
 
 
 def memory(**arguments):
@@ -16,7 +16,7 @@ def memory(**arguments):
 
 def groups(conv, fc):
     """Two LSTMs that differ in everything; "conv" looks after parameters that do not lie side by side."""
-    return lambda seed=1: GroupedLSTMs({"conv": {**conv, "seed": seed}, "fc": {**fc, "seed": seed + 1}})
+    return lambda seed=1: GroupedRule({"conv": {**conv, "seed": seed}, "fc": {**fc, "seed": seed + 1}})
 
 
 CONV, FC = {"hidden_size": 5, "preprocessing": "log-sign"}, {"hidden_size": 3, "num_layers": 1, "output_scale": 0.3}

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from l2l_kit import data
 from l2l_kit.evaluation import compare, metrics_on_test_set, proposed_steps
-from l2l_kit.optimizers import LSTMOptimizer, baseline
+from l2l_kit.optimizers import LSTMRule, baseline
 from l2l_kit.problems import MNIST, Quadratics
 from l2l_kit.randomness import generator
 
@@ -15,7 +15,7 @@ DIGITS = MNIST(digits="embedded", hidden=(3,), batch_size=16)
 
 
 def optimizers():
-    return {"LSTM": LSTMOptimizer(hidden_size=2, output_scale=0.1), "SGD": baseline("sgd", 0.5)}
+    return {"LSTM": LSTMRule(hidden_size=2, output_scale=0.1), "SGD": baseline("sgd", 0.5)}
 
 
 class Elsewhere(nn.Module):

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from l2l_kit import data, problems
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.optimizers import GroupedLSTMs
+from l2l_kit.optimizers import GroupedRule
 from l2l_kit.problems import CIFAR, CIFARTasks
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, ravel
@@ -119,7 +119,7 @@ class TestAgainstPlainNetworks:
     def test_meta_gradients_with_second_derivatives(self):
         tasks = sample(cifar(), n=3)
         tasks = replace(tasks, initial=moved(tasks))
-        rule = GroupedLSTMs({kind: {"hidden_size": 2, "output_scale": 0.1} for kind in ("conv", "fc")}).double()
+        rule = GroupedRule({kind: {"hidden_size": 2, "output_scale": 0.1} for kind in ("conv", "fc")}).double()
         windows = []
         for unroller in (SecondOrderEstimator(rule), AutogradEstimator(rule, second_order=True)):
             unroller.reset(tasks)
@@ -175,7 +175,7 @@ class TestDraws:
         assert sum(tensor[0].numel() for tensor in start.values()) == 1200 + 2 * 6400 + 3 * 16 + 32 + 8192 + 330
 
     def test_kinds_are_those_of_two_lstms(self):
-        rule = GroupedLSTMs({"conv": {"hidden_size": 2}, "fc": {"hidden_size": 2}})
+        rule = GroupedRule({"conv": {"hidden_size": 2}, "fc": {"hidden_size": 2}})
         tasks = sample(cifar())
         conv, fc = rule.parts(Layout.of(tasks.initial_params))
         assert conv.sizes == [1200, 6400, 6400]  # the kernels, and nothing else

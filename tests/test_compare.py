@@ -9,7 +9,7 @@ import torch
 
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation import Curves, compare, read_result, write_result
-from l2l_kit.optimizers import LSTMOptimizer, baseline
+from l2l_kit.optimizers import LSTMRule, baseline
 from l2l_kit.problems import Quadratics
 from l2l_kit.randomness import generator
 from l2l_kit.training import rollout
@@ -19,8 +19,8 @@ PROBLEM = Quadratics(dim=3)
 
 def optimizers():
     return {
-        "LSTM": LSTMOptimizer(hidden_size=4),
-        "log-sign": LSTMOptimizer(hidden_size=4, preprocessing="log-sign"),
+        "LSTM": LSTMRule(hidden_size=4),
+        "log-sign": LSTMRule(hidden_size=4, preprocessing="log-sign"),
         "Adam": baseline("adam", 0.1),
         "NAG": baseline("nag", 0.01),
     }
@@ -55,7 +55,7 @@ class TestPairing:
             assert torch.equal(together[name], alone["me"])
 
     def test_the_same_optimizer_twice_gives_the_same_bits(self):
-        optimizer = LSTMOptimizer(hidden_size=4)
+        optimizer = LSTMRule(hidden_size=4)
         curves = run({"one": optimizer, "two": optimizer})
         assert torch.equal(curves["one"], curves["two"])
         ratio = curves.interval("one", over="two")
@@ -78,7 +78,7 @@ class TestPairing:
             assert torch.equal(curves[name], expected)
 
     def test_leaves_optimizers_as_they_were(self):
-        optimizer = LSTMOptimizer(hidden_size=4)
+        optimizer = LSTMRule(hidden_size=4)
         before = {name: weight.clone() for name, weight in optimizer.state_dict().items()}
         run({"me": optimizer})
         assert all(torch.equal(weight, before[name]) for name, weight in optimizer.state_dict().items())

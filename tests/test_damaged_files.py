@@ -26,7 +26,7 @@ import l2l_kit as l2l
 from l2l_kit import data, storage, zoo
 from l2l_kit.data import sources
 from l2l_kit.evaluation import read_result, read_sweep, write_result
-from l2l_kit.optimizers import LSTMOptimizer
+from l2l_kit.optimizers import LSTMRule
 from l2l_kit.problems import Quadratics
 from l2l_kit.training import MetaTrainer, MetaTraining, Recipe, Search, random_search, read_recipes
 
@@ -172,7 +172,7 @@ TENSORS = (*BYTES, longer, otherwise_in_the_header, otherwise_in_the_header, lyi
 
 
 def rule(folder):
-    path = zoo.save(LSTMOptimizer(3, preprocessing="log-sign"), folder / "mine")
+    path = zoo.save(LSTMRule(3, preprocessing="log-sign"), folder / "mine")
 
     def read():
         about, optimizer = zoo.card(path), l2l.load(path)
@@ -186,13 +186,13 @@ def checkpoint(folder):
     path = folder / "run.safetensors"
 
     def trainer():
-        return MetaTrainer(LSTMOptimizer(3), Quadratics(dim=2), TRAINING, checkpoint=path, device="cpu")
+        return MetaTrainer(LSTMRule(3), Quadratics(dim=2), TRAINING, checkpoint=path, device="cpu")
 
     list(trainer().run())
 
     def read():
         resumed = trainer()
-        weights = [weight.tolist() for weight in resumed.optimizer.state_dict().values()]
+        weights = [weight.tolist() for weight in resumed.rule.state_dict().values()]
         return [asdict(record)["validation_loss"] for record in resumed.history.records], weights
 
     return path, read
@@ -341,8 +341,8 @@ def large_picture(path):
 
 
 def optimizer_file(**config):
-    about = {"optimizer": {**LSTMOptimizer(3).config(), **config}}
-    return lambda path: storage.write_tensors(path, LSTMOptimizer(3).state_dict(), about, 1)
+    about = {"optimizer": {**LSTMRule(3).config(), **config}}
+    return lambda path: storage.write_tensors(path, LSTMRule(3).state_dict(), about, 1)
 
 
 def text(old, new):

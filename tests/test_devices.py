@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from l2l_kit.optimizers import GroupedLSTMs, LSTMOptimizer, baseline
+from l2l_kit.optimizers import GroupedRule, LSTMRule, baseline
 from l2l_kit.problems import CIFAR, MNIST, NeuralArt, Quadratics
 from l2l_kit.randomness import generator
 from l2l_kit.training import AutogradEstimator, FirstOrderEstimator, SecondOrderEstimator, trajectory
@@ -26,8 +26,8 @@ PROBLEMS = {
 
 def rules(problem):
     if problem == "cifar":
-        return GroupedLSTMs({"conv": LSTM, "fc": LSTM}).to(META)
-    return LSTMOptimizer(**LSTM).to(META)
+        return GroupedRule({"conv": LSTM, "fc": LSTM}).to(META)
+    return LSTMRule(**LSTM).to(META)
 
 
 def tasks(problem, n=2):

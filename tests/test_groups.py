@@ -7,9 +7,9 @@ from torch.nn.utils import parametrizations
 
 import l2l_kit as l2l
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.optimizers import GroupedLSTMs
+from l2l_kit.optimizers import GroupedRule
 
-RULE = GroupedLSTMs({"conv": {"hidden_size": 4, "preprocessing": "log-sign"}, "fc": {"hidden_size": 3}})
+RULE = GroupedRule({"conv": {"hidden_size": 4, "preprocessing": "log-sign"}, "fc": {"hidden_size": 3}})
 CONVOLUTIONS = [f"{lazy}Conv{way}{axes}d" for lazy in ("", "Lazy") for way in ("", "Transpose") for axes in (1, 2, 3)]
 MODULES = {
     **{name: lambda name=name: getattr(nn, name)(*(2, 3) if "Lazy" in name else (1, 2, 3)) for name in CONVOLUTIONS},

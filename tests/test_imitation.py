@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from l2l_kit import zoo
-from l2l_kit.optimizers import GroupedBaselines, GroupedLSTMs, LSTMOptimizer, baseline
+from l2l_kit.optimizers import GroupedBaselines, GroupedRule, LSTMRule, baseline
 from l2l_kit.problems import Quadratics
 from l2l_kit.randomness import generator
 from l2l_kit.training import Imitation, imitate, read_recipes, rollout, trajectory
@@ -28,7 +28,7 @@ def test_a_recording_of_the_teacher_has_its_own_updates_as_targets():
 @pytest.mark.parametrize("grouped", [False, True])
 def test_it_comes_to_move_as_its_teacher_does(grouped):
     problem, teacher = Quadratics(), baseline("nadam", 0.05, 50.0)
-    optimizer = GroupedLSTMs({"theta": LSTM}) if grouped else LSTMOptimizer(**LSTM)
+    optimizer = GroupedRule({"theta": LSTM}) if grouped else LSTMRule(**LSTM)
     teacher = GroupedBaselines({"theta": teacher}) if grouped else teacher
     tasks = problem.sample(32, generator(0, "apart"))
     before = rollout(optimizer, tasks, 50)[:, -1].mean()
@@ -42,7 +42,7 @@ def test_it_comes_to_move_as_its_teacher_does(grouped):
 
 def test_the_same_seed_gives_the_same_bits():
     def weights(seed):
-        optimizer = LSTMOptimizer(**LSTM)
+        optimizer = LSTMRule(**LSTM)
         settings = Imitation(networks=1, horizon=50, unroll=5, passes=3, seed=seed)
         list(imitate(optimizer, baseline("adam", 0.05), Quadratics(), settings))
         return torch.cat([weight.flatten() for weight in optimizer.parameters()])
@@ -59,7 +59,7 @@ def test_settings_that_make_no_sense_are_refused(wrong):
 
 def test_coordinates_that_depend_on_each_other_are_refused():
     with pytest.raises(ValueError, match="independent"):
-        next(imitate(LSTMOptimizer(global_averaging_cells=1), baseline("adam", 0.1), Quadratics(), BRIEF))
+        next(imitate(LSTMRule(global_averaging_cells=1), baseline("adam", 0.1), Quadratics(), BRIEF))
 
 
 RECIPE = """

@@ -97,7 +97,7 @@ def test_imports_point_one_way(module):
         ("l2l_kit.problems.mnist", "import l2l_kit.zoo"),
         ("l2l_kit.problems.mnist", "from ..training import unroll"),
         ("l2l_kit.problems.mnist", "from .. import training"),
-        ("l2l_kit.problems.mnist", "from l2l_kit.optimizers import LSTMOptimizer"),
+        ("l2l_kit.problems.mnist", "from l2l_kit.optimizers import LSTMRule"),
         ("l2l_kit.optimizers.lstm", "from l2l_kit.problems.base import Problem"),
         ("l2l_kit.optimizers.lstm", "def f():\n    from l2l_kit.problems import make"),
         ("l2l_kit.training.unroll", "if TYPE_CHECKING:\n    from l2l_kit.evaluation import Curves"),

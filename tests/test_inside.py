@@ -13,13 +13,13 @@ from l2l_kit.evaluation import (
     recorded_gradients,
     responses,
 )
-from l2l_kit.optimizers import LSTMOptimizer
+from l2l_kit.optimizers import LSTMRule
 from l2l_kit.problems import Quadratics
 from l2l_kit.randomness import generator
 from l2l_kit.training import AutogradEstimator
 
 OPTIMIZERS = {
-    "LSTM": LSTMOptimizer(hidden_size=4, preprocessing="log-sign"),
+    "LSTM": LSTMRule(hidden_size=4, preprocessing="log-sign"),
     "SGD": baseline("sgd", 0.1),
     "NAG": baseline("nag", 0.1),
     "RMSprop": baseline("rmsprop", 0.1),
@@ -74,7 +74,7 @@ def test_recorded_gradients_lead_along_the_trajectory(name):
 
 
 def test_hidden_units_are_those_of_the_state():
-    lstm, gradients = LSTMOptimizer(hidden_size=4), torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    lstm, gradients = LSTMRule(hidden_size=4), torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     held = hidden_units(lstm, gradients)
     assert held.shape == (5, 8, 3)
     state = lstm.initial_state(3)
@@ -95,7 +95,7 @@ def _before(lstm, gradients):
 
 @pytest.mark.parametrize("averaging", [0, 2])
 def test_bias_of_the_meta_gradient(averaging):
-    rule = LSTMOptimizer(hidden_size=4, global_averaging_cells=averaging, output_scale=0.1)
+    rule = LSTMRule(hidden_size=4, global_averaging_cells=averaging, output_scale=0.1)
     table = meta_gradient_bias(rule, Quadratics(dim=3), unrolls=[2, 4], horizon=8, num_tasks=5, device="cpu")
     table = table.set_index(["unroll", "dashed edges"])
     gradients = {}
@@ -142,4 +142,4 @@ def test_memory_of_a_graph_grows_with_it():
 @pytest.mark.parametrize("unroll", [3, 0])
 def test_an_unroll_that_does_not_divide_the_horizon(unroll):
     with pytest.raises(ValueError, match=f"must divide the horizon 8, got {unroll}"):
-        meta_gradient_bias(LSTMOptimizer(), Quadratics(), unrolls=[unroll], horizon=8)
+        meta_gradient_bias(LSTMRule(), Quadratics(), unrolls=[unroll], horizon=8)

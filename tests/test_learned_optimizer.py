@@ -8,13 +8,13 @@ from torch import nn
 
 from l2l_kit import LearnedOptimizer, learned_optimizer, parameter_groups, zoo
 from l2l_kit.errors import WeightsFileError
-from l2l_kit.optimizers import NTMBFGS, GroupedLSTMs, LSTMOptimizer
+from l2l_kit.optimizers import NTMBFGS, GroupedRule, LSTMRule
 
 TINY = {"hidden_size": 4, "preprocessing": "log-sign", "output_scale": 0.01}
 RULES = {
-    "LSTM": LSTMOptimizer(**TINY),
-    "two LSTMs": GroupedLSTMs({kind: {**TINY, "seed": seed} for seed, kind in enumerate(("conv", "fc"))}),
-    "averaging cells": LSTMOptimizer(**TINY, global_averaging_cells=1),
+    "LSTM": LSTMRule(**TINY),
+    "two LSTMs": GroupedRule({kind: {**TINY, "seed": seed} for seed, kind in enumerate(("conv", "fc"))}),
+    "averaging cells": LSTMRule(**TINY, global_averaging_cells=1),
     "NTM-BFGS": NTMBFGS(**TINY, history=2),
 }
 each_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
@@ -100,7 +100,7 @@ def reference(run, rule, clip):
     if clip is not None:
         nn.utils.clip_grad_norm_(run.model.parameters(), clip)
     kinds = {group["kind"]: group["params"] for group in run.optimizer.param_groups}
-    if not isinstance(rule, GroupedLSTMs):
+    if not isinstance(rule, GroupedRule):
         kinds = {"fc": [param for params in kinds.values() for param in params]}
     for kind, params in kinds.items():
         network, sizes = rule.network_for(kind), [param.numel() for param in params]
@@ -145,7 +145,7 @@ class TestModels:
 
 def gradient_descent(lr):
     """A rule that is gradient descent: one cell, gates open, nothing kept, θ ← θ − lr ∇f up to O((1e-3 ∇f)²)."""
-    rule, open_wide, shut, small = LSTMOptimizer(hidden_size=1, num_layers=1), 40.0, -40.0, 1e-3
+    rule, open_wide, shut, small = LSTMRule(hidden_size=1, num_layers=1), 40.0, -40.0, 1e-3
     with torch.no_grad():
         rule.layers[0].weight.copy_(torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [small, 0.0]]))
         rule.layers[0].bias.copy_(torch.tensor([open_wide, shut, open_wide, 0.0]))
@@ -200,10 +200,10 @@ def test_a_parameter_larger_than_a_chunk_moves_as_in_one(monkeypatch, chunk):
 
 def test_a_rule_comes_by_itself_by_path_and_by_name_and_is_a_copy(tmp_path, monkeypatch):
     """Training the rule on does not change an optimizer that uses it, nor the other way round."""
-    rule = LSTMOptimizer(**TINY)
+    rule = LSTMRule(**TINY)
     path = zoo.save(rule, tmp_path / "mine")
     monkeypatch.setattr(zoo, "PRETRAINED", tmp_path)
-    expected, _ = vector(3, lambda params: LearnedOptimizer(params, LSTMOptimizer(**TINY)))
+    expected, _ = vector(3, lambda params: LearnedOptimizer(params, LSTMRule(**TINY)))
 
     def spoiled(params):
         optimizer = LearnedOptimizer(params, rule)
@@ -242,7 +242,7 @@ class TestStates:
 
     @pytest.mark.parametrize("other", [{"seed": 1}, {"hidden_size": 5}, {"output_scale": 1.0}, "weights", "Adam"])
     def test_of_another_rule_is_refused(self, other):
-        foreign = LSTMOptimizer(**{**TINY, **(other if isinstance(other, dict) else {})})
+        foreign = LSTMRule(**{**TINY, **(other if isinstance(other, dict) else {})})
         if other == "weights":
             foreign.output.bias.data += 1e-6
         make = torch.optim.Adam if other == "Adam" else lambda params: LearnedOptimizer(params, foreign)

@@ -13,7 +13,7 @@ from small import PROBLEMS, RULES, Network
 
 from l2l_kit import storage
 from l2l_kit.errors import MetaTrainingDivergedError, WeightsFileError
-from l2l_kit.optimizers import LSTMOptimizer
+from l2l_kit.optimizers import LSTMRule
 from l2l_kit.problems import Problem, Quadratics, QuadraticTasks
 from l2l_kit.randomness import generator
 from l2l_kit.training import FirstOrderEstimator, History, MetaTrainer, MetaTraining, meta_train, rollout
@@ -34,7 +34,7 @@ both_orders = pytest.mark.parametrize("second_derivatives", [False, True])
 
 
 def make_optimizer(**arguments):
-    return LSTMOptimizer(**{"hidden_size": 4, "num_layers": 2, **arguments})
+    return LSTMRule(**{"hidden_size": 4, "num_layers": 2, **arguments})
 
 
 def make_trainer(checkpoint=None, problem=None, optimizer=None, **changes):
@@ -59,7 +59,7 @@ def same_weights(optimizer, weights):
 def outcome(trainer):
     """Everything that a run leaves behind, but the clock."""
     losses = [(record.epoch, record.training_loss, record.validation_loss) for record in trainer.history.records]
-    return copied(trainer.optimizer), losses
+    return copied(trainer.rule), losses
 
 
 def checkpointed(path):
@@ -128,11 +128,11 @@ class TestLearning:
         trainer, kept = make_trainer(**RUNS["best in between"]), {}
         for event in trainer.run():
             if event.validation_losses is not None:
-                kept[event.epoch] = copied(trainer.optimizer)
+                kept[event.epoch] = copied(trainer.rule)
         losses = [record.validation_loss for record in trainer.history.records]
         best = trainer.history.best.epoch
         assert best == losses.index(min(losses)) < 3, "the run must get worse at its end for this test to tell"
-        assert same_weights(trainer.optimizer, kept[best])
+        assert same_weights(trainer.rule, kept[best])
 
     @pytest.mark.parametrize("drop", [False, True])
     def test_cancelling_keeps_the_best_weights(self, drop):
@@ -140,16 +140,16 @@ class TestLearning:
         trainer = make_trainer()
         events = trainer.run()
         next(events)
-        initial = copied(trainer.optimizer)
+        initial = copied(trainer.rule)
         next(events)
-        assert not same_weights(trainer.optimizer, initial)
+        assert not same_weights(trainer.rule, initial)
         if drop:
             del events
             gc.collect()
         else:
             events.close()
         assert trainer.history.stopped == "cancelled"
-        assert same_weights(trainer.optimizer, initial)
+        assert same_weights(trainer.rule, initial)
         with pytest.raises(RuntimeError, match="runs once"):
             next(trainer.run())
 
@@ -261,7 +261,7 @@ class TestDivergence:
         tensors, about = checkpointed(path)
         assert [record["epoch"] for record in about["history"]] == [0, 1]
         assert all(tensor.isfinite().all() for tensor in tensors.values())
-        assert same_weights(trainer.optimizer, {name.removeprefix("best."): tensor for name, tensor in tensors.items()})
+        assert same_weights(trainer.rule, {name.removeprefix("best."): tensor for name, tensor in tensors.items()})
 
     @both_orders
     @pytest.mark.parametrize("step", [1, 3, 5, 6])
@@ -271,7 +271,7 @@ class TestDivergence:
         what = "meta-gradient" if step == 6 else ""
         with pytest.raises(MetaTrainingDivergedError, match=rf"{what} became (nan|inf) at step \d of episode 3"):
             finish(trainer)
-        assert all(weight.isfinite().all() for weight in trainer.optimizer.parameters())
+        assert all(weight.isfinite().all() for weight in trainer.rule.parameters())
 
     @pytest.mark.parametrize("value", [math.nan, math.inf])
     def test_of_the_validation_does_not_win(self, value):

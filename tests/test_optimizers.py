@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from small import COUPLED, RULES, Network
+from small import COORDINATEWISE, COUPLED, RULES, Network
 
 from l2l_kit import optimizers, zoo
-from l2l_kit.errors import UnknownNameError, WeightsFileError
-from l2l_kit.optimizers import BASELINES, NTMBFGS, GroupedBaselines, GroupedLSTMs, LSTMOptimizer, baseline
+from l2l_kit.errors import UnknownNameError
+from l2l_kit.optimizers import NTMBFGS, GroupedBaselines, GroupedRule, LSTMRule, baseline
 from l2l_kit.training import trajectory
 
 # Torch7's defaults (section 3 of the paper), and what the kit adds to them.
@@ -132,7 +132,7 @@ def test_a_coordinate_feels_the_others_where_they_are_coupled(name):
     felt = (before["conv.matrix"] != after["conv.matrix"]).flatten(1)[:, 1:]
     assert felt.all() if name in COUPLED or name == "muon" else not felt.any()
     if name in RULES:
-        assert OPTIMIZERS[name].coupled == (name in COUPLED)
+        assert OPTIMIZERS[name].coordinatewise == (name in COORDINATEWISE)
 
 
 @pytest.mark.parametrize("name", TORCH)
@@ -160,10 +160,6 @@ def test_a_baseline_on_a_batch_is_torch_optim_on_each_task(name):
             for mover in movers:
                 mover.step()
         assert (there - found[0][n]).norm() > 0.1  # it went somewhere
-
-
-def test_the_papers_baselines_are_among_them():
-    assert list(BASELINES) == ["sgd", "nag", "rmsprop", "adam"]
 
 
 def test_a_learning_rate_decays_as_one_over_the_root():
@@ -229,14 +225,6 @@ class TestEveryLearnedRule:
         assert loaded.config() == rule.config()
         assert_same(updates(loaded), updates(rule), 0)
 
-    def test_is_not_saved_with_a_broken_weight(self, make, tmp_path):
-        rule = make()
-        with torch.no_grad():
-            next(rule.parameters())[0, 0] = torch.nan
-        with pytest.raises(WeightsFileError, match="not finite"):
-            zoo.save(rule, tmp_path / "rule")
-        assert not list(tmp_path.iterdir())
-
     def test_its_parts_share_the_coordinates_out(self, make):
         """Each coordinate has one network, and weights are named as in the whole."""
         layout = optimizers.base.Layout.of(draw(0))
@@ -250,18 +238,18 @@ class TestEveryLearnedRule:
 
 def test_a_plain_lstm_says_nothing_of_averaging():
     """States that were saved before there were global averaging cells still belong to the same rule."""
-    assert "global_averaging_cells" not in LSTMOptimizer().config()
+    assert "global_averaging_cells" not in LSTMRule().config()
 
 
 def test_has_the_size_of_the_paper():
     """Two layers of 20: 4·20·(1+20) + 4·20 and 4·20·(20+20) + 4·20 weights, and 20 + 1 of the output."""
-    optimizer = LSTMOptimizer()
+    optimizer = LSTMRule()
     assert sum(weight.numel() for weight in optimizer.parameters()) == 1760 + 3280 + 21
     assert optimizer.initial_state(7).cell.shape == (2, 20, 7)
 
 
 def test_memories_are_spread_between_two_forget_biases():
-    bias = LSTMOptimizer(hidden_size=200, forget_bias=(0.0, 7.0)).layers[0].bias
+    bias = LSTMRule(hidden_size=200, forget_bias=(0.0, 7.0)).layers[0].bias
     assert bias[200:400].min() < 1 < 6 < bias[200:400].max()
     assert bias[:200].mean() < -1
 
@@ -269,11 +257,11 @@ def test_memories_are_spread_between_two_forget_biases():
 @pytest.mark.parametrize(
     ("make", "wrong"),
     [
-        *((LSTMOptimizer, {"hidden_size": value}) for value in (0, 2.5)),
-        *((LSTMOptimizer, {"num_layers": value}) for value in (-1, None)),
-        *((LSTMOptimizer, {"output_scale": value}) for value in (0, -0.1, float("nan"))),
-        *((LSTMOptimizer, {"forget_bias": value}) for value in (float("inf"), (0.0, 1.0, 2.0))),
-        *((LSTMOptimizer, {"global_averaging_cells": value}) for value in (21, -1, 1.5)),
+        *((LSTMRule, {"hidden_size": value}) for value in (0, 2.5)),
+        *((LSTMRule, {"num_layers": value}) for value in (-1, None)),
+        *((LSTMRule, {"output_scale": value}) for value in (0, -0.1, float("nan"))),
+        *((LSTMRule, {"forget_bias": value}) for value in (float("inf"), (0.0, 1.0, 2.0))),
+        *((LSTMRule, {"global_averaging_cells": value}) for value in (21, -1, 1.5)),
         *((NTMBFGS, {name: 0}) for name in ("hidden_size", "read_heads", "write_heads", "history")),
         *((lambda lr: baseline("adam", lr), {"lr": value}) for value in (0, -0.1, float("nan"), float("inf"))),
         *((lambda decay: baseline("adam", 1.0, decay), {"decay": value}) for value in (0, -1.0, float("nan"))),
@@ -286,7 +274,7 @@ def test_arguments_that_make_no_sense_are_refused_by_name(make, wrong):
 
 def test_there_must_be_a_group():
     with pytest.raises(ValueError, match="at least one kind of parameter"):
-        GroupedLSTMs({})
+        GroupedRule({})
 
 
 @pytest.mark.parametrize(
@@ -295,7 +283,7 @@ def test_there_must_be_a_group():
         (lambda: baseline("adan", 0.1), "adam"),
         (lambda: baseline("rms-prop", 0.1), "rmsprop"),
         (lambda: optimizers.make({"kind": "LSTM2"}), "lstm"),
-        (lambda: LSTMOptimizer(preprocessing="Log_Sign"), "log-sign"),
+        (lambda: LSTMRule(preprocessing="Log_Sign"), "log-sign"),
         (lambda: OPTIMIZERS["groups"].init({"cnv.weight": torch.zeros(1, 2)}), "conv"),
     ],
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from l2l_kit import MetaTraining
 from l2l_kit.evaluation import compare, lbfgs, trajectories, tune
-from l2l_kit.optimizers import NTMBFGS, GroupedLSTMs, LSTMOptimizer, baseline
+from l2l_kit.optimizers import NTMBFGS, GroupedRule, LSTMRule, baseline
 from l2l_kit.problems import Problem, Quadratics, TaskBatch
 from l2l_kit.problems.base import draw
 from l2l_kit.randomness import generator
@@ -55,12 +55,12 @@ def problem_of(make_optimizees):
 
 # Every way into the kit.
 USES = {
-    "train": lambda problem: meta_train(LSTMOptimizer(3), problem, SETTINGS, device="cpu", progress=False),
+    "train": lambda problem: meta_train(LSTMRule(3), problem, SETTINGS, device="cpu", progress=False),
     "compare": lambda problem: compare({"SGD": baseline("sgd", 0.1)}, problem, steps=2, num_tasks=N, device="cpu"),
     "tune": lambda problem: tune("sgd", problem, steps=2, num_tasks=N, learning_rates=[0.1], device="cpu"),
     "trajectories": lambda problem: trajectories({"SGD": baseline("sgd", 0.1)}, problem, steps=2),
-    "rollout": lambda problem: rollout(LSTMOptimizer(3), problem.sample(N, generator(0)), 2),
-    "unroll": lambda problem: FirstOrderEstimator(LSTMOptimizer(3)).reset(problem.sample(N, generator(0))),
+    "rollout": lambda problem: rollout(LSTMRule(3), problem.sample(N, generator(0)), 2),
+    "unroll": lambda problem: FirstOrderEstimator(LSTMRule(3)).reset(problem.sample(N, generator(0))),
 }
 
 
@@ -75,7 +75,7 @@ def test_the_check_adds_no_evaluation():
     assert tasks.evaluations == 6
     list(lbfgs(one := Bowls(1), 0))
     assert one.evaluations == 1
-    unroller = FirstOrderEstimator(LSTMOptimizer(3))
+    unroller = FirstOrderEstimator(LSTMRule(3))
     unroller.reset(another := Bowls())
     unroller.unroll(3)
     assert another.evaluations == 4
@@ -431,9 +431,9 @@ def test_an_error_of_the_losses_own_says_whose_it_is():
 
 
 RULES = {
-    "LSTM": LSTMOptimizer(3, preprocessing="log-sign"),
-    "two LSTMs": GroupedLSTMs({"fc": {"hidden_size": 3}}),
-    "averaging": LSTMOptimizer(3, global_averaging_cells=1),
+    "LSTM": LSTMRule(3, preprocessing="log-sign"),
+    "two LSTMs": GroupedRule({"fc": {"hidden_size": 3}}),
+    "averaging": LSTMRule(3, global_averaging_cells=1),
     "memory": NTMBFGS(3),
     "Adam": baseline("adam", 0.1),
 }
@@ -465,7 +465,12 @@ UNROLLERS = {
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize(
     ("make", "rule"),
-    [(make, name) for make in UNROLLERS for name in LEARNED if not (make.startswith("exact") and RULES[name].coupled)],
+    [
+        (make, name)
+        for make in UNROLLERS
+        for name in LEARNED
+        if not (make.startswith("exact") and not RULES[name].coordinatewise)
+    ],
 )
 def test_meta_gradients_of_optimizees_of_any_floating_point_type(make, rule, dtype):
     """They are of the rule's type."""
@@ -485,7 +490,7 @@ def test_meta_gradients_of_optimizees_of_any_floating_point_type(make, rule, dty
 
 def test_a_problem_in_double_precision_is_trained_on_and_compared():
     problem = problem_of(lambda n: Bowls(n, torch.float64))
-    rule = LSTMOptimizer(3, output_scale=0.1)
+    rule = LSTMRule(3, output_scale=0.1)
     history = meta_train(rule, problem, SETTINGS, device="cpu", progress=False)
     assert history.best.validation_loss > 0
     curves = compare({"LSTM": rule, "SGD": baseline("sgd", 0.1)}, problem, steps=3, num_tasks=N, device="cpu")

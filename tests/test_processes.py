@@ -27,7 +27,7 @@ with process_group("cpu"):
     for event in trainer.run():
         if event.validation_losses is not None and len(trainer.history.records) == epochs + 1:
             break
-    torch.save(trainer.optimizer.state_dict(), f"{weights}{rank_and_world_size()[0]}")
+    torch.save(trainer.rule.state_dict(), f"{weights}{rank_and_world_size()[0]}")
 """
 
 
@@ -64,7 +64,7 @@ def on_two(tmp_path, epochs=2):
 def alone(checkpoint=None):
     trainer = make_trainer(checkpoint)
     list(trainer.run())
-    return trainer.optimizer.state_dict()
+    return trainer.rule.state_dict()
 
 
 def assert_close(found, expected):

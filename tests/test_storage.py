@@ -118,17 +118,6 @@ class TestWriteAtomically:
         assert path.read_bytes() == b"old"
         assert list(tmp_path.iterdir()) == [path]
 
-    def test_the_new_content_is_whole_before_it_takes_the_place_of_the_old(self, tmp_path, monkeypatch):
-        sizes = []
-
-        def replace(source, target, original=os.replace):
-            sizes.append(os.path.getsize(source))
-            original(source, target)
-
-        monkeypatch.setattr(storage.os, "replace", replace)
-        write_atomically(tmp_path / "file", b"x" * 100_000)
-        assert sizes == [100_000]
-
     @pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
     @pytest.mark.parametrize("umask", [0o022, 0o077], ids=oct)
     def test_has_the_permissions_of_any_other_file(self, tmp_path, umask):

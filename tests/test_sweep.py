@@ -27,7 +27,7 @@ from l2l_kit.evaluation import (
     tune,
     under,
 )
-from l2l_kit.optimizers import Baseline, LearnedRule, LSTMOptimizer, baseline
+from l2l_kit.optimizers import Baseline, LSTMRule, UpdateRule, baseline
 from l2l_kit.paths import RECIPES, SWEEPS
 from l2l_kit.problems import MNIST, Quadratics
 from l2l_kit.randomness import generator
@@ -61,8 +61,8 @@ KIT = sorted(path.stem for path in SWEEPS.glob("*.toml"))
 def pretrained(tmp_path_factory):
     """Paths of two learned optimizers."""
     folder = tmp_path_factory.mktemp("pretrained")
-    zoo.save(LSTMOptimizer(hidden_size=3), folder / "one")
-    zoo.save(LSTMOptimizer(hidden_size=3, preprocessing="log-sign", output_scale=0.1), folder / "two")
+    zoo.save(LSTMRule(hidden_size=3), folder / "one")
+    zoo.save(LSTMRule(hidden_size=3, preprocessing="log-sign", output_scale=0.1), folder / "two")
     return {"LSTM": str(folder / "one"), "log-sign": str(folder / "two")}
 
 
@@ -334,7 +334,7 @@ class TestPieces:
 
     @pytest.mark.parametrize("scale", [1.0, 0.5], ids=["weights", "same weights, another scale"])
     def test_a_newly_trained_optimizer_is_all_that_is_run(self, tmp_path, quick, before, scale):
-        other = LSTMOptimizer(hidden_size=3, output_scale=scale)
+        other = LSTMRule(hidden_size=3, output_scale=scale)
         if scale == 1:
             torch.nn.init.constant_(other.output.bias, 0.1)
         zoo.save(other, tmp_path / "other")
@@ -517,4 +517,4 @@ class TestKit:
             assert trained_on[name] == sweep.problem["name"]
             if name in zoo.names():
                 assert zoo.card(name)["problem"]["name"] == sweep.problem["name"]
-                assert isinstance(zoo.load(name), LearnedRule)
+                assert isinstance(zoo.load(name), UpdateRule)

@@ -12,7 +12,7 @@ import l2l_kit as l2l
 from l2l_kit import optimizers, paths, problems, storage, zoo
 from l2l_kit.errors import UnknownNameError, WeightsFileError
 from l2l_kit.evaluation import read_result
-from l2l_kit.optimizers import LSTMOptimizer
+from l2l_kit.optimizers import LSTMRule
 from l2l_kit.problems import Quadratics
 from l2l_kit.training import MetaTrainer, MetaTraining, Recipe, Search, meta_train, rollout, validation_batch
 
@@ -20,7 +20,7 @@ TRAINING = MetaTraining(horizon=4, unroll=2, epochs=2, episodes_per_epoch=2, bat
 
 
 def make_optimizer(**arguments):
-    return LSTMOptimizer(**{"hidden_size": 4, "preprocessing": "log-sign", "output_scale": 0.1, "seed": 5, **arguments})
+    return LSTMRule(**{"hidden_size": 4, "preprocessing": "log-sign", "output_scale": 0.1, "seed": 5, **arguments})
 
 
 def assert_same(one, other):

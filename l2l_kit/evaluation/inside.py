@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
 from l2l_kit.evaluation.compare import paired_tasks
-from l2l_kit.optimizers import LearnedRule, LSTMOptimizer, Optimizer
+from l2l_kit.optimizers import LSTMRule, Optimizer, UpdateRule
 from l2l_kit.problems import Problem
 from l2l_kit.problems.base import draw
 from l2l_kit.randomness import generator
@@ -102,7 +102,7 @@ def responses(optimizers: Mapping[str, Optimizer[Any]], gradients: Tensor) -> di
     return found
 
 
-def hidden_units(lstm: LSTMOptimizer, gradients: Tensor) -> Tensor:
+def hidden_units(lstm: LSTMRule, gradients: Tensor) -> Tensor:
     """What an LSTM holds along a trajectory.
 
     Args:
@@ -121,7 +121,7 @@ def hidden_units(lstm: LSTMOptimizer, gradients: Tensor) -> Tensor:
 
 
 def meta_gradient_bias(
-    optimizer: LearnedRule,
+    optimizer: UpdateRule,
     problem: Problem,
     *,
     unrolls: Iterable[int],

@@ -24,7 +24,7 @@ from l2l_kit.errors import UnknownNameError, WeightsFileError
 from l2l_kit.evaluation.compare import Curves, losses_at
 from l2l_kit.evaluation.lbfgs import LBFGS, lbfgs
 from l2l_kit.evaluation.tuning import further_rates
-from l2l_kit.optimizers import Baseline, LearnedRule, baseline
+from l2l_kit.optimizers import Baseline, UpdateRule, baseline
 from l2l_kit.paths import SWEEPS, toml_file
 from l2l_kit.problems import Problem
 from l2l_kit.problems.base import draw as draw_tasks
@@ -151,7 +151,7 @@ class Piece(NamedTuple):
 
     words: str
     problem: Problem
-    optimizer: LearnedRule | Baseline | None
+    optimizer: UpdateRule | Baseline | None
     draw: str
     num_tasks: int
     steps: list[int]
@@ -161,7 +161,7 @@ class Piece(NamedTuple):
     def path(self, folder: Path) -> Path:
         """Its file in a folder of pieces, whose name is a digest of all that the losses depend on."""
         digest = hashlib.sha256(json.dumps(self._about, sort_keys=True).encode())
-        if isinstance(self.optimizer, LearnedRule):
+        if isinstance(self.optimizer, UpdateRule):
             for tensor in self.optimizer.state_dict().values():
                 digest.update(tensor.cpu().numpy().tobytes())
         return folder / f"{digest.hexdigest()[:16]}.safetensors"
@@ -181,7 +181,7 @@ class Piece(NamedTuple):
             runs = [lbfgs(tasks.select(index), self.steps[-1]) for index in range(self.num_tasks)]
             losses = torch.stack([torch.cat([point.losses for point in run])[self.steps] for run in runs])
         else:
-            if isinstance(self.optimizer, LearnedRule):
+            if isinstance(self.optimizer, UpdateRule):
                 self.optimizer.to(chosen)
             losses = losses_at(self.optimizer, tasks, self.steps, on_test_set=self.on_test_set)
         write_tensors(self.path(folder), {"losses": losses}, self._about, PIECE_VERSION)
@@ -210,7 +210,7 @@ class Ran(NamedTuple):
     tests: list[Piece]
 
 
-def look(sweep: Sweep, setting: Mapping[str, Any], label: str, rule: LearnedRule | None, folder: Path) -> Ran:
+def look(sweep: Sweep, setting: Mapping[str, Any], label: str, rule: UpdateRule | None, folder: Path) -> Ran:
     """Look into a folder of pieces what there is of one optimizer in one setting.
 
     Args:
@@ -223,7 +223,7 @@ def look(sweep: Sweep, setting: Mapping[str, Any], label: str, rule: LearnedRule
         ValueError: if a baseline diverges with every learning rate, or is the better the longer its steps are.
     """
 
-    def piece(rule: LearnedRule | Baseline | None, draw: str) -> Piece:
+    def piece(rule: UpdateRule | Baseline | None, draw: str) -> Piece:
         rate = f" {rule.lr:g}" if isinstance(rule, Baseline) else ""
         words, problem = f"{setting}: {label}{rate}, {draw}", sweep.make_problem(setting, draw)
         num_tasks = sweep.tuning_tasks if draw == "tuning" else sweep.num_tasks

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.optimizers.base import LearnedRule, Optimizer
+from l2l_kit.optimizers.base import Optimizer, UpdateRule
 from l2l_kit.optimizers.baselines import BASELINES, Baseline, baseline
-from l2l_kit.optimizers.groups import GroupedBaselines, GroupedLSTMs, parameter_groups
-from l2l_kit.optimizers.lstm import LSTMOptimizer, LSTMState, RecurrentRule
+from l2l_kit.optimizers.groups import GroupedBaselines, GroupedRule, parameter_groups
+from l2l_kit.optimizers.lstm import LSTMRule, LSTMState, RecurrentRule
 from l2l_kit.optimizers.ntm_bfgs import NTMBFGS, NTMState
 from l2l_kit.optimizers.preprocessing import Identity, LogSign, Preprocessing, Scale
 from l2l_kit.optimizers.tape import LSTMTape
@@ -19,35 +19,35 @@ __all__ = [
     "NTMBFGS",
     "Baseline",
     "GroupedBaselines",
-    "GroupedLSTMs",
+    "GroupedRule",
     "Identity",
-    "LSTMOptimizer",
+    "LSTMRule",
     "LSTMState",
     "LSTMTape",
-    "LearnedRule",
     "LogSign",
     "NTMState",
     "Optimizer",
     "Preprocessing",
     "RecurrentRule",
     "Scale",
+    "UpdateRule",
     "baseline",
     "make",
     "parameter_groups",
 ]
 
-_LEARNED: dict[str, type[LearnedRule]] = {rule.kind: rule for rule in (LSTMOptimizer, GroupedLSTMs, NTMBFGS)}
+_LEARNED: dict[str, type[UpdateRule]] = {rule.kind: rule for rule in (LSTMRule, GroupedRule, NTMBFGS)}
 
 
-def make(config: Mapping[str, Any]) -> LearnedRule:
-    """Build a learned optimizer, with its initial weights, from its configuration; inverse of `LearnedRule.config`.
+def make(config: Mapping[str, Any]) -> UpdateRule:
+    """Build a learned optimizer, with its initial weights, from its configuration; inverse of `UpdateRule.config`.
 
     Raises:
         UnknownNameError: if there is no learned optimizer of that kind; the message offers the nearest one.
         TypeError: if it takes no such argument.
     """
     arguments = dict(config)
-    kind = arguments.pop("kind", LSTMOptimizer.kind)
+    kind = arguments.pop("kind", LSTMRule.kind)
     if kind not in _LEARNED:
         raise UnknownNameError("kind of learned optimizer", kind, _LEARNED)
     return _LEARNED[kind](**arguments)

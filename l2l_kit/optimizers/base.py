@@ -38,7 +38,7 @@ class Part(NamedTuple):
     Attributes:
         prefix: of the network's weights among those of the whole.
         network: who looks after them.
-        columns: where they are in a row of all coordinates of an optimizee.
+        columns: where they are in a row of all coordinates of an task.
         sizes: coordinates of each of their tensors.
     """
 
@@ -48,15 +48,15 @@ class Part(NamedTuple):
     sizes: list[int]
 
 
-class LearnedRule(nn.Module, ABC):
+class UpdateRule(nn.Module, ABC):
     """A learned optimizer: an `Optimizer` whose weights φ can be trained, saved and loaded."""
 
     kind: ClassVar[str]
 
     @property
     @abstractmethod
-    def coupled(self) -> bool:
-        """Whether the coordinates of an optimizee learn of each other. Those of different optimizees never do."""
+    def coordinatewise(self) -> bool:
+        """Whether each coordinate moves by itself. If not, the coordinates of a task depend on each other."""
 
     @abstractmethod
     def config(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, cast
 
@@ -10,12 +11,40 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.optimizers.base import LearnedRule, Optimizer, Part
-from l2l_kit.optimizers.lstm import LSTMOptimizer, LSTMState
+from l2l_kit.optimizers.base import Optimizer, Part, UpdateRule
+from l2l_kit.optimizers.lstm import LSTMRule
 from l2l_kit.tensors import Layout, Tensors
 
 
-class GroupedLSTMs(LearnedRule):
+class _ByKind(ABC):
+    """An `Optimizer` that is made of one for each kind of parameter: the part of its name before the first dot."""
+
+    @abstractmethod
+    def rule_for(self, kind: str) -> Optimizer[Any]:
+        """What moves parameters of that kind."""
+
+    def init(self, params: Tensors) -> dict[str, Any]:
+        """As in `Optimizer`; the states by kind."""
+        return {kind: self.rule_for(kind).init(named) for kind, named in _by_kind(params).items()}
+
+    @torch.no_grad()
+    def update(self, gradients: Tensors, state: dict[str, Any], params: Tensors) -> tuple[Tensors, dict[str, Any]]:
+        """As in `Optimizer`."""
+        updates, after = dict(gradients), {}  # in the order of the gradients
+        for kind, named in _by_kind(gradients).items():
+            moved, after[kind] = self.rule_for(kind).update(named, state[kind], {name: params[name] for name in named})
+            updates |= moved
+        return updates, after
+
+
+def _by_kind(tensors: Tensors) -> dict[str, Tensors]:
+    kinds: dict[str, Tensors] = {}
+    for name, tensor in tensors.items():
+        kinds.setdefault(name.partition(".")[0], {})[name] = tensor
+    return kinds
+
+
+class GroupedRule(_ByKind, UpdateRule):
     """A learned optimizer made of several, one for each kind of parameter.
 
     The paper trains networks with convolutional layers by two LSTMs, one for the convolutional parameters and one for
@@ -23,10 +52,10 @@ class GroupedLSTMs(LearnedRule):
     first dot: "conv" for ``conv.weight0``.
 
     Args:
-        groups: by kind, the arguments of its `LSTMOptimizer`.
+        groups: by kind, the arguments of its `LSTMRule`.
 
     Raises:
-        ValueError: if there is no group, or what `LSTMOptimizer` raises for its arguments.
+        ValueError: if there is no group, or what `LSTMRule` raises for its arguments.
     """
 
     kind: ClassVar[str] = "groups"
@@ -34,24 +63,24 @@ class GroupedLSTMs(LearnedRule):
     def __init__(self, groups: Mapping[str, Mapping[str, Any]]) -> None:
         super().__init__()
         if not groups:
-            raise ValueError("GroupedLSTMs: needs at least one kind of parameter.")
+            raise ValueError("GroupedRule: needs at least one kind of parameter.")
         self.groups = nn.ModuleDict()
         for kind, arguments in groups.items():
             lstm = {name: value for name, value in arguments.items() if name != "kind"}
-            self.groups[kind] = LSTMOptimizer(**lstm)
+            self.groups[kind] = LSTMRule(**lstm)
 
     @property
     @override
-    def coupled(self) -> bool:
-        return any(self.network_for(kind).coupled for kind in self.groups)
+    def coordinatewise(self) -> bool:
+        return all(self.network_for(kind).coordinatewise for kind in self.groups)
 
     @override
     def config(self) -> dict[str, Any]:
         return {"kind": self.kind, "groups": {kind: self.network_for(kind).config() for kind in self.groups}}
 
     @override
-    def network_for(self, kind: str | None) -> LSTMOptimizer:
-        """As in `LearnedRule`.
+    def network_for(self, kind: str | None) -> LSTMRule:
+        """As in `UpdateRule`.
 
         Raises:
             UnknownNameError: if no LSTM looks after parameters of that kind; the message offers the nearest one.
@@ -64,7 +93,7 @@ class GroupedLSTMs(LearnedRule):
             )
         if kind not in self.groups:
             raise UnknownNameError("kind of parameter", kind, self.groups)
-        return cast(LSTMOptimizer, self.groups[kind])
+        return cast(LSTMRule, self.groups[kind])
 
     @override
     def parts(self, layout: Layout) -> list[Part]:
@@ -72,7 +101,7 @@ class GroupedLSTMs(LearnedRule):
         device = next(self.parameters()).device
         first = 0
         for (name, _), size in zip(layout.shapes, layout.sizes, strict=True):
-            columns.setdefault(_kind(name), []).append(torch.arange(first, first + size, device=device))
+            columns.setdefault(name.partition(".")[0], []).append(torch.arange(first, first + size, device=device))
             first += size
         return [
             Part(f"groups.{kind}.", self.network_for(kind), torch.cat(pieces), [len(piece) for piece in pieces])
@@ -80,19 +109,12 @@ class GroupedLSTMs(LearnedRule):
         ]
 
     @override
-    def init(self, params: Tensors) -> dict[str, LSTMState]:
-        return _init_each(self.network_for, params)
-
-    @override
-    @torch.no_grad()
-    def update(
-        self, gradients: Tensors, state: dict[str, LSTMState], params: Tensors
-    ) -> tuple[Tensors, dict[str, LSTMState]]:
-        return _update_each(self.network_for, gradients, state, params)
+    def rule_for(self, kind: str) -> LSTMRule:
+        return self.network_for(kind)
 
 
-class GroupedBaselines:
-    """A hand-designed optimizer for each kind of parameter: what `GroupedLSTMs` is for learned ones.
+class GroupedBaselines(_ByKind):
+    """A hand-designed optimizer for each kind of parameter: what `GroupedRule` is for learned ones.
 
     Args:
         groups: by kind, what moves its parameters.
@@ -101,13 +123,9 @@ class GroupedBaselines:
     def __init__(self, groups: Mapping[str, Optimizer[Any]]) -> None:
         self.groups = dict(groups)
 
-    def init(self, params: Tensors) -> dict[str, Any]:
-        """As in `Optimizer`."""
-        return _init_each(self.groups.__getitem__, params)
-
-    def update(self, gradients: Tensors, state: dict[str, Any], params: Tensors) -> tuple[Tensors, dict[str, Any]]:
-        """As in `Optimizer`."""
-        return _update_each(self.groups.__getitem__, gradients, state, params)
+    @override
+    def rule_for(self, kind: str) -> Optimizer[Any]:
+        return self.groups[kind]
 
 
 def parameter_groups(model: nn.Module, kind_of: Callable[[str, nn.Module], str] | None = None) -> list[dict[str, Any]]:
@@ -138,31 +156,3 @@ def parameter_groups(model: nn.Module, kind_of: Callable[[str, nn.Module], str] 
                 kinds.setdefault(kind, []).append(param)
                 seen.add(param)
     return [{"kind": kind, "params": params} for kind, params in kinds.items()]
-
-
-def _init_each(rule_for: Callable[[str], Optimizer[Any]], params: Tensors) -> dict[str, Any]:
-    """States by kind, each from the rule for parameters of that kind."""
-    return {kind: rule_for(kind).init(named) for kind, named in _by_kind(params).items()}
-
-
-def _update_each(
-    rule_for: Callable[[str], Optimizer[Any]], gradients: Tensors, state: dict[str, Any], params: Tensors
-) -> tuple[Tensors, dict[str, Any]]:
-    """Updates in the order of the gradients, and states by kind, each from the rule for that kind."""
-    updates, after = dict(gradients), {}
-    for kind, named in _by_kind(gradients).items():
-        its_params = {name: params[name] for name in named}
-        moved, after[kind] = rule_for(kind).update(named, state[kind], its_params)
-        updates |= moved
-    return updates, after
-
-
-def _kind(name: str) -> str:
-    return name.partition(".")[0]
-
-
-def _by_kind(tensors: Tensors) -> dict[str, Tensors]:
-    kinds: dict[str, Tensors] = {}
-    for name, tensor in tensors.items():
-        kinds.setdefault(_kind(name), {})[name] = tensor
-    return kinds

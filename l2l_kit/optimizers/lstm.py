@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from l2l_kit.errors import check_counts, check_positive
-from l2l_kit.optimizers.base import LearnedRule, Memory, Part, map_state
+from l2l_kit.optimizers.base import Memory, Part, UpdateRule, map_state
 from l2l_kit.optimizers.preprocessing import Preprocessing, make_preprocessing
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, Tensors, ravel
@@ -109,7 +109,7 @@ def step_in_place(
     torch.mul(give, tanh_cell, out=output)
 
 
-class RecurrentRule(LearnedRule, Generic[Memory]):
+class RecurrentRule(UpdateRule, Generic[Memory]):
     """A learned rule that is one network: stacked LSTM layers and a linear layer, run on every coordinate.
 
     Its state is a named tuple of tensors whose last axes are those of the gradients.
@@ -262,7 +262,7 @@ class RecurrentRule(LearnedRule, Generic[Memory]):
         return torch.cat([means, outputs[cells:]])
 
 
-class LSTMOptimizer(RecurrentRule[LSTMState]):
+class LSTMRule(RecurrentRule[LSTMState]):
     """The paper's rule: g(t), h(t+1) = m(∇f(θ(t)), h(t); φ), on every coordinate with shared weights φ (figure 3).
 
     Arguments as in `RecurrentRule`.
@@ -272,8 +272,8 @@ class LSTMOptimizer(RecurrentRule[LSTMState]):
 
     @property
     @override
-    def coupled(self) -> bool:
-        return self.global_averaging_cells > 0
+    def coordinatewise(self) -> bool:
+        return self.global_averaging_cells == 0
 
     @override
     def initial_state(self, *shape: int) -> LSTMState:
@@ -290,7 +290,7 @@ class LSTMOptimizer(RecurrentRule[LSTMState]):
     @torch.no_grad()
     def step(self, gradients: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
         """`forward` without a graph, in one buffer; on a CPU for one block of coordinates after the other."""
-        if self.coupled:
+        if not self.coordinatewise:
             return super().step(gradients, state)
         flat = gradients.flatten()
         updates = torch.empty_like(flat)

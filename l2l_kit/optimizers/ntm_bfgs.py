@@ -52,8 +52,8 @@ class NTMBFGS(RecurrentRule[NTMState]):
     coordinates there are.
 
     Args:
-        hidden_size, num_layers, preprocessing, output_scale, forget_bias, seed: as in `LSTMOptimizer`.
-        global_averaging_cells: as in `LSTMOptimizer`; two of them, one read head and three write heads are enough to do
+        hidden_size, num_layers, preprocessing, output_scale, forget_bias, seed: as in `LSTMRule`.
+        global_averaging_cells: as in `LSTMRule`; two of them, one read head and three write heads are enough to do
             what BFGS does, says the paper, for a network that can compute any function of its coordinate.
         read_heads: vectors that are multiplied at each step.
         write_heads: outer products that are added at each step.
@@ -61,7 +61,7 @@ class NTMBFGS(RecurrentRule[NTMState]):
 
     Raises:
         UnknownNameError: for an unknown preprocessing.
-        ValueError: for sizes below 1, or as `LSTMOptimizer`.
+        ValueError: for sizes below 1, or as `LSTMRule`.
     """
 
     kind: ClassVar[str] = "ntm-bfgs"
@@ -102,8 +102,8 @@ class NTMBFGS(RecurrentRule[NTMState]):
 
     @property
     @override
-    def coupled(self) -> bool:
-        return True
+    def coordinatewise(self) -> bool:
+        return False
 
     @override
     def initial_state(self, *shape: int) -> NTMState:

@@ -1,4 +1,4 @@
-"""The fast twin of `LSTMOptimizer.forward`: a forward pass that records, and its backward pass written by hand.
+"""The fast twin of `LSTMRule.forward`: a forward pass that records, and its backward pass written by hand.
 
 Since every step runs the same recurrence, backpropagation through it fits on a page and needs no autograd graph.
 Everything is kept "coordinates last", so each gate is one contiguous block, and works in place in buffers (and views of
@@ -13,13 +13,13 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from l2l_kit.optimizers.lstm import LSTMLayer, LSTMOptimizer, LSTMState, step_in_place
+from l2l_kit.optimizers.lstm import LSTMLayer, LSTMRule, LSTMState, step_in_place
 
 
-def floats_per_step(optimizer: LSTMOptimizer) -> int:
+def floats_per_step(rule: LSTMRule) -> int:
     """Numbers that a tape keeps per coordinate and step."""
-    hidden, layers = optimizer.hidden_size, optimizer.num_layers
-    inputs = optimizer.preprocessing.features + hidden * (layers - 1)
+    hidden, layers = rule.hidden_size, rule.num_layers
+    inputs = rule.preprocessing.features + hidden * (layers - 1)
     return inputs + 7 * hidden * layers  # and per layer: its last output, four gates, cell, tanh(cell)
 
 
@@ -91,17 +91,17 @@ class _LayerTape:
 
 
 class LSTMTape:
-    """Records up to `steps` steps of an `LSTMOptimizer` on `coordinates` coordinates and backpropagates through them.
+    """Records up to `steps` steps of an `LSTMRule` on `coordinates` coordinates and backpropagates through them.
 
     Usage: `start` a window from a state, call `step` for each gradient, then `backward` once; `state` is where the
-    next window begins. The optimizer's weights are read at `start`, so a meta-update between windows takes effect.
+    next window begins. The rule's weights are read at `start`, so a meta-update between windows takes effect.
     """
 
-    def __init__(self, optimizer: LSTMOptimizer, coordinates: int, steps: int) -> None:
-        hidden = optimizer.hidden_size
-        self._optimizer = optimizer
-        self._layers = [_LayerTape(cast(LSTMLayer, layer), hidden, coordinates, steps) for layer in optimizer.layers]
-        self._scratch = optimizer.output.weight.detach().new_empty(4 * hidden, coordinates)
+    def __init__(self, rule: LSTMRule, coordinates: int, steps: int) -> None:
+        hidden = rule.hidden_size
+        self._rule = rule
+        self._layers = [_LayerTape(cast(LSTMLayer, layer), hidden, coordinates, steps) for layer in rule.layers]
+        self._scratch = rule.output.weight.detach().new_empty(4 * hidden, coordinates)
         self._length = 0
 
     @torch.no_grad()
@@ -123,18 +123,18 @@ class LSTMTape:
     @torch.no_grad()
     def step(self, gradients: Tensor) -> Tensor:
         """Updates ``(coordinates,)`` for gradients ``(coordinates,)``, recording what `backward` needs."""
-        optimizer, t = self._optimizer, self._length
-        signal = optimizer.preprocessing(gradients)
+        rule, t = self._rule, self._length
+        signal = rule.preprocessing(gradients)
         for tape in self._layers:
             tape.signal_at[t].copy_(signal)
             signal = tape.step(t)
         self._length += 1
-        update = torch.addmm(optimizer.output.bias[:, None], optimizer.output.weight, signal)[0]
-        return update if optimizer.output_scale == 1.0 else update.mul_(optimizer.output_scale)
+        update = torch.addmm(rule.output.bias[:, None], rule.output.weight, signal)[0]
+        return update if rule.output_scale == 1.0 else update.mul_(rule.output_scale)
 
     @torch.no_grad()
     def backward(self, upstream: Tensor) -> dict[str, Tensor]:
-        """Gradients of Σ_t upstream(t) · g(t) by the optimizer's weights, under their names in its `state_dict`.
+        """Gradients of Σ_t upstream(t) · g(t) by the rule's weights, under their names in its `state_dict`.
 
         The state in which the window began counts as a constant: this is truncated backpropagation through time.
         It can be called once per window, since it overwrites what was recorded.
@@ -142,13 +142,13 @@ class LSTMTape:
         Args:
             upstream: shape ``(steps taken, coordinates)``.
         """
-        scale, last = self._optimizer.output_scale, self._layers[-1]
+        scale, last = self._rule.output_scale, self._layers[-1]
         upstream = upstream * scale
         for tape in self._layers:
             tape.d_hidden.zero_()
             tape.d_cell.zero_()
         for t in reversed(range(self._length)):
-            last.d_hidden.addcmul_(self._optimizer.output.weight.T, upstream[t][None])
+            last.d_hidden.addcmul_(self._rule.output.weight.T, upstream[t][None])
             for index in reversed(range(len(self._layers))):
                 tape = self._layers[index]
                 tape.step_back(t, self._scratch)

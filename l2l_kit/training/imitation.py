@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from l2l_kit.errors import check_counts, check_positive
-from l2l_kit.optimizers import LearnedRule, LSTMOptimizer, LSTMTape, Optimizer
+from l2l_kit.optimizers import LSTMRule, LSTMTape, Optimizer, UpdateRule
 from l2l_kit.optimizers.base import Part
 from l2l_kit.problems import Problem, TaskBatch
 from l2l_kit.randomness import generator
@@ -107,7 +107,7 @@ class Taught:
 
 
 def imitate(
-    optimizer: LearnedRule, teacher: Optimizer[Any], problem: Problem, settings: Imitation | None = None
+    optimizer: UpdateRule, teacher: Optimizer[Any], problem: Problem, settings: Imitation | None = None
 ) -> Iterator[Taught]:
     """Fit a learned optimizer to a teacher, in place; goes on as it is iterated over.
 
@@ -120,7 +120,7 @@ def imitate(
     Raises:
         ValueError: for an optimizer whose coordinates depend on each other.
     """
-    if optimizer.coupled:
+    if not optimizer.coordinatewise:
         raise ValueError("imitate: the optimizer's coordinates must be independent of each other.")
     settings = settings or Imitation()
     adam = torch.optim.Adam(optimizer.parameters(), lr=settings.lr, betas=(0.9, 0.99))
@@ -187,7 +187,7 @@ def _smoothed(targets: Tensor) -> Tensor:
 
 
 def _pass(
-    optimizer: LearnedRule,
+    optimizer: UpdateRule,
     adam: torch.optim.Adam,
     recordings: list[Recording],
     steps: int,
@@ -210,7 +210,7 @@ class _Stream:
     def __init__(
         self, part: Part, recordings: list[Recording], steps: int, settings: Imitation, draws: torch.Generator
     ) -> None:
-        self.lstm = cast(LSTMOptimizer, part.network)
+        self.lstm = cast(LSTMRule, part.network)
         gradients, targets, sizes = [], [], []
         for recording in recordings:
             mine = torch.arange(recording.gradients.shape[1])[part.columns]

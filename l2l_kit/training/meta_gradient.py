@@ -36,7 +36,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from l2l_kit.errors import MetaTrainingDivergedError
-from l2l_kit.optimizers import LearnedRule, LSTMOptimizer
+from l2l_kit.optimizers import LSTMRule, UpdateRule
 from l2l_kit.optimizers.base import Part, map_state
 from l2l_kit.problems import TaskBatch
 from l2l_kit.problems.checks import first_evaluation
@@ -66,7 +66,7 @@ class GradientEstimator(ABC):
         rule: what to train.
     """
 
-    def __init__(self, rule: LearnedRule) -> None:
+    def __init__(self, rule: UpdateRule) -> None:
         self.rule = rule
 
     @abstractmethod
@@ -98,18 +98,27 @@ class GradientEstimator(ABC):
 
 
 class _ReplayEstimator(GradientEstimator, Generic[SomeReplay]):
-    """What first and second order share: the forward loop, recorded by replays."""
+    """What first and second order share: the forward loop, recorded by replays.
+
+    Args:
+        rule: what to train.
+        tape_bytes: memory that recorded activations may take; longer or wider windows are replayed in parts.
+    """
+
+    def __init__(self, rule: UpdateRule, tape_bytes: int = TAPE_BYTES) -> None:
+        super().__init__(rule)
+        self._tape_bytes = tape_bytes
 
     @override
     def reset(self, tasks: TaskBatch, draws: torch.Generator | None = None) -> None:
         self._tasks, self._draws, self._step = tasks, draws, 0
-        self._recorder = Recorder(self.rule, self._replay)
+        self._recorder = Recorder(self.rule, self._replay, self._tape_bytes)
         self._trajectory = trajectory(self._recorder, tasks)
         self._point = next(self._trajectory)
         self._check(self._point.losses[None], 0)
 
     @abstractmethod
-    def _replay(self, part: Part, n: int, share: float) -> SomeReplay: ...
+    def _replay(self, part: Part, n: int, tape_bytes: int) -> SomeReplay: ...
 
     def _window(self, steps: int) -> Iterator[Point]:
         """The points of the next window, without the one where it begins."""
@@ -126,7 +135,7 @@ class FirstOrderEstimator(_ReplayEstimator[Replay]):
 
     Args:
         rule: what to train.
-        tape_bytes: memory that recorded activations may take; longer or wider windows are replayed in chunks.
+        tape_bytes: memory that recorded activations may take; longer or wider windows are replayed in parts.
         sample: coordinates of each parameter tensor that are replayed for the meta-gradient, where it has more: drawn
             anew for each window and weighted so that the estimate is unbiased. None for all, which is exact.
 
@@ -134,19 +143,19 @@ class FirstOrderEstimator(_ReplayEstimator[Replay]):
         ValueError: for a sample where coordinates depend on each other.
     """
 
-    def __init__(self, rule: LearnedRule, tape_bytes: int = TAPE_BYTES, *, sample: int | None = None) -> None:
-        super().__init__(rule)
-        if sample is not None and rule.coupled:
+    def __init__(self, rule: UpdateRule, tape_bytes: int = TAPE_BYTES, *, sample: int | None = None) -> None:
+        super().__init__(rule, tape_bytes)
+        if sample is not None and not rule.coordinatewise:
             raise ValueError("coordinates that depend on each other can only be replayed together; leave sample None.")
-        self._tape_bytes, self._sample = tape_bytes, sample
+        self._sample = sample
         self._tapes: dict[str, Tapes] = {}
 
     @override
-    def _replay(self, part: Part, n: int, share: float) -> Replay:
-        if part.network.coupled:
-            return StepReplay(part.network, n, sum(part.sizes))
-        tapes = self._tapes.setdefault(part.prefix, Tapes(cast(LSTMOptimizer, part.network)))
-        return CoordinateReplay(tapes, n, part.sizes, int(share * self._tape_bytes), self._sample, self._draws)
+    def _replay(self, part: Part, n: int, tape_bytes: int) -> Replay:
+        if not part.network.coordinatewise:
+            return StepReplay(part.network, n, sum(part.sizes), tape_bytes)
+        tapes = self._tapes.setdefault(part.prefix, Tapes(cast(LSTMRule, part.network)))
+        return CoordinateReplay(tapes, n, part.sizes, tape_bytes, self._sample, self._draws)
 
     @override
     def unroll(self, steps: int) -> UnrollResult:
@@ -165,15 +174,11 @@ class FirstOrderEstimator(_ReplayEstimator[Replay]):
 
 
 class SecondOrderEstimator(_ReplayEstimator[StepReplay]):
-    """With the dashed edges of figure 2; it keeps the rule's states of a window, and no graph for longer than a step.
-
-    Args:
-        rule: what to train.
-    """
+    """With the dashed edges of figure 2, by Hessian-vector products, with no graph through the tasks."""
 
     @override
-    def _replay(self, part: Part, n: int, share: float) -> StepReplay:
-        return StepReplay(part.network, n, sum(part.sizes))
+    def _replay(self, part: Part, n: int, tape_bytes: int) -> StepReplay:
+        return StepReplay(part.network, n, sum(part.sizes), tape_bytes)
 
     @override
     def unroll(self, steps: int) -> UnrollResult:
@@ -209,7 +214,7 @@ class AutogradEstimator(GradientEstimator):
             tasks' losses must then be twice differentiable by autograd.
     """
 
-    def __init__(self, rule: LearnedRule, *, second_order: bool) -> None:
+    def __init__(self, rule: UpdateRule, *, second_order: bool) -> None:
         super().__init__(rule)
         self._second_order = second_order
 

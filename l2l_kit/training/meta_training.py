@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from l2l_kit.errors import MetaTrainingDivergedError, WeightsFileError, check_counts, check_positive
-from l2l_kit.optimizers import LearnedRule
+from l2l_kit.optimizers import UpdateRule
 from l2l_kit.paths import user_path
 from l2l_kit.problems import Problem, TaskBatch
 from l2l_kit.problems.base import check_problem, draw
@@ -43,17 +43,17 @@ class MetaTraining:
     """The settings of a meta-training run. Together with problem, optimizer and machine they determine every bit of it.
 
     Args:
-        horizon: steps that the optimizees are run for, T in equation 3.
+        horizon: steps that the tasks are run for, T in equation 3.
         unroll: steps that are backpropagated through at once; each window ends in one meta-update. Where the horizon
             is not a multiple of it, the last window is shorter.
         epochs: how often the optimizer is validated; the best one by final validation loss is kept.
-        episodes_per_epoch: batches of optimizees between two validations.
-        batch_size: optimizees per batch; the meta-gradient is their mean.
+        episodes_per_epoch: batches of tasks between two validations.
+        batch_size: tasks per batch; the meta-gradient is their mean.
         meta_lr: learning rate of Adam, the meta-optimizer.
         schedule: "constant", or "cosine": annealed from `meta_lr` to a hundredth of it over the run.
         clip_norm: the meta-gradient's norm is clipped to this, so that the steep first window of an episode does not
             drown the later ones; None for no clipping.
-        validation_tasks: optimizees to validate on: the same ones after each epoch, never trained on.
+        validation_tasks: tasks to validate on: the same ones after each epoch, never trained on.
         second_derivatives: keep the gradients along the dashed edges of figure 2.
         sample: coordinates of each parameter tensor from which the meta-gradient is estimated, where it has more (see
             `FirstOrderEstimator`); None for all.
@@ -81,12 +81,12 @@ class MetaTraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = {
-            name: getattr(self, name) for name in ("horizon", "unroll", "epochs", "episodes_per_epoch", "batch_size")
-        }
-        optional = {name: getattr(self, name) for name in ("sample", "shards") if getattr(self, name) is not None}
-        check_counts("meta-training", **counts, validation_tasks=self.validation_tasks, **optional)
-        check_positive("meta-training", meta_lr=self.meta_lr, clip_norm=1 if self.clip_norm is None else self.clip_norm)
+        open_ones = ("clip_norm", "sample", "shards")
+        given = {name: value for name, value in asdict(self).items() if value is not None or name not in open_ones}
+        numbers = {name: given.pop(name) for name in ("meta_lr", "clip_norm") if name in given}
+        counts = given.keys() - {"schedule", "second_derivatives", "seed"}
+        check_counts("meta-training", **{name: given[name] for name in sorted(counts)})
+        check_positive("meta-training", **numbers)
         if self.sample is not None and self.second_derivatives:
             raise ValueError("meta-training: with second_derivatives all coordinates are needed; leave sample None.")
         if self.shards is not None and self.batch_size % self.shards:
@@ -94,16 +94,13 @@ class MetaTraining:
                 f"meta-training: batch_size {self.batch_size} cannot be cut into {self.shards} shards of equal size."
             )
         if self.unroll > self.horizon:
-            raise ValueError(
-                f"meta-training: unroll {self.unroll} is longer than the horizon {self.horizon}; "
-                f"choose an unroll of at most {self.horizon}."
-            )
+            raise ValueError(f"meta-training: unroll {self.unroll} is longer than the horizon {self.horizon}.")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f'meta-training: schedule must be "constant" or "cosine", got {self.schedule!r}.')
 
     @property
     def episodes(self) -> int:
-        """Batches of optimizees in the whole run."""
+        """Batches of tasks in the whole run."""
         return self.epochs * self.episodes_per_epoch
 
     @property
@@ -125,8 +122,8 @@ class EpochRecord:
 
     Attributes:
         epoch: number of the epoch.
-        training_loss: f(θ(t)), averaged over steps, optimizees and episodes; NaN in epoch 0.
-        validation_loss: f(θ(horizon)), averaged over the validation optimizees.
+        training_loss: f(θ(t)), averaged over steps, tasks and episodes; NaN in epoch 0.
+        validation_loss: f(θ(horizon)), averaged over the validation tasks.
         seconds: meta-training time up to here.
     """
 
@@ -202,7 +199,7 @@ class Progress(NamedTuple):
 
 
 def validation_batch(problem: Problem, settings: MetaTraining, device: torch.device | None = None) -> TaskBatch:
-    """The optimizees on which a run with these settings validates after each epoch."""
+    """The tasks on which a run with these settings validates after each epoch."""
     return draw(problem.validation_problem(), settings.validation_tasks, generator(settings.seed, "validation"), device)
 
 
@@ -212,12 +209,12 @@ class MetaTrainer:
     Iterate over `run`; to cancel, stop iterating and close the generator. However it ends, the optimizer then holds the
     weights with the best validation loss, and `history` tells the rest.
 
-    Where torchrun started several processes (see `processes.together`), each runs its share of the shards, all of them
-    take the same meta-updates, and the first one validates and saves.
+    Where torchrun started several processes (see `process_group`), each runs its share of the shards, all of them take
+    the same meta-updates, and the first one validates and saves.
 
     Args:
-        optimizer: is trained in place.
-        problem: where the optimizees come from.
+        rule: is trained in place.
+        problem: where the tasks come from.
         settings: how.
         checkpoint: file in which the run is saved after each epoch. If it exists the run continues from it, with the
             same bits as if it had never stopped.
@@ -230,7 +227,7 @@ class MetaTrainer:
 
     def __init__(
         self,
-        optimizer: LearnedRule,
+        rule: UpdateRule,
         problem: Problem,
         settings: MetaTraining | None = None,
         *,
@@ -239,12 +236,12 @@ class MetaTrainer:
     ) -> None:
         check_problem(problem)
         self.device = pick_device(device)
-        self.optimizer = optimizer.to(self.device)
+        self.rule = rule.to(self.device)
         self.problem = problem
         self.settings = settings or MetaTraining()
         self.history = History(problem.config(), self.settings, str(self.device), [])
         self._checkpoint = None if checkpoint is None else user_path(checkpoint)
-        self._meta_optimizer = torch.optim.Adam(optimizer.parameters(), lr=self.settings.meta_lr)
+        self._meta_optimizer = torch.optim.Adam(rule.parameters(), lr=self.settings.meta_lr)
         self._best = self._weights()
         self._rank, self._processes = rank_and_world_size()
         if (self.settings.shards or 1) % self._processes:
@@ -304,16 +301,16 @@ class MetaTrainer:
         finally:
             if self.history.stopped == "running":
                 self.history.stopped = "cancelled"
-            self.optimizer.load_state_dict(self._best)
-            self.optimizer.zero_grad(set_to_none=True)
+            self.rule.load_state_dict(self._best)
+            self.rule.zero_grad(set_to_none=True)
 
     def _estimator(self) -> GradientEstimator:
         if self.settings.second_derivatives:
-            return SecondOrderEstimator(self.optimizer)
-        return FirstOrderEstimator(self.optimizer, sample=self.settings.sample)
+            return SecondOrderEstimator(self.rule)
+        return FirstOrderEstimator(self.rule, sample=self.settings.sample)
 
     def _episode(self, episode: int) -> float:
-        """One batch of optimizees over the horizon; returns the mean loss along it."""
+        """One batch of tasks over the horizon; returns the mean loss along it."""
         settings = self.settings
         for shard, estimator in self._estimators.items():
             which = (episode,) if settings.shards is None else (episode, shard)
@@ -326,11 +323,11 @@ class MetaTrainer:
         for unroll in settings.windows:
             windows = [estimator.unroll(unroll) for estimator in self._estimators.values()]
             step += unroll
-            for name, weight in self.optimizer.named_parameters():
+            for name, weight in self.rule.named_parameters():
                 weight.grad = all_reduce_mean(
                     torch.stack([window.meta_gradient[name] for window in windows]).mean(dim=0)
                 )
-            norm = torch.nn.utils.clip_grad_norm_(self.optimizer.parameters(), settings.clip_norm or math.inf)
+            norm = torch.nn.utils.clip_grad_norm_(self.rule.parameters(), settings.clip_norm or math.inf)
             if not norm.isfinite():
                 raise MetaTrainingDivergedError(f"the meta-gradient became {norm.item()} at step {step}")
             self._meta_optimizer.step()
@@ -343,26 +340,26 @@ class MetaTrainer:
         settings = self.settings
         like = next(iter(validation.initial_params.values()))
         if self._rank == 0:
-            losses = rollout(self.optimizer, validation, settings.horizon).to(like)
+            losses = rollout(self.rule, validation, settings.horizon).to(like)
         else:
             losses = like.new_empty(settings.validation_tasks, settings.horizon + 1)
         losses = broadcast_from_first(losses)
         final = losses[:, -1].mean().item()
-        best = min((record.validation_loss for record in self.history.records), key=_nan_last, default=math.nan)
-        self.history.records.append(EpochRecord(epoch, training_loss, final, self.seconds))
-        if _nan_last(final) < _nan_last(best):
+        record = EpochRecord(epoch, training_loss, final, self.seconds)
+        self.history.records.append(record)
+        if self.history.best is record:
             self._best = self._weights()
         if self._checkpoint is not None and self._rank == 0:
             self._save(self._checkpoint)
         return Progress(epoch, epoch * settings.episodes_per_epoch, training_loss, losses)
 
     def _weights(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in self.optimizer.state_dict().items()}
+        return {name: tensor.detach().clone() for name, tensor in self.rule.state_dict().items()}
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to be continued."""
         identity = {
-            "optimizer": self.optimizer.config(),
+            "optimizer": self.rule.config(),
             "problem": self.problem.config(),
             "settings": asdict(self.settings),
         }
@@ -389,34 +386,21 @@ class MetaTrainer:
                     f"{path}: a checkpoint of another run, whose {part} had {listed}. Continue it with those, or name "
                     "another file, or delete this one to start anew."
                 )
-        best, weights = _with_prefix(tensors, "best."), _with_prefix(tensors, "weights.")
-        adam, records = self._meta_optimizer.state_dict(), _records(path, about)
-        for index, weight in enumerate(self.optimizer.parameters()):
+        adam = self._meta_optimizer.state_dict()
+        for index, _ in enumerate(self.rule.parameters()):
             if state := _with_prefix(tensors, f"adam.{index}."):
-                shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-                if shapes != {"step": (), "exp_avg": tuple(weight.shape), "exp_avg_sq": tuple(weight.shape)}:
-                    raise WeightsFileError(
-                        f"{path}: Adam's state of weight {index} has other parts or shapes: {shapes}."
-                    )
                 check_finite(state, f"{path} (Adam's state of weight {index})")
                 adam["state"][index] = state
-        load_weights(self.optimizer, best, f"{path} (best weights)")
-        load_weights(self.optimizer, weights, str(path))
+        best = _with_prefix(tensors, "best.")
+        load_weights(self.rule, best, f"{path} (best weights)")
+        load_weights(self.rule, _with_prefix(tensors, "weights."), str(path))
+        try:
+            records = [EpochRecord(**record) for record in about["history"]]
+            self._earlier_seconds = float(records[-1].seconds)
+            self._meta_optimizer.load_state_dict(adam)
+        except Exception as error:  # a file can be wrong in any way
+            raise WeightsFileError(f"{path}: a checkpoint that cannot be continued ({error}).") from error
         self._best, self.history.records = best, records
-        self._meta_optimizer.load_state_dict(adam)
-        self._earlier_seconds = records[-1].seconds
-
-
-def _records(path: Path, about: dict[str, Any]) -> list[EpochRecord]:
-    """The history that a checkpoint holds: a record for each epoch from 0."""
-    try:
-        records = [EpochRecord(**record) for record in about["history"]]
-        numbers = all(isinstance(value, int | float) for record in records for value in asdict(record).values())
-        if numbers and records and [record.epoch for record in records] == list(range(len(records))):
-            return records
-    except (KeyError, TypeError) as error:
-        raise WeightsFileError(f"{path}: its history cannot be used ({error}).") from error
-    raise WeightsFileError(f"{path}: its history cannot be used: {about['history']!r}.")
 
 
 def _nan_last(loss: float) -> float:
@@ -428,7 +412,7 @@ def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def meta_train(
-    optimizer: LearnedRule,
+    rule: UpdateRule,
     problem: Problem,
     settings: MetaTraining | None = None,
     *,
@@ -441,7 +425,7 @@ def meta_train(
     Interrupting it (Ctrl-C, or "stop" in a notebook) ends the training and keeps the best weights so far.
 
     Args:
-        optimizer, problem, settings, checkpoint, device: as in `MetaTrainer`.
+        rule, problem, settings, checkpoint, device: as in `MetaTrainer`.
         progress: show a progress bar.
 
     Returns:
@@ -451,7 +435,7 @@ def meta_train(
         TypeError, WeightsFileError: as `MetaTrainer`.
         MetaTrainingDivergedError: as `MetaTrainer.run`.
     """
-    trainer = MetaTrainer(optimizer, problem, settings, checkpoint=checkpoint, device=device)
+    trainer = MetaTrainer(rule, problem, settings, checkpoint=checkpoint, device=device)
     done = (len(trainer.history.records) - 1) * trainer.settings.episodes_per_epoch
     events = trainer.run()
     # tqdm's own switch for headless runs, which its notebook bar does not look at.

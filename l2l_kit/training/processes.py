@@ -1,4 +1,4 @@
-"""Meta-training on several processes, as torchrun starts them: each takes its share of the optimizees."""
+"""Meta-training on several processes, as torchrun starts them: each takes its share of the tasks."""
 
 from __future__ import annotations
 

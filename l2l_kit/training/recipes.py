@@ -25,7 +25,7 @@ from torch import Tensor
 
 from l2l_kit import optimizers, problems
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.optimizers import Baseline, GroupedBaselines, LearnedRule, baseline
+from l2l_kit.optimizers import Baseline, GroupedBaselines, UpdateRule, baseline
 from l2l_kit.paths import RECIPES, toml_file
 from l2l_kit.problems import Problem
 from l2l_kit.storage import BoundedWeights, load_weights
@@ -85,7 +85,7 @@ class Recipe:
         """The problem that the optimizer is trained on."""
         return problems.make(self.problem)
 
-    def make_optimizer(self) -> LearnedRule:
+    def make_optimizer(self) -> UpdateRule:
         """The optimizer with its initial weights.
 
         Raises:

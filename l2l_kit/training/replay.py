@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from l2l_kit.optimizers import LearnedRule, LSTMOptimizer, LSTMState, LSTMTape, RecurrentRule
+from l2l_kit.optimizers import LSTMRule, LSTMState, LSTMTape, RecurrentRule, UpdateRule
 from l2l_kit.optimizers.base import Part, map_state
 from l2l_kit.optimizers.tape import floats_per_step
 from l2l_kit.tensors import Layout, Tensors, ravel
+
+ACTIVATIONS = 10
+"""Numbers that autograd keeps of a step for each that the network remembers of it, roughly."""
 
 
 class Tapes:
     """Tapes of one LSTM by size, kept from window to window, since their buffers are large and slow to make."""
 
-    def __init__(self, lstm: LSTMOptimizer) -> None:
+    def __init__(self, lstm: LSTMRule) -> None:
         self.lstm = lstm
         self._tapes: dict[tuple[int, int], LSTMTape] = {}
 
@@ -67,18 +70,19 @@ class Recorder(Generic[SomeReplay]):
 
     Args:
         rule: what to run.
-        make_replay: from a part of the rule, the number of tasks, and the part's share of the memory.
+        make_replay: from a part of the rule, the number of tasks and the memory that its activations may take.
+        tape_bytes: that memory for all parts together.
     """
 
-    def __init__(self, rule: LearnedRule, make_replay: Callable[[Part, int, float], SomeReplay]) -> None:
-        self._rule, self._make_replay = rule, make_replay
+    def __init__(self, rule: UpdateRule, make_replay: Callable[[Part, int, int], SomeReplay], tape_bytes: int) -> None:
+        self._rule, self._make_replay, self._tape_bytes = rule, make_replay, tape_bytes
         self.dtype = next(rule.parameters()).dtype  # the tasks may be of another
 
     def init(self, params: Tensors) -> None:
         """As in `Optimizer`."""
         self.layout = Layout.of(params)
         n, parts = len(next(iter(params.values()))), self._rule.parts(self.layout)
-        self.replays = [(part, self._make_replay(part, n, 1 / len(parts))) for part in parts]
+        self.replays = [(part, self._make_replay(part, n, self._tape_bytes // len(parts))) for part in parts]
 
     def update(self, gradients: Tensors, state: None, params: Tensors) -> tuple[Tensors, None]:
         """As in `Optimizer`."""
@@ -181,30 +185,47 @@ class CoordinateReplay(Replay):
 
 
 class StepReplay(Replay):
-    """For any network: back through a window one step at a time, each by autograd from the state that it began in.
+    """For any network: back through a window one step at a time, by autograd.
+
+    A step's graph is kept from the way there as long as there is room in `tape_bytes`; the other steps are taken again,
+    each from the state that it began in.
 
     Args:
         network: what to run.
         n: number of tasks.
         coordinates: of each task.
+        tape_bytes: memory that graphs may take.
 
     Attributes:
         meta_gradient: with respect to the network's weights, by name, once the way back is done.
     """
 
-    def __init__(self, network: RecurrentRule[Any], n: int, coordinates: int) -> None:
+    def __init__(self, network: RecurrentRule[Any], n: int, coordinates: int, tape_bytes: int) -> None:
         self._network = network
-        self._states = [network.initial_state(n, coordinates)]
+        self._state = network.initial_state(n, coordinates)
+        remembered = sum(part.numel() * part.element_size() for part in self._state)
+        self._room = tape_bytes // (ACTIVATIONS * remembered)
 
     @override
     def start(self, steps: int) -> None:
-        self._states = self._states[-1:]
+        self._states, self._graphs = list[Any](), list[_StepGraph]()
 
     @override
     def step(self, gradients: Tensor) -> Tensor:
-        updates, state = self._network.step(gradients, self._states[-1])
-        self._states.append(state)
+        self._states.append(self._state)
+        if len(self._graphs) < self._room:
+            self._graphs.append(self._graph(gradients, self._state))
+            updates, *after = map(Tensor.detach, self._graphs[-1].outputs)
+            self._state = type(self._state)(*after)
+        else:
+            updates, self._state = self._network.step(gradients, self._state)
         return updates
+
+    @torch.enable_grad()
+    def _graph(self, gradients: Tensor, state: Any) -> _StepGraph:
+        inputs = [part.detach().requires_grad_() for part in (gradients, *state)]
+        updates, after = self._network(inputs[0], type(state)(*inputs[1:]))
+        return _StepGraph(inputs, [updates, *after])
 
     @override
     def backward(self, gradients: Tensor) -> dict[str, Tensor]:
@@ -216,10 +237,9 @@ class StepReplay(Replay):
 
     def turn_back(self) -> None:
         """End the window: nothing comes after its last step."""
-        self._upstream_of_state = [torch.zeros_like(part) for part in self._states[-1]]
+        self._by_state = [torch.zeros_like(part) for part in self._state]
         self.meta_gradient = {name: torch.zeros_like(weight) for name, weight in self._network.named_parameters()}
 
-    @torch.enable_grad()
     def step_back(self, t: int, gradients: Tensor, upstream: Tensor) -> Tensor:
         """The gradient with respect to ∇f(θ(t)), shape ``(n, coordinates)``; later steps come first.
 
@@ -228,18 +248,17 @@ class StepReplay(Replay):
             gradients: ∇f(θ(t)), same shape.
             upstream: gradient with respect to the step's updates, same shape.
         """
-        before = [part.detach().requires_grad_() for part in self._states[t]]
-        seen = gradients.detach().requires_grad_()
-        updates, after = self._network(seen, type(self._states[t])(*before))
+        inputs, outputs = self._graphs.pop() if t < len(self._graphs) else self._graph(gradients, self._states[t])
         names, weights = zip(*self._network.named_parameters(), strict=True)
-        by_seen, *found = torch.autograd.grad(
-            (updates, *after), (seen, *before, *weights), (upstream, *self._upstream_of_state), allow_unused=True
-        )
-        of_state, of_weights = found[: len(before)], found[len(before) :]
-        self._upstream_of_state = [
-            torch.zeros_like(part) if gradient is None else gradient
-            for part, gradient in zip(before, of_state, strict=True)
-        ]
-        for name, gradient in zip(names, of_weights, strict=True):
+        found = torch.autograd.grad(outputs, (*inputs, *weights), (upstream, *self._by_state), materialize_grads=True)
+        for name, gradient in zip(names, found[len(inputs) :], strict=True):
             self.meta_gradient[name] += gradient
-        return by_seen
+        by_gradients, *self._by_state = found[: len(inputs)]
+        return by_gradients
+
+
+class _StepGraph(NamedTuple):
+    """One step with its graph: gradients and state, then updates and the state after it."""
+
+    inputs: list[Tensor]
+    outputs: list[Tensor]
