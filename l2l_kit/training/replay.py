@@ -178,10 +178,10 @@ class CoordinateReplay(Replay):
         for size in self._sizes:
             kept = min(size, self._sample)
             columns.append(row + first + torch.rand(self._n, size, generator=self._draws).topk(kept).indices)
-            weights.append(torch.full((self._n, kept), size / kept))
+            weights.append(torch.full((self._n, kept), size / kept, dtype=like.dtype))
             first += size
         chosen, weight = (torch.cat(parts, dim=1).flatten().to(like.device) for parts in (columns, weights))
-        return chosen, weight.to(like.dtype)
+        return chosen, weight
 
 
 class StepReplay(Replay):
