@@ -51,10 +51,10 @@ def assert_equal_windows(found, expected, tolerance=1e-12):
 
 @both_orders
 @pytest.mark.parametrize("windows", WINDOWS.values(), ids=WINDOWS)
-@pytest.mark.parametrize("tape_bytes", [10**9, 110_000], ids=["all kept", "some kept"])
+@pytest.mark.parametrize("tape_bytes", [110_000, 1], ids=["some kept", "nothing kept"])
 @every_rule
 def test_replay_equals_autograd(make, tape_bytes, windows, second_order):
-    """Whether there is room for what autograd keeps of all steps or not."""
+    """Where there is room for what is recorded of some steps, or of none; below there is room for all."""
     rule = make().double()
     found = run(estimator_of(rule, second_order, tape_bytes), Network(), windows)
     assert_equal_windows(found, run(AutogradEstimator(rule, second_order=second_order), Network(), windows))
