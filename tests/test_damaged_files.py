@@ -14,7 +14,6 @@ import struct
 import sys
 import zlib
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -240,7 +239,7 @@ def checkpoint(folder):
     def read():
         resumed = trainer()
         weights = [weight.tolist() for weight in resumed.optimizer.state_dict().values()]
-        return [asdict(record)["validation_loss"] for record in resumed.history.records], weights
+        return [record.validation_loss for record in resumed.history.records], weights
 
     return path, read, True
 

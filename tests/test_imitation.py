@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from l2l_kit import zoo
-from l2l_kit.optimizers import GroupedBaselines, GroupedRule, LSTMRule, baseline
+from l2l_kit.optimizers import GroupedRule, LSTMRule, baseline
 from l2l_kit.problems import Quadratics
 from l2l_kit.randomness import generator
 from l2l_kit.training import Imitation, imitate, read_recipes, trajectory
-from l2l_kit.training.imitation import _record
+from l2l_kit.training.imitation import GroupedBaselines, _record
 
 BRIEF = Imitation(networks=3, horizon=100, unroll=10, passes=30, lr=0.01)
 
