@@ -1,8 +1,7 @@
 """Named tensors: the currency between problems and optimizers.
 
-A batch of ``n`` tasks is a dict of tensors whose first axis has length ``n``. An optimizer that works on every
-coordinate alike sees the same numbers as one row per task, ``(n, coordinates)``; `ravel` and `Layout.unravel`
-go from one view to the other.
+A batch of ``n`` tasks is a dict of tensors whose first axis has length ``n``. An optimizer that treats all coordinates
+alike sees the same numbers as one row per task, ``(n, coordinates)``; `ravel` and `Layout.unravel` convert.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class Layout:
         return [math.prod(shape) for _, shape in self.shapes]
 
     def unravel(self, rows: Tensor) -> Tensors:
-        """Rows of shape ``(n, coordinates)`` as named tensors of shape ``(n, *shape)``; views, where torch can."""
+        """Rows of shape ``(n, coordinates)`` as named tensors of shape ``(n, *shape)``; views where possible."""
         pieces = rows.split_with_sizes(self.sizes, dim=1)
         return {
             name: piece.reshape(len(rows), *shape) for (name, shape), piece in zip(self.shapes, pieces, strict=True)
@@ -48,7 +47,7 @@ def ravel(tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
-    """The device asked for, or with ``None`` the best there is: "cuda", else "cpu".
+    """The device of that name; None is the best there is: "cuda", else "cpu".
 
     Raises:
         ValueError: if there is no such device, or "cuda" is asked for and torch sees no GPU.
@@ -58,7 +57,7 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
     try:
         chosen = torch.device(device)
         if chosen.type != "cuda":
-            torch.zeros(1, device=chosen).item()  # torch knows names of devices that are not here, or hold no numbers
+            torch.zeros(1, device=chosen).item()  # torch also knows devices that do not exist here or hold no numbers
     except RuntimeError as error:
         raise ValueError(f'there is no device {str(device)!r}; use "cpu" or "cuda".') from error
     if chosen.type == "cuda" and not torch.cuda.is_available():

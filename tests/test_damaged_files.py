@@ -13,7 +13,6 @@ import sqlite3
 import struct
 import sys
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from l2l_kit import zoo
-from l2l_kit.optimizers import GroupedBaselines, GroupedRule, LSTMRule, baseline
+from l2l_kit.optimizers import GroupedRule, LSTMRule, baseline
 from l2l_kit.problems import Quadratics
 from l2l_kit.randomness import generator
 from l2l_kit.training import Imitation, imitate, read_recipes, rollout, trajectory

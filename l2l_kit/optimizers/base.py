@@ -1,21 +1,23 @@
-"""The contract of every optimizer, and what a learned one has on top of it."""
+"""The contract of every optimizer, and what a learned update rule adds to it."""
 
 from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from l2l_kit.tensors import Layout, Tensors
+from l2l_kit.tensors import Layout, Tensors, ravel
 
 if TYPE_CHECKING:
     from l2l_kit.optimizers.lstm import RecurrentRule
 
 State = TypeVar("State")
-Memory = TypeVar("Memory", bound=tuple[Tensor, ...])
+Memory = tuple[Tensor, ...]  # the state of one network: a named tuple of tensors
+SomeMemory = TypeVar("SomeMemory", bound=Memory)
 
 
 class Optimizer(Protocol[State]):
@@ -29,63 +31,73 @@ class Optimizer(Protocol[State]):
         """The state h(0) before the first update, for parameters of these shapes, types and devices."""
 
     def update(self, gradients: Tensors, state: State, params: Tensors) -> tuple[Tensors, State]:
-        """The updates g(t) to add to the parameters θ(t), and the state h(t+1); h(t) is not to be used again."""
+        """The updates g(t) to add to the parameters θ(t), and the state h(t+1). The state h(t) is used up."""
 
 
 class Part(NamedTuple):
-    """The coordinates that one recurrent network of a learned optimizer looks after.
+    """The coordinates of a task that one of a rule's networks moves.
 
     Attributes:
-        prefix: of the network's weights among those of the whole.
-        network: who looks after them.
-        columns: where they are in a row of all coordinates of an task.
-        sizes: coordinates of each of their tensors.
+        prefix: what the names of the network's weights begin with in the rule's `state_dict`.
+        network: the network.
+        columns: where its coordinates are in a row of all of them.
+        sizes: number of coordinates of each of its tensors.
     """
 
     prefix: str
-    network: RecurrentRule[Any]
+    network: RecurrentRule
     columns: slice | Tensor
     sizes: list[int]
 
 
 class UpdateRule(nn.Module, ABC):
-    """A learned optimizer: an `Optimizer` whose weights φ can be trained, saved and loaded."""
+    """A learned optimizer: an `Optimizer` whose weights φ can be trained, saved and loaded.
+
+    A rule is made of one or more recurrent networks, and its state is a list of theirs.
+    """
 
     kind: ClassVar[str]
 
     @property
     @abstractmethod
     def coordinatewise(self) -> bool:
-        """Whether each coordinate moves by itself. If not, the coordinates of a task depend on each other."""
+        """Whether a coordinate's updates depend on its own gradients alone."""
 
     @abstractmethod
-    def config(self) -> dict[str, Any]:
-        """What `optimizers.make` needs to build this optimizer again, up to its weights."""
+    def config(self) -> dict[str, object]:
+        """The arguments from which `optimizers.make` builds this rule again, without its trained weights."""
+
+    @abstractmethod
+    def network_for(self, kind: str | None) -> RecurrentRule:
+        """The network that moves a kind of parameter, such as "conv"; None for parameters of no kind."""
+
+    @abstractmethod
+    def parts(self, layout: Layout) -> list[Part]:
+        """Which network moves which coordinates of parameters with that layout."""
 
     def fingerprint(self) -> str:
-        """Identifies the rule by its configuration and its weights in single precision, whatever type holds them."""
+        """Identifies the rule by its configuration and its weights in single precision."""
         digest = hashlib.blake2b(repr(sorted(self.config().items())).encode(), digest_size=8)
         for tensor in self.state_dict().values():
             digest.update(tensor.float().cpu().numpy().tobytes())
         return digest.hexdigest()
 
-    @abstractmethod
-    def network_for(self, kind: str | None) -> RecurrentRule[Any]:
-        """The network that looks after a kind of parameter, such as "conv"; None where the kind is not known."""
-
-    @abstractmethod
-    def parts(self, layout: Layout) -> list[Part]:
-        """Which network looks after which coordinates of parameters with that layout."""
-
-    @abstractmethod
-    def init(self, params: Tensors) -> Any:
+    def init(self, params: Tensors) -> list[Memory]:
         """As in `Optimizer`."""
+        n = len(next(iter(params.values())))
+        return [part.network.initial_state(n, sum(part.sizes)) for part in self.parts(Layout.of(params))]
 
-    @abstractmethod
-    def update(self, gradients: Tensors, state: Any, params: Tensors) -> tuple[Tensors, Any]:
+    @torch.no_grad()
+    def update(self, gradients: Tensors, state: list[Memory], params: Tensors) -> tuple[Tensors, list[Memory]]:
         """As in `Optimizer`."""
+        layout, rows = Layout.of(gradients), ravel(gradients)
+        updates, after = torch.empty_like(rows), list[Memory]()
+        for part, memory in zip(self.parts(layout), state, strict=True):
+            updates[:, part.columns], memory = part.network.step(rows[:, part.columns], memory)
+            after.append(memory)
+        return layout.unravel(updates), after
 
 
-def map_state(state: Memory, change: Callable[[Tensor], Tensor]) -> Memory:
+def map_state(state: SomeMemory, change: Callable[[Tensor], Tensor]) -> SomeMemory:
     """A state with each of its tensors changed."""
     return type(state)(*map(change, state))

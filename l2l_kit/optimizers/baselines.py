@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -11,22 +10,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, optim
 
-from l2l_kit.errors import UnknownNameError
+from l2l_kit.errors import UnknownNameError, check_positive
 from l2l_kit.tensors import Tensors
 
 
 class _Kind(NamedTuple):
-    """How torch's optimizer is made from tensors and a learning rate, and what it does beyond adding up gradients.
-
-    Attributes:
-        make: torch's class with its settings.
-        decays: whether it looks at the parameters, as for weight decay.
-        others: for one that moves matrices as a whole, the kind that moves all other tensors; None if coordinatewise.
-    """
-
-    make: Callable[..., optim.Optimizer]
-    decays: bool = False
-    others: str | None = None
+    make: Callable[..., optim.Optimizer]  # torch's class with its settings
+    decays: bool = False  # whether the update depends on the parameters
+    others: str | None = None  # for an optimizer of matrices: the kind that moves all other tensors
 
 
 # Torch7's defaults, which the paper keeps (section 3): momentum 0.9, Adam 0.9/0.999/1e-8, RMSprop 0.99/1e-8.
@@ -35,44 +26,37 @@ _KINDS = {
     "nag": _Kind(partial(optim.SGD, momentum=0.9, nesterov=True)),
     "rmsprop": _Kind(partial(optim.RMSprop, alpha=0.99, eps=1e-8)),
     "adam": _Kind(partial(optim.Adam, betas=(0.9, 0.999), eps=1e-8)),
-    # Later ones: Adam with Nesterov's momentum (Dozat, 2016), which `cifar` imitates; with decoupled weight decay
-    # (Loshchilov and Hutter, 2019); and momentum made orthogonal (Jordan et al., 2024), with AdamW's learning rates.
+    # Later ones: Adam with Nesterov's momentum (Dozat, 2016), which `cifar` imitates; Adam with decoupled weight decay
+    # (Loshchilov and Hutter, 2019); orthogonalized momentum (Jordan et al., 2024), with AdamW's learning rates.
     "nadam": _Kind(partial(optim.NAdam, betas=(0.9, 0.99), eps=1e-8, momentum_decay=0.0)),
     "adamw": _Kind(partial(optim.AdamW, weight_decay=0.01), decays=True),
     "muon": _Kind(partial(optim.Muon, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"), decays=True, others="adamw"),
 }
 
 BASELINES: dict[str, str] = {"sgd": "SGD", "nag": "NAG", "rmsprop": "RMSprop", "adam": "Adam"}
-"""The paper's baselines by name, and how figures and tables write them."""
+"""The paper's baselines by name, with their labels in figures and tables."""
 
 
 class BaselineState(NamedTuple):
-    """What a baseline works with; `Baseline.update` changes it in place.
+    """The optimizers of a run; `Baseline.update` changes them in place."""
 
-    Attributes:
-        moved: tensors like the parameters, which torch's optimizers move.
-        leaves: by name, what of them is given to torch: the tensor, or the matrix of each task.
-        optimizers: torch's.
-        schedules: of their learning rates.
-    """
-
-    moved: Tensors
-    leaves: dict[str, tuple[Tensor, ...]]
+    moved: Tensors  # tensors like the parameters, which torch's optimizers move
+    leaves: dict[str, tuple[Tensor, ...]]  # their views that torch's optimizers get: the tensor, or each task's matrix
     optimizers: list[optim.Optimizer]
     schedules: list[optim.lr_scheduler.LambdaLR]
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A hand-designed optimizer with its learning rate; on a batch every task is on its own.
+    """A hand-designed optimizer with its learning rate. It treats each task of a batch independently.
 
     Attributes:
         name: "sgd", "nag", "rmsprop", "adam", "nadam", "adamw" or "muon".
         lr: learning rate of the first step.
-        decay: τ, in steps, where the learning rate of step t is ``lr / sqrt(1 + t/τ)``; None for a constant one.
+        decay: τ in steps: the learning rate of step t is ``lr / sqrt(1 + t/τ)``. None for a constant one.
 
     Raises:
-        UnknownNameError: for an unknown name; the message offers the nearest one.
+        UnknownNameError: for an unknown name.
         ValueError: if the learning rate or the decay is not a positive number.
     """
 
@@ -83,12 +67,10 @@ class Baseline:
     def __post_init__(self) -> None:
         if self.name not in _KINDS:
             raise UnknownNameError("baseline", self.name, _KINDS)
-        for what, value in (("lr", self.lr), ("decay", 1.0 if self.decay is None else self.decay)):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"baseline {self.name!r}: {what} must be a positive number, got {value!r}.")
+        check_positive(f"baseline {self.name!r}", lr=self.lr, decay=1.0 if self.decay is None else self.decay)
 
     def config(self) -> dict[str, str | float]:
-        """What describes it in JSON. What is not set is left out, so that a new field changes no old description."""
+        """The arguments of this baseline. Those that are None are left out, so that a new one changes no old file."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def init(self, params: Tensors) -> BaselineState:
@@ -110,8 +92,8 @@ class Baseline:
 
     @torch.no_grad()
     def update(self, gradients: Tensors, state: BaselineState, params: Tensors) -> tuple[Tensors, BaselineState]:
-        """What torch's optimizer adds to the parameters when it meets these gradients."""
-        # Where an optimizer does not look at the parameters, it moves zeros: they become the update, not rounded.
+        """As in `Optimizer`."""
+        # An optimizer that ignores the parameters moves zeros instead, which so become the update without rounding.
         decays = _KINDS[self.name].decays
         for name, tensor in state.moved.items():
             tensor.copy_(params[name]) if decays else tensor.zero_()
@@ -126,5 +108,5 @@ class Baseline:
 
 
 def baseline(name: str, lr: float, decay: float | None = None) -> Baseline:
-    """A baseline by name, in any case; the rest as in `Baseline`."""
+    """As `Baseline`, with the name in upper or lower case."""
     return Baseline(name.lower(), lr, decay)

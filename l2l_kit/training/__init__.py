@@ -1,4 +1,8 @@
-"""How an optimizer is learned: unrolling, meta-gradients, the meta-training loop, recipes and search."""
+"""How a rule is trained: meta-gradients, the meta-training loop, recipes and search.
+
+meta_gradient.py computes the gradient of equation 3, the loss of a rule. It backpropagates through the rule by
+replay.py, which uses the tapes of optimizers/tape.py. meta_training.py is the loop around it.
+"""
 
 from __future__ import annotations
 

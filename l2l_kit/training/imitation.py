@@ -13,7 +13,7 @@ done there (DAgger; Ross, Gordon and Bagnell, 2011).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -104,6 +104,37 @@ class Taught:
     network: int
     losses: Tensor
     error: float
+
+
+class GroupedBaselines:
+    """A hand-designed optimizer for each kind of parameter, as a teacher for a `GroupedRule`.
+
+    Args:
+        groups: the optimizers by kind.
+    """
+
+    def __init__(self, groups: Mapping[str, Optimizer[Any]]) -> None:
+        self.groups = dict(groups)
+
+    def init(self, params: Tensors) -> dict[str, Any]:
+        """As in `Optimizer`; the states by kind."""
+        return {kind: self.groups[kind].init(named) for kind, named in _by_kind(params).items()}
+
+    def update(self, gradients: Tensors, state: dict[str, Any], params: Tensors) -> tuple[Tensors, dict[str, Any]]:
+        """As in `Optimizer`."""
+        updates, after = dict(gradients), {}  # in the order of the gradients
+        for kind, named in _by_kind(gradients).items():
+            own = {name: params[name] for name in named}
+            moved, after[kind] = self.groups[kind].update(named, state[kind], own)
+            updates |= moved
+        return updates, after
+
+
+def _by_kind(tensors: Tensors) -> dict[str, Tensors]:
+    kinds: dict[str, Tensors] = {}
+    for name, tensor in tensors.items():
+        kinds.setdefault(name.partition(".")[0], {})[name] = tensor
+    return kinds
 
 
 def imitate(

@@ -1,24 +1,24 @@
 """The meta-gradient: truncated backpropagation through time, one window of the trajectory after the other.
 
-A learned optimizer is trained on L(φ) = E[Σ_t f(θ(t))], with all weights w(t) = 1 (equation 3). A trajectory is cut
-into windows of `unroll` steps; θ and the LSTM's state are carried over from window to window, gradients are not.
+A rule is trained on L(φ) = E[Σ_t f(θ(t))], with all weights w(t) = 1 (equation 3). A trajectory is cut into windows of
+`unroll` steps. θ and the LSTM's state are carried over from window to window; gradients are not.
 
 First order. The paper drops the gradients along the dashed edges of figure 2: ∇f(θ(t)) counts as independent of φ.
 Then θ depends on φ only through the sum of the updates g, and the meta-gradient of a window is
 
-    dL/dφ = Σ_t G(t) · ∂g(t)/∂φ,    G(t) = Σ_{s>t} ∇f(θ(s)),
+    dL/dφ = Σ_t G(t) · ∂g(t)/∂φ,    G(t) = Σ_{s>t} ∇f(θ(s)).
 
-where each ∇f(θ(s)) is known already, since it is the optimizer's next input. So `FirstOrderEstimator` needs no graph
-through the task: it runs forward, forms G by one reversed cumulative sum and backpropagates through the LSTM alone.
-The sum over t is also one over coordinates, which share φ. So a sample of them gives an unbiased estimate: of the
-15,680 first-layer weights of an MNIST network a thousand are enough, which makes an episode twice as fast.
+Each ∇f(θ(s)) is known already, as the rule's next input. So `FirstOrderEstimator` needs no graph through the task: it
+runs forward, forms G by a reversed cumulative sum and backpropagates through the LSTM alone (see replay.py). The sum
+over t is also one over coordinates, which share φ, so a sample of them gives an unbiased estimate: a thousand of the
+15,680 first-layer weights of an MNIST network are enough, and make an episode twice as fast.
 
 Second order. With the dashed edges, G(t), the gradient with respect to θ(t+1), has a second term: a change of θ(s)
-changes the gradient there, and with it all that the optimizer does from then on. Backwards through the window,
+changes the gradient there and all later updates with it. Backward through the window,
 
     G(s-1) = G(s) + ∇f(θ(s)) + H(θ(s)) d(s),    d(s) = dL/d∇f(θ(s)),
 
-where backpropagation through the LSTM gives d(s). `SecondOrderEstimator` computes one Hessian-vector product a step,
+where backpropagation through the LSTM gives d(s). `SecondOrderEstimator` computes one Hessian-vector product per step
 and keeps no graph for longer than that.
 
 `AutogradEstimator` gives either by ordinary autograd.
@@ -44,11 +44,11 @@ from l2l_kit.training.replay import CoordinateReplay, Recorder, Replay, SomeRepl
 from l2l_kit.training.rollout import Point, trajectory
 
 TAPE_BYTES = 400 * 2**20
-"""Memory that the recorded activations of a window may take; longer or wider windows are replayed in chunks."""
+"""Memory for the recorded activations of a window; longer or wider windows are replayed in parts."""
 
 
 class UnrollResult(NamedTuple):
-    """What one window of a trajectory gave.
+    """Losses and meta-gradient of one window of a trajectory.
 
     Attributes:
         losses: f(θ(t)) after each of the window's updates, shape ``(unroll, n)``.
@@ -60,11 +60,7 @@ class UnrollResult(NamedTuple):
 
 
 class GradientEstimator(ABC):
-    """Runs a learned rule on a batch of tasks, window by window: `reset` to a batch, then `unroll` again and again.
-
-    Args:
-        rule: what to train.
-    """
+    """Runs a rule on a batch of tasks, window by window: `reset` to a batch, then `unroll` again and again."""
 
     def __init__(self, rule: UpdateRule) -> None:
         self.rule = rule
@@ -74,8 +70,8 @@ class GradientEstimator(ABC):
         """Go to the initial parameters of these tasks, with the rule's initial state.
 
         Args:
-            tasks: what to run on.
-            draws: a CPU generator for what the estimator itself draws; None for torch's own.
+            tasks: the tasks.
+            draws: a CPU generator for the estimator's own draws; None for torch's own.
 
         Raises:
             TypeError, ValueError: as `first_evaluation`.
@@ -84,7 +80,7 @@ class GradientEstimator(ABC):
 
     @abstractmethod
     def unroll(self, steps: int) -> UnrollResult:
-        """Take so many steps and give their losses and meta-gradient.
+        """Take so many steps.
 
         Raises:
             MetaTrainingDivergedError: if a loss is NaN or infinite; the message says at which step.
@@ -98,12 +94,7 @@ class GradientEstimator(ABC):
 
 
 class _ReplayEstimator(GradientEstimator, Generic[SomeReplay]):
-    """What first and second order share: the forward loop, recorded by replays.
-
-    Args:
-        rule: what to train.
-        tape_bytes: memory that recorded activations may take; longer or wider windows are replayed in parts.
-    """
+    """What first and second order share: the forward loop, recorded by replays."""
 
     def __init__(self, rule: UpdateRule, tape_bytes: int = TAPE_BYTES) -> None:
         super().__init__(rule)
@@ -131,16 +122,16 @@ class _ReplayEstimator(GradientEstimator, Generic[SomeReplay]):
 
 
 class FirstOrderEstimator(_ReplayEstimator[Replay]):
-    """Without the dashed edges of figure 2, as in the paper; of the tasks it needs nothing but gradients.
+    """Without the dashed edges of figure 2, as in the paper. It needs only the gradients of the tasks.
 
     Args:
-        rule: what to train.
-        tape_bytes: memory that recorded activations may take; longer or wider windows are replayed in parts.
-        sample: coordinates of each parameter tensor that are replayed for the meta-gradient, where it has more: drawn
-            anew for each window and weighted so that the estimate is unbiased. None for all, which is exact.
+        rule, tape_bytes: as in `SecondOrderEstimator`.
+        sample: number of coordinates from which the meta-gradient is estimated, of each parameter tensor with more.
+            They are drawn anew for each window and weighted so that the estimate is unbiased. None for all, which is
+            exact.
 
     Raises:
-        ValueError: for a sample where coordinates depend on each other.
+        ValueError: for a sample if the rule is not coordinatewise.
     """
 
     def __init__(self, rule: UpdateRule, tape_bytes: int = TAPE_BYTES, *, sample: int | None = None) -> None:
@@ -174,7 +165,12 @@ class FirstOrderEstimator(_ReplayEstimator[Replay]):
 
 
 class SecondOrderEstimator(_ReplayEstimator[StepReplay]):
-    """With the dashed edges of figure 2, by Hessian-vector products, with no graph through the tasks."""
+    """With the dashed edges of figure 2, by Hessian-vector products, with no graph through the tasks.
+
+    Args:
+        rule: the rule.
+        tape_bytes: memory for recorded activations; longer or wider windows are replayed in parts.
+    """
 
     @override
     def _replay(self, part: Part, n: int, tape_bytes: int) -> StepReplay:
@@ -209,9 +205,9 @@ class AutogradEstimator(GradientEstimator):
     """By autograd through rule and task: the readable reference.
 
     Args:
-        rule: what to train.
-        second_order: keep the dashed edges of figure 2, which means to backpropagate through ∇f(θ(t)) as well. The
-            tasks' losses must then be twice differentiable by autograd.
+        rule: the rule.
+        second_order: keep the dashed edges of figure 2, that is, backpropagate through ∇f(θ(t)) as well. The tasks'
+            losses must then be twice differentiable by autograd.
     """
 
     def __init__(self, rule: UpdateRule, *, second_order: bool) -> None:
@@ -223,18 +219,17 @@ class AutogradEstimator(GradientEstimator):
         self._tasks, self._step = tasks, 0
         self._layout, self._params, losses, _ = first_evaluation(tasks)
         self._check(losses[None], 0)
-        self._parts = self.rule.parts(self._layout)
-        self._states = [part.network.initial_state(len(losses), sum(part.sizes)) for part in self._parts]
+        self._states = self.rule.init(tasks.initial_params)
 
     @override
     def unroll(self, steps: int) -> UnrollResult:
-        dtype = next(self.rule.parameters()).dtype  # the tasks may be of another
+        dtype = next(self.rule.parameters()).dtype  # that of the tasks may differ
         params, states, losses = self._params.detach().requires_grad_(), self._states, []
         loss = self._tasks.losses(self._layout.unravel(params), self._step)
         for _ in range(steps):
             (gradients,) = torch.autograd.grad(loss.sum(), params, create_graph=self._second_order, retain_graph=True)
             updates = torch.zeros_like(params)
-            for index, part in enumerate(self._parts):
+            for index, part in enumerate(self.rule.parts(self._layout)):
                 update, states[index] = part.network(gradients[:, part.columns].to(dtype), states[index])
                 updates[:, part.columns] = update.to(params.dtype)
             params = params + updates

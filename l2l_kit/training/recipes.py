@@ -25,11 +25,11 @@ from torch import Tensor
 
 from l2l_kit import optimizers, problems
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.optimizers import Baseline, GroupedBaselines, UpdateRule, baseline
+from l2l_kit.optimizers import Baseline, UpdateRule, baseline
 from l2l_kit.paths import RECIPES, toml_file
 from l2l_kit.problems import Problem
 from l2l_kit.storage import BoundedWeights, load_weights
-from l2l_kit.training.imitation import Imitation
+from l2l_kit.training.imitation import GroupedBaselines, Imitation
 from l2l_kit.training.meta_training import MetaTraining
 
 

@@ -1,46 +1,42 @@
-"""Backpropagation through a window of a rule's steps, by replaying them from what was recorded on the way."""
+"""Backpropagation through a window of a rule's steps, by replaying them from a record.
+
+`CoordinateReplay` replays a coordinatewise LSTM on the tapes of optimizers/tape.py; `StepReplay` replays any other
+network by autograd, one step at a time.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from l2l_kit.optimizers import LSTMRule, LSTMState, LSTMTape, RecurrentRule, UpdateRule
-from l2l_kit.optimizers.base import Part, map_state
+from l2l_kit.optimizers.base import Memory, Part, map_state
 from l2l_kit.optimizers.tape import floats_per_step
 from l2l_kit.tensors import Layout, Tensors, ravel
 
 ACTIVATIONS = 10
-"""Numbers that autograd keeps of a step for each that the network remembers of it, roughly."""
+"""Numbers that autograd keeps of a step for each number in the network's state, roughly."""
 
 
-class Tapes:
-    """Tapes of one LSTM by size, kept from window to window, since their buffers are large and slow to make."""
+class Tapes(dict[tuple[int, int], LSTMTape]):
+    """The tapes of one LSTM by coordinates and steps. Every window reuses them, because they are slow to allocate."""
 
     def __init__(self, lstm: LSTMRule) -> None:
         self.lstm = lstm
-        self._tapes: dict[tuple[int, int], LSTMTape] = {}
 
-    def get(self, coordinates: int, steps: int) -> LSTMTape:
-        """A tape of that size."""
-        key = coordinates, steps
-        if key not in self._tapes:
-            self._tapes[key] = LSTMTape(self.lstm, coordinates, steps)
-        return self._tapes[key]
-
-    def at_once(self, length: int, tape_bytes: int) -> int:
-        """How many coordinates fit into that memory for so many steps, or how many steps for so many coordinates."""
-        size = self.lstm.output.weight.element_size()
-        return max(1, tape_bytes // (length * floats_per_step(self.lstm) * size))
+    def __missing__(self, size: tuple[int, int]) -> LSTMTape:
+        """A new tape of that size."""
+        tape = self[size] = LSTMTape(self.lstm, *size)
+        return tape
 
 
 class Replay(ABC):
-    """Runs one network of a rule on its coordinates of all tasks, and then back through each window.
+    """Runs one network of a rule on its coordinates of all tasks, and then backward through each window.
 
     Usage: `start` a window, call `step` for each gradient, then `backward` once.
     """
@@ -69,14 +65,14 @@ class Recorder(Generic[SomeReplay]):
     """A rule as an `Optimizer` whose steps are recorded by replays, one for each of its networks.
 
     Args:
-        rule: what to run.
-        make_replay: from a part of the rule, the number of tasks and the memory that its activations may take.
-        tape_bytes: that memory for all parts together.
+        rule: the rule.
+        make_replay: makes the replay of a part, from the part, the number of tasks and the memory for its activations.
+        tape_bytes: memory for the activations of all parts.
     """
 
     def __init__(self, rule: UpdateRule, make_replay: Callable[[Part, int, int], SomeReplay], tape_bytes: int) -> None:
         self._rule, self._make_replay, self._tape_bytes = rule, make_replay, tape_bytes
-        self.dtype = next(rule.parameters()).dtype  # the tasks may be of another
+        self.dtype = next(rule.parameters()).dtype  # that of the tasks may differ
 
     def init(self, params: Tensors) -> None:
         """As in `Optimizer`."""
@@ -94,27 +90,23 @@ class Recorder(Generic[SomeReplay]):
 
 
 def sums_ahead(gradients: Tensor) -> Tensor:
-    """G(t) = Σ_{s>t} ∇f(θ(s)) for every step of a window.
-
-    Args:
-        gradients: ∇f(θ(t)) at each step and after the last one, shape ``(steps + 1, ...)``.
-    """
+    """G(t) = Σ_{s>t} ∇f(θ(s)) for every step of a window, from gradients ``(steps + 1, ...)``."""
     return gradients[1:].flip(0).cumsum(0).flip(0)
 
 
 class CoordinateReplay(Replay):
-    """First order, for an LSTM that moves each coordinate by itself, by its tape.
+    """First order, for a coordinatewise LSTM, by its tapes.
 
-    Where the activations of a window fit into `tape_bytes` they are recorded on the way. Otherwise the LSTM is replayed
-    chunk by chunk: given its inputs, a coordinate depends on no other, so the chunk bounds the memory.
+    If the activations of a window fit into `tape_bytes`, they are recorded during the forward pass. Otherwise the LSTM
+    is replayed chunk by chunk, which bounds the memory: given the gradients, the coordinates are independent.
 
     Args:
-        tapes: of the LSTM.
+        tapes: the tapes of the LSTM.
         n: number of tasks.
-        sizes: coordinates of each of a task's tensors.
-        tape_bytes: memory that recorded activations may take.
-        sample: coordinates of each tensor that are replayed, where it has more; None for all.
-        draws: of the sample; None for torch's own generator.
+        sizes: number of coordinates of each of a task's tensors.
+        tape_bytes: memory for recorded activations.
+        sample: number of coordinates that are replayed of each tensor with more; None for all.
+        draws: generator of the sample; None for torch's own.
     """
 
     def __init__(
@@ -134,10 +126,11 @@ class CoordinateReplay(Replay):
     def start(self, steps: int) -> None:
         self._chosen, self._weights = self._choose()
         self._first_state, self._tape = self._state, None
-        self._chunk = self._tapes.at_once(steps, self._tape_bytes)
+        step_bytes = floats_per_step(self._tapes.lstm) * self._state.cell.element_size()
+        self._chunk = max(1, self._tape_bytes // (steps * step_bytes))
         coordinates = self._n * sum(self._sizes)
         if self._chosen is None and self._chunk >= coordinates:
-            self._tape = self._tapes.get(coordinates, steps)
+            self._tape = self._tapes[coordinates, steps]
             self._tape.start(self._state)
 
     @override
@@ -160,7 +153,7 @@ class CoordinateReplay(Replay):
         total = {name: torch.zeros_like(weight) for name, weight in self._tapes.lstm.named_parameters()}
         for first in range(0, seen.shape[1], self._chunk):
             some = slice(first, min(first + self._chunk, seen.shape[1]))
-            tape = self._tapes.get(some.stop - first, len(upstream))
+            tape = self._tapes[some.stop - first, len(upstream)]
             tape.start(LSTMState(state.hidden[..., some], state.cell[..., some]))
             for row in seen[:-1, some]:
                 tape.step(row)
@@ -169,7 +162,7 @@ class CoordinateReplay(Replay):
         return total
 
     def _choose(self) -> tuple[Tensor | None, Tensor]:
-        """Which coordinates of all tasks to replay, and what each counts for; None for all of them."""
+        """Which coordinates of all tasks are replayed (None for all), and how much each counts."""
         like = self._state.cell
         if self._sample is None or max(self._sizes) <= self._sample:
             return None, like.new_ones(())
@@ -185,47 +178,48 @@ class CoordinateReplay(Replay):
 
 
 class StepReplay(Replay):
-    """For any network: back through a window one step at a time, by autograd.
+    """For any network: backward through a window one step at a time, by autograd.
 
-    A step's graph is kept from the way there as long as there is room in `tape_bytes`; the other steps are taken again,
-    each from the state that it began in.
+    The forward pass keeps the graphs of the first steps, as many as fit into `tape_bytes`. The other steps are taken
+    again during the backward pass, each from the state in which it began.
 
     Args:
-        network: what to run.
+        network: the network.
         n: number of tasks.
-        coordinates: of each task.
-        tape_bytes: memory that graphs may take.
+        coordinates: coordinates of each task.
+        tape_bytes: memory for graphs.
 
     Attributes:
-        meta_gradient: with respect to the network's weights, by name, once the way back is done.
+        meta_gradient: with respect to the network's weights, by name; complete after the backward pass.
     """
 
-    def __init__(self, network: RecurrentRule[Any], n: int, coordinates: int, tape_bytes: int) -> None:
+    def __init__(self, network: RecurrentRule, n: int, coordinates: int, tape_bytes: int) -> None:
         self._network = network
         self._state = network.initial_state(n, coordinates)
-        remembered = sum(part.numel() * part.element_size() for part in self._state)
-        self._room = tape_bytes // (ACTIVATIONS * remembered)
+        state_bytes = sum(part.numel() * part.element_size() for part in self._state)
+        self._room = tape_bytes // (ACTIVATIONS * state_bytes)
 
     @override
     def start(self, steps: int) -> None:
-        self._states, self._graphs = list[Any](), list[_StepGraph]()
+        self._states, self._graphs = list[Memory](), list[tuple[list[Tensor], list[Tensor]]]()
 
     @override
     def step(self, gradients: Tensor) -> Tensor:
         self._states.append(self._state)
         if len(self._graphs) < self._room:
             self._graphs.append(self._graph(gradients, self._state))
-            updates, *after = map(Tensor.detach, self._graphs[-1].outputs)
+            updates, *after = map(Tensor.detach, self._graphs[-1][1])
             self._state = type(self._state)(*after)
         else:
             updates, self._state = self._network.step(gradients, self._state)
         return updates
 
     @torch.enable_grad()
-    def _graph(self, gradients: Tensor, state: Any) -> _StepGraph:
+    def _graph(self, gradients: Tensor, state: Memory) -> tuple[list[Tensor], list[Tensor]]:
+        """One step with its graph: the inputs (gradients and state) and the outputs (updates and new state)."""
         inputs = [part.detach().requires_grad_() for part in (gradients, *state)]
         updates, after = self._network(inputs[0], type(state)(*inputs[1:]))
-        return _StepGraph(inputs, [updates, *after])
+        return inputs, [updates, *after]
 
     @override
     def backward(self, gradients: Tensor) -> dict[str, Tensor]:
@@ -236,17 +230,20 @@ class StepReplay(Replay):
         return self.meta_gradient
 
     def turn_back(self) -> None:
-        """End the window: nothing comes after its last step."""
+        """Begin the backward pass: no gradient comes from beyond the window."""
         self._by_state = [torch.zeros_like(part) for part in self._state]
         self.meta_gradient = {name: torch.zeros_like(weight) for name, weight in self._network.named_parameters()}
 
     def step_back(self, t: int, gradients: Tensor, upstream: Tensor) -> Tensor:
-        """The gradient with respect to ∇f(θ(t)), shape ``(n, coordinates)``; later steps come first.
+        """Go back through step t; called for the last step first.
 
         Args:
             t: step of the window, from 0.
-            gradients: ∇f(θ(t)), same shape.
+            gradients: ∇f(θ(t)), shape ``(n, coordinates)``.
             upstream: gradient with respect to the step's updates, same shape.
+
+        Returns:
+            The gradient with respect to ∇f(θ(t)), same shape.
         """
         inputs, outputs = self._graphs.pop() if t < len(self._graphs) else self._graph(gradients, self._states[t])
         names, weights = zip(*self._network.named_parameters(), strict=True)
@@ -255,10 +252,3 @@ class StepReplay(Replay):
             self.meta_gradient[name] += gradient
         by_gradients, *self._by_state = found[: len(inputs)]
         return by_gradients
-
-
-class _StepGraph(NamedTuple):
-    """One step with its graph: gradients and state, then updates and the state after it."""
-
-    inputs: list[Tensor]
-    outputs: list[Tensor]

@@ -18,13 +18,7 @@ State = TypeVar("State")
 
 
 class Point(NamedTuple):
-    """Where the tasks are after some number of updates.
-
-    Attributes:
-        params: θ(t), shape ``(n, coordinates)``.
-        losses: f(θ(t)), shape ``(n,)``.
-        gradients: ∇f(θ(t)), shape ``(n, coordinates)``.
-    """
+    """A batch of tasks after t updates: θ(t) ``(n, coordinates)``, f(θ(t)) ``(n,)`` and ∇f(θ(t)) like θ(t)."""
 
     params: Tensor
     losses: Tensor
@@ -32,7 +26,7 @@ class Point(NamedTuple):
 
 
 def trajectory(optimizer: Optimizer[State], tasks: TaskBatch, steps: int | None = None) -> Iterator[Point]:
-    """Follow the tasks from their initial parameters: yields the points t = 0 … `steps`, without end if it is None.
+    """Run an optimizer on tasks; yields the points t = 0 … `steps`, without end if `steps` is None.
 
     Raises:
         TypeError, ValueError: as `first_evaluation`.
