@@ -192,7 +192,7 @@ def checkpoint(folder):
     def read():
         resumed = trainer()
         weights = [weight.tolist() for weight in resumed.rule.state_dict().values()]
-        return [asdict(record)["validation_loss"] for record in resumed.history.records], weights
+        return [record.validation_loss for record in resumed.history.records], weights
 
     return path, read
 

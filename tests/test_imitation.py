@@ -8,7 +8,7 @@ from l2l_kit.optimizers import GroupedRule, LSTMRule, baseline
 from l2l_kit.problems import Quadratics
 from l2l_kit.randomness import generator
 from l2l_kit.training import Imitation, imitate, read_recipes, rollout, trajectory
-from l2l_kit.training.imitation import _record
+from l2l_kit.training.imitation import GroupedBaselines, _record
 
 BRIEF = Imitation(networks=3, horizon=100, unroll=10, passes=30, lr=0.01)
 LSTM = {"preprocessing": "log-sign", "output_scale": 0.1}

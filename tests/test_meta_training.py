@@ -431,5 +431,5 @@ class TestHistory:
     def test_best_passes_over_nan(self):
         records = finish(make_trainer()).history.records
         losses = (math.nan, 3.0, math.inf, 2.0)
-        records = [replace(record, validation_loss=loss) for record, loss in zip(records, losses, strict=True)]
+        records = [record._replace(validation_loss=loss) for record, loss in zip(records, losses, strict=True)]
         assert History({}, SETTINGS, "cpu", records).best.epoch == 3
