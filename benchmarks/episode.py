@@ -11,7 +11,7 @@ For the convolutional network and its two LSTMs, of whose coordinates a sample i
 kit's replay faster are taken back, one at a time:
 
 contiguous  the network's channels come before height and width, as is usual in torch, not last
-forward     steps that are not recorded are `LSTMOptimizer.forward` in blocks, with new tensors all the way
+forward     steps that are not recorded are `LSTMRule.forward` in blocks, with new tensors all the way
 
     python benchmarks/episode.py quadratics          # 128 functions of dimension 10
     python benchmarks/episode.py mnist               # one 784-20-10 network
@@ -34,45 +34,43 @@ import torch
 from torch import Tensor, nn
 
 from l2l_kit.evaluation import machine
-from l2l_kit.optimizers import GroupedLSTMs, LearnedRule, LSTMOptimizer, LSTMState
+from l2l_kit.optimizers import GroupedRule, LSTMRule, LSTMState, UpdateRule
 from l2l_kit.problems import CIFAR, MNIST, Quadratics, TaskBatch
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, ravel
-from l2l_kit.training import ReplayUnroller
+from l2l_kit.training import FirstOrderEstimator
 
 HORIZON = 100
 NETWORKS: dict[str, Any] = {"preprocessing": "log-sign", "output_scale": 0.1}
 """What the paper changes in its optimizer for networks."""
 
 
-def make(problem: str) -> tuple[TaskBatch, LearnedRule]:
+def make(problem: str) -> tuple[TaskBatch, UpdateRule]:
     draws = generator(0, "benchmark")
     if problem == "cifar":
-        return CIFAR().sample(1, draws), GroupedLSTMs({"conv": NETWORKS, "fc": NETWORKS})
+        return CIFAR().sample(1, draws), GroupedRule({"conv": NETWORKS, "fc": NETWORKS})
     if problem == "quadratics":
-        return Quadratics(10).sample(128, draws), LSTMOptimizer()
-    return MNIST().sample(1, draws), LSTMOptimizer(**NETWORKS)
+        return Quadratics(10).sample(128, draws), LSTMRule()
+    return MNIST().sample(1, draws), LSTMRule(**NETWORKS)
 
 
-def replay_episode(
-    tasks: TaskBatch, optimizer: LearnedRule, unroll: int, sample: int | None = None
-) -> Callable[[], None]:
-    meta_optimizer = torch.optim.Adam(optimizer.parameters(), lr=1e-3)
-    unroller = ReplayUnroller(optimizer, sample=sample)
+def replay_episode(tasks: TaskBatch, rule: UpdateRule, unroll: int, sample: int | None = None) -> Callable[[], None]:
+    meta_optimizer = torch.optim.Adam(rule.parameters(), lr=1e-3)
+    unroller = FirstOrderEstimator(rule, sample=sample)
 
     def episode() -> None:
-        unroller.begin(tasks)
+        unroller.reset(tasks)
         for _ in range(HORIZON // unroll):
-            window = unroller.advance(unroll)
-            for name, weight in optimizer.named_parameters():
+            window = unroller.unroll(unroll)
+            for name, weight in rule.named_parameters():
                 weight.grad = window.meta_gradient[name]
             meta_optimizer.step()
 
     return episode
 
 
-def autograd_episode(tasks: TaskBatch, optimizer: LSTMOptimizer, unroll: int, *, mended: bool) -> Callable[[], None]:
-    inputs = optimizer.preprocessing.features
+def autograd_episode(tasks: TaskBatch, rule: LSTMRule, unroll: int, *, mended: bool) -> Callable[[], None]:
+    inputs = rule.preprocessing.features
     cells = nn.ModuleList([nn.LSTMCell(inputs, 20), nn.LSTMCell(20, 20)])
     output = nn.Linear(20, 1)
     meta_optimizer = torch.optim.Adam([*cells.parameters(), *output.parameters()], lr=1e-3)
@@ -93,11 +91,11 @@ def autograd_episode(tasks: TaskBatch, optimizer: LSTMOptimizer, unroll: int, *,
                     loss.sum().backward(retain_graph=True)
                     assert theta.grad is not None
                     gradient = theta.grad.clone()
-                signal = optimizer.preprocessing(gradient.flatten()).T
+                signal = rule.preprocessing(gradient.flatten()).T
                 for index, cell in enumerate(cells):
                     states[index] = cell(signal, states[index])
                     signal = states[index][0]
-                theta = theta + optimizer.output_scale * output(signal).view_as(theta)
+                theta = theta + rule.output_scale * output(signal).view_as(theta)
                 step += 1
                 loss = tasks.losses(layout.unravel(theta), step)
                 total = total + loss.mean()
@@ -112,13 +110,13 @@ def autograd_episode(tasks: TaskBatch, optimizer: LSTMOptimizer, unroll: int, *,
 
 
 @torch.no_grad()
-def step_by_forward(optimizer: LSTMOptimizer, gradients: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
+def step_by_forward(rule: LSTMRule, gradients: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
     updates = torch.empty_like(gradients)
     after = LSTMState(torch.empty_like(state.hidden), torch.empty_like(state.cell))
     for first in range(0, len(gradients), 4096):
         part = slice(first, first + 4096)
         before = LSTMState(state.hidden[..., part], state.cell[..., part])
-        updates[part], (after.hidden[..., part], after.cell[..., part]) = optimizer(gradients[part], before)
+        updates[part], (after.hidden[..., part], after.cell[..., part]) = rule(gradients[part], before)
     return updates, after
 
 
@@ -131,19 +129,19 @@ def within(change: AbstractContextManager[Any], episode: Callable[[], None]) -> 
 
 
 def speed(problem: str, repeats: int) -> None:
-    tasks, optimizer = make(problem)
-    if isinstance(optimizer, LSTMOptimizer):
+    tasks, rule = make(problem)
+    if isinstance(rule, LSTMRule):
         episodes = {
-            "published": autograd_episode(tasks, optimizer, 20, mended=False),
-            "mended": autograd_episode(tasks, optimizer, 20, mended=True),
-            "replay": replay_episode(tasks, optimizer, 20),
+            "published": autograd_episode(tasks, rule, 20, mended=False),
+            "mended": autograd_episode(tasks, rule, 20, mended=True),
+            "replay": replay_episode(tasks, rule, 20),
         }
     else:
-        replay = replay_episode(tasks, optimizer, 20, sample=1500)
+        replay = replay_episode(tasks, rule, 20, sample=1500)
         contiguous = mock.patch.object(torch, "channels_last", torch.contiguous_format)
         episodes = {
             "contiguous": within(contiguous, replay),
-            "forward": within(mock.patch.object(LSTMOptimizer, "step", step_by_forward), replay),
+            "forward": within(mock.patch.object(LSTMRule, "step", step_by_forward), replay),
             "replay": replay,
         }
     for episode in episodes.values():  # warm up
@@ -164,9 +162,9 @@ def speed(problem: str, repeats: int) -> None:
 
 def memory(problem: str, unroll: int) -> None:
     """Peak memory above that of an interpreter that has made the optimizees."""
-    tasks, optimizer = make(problem)
+    tasks, rule = make(problem)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    replay_episode(tasks, optimizer, unroll)()
+    replay_episode(tasks, rule, unroll)()
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(f"replay, unroll {unroll}: {(after - before) / 1024:.0f} MiB above {before / 1024:.0f} MiB")
 

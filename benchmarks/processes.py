@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 
-from l2l_kit import LSTMOptimizer, MetaTrainer, MetaTraining, problems
+from l2l_kit import LSTMRule, MetaTrainer, MetaTraining, problems
 from l2l_kit.evaluation import machine
 from l2l_kit.training.processes import barrier, process_group, rank_and_world_size
 
@@ -33,8 +33,8 @@ def episodes_per_second(arguments: argparse.Namespace) -> None:
             shards=arguments.processes,
             validation_tasks=1,
         )
-        optimizer = LSTMOptimizer(**OPTIMIZERS[arguments.problem])
-        trainer = MetaTrainer(optimizer, problems.make({"name": arguments.problem}), settings, device="cpu")
+        rule = LSTMRule(**OPTIMIZERS[arguments.problem])
+        trainer = MetaTrainer(rule, problems.make({"name": arguments.problem}), settings, device="cpu")
         barrier()
         started = 0.0
         for event in trainer.run():

@@ -2,8 +2,8 @@
 
 >>> import l2l_kit as l2l
 >>> problem = l2l.problems.Quadratics(dim=10)
->>> lstm = l2l.LSTMOptimizer(hidden_size=20, num_layers=2)
->>> history = l2l.meta_train(lstm, problem, horizon=100, unroll=20, epochs=50)
+>>> lstm = l2l.LSTMRule(hidden_size=20, num_layers=2)
+>>> history = l2l.meta_train(lstm, problem, l2l.MetaTraining(horizon=100, unroll=20, epochs=50))
 >>> curves = l2l.compare({"LSTM": lstm, "Adam": l2l.baseline("adam", lr=0.1)}, problem)
 >>> l2l.plots.learning_curves(curves)
 >>> optimizer = l2l.LearnedOptimizer(model.parameters(), "quadratics")  # a torch.optim.Optimizer
@@ -21,13 +21,13 @@ from l2l_kit.evaluation import compare, tune, tuned_baselines
 from l2l_kit.extras import needs
 from l2l_kit.learned_optimizer import LearnedOptimizer
 from l2l_kit.making.build import build
-from l2l_kit.optimizers import GroupedLSTMs, LSTMOptimizer, baseline, parameter_groups
+from l2l_kit.optimizers import GroupedRule, LSTMRule, baseline, parameter_groups
 from l2l_kit.training import MetaTrainer, MetaTraining, meta_train
 from l2l_kit.zoo import load, save
 
 __all__ = [
-    "GroupedLSTMs",
-    "LSTMOptimizer",
+    "GroupedRule",
+    "LSTMRule",
     "LearnedOptimizer",
     "MetaTrainer",
     "MetaTraining",

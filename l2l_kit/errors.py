@@ -1,13 +1,14 @@
-"""Errors that say what was wrong and what to do, and the search for a near match that they share."""
+"""Errors that say what was wrong and what to do, and checks that raise them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class UnknownNameError(ValueError):
-    """A name that is not among the known ones; the message offers the nearest and lists them all."""
+    """An unknown name; the message offers the nearest known one and lists them all."""
 
     def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
         names = sorted(known)
@@ -19,7 +20,7 @@ class UnknownNameError(ValueError):
 
 
 class WeightsFileError(ValueError):
-    """A weights or checkpoint file that cannot be used: missing parts, wrong format, shape or version."""
+    """A weights or checkpoint file that cannot be used: damaged, or of another format, shape or version."""
 
 
 class MetaTrainingDivergedError(ArithmeticError):
@@ -27,4 +28,26 @@ class MetaTrainingDivergedError(ArithmeticError):
 
 
 class DataError(ValueError):
-    """A data set cannot be had from any of its sources; the message says why and what to do."""
+    """A data set is not available from any of its sources; the message says why and what to do."""
+
+
+def check_counts(owner: str, **counts: object) -> None:
+    """Refuse counts that are not whole numbers of at least 1.
+
+    Raises:
+        ValueError: naming the owner and the first wrong count.
+    """
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{owner}: {name} must be a whole number of at least 1, got {value!r}.")
+
+
+def check_positive(owner: str, **numbers: object) -> None:
+    """Refuse numbers that are not positive and finite.
+
+    Raises:
+        ValueError: naming the owner and the first wrong number.
+    """
+    for name, value in numbers.items():
+        if not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ValueError(f"{owner}: {name} must be a positive number, got {value!r}.")

@@ -1,4 +1,4 @@
-"""A learned optimizer on one's own model, as a `torch.optim.Optimizer`."""
+"""A learned update rule on your own model, as a `torch.optim.Optimizer`."""
 
 from __future__ import annotations
 
@@ -15,65 +15,50 @@ from torch.optim.optimizer import ParamsT, StateDict
 
 from l2l_kit import zoo
 from l2l_kit.errors import WeightsFileError
-from l2l_kit.optimizers import LearnedRule, RecurrentRule
-from l2l_kit.optimizers.base import Memory, map_state
+from l2l_kit.optimizers import RecurrentRule, UpdateRule
+from l2l_kit.optimizers.base import Memory, SomeMemory, map_state
 
 CHUNK = 2**16
-"""Coordinates that are updated at once: it bounds the memory that a large parameter takes on top of its state."""
+"""Coordinates that are updated at once. It bounds the memory that a large parameter needs in addition to its state."""
 
 _OPTIONS = {"params", "lr", "weight_decay", "kind", "fingerprint"}
-# What torch's schedulers, Lightning and timm write into groups, and read from there themselves.
-_LABELS = {
-    "param_names",
-    "name",
-    "initial_lr",
-    "max_lr",
-    "min_lr",
-    "swa_lr",
-    "base_momentum",
-    "max_momentum",
-    "lr_scale",
-}
+# Entries that torch's schedulers, Lightning and timm write into groups, and read there themselves.
+_LABELS = {"param_names", "name", "initial_lr", "max_lr", "min_lr", "swa_lr"}
+_LABELS |= {"base_momentum", "max_momentum", "lr_scale"}
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
-    """Moves parameters by a learned update rule where torch.optim.Adam would move them by Adam's.
+    """Moves parameters by a learned update rule, as torch.optim.Adam moves them by Adam's.
 
-    Each coordinate has an LSTM state of its own: ``2 · layers · hidden`` floats (80 with the paper's sizes, so 320
-    bytes), kept in the rule's precision, whatever that of the parameter, or in half of that as `state_dtype` says. A
-    step needs some 60 MB beside it, and 4 bytes for each coordinate of the largest parameter (10 in half precision).
+    Each coordinate has its own LSTM state of ``2 · layers · hidden`` floats: 80 with the paper's sizes, or 320 bytes.
+    The state has the rule's precision, whatever that of the parameter, unless `state_dtype` says otherwise. A step
+    needs another 60 MB, and 4 bytes per coordinate of the largest parameter (10 in half precision).
 
-    A coordinate whose gradient has always been exactly zero stays where it is, and its state stays the initial one: the
-    row of a padding token, the weights of a pixel that is never on, an expert that is not used. The rules were trained
-    without that exception and would move it. Eight of lesson 2's networks, trained by "mnist" on all of MNIST, reach
-    the same test loss with it and without: 0.270 and 0.271 after 100 steps, 0.234 and 0.234 after 200 (the standard
-    error of the differences is 0.001; from a start ten times as close to zero it is 0.228 and 0.226 after 200), while
-    12 percent of the first layer's weights have not moved.
+    A coordinate whose gradient has always been exactly zero stays where it is, and so does its state: the row of a
+    padding token, the weights of a pixel that is never on, an expert that is not used. The rule alone would move it.
 
     Args:
         params: parameters or parameter groups, as for every torch optimizer. A group may have its own ``lr`` and
-            ``weight_decay``; any other option is refused unless it is one that torch's schedulers put there. A rule
-            that is made of several, one for each kind of parameter, needs groups that say their ``kind``: see
-            `parameter_groups`.
-        rule: a pretrained optimizer by name, a path to a saved one, or a learned optimizer (a copy of it is used).
-        lr: factor on the learned updates. 1.0 is what the rule was trained for; learning-rate schedulers may move it.
-        weight_decay: decoupled from the gradient as in AdamW: θ ← θ − lr · weight_decay · θ. Since `lr` is 1 where
-            Adam's is 0.001, it should be as much smaller than Adam's.
-        state_dtype: type in which the state is kept between steps, such as torch.bfloat16, which takes half the memory
-            and rounds what the rule remembers to three digits; None for the rule's own. It computes in its own anyway,
-            inside `torch.autocast` too.
+            ``weight_decay``. A rule with a network for each kind of parameter needs groups with a ``kind`` (see
+            `parameter_groups`). Other options are refused, except those of torch's schedulers.
+        rule: name of a pretrained rule, path of a saved one, or a rule, which is copied.
+        lr: factor on the learned updates. Rules are trained for 1.0; learning-rate schedulers may change it.
+        weight_decay: decoupled from the gradient as in AdamW: θ ← θ − lr · weight_decay · θ. It should be smaller than
+            Adam's by the same factor by which `lr` is larger.
+        state_dtype: type of the state between steps; None for the rule's own. torch.bfloat16 halves the memory and
+            rounds the state to three digits. The rule always computes in its own precision, in `torch.autocast` too.
 
     Raises:
-        UnknownNameError: if no pretrained optimizer has that name, or it has no rule for a kind of parameter.
-        WeightsFileError: if the saved optimizer cannot be read.
-        ValueError: for a negative `lr` or `weight_decay`, a `state_dtype` that has no fractions, options of a group
-            that would be ignored, or sharded parameters (DTensors) and a rule that moves all coordinates together.
+        UnknownNameError: if no pretrained rule has that name, or the rule has no network for a kind of parameter.
+        WeightsFileError: if the saved rule cannot be read.
+        ValueError: for a negative `lr` or `weight_decay`, a `state_dtype` that is not floating-point, an option that
+            would be ignored, or sharded parameters (DTensors) with a rule that is not coordinatewise.
     """
 
     def __init__(
         self,
         params: ParamsT,
-        rule: str | Path | LearnedRule,
+        rule: str | Path | UpdateRule,
         lr: float | Tensor = 1.0,
         *,
         weight_decay: float = 0.0,
@@ -81,12 +66,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
     ) -> None:
         if state_dtype is not None and not state_dtype.is_floating_point:
             raise ValueError(f"LearnedOptimizer: state_dtype must be a floating-point type, got {state_dtype}.")
-        loaded = copy.deepcopy(rule) if isinstance(rule, LearnedRule) else zoo.load(rule)
+        loaded = copy.deepcopy(rule) if isinstance(rule, UpdateRule) else zoo.load(rule)
         self._rule = loaded.cpu().requires_grad_(False)
-        self._rule_on: dict[torch.device, LearnedRule] = {}
+        self._rule_on: dict[torch.device, UpdateRule] = {}
         self._fingerprint = self._rule.fingerprint()
-        which = self._rule if isinstance(rule, LearnedRule) else rule
-        # `defaults` are the arguments, since others build an optimizer like this one by type(o)(params, **o.defaults).
+        which = self._rule if isinstance(rule, UpdateRule) else rule
+        # `defaults` are the arguments, because others build such an optimizer by type(o)(params, **o.defaults).
         super().__init__(params, {"rule": which, "lr": lr, "weight_decay": weight_decay, "state_dtype": state_dtype})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -106,8 +91,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         for name in ("lr", "weight_decay"):
             if not (math.isfinite(group[name]) and group[name] >= 0):
                 raise ValueError(f"LearnedOptimizer: {name} must be a number of at least 0, got {group[name]!r}.")
-        coupled = self._rule.network_for(group.setdefault("kind", None)).coupled
-        if coupled and any(map(_is_sharded, group["params"])):
+        coordinatewise = self._rule.network_for(group.setdefault("kind", None)).coordinatewise
+        if not coordinatewise and any(map(_is_sharded, group["params"])):
             raise ValueError(
                 "LearnedOptimizer: this rule moves all coordinates together, but these parameters are DTensors, which "
                 "several processes share (FSDP2, tensor parallelism). Use a rule that moves each coordinate by itself."
@@ -128,7 +113,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             closure: evaluates the model again and returns the loss, as for every torch optimizer.
 
         Returns:
-            What the closure returned, if there is one.
+            The closure's result, if there is a closure.
 
         Raises:
             RuntimeError: for sparse gradients.
@@ -137,11 +122,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        together: dict[RecurrentRule[Any], list[tuple[Tensor, dict[str, Any]]]] = {}
+        together: dict[RecurrentRule, list[tuple[Tensor, dict[str, Any]]]] = {}
         for group in self.param_groups:
             for param in group["params"]:
                 network = self._network(param, group)
-                if network.coupled:
+                if not network.coordinatewise:
                     together.setdefault(network, []).append((param, group))
                 elif param.grad is not None:
                     self._move(param, network, group)
@@ -149,7 +134,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self._move_together(params, network)
         return loss
 
-    def _move(self, param: Tensor, network: RecurrentRule[Any], group: dict[str, Any]) -> None:
+    def _move(self, param: Tensor, network: RecurrentRule, group: dict[str, Any]) -> None:
         gradient, state = _gradient(param, network), self._memory(param, network)
         updates = torch.empty_like(gradient)
         for first in range(0, len(gradient), CHUNK):
@@ -160,8 +145,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 values[..., part] = new
         _add(param, updates, group)
 
-    def _move_together(self, params: list[tuple[Tensor, dict[str, Any]]], network: RecurrentRule[Any]) -> None:
-        """Update parameters whose coordinates learn of each other: all of them, or none."""
+    def _move_together(self, params: list[tuple[Tensor, dict[str, Any]]], network: RecurrentRule) -> None:
+        """Update parameters whose coordinates depend on each other: all of them, or none."""
         without = sum(param.grad is None for param, _ in params)
         if without == len(params):
             return
@@ -177,43 +162,41 @@ class LearnedOptimizer(torch.optim.Optimizer):
         updates, state = _advanced(network, torch.cat(gradients), type(states[0])(*joined))
         pieces = zip(*(values.split_with_sizes(sizes, dim=-1) for values in state), strict=True)
         for (param, group), update, piece in zip(params, updates.split_with_sizes(sizes), pieces, strict=True):
-            self.state[param] = self._kept(param, network, type(state)(*piece)._asdict())
+            self.state[param] = self._kept(param, network, dict(zip(self.state[param], piece, strict=True)))
             _add(param, update, group)
 
-    def _network(self, param: Tensor, group: dict[str, Any]) -> RecurrentRule[Any]:
+    def _network(self, param: Tensor, group: dict[str, Any]) -> RecurrentRule:
         if param.device not in self._rule_on:
             self._rule_on[param.device] = copy.deepcopy(self._rule).to(param.device)
         return self._rule_on[param.device].network_for(group["kind"])
 
-    def _memory(self, param: Tensor, network: RecurrentRule[Any]) -> Any:
-        """What the network remembers of a parameter: views ``(..., coordinates)`` of what is kept on this process."""
-        of_none = network.initial_state(0)
+    def _memory(self, param: Tensor, network: RecurrentRule) -> Memory:
+        """The network's state of a parameter: views ``(..., coordinates)`` of what this process keeps."""
+        empty: Any = network.initial_state(0)
         if param not in self.state:
-            zeros = torch.zeros_like(_real(param))  # sharded as the parameter is, and so will be what is made of it
-            fresh = {name: zeros.expand(*part.shape[:-1], *zeros.shape) for name, part in of_none._asdict().items()}
+            zeros = torch.zeros_like(_real(param))  # sharded as the parameter is, and so is the state
+            fresh = {name: zeros.expand(*part.shape[:-1], *zeros.shape) for name, part in empty._asdict().items()}
             self.state[param] = self._kept(param, network, fresh)
-        local = _local(param)
+        shape = _local(param).shape
         kept = map(_local, self.state[param].values())
-        return type(of_none)(
-            *(values.view(*values.shape[: values.dim() - local.dim()], local.numel()) for values in kept)
-        )
+        views = [values.view(*values.shape[: values.dim() - len(shape)], shape.numel()) for values in kept]
+        memory: Memory = type(empty)(*views)
+        return memory
 
-    def _kept(self, param: Tensor, network: RecurrentRule[Any], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _kept(self, param: Tensor, network: RecurrentRule, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state as it is kept between steps: tensors of its own, ``(..., *shape of the parameter)``."""
-        of_none, shape = network.initial_state(0), _real(param).shape
-        dtype = self.defaults["state_dtype"] or of_none[0].dtype
-        return {
-            name: state[name]
-            .reshape(*state[name].shape[: part.dim() - 1], *shape)
-            .to(param.device, dtype, copy=True, memory_format=torch.contiguous_format)
-            for name, part in of_none._asdict().items()
-        }
+        empty: Any = network.initial_state(0)
+        dtype, kept = self.defaults["state_dtype"] or empty[0].dtype, {}
+        for name, part in empty._asdict().items():
+            shaped = state[name].reshape(*state[name].shape[: part.dim() - 1], *_real(param).shape)
+            kept[name] = shaped.to(param.device, dtype, copy=True, memory_format=torch.contiguous_format)
+        return kept
 
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Continue from a `state_dict`, bit for bit.
 
         Raises:
-            WeightsFileError: if it is the state of another learned rule, for which it has no meaning.
+            WeightsFileError: if the state belongs to another learned rule.
             ValueError: if its parameter groups differ from this optimizer's.
         """
         given: StateDict = {}
@@ -221,7 +204,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         def check(_: torch.optim.Optimizer, state_dict: StateDict) -> None:
             given.update(state_dict)
             for group in given["param_groups"]:
-                found = group.get("fingerprint", group.get("rule"))  # the name that it had at first
+                found = group.get("fingerprint", group.get("rule"))  # its first name
                 if found != self._fingerprint:
                     raise WeightsFileError(
                         f"LearnedOptimizer: this state belongs to another learned rule ({found}, not "
@@ -234,7 +217,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     if index in given["state"]:
                         self.state[param] = self._kept(param, self._network(param, group), given["state"][index])
 
-        # Between the user's hooks: torch casts the state to each parameter's type, and the LSTM's has one of its own.
+        # Between the user's hooks. torch alone would cast the state to the type of each parameter.
         with (
             self.register_load_state_dict_pre_hook(check),
             self.register_load_state_dict_post_hook(restore, prepend=True),
@@ -247,13 +230,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # torch puts it there; it is not an argument
-        for group in self.param_groups:  # which may come from a state that an older version saved
+        for group in self.param_groups:  # an older version may have saved them
             group.pop("rule", None)
             group.update({"weight_decay": 0.0, "kind": None, **group, "fingerprint": self._fingerprint})
 
 
 def _side_by_side(parts: tuple[Tensor, ...]) -> Tensor:
-    """States of several parameters as one; those added later have zeros for what was written before they came."""
+    """States of several parameters as one; a parameter that was added later has zeros for the writes before it."""
     longest = max(map(len, parts))
     grown = (torch.cat([part.new_zeros(longest - len(part), *part.shape[1:]), part]) for part in parts)
     return torch.cat([*grown], dim=-1)
@@ -264,17 +247,17 @@ def _is_sharded(tensor: Tensor) -> bool:
 
 
 def _real(tensor: Tensor) -> Tensor:
-    """A view of the real and imaginary parts, if it is complex: they are two coordinates, as for Adam."""
+    """A view of a complex tensor's real and imaginary parts, which are two coordinates, as for Adam."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def _local(tensor: Any) -> Tensor:
-    """A view of the coordinates that are on this process."""
+    """A view of the coordinates on this process."""
     return _real(tensor.to_local() if _is_sharded(tensor) else tensor)
 
 
-def _gradient(param: Any, network: RecurrentRule[Any]) -> Tensor:
-    """Its gradient on this process, flat, in the network's precision."""
+def _gradient(param: Any, network: RecurrentRule) -> Tensor:
+    """The gradient on this process, flat, in the network's precision."""
     gradient: Any = param.grad
     if gradient is None or gradient.layout is not torch.strided:
         raise RuntimeError("LearnedOptimizer does not support sparse gradients; use dense ones.")
@@ -283,12 +266,12 @@ def _gradient(param: Any, network: RecurrentRule[Any]) -> Tensor:
     return _local(gradient.resolve_conj()).flatten().to(next(network.parameters()).dtype)
 
 
-def _advanced(network: RecurrentRule[Memory], gradients: Tensor, state: Memory) -> tuple[Tensor, Memory]:
+def _advanced(network: RecurrentRule, gradients: Tensor, state: SomeMemory) -> tuple[Tensor, SomeMemory]:
     """One step of the network, in its own precision, for the coordinates that have ever had a gradient."""
     device = gradients.device.type
     with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
         updates, after = network.step(gradients, state)
-    remembers = state[0].abs().sum(dim=tuple(range(state[0].dim() - 1)))  # initial states are zero, later ones are not
+    remembers = state[0].abs().sum(dim=tuple(range(state[0].dim() - 1)))  # only initial states are zero
     seen = (gradients != 0).logical_or_(remembers)
     return updates.mul_(seen), map_state(after, lambda values: values.mul_(seen))
 

@@ -1,8 +1,8 @@
-"""Every random draw of the kit comes from a generator made here, from a seed and the purpose of the draw.
+"""Every random draw of the kit comes from a generator that is made here from a seed and the purpose of the draw.
 
-A generator is a function of *what* is drawn (``generator(seed, "meta-train", episode)``) and not of what was drawn
-before. That gives paired comparisons (every optimizer meets the same optimizees), lets an interrupted run continue
-bit for bit with no generator state to save, and keeps training, tuning and test draws apart by their names.
+A generator depends on *what* is drawn (``generator(seed, "meta-train", episode)``), not on earlier draws. So every
+optimizer in a comparison meets the same tasks, an interrupted run continues bit for bit without a saved generator
+state, and training, tuning and test draws are independent.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 def generator(seed: int, *purpose: str | int) -> torch.Generator:
     """A CPU generator for one purpose.
 
-    Draws are made on the CPU and moved afterwards, so a seed names the same optimizees on every device.
+    Draws are made on the CPU and then moved, so that a seed gives the same tasks on every device.
 
     Args:
         seed: the user's seed.
-        purpose: what the draws are for, such as ``("meta-train", 17)``; different purposes give independent streams.
+        purpose: of the draws, such as ``("meta-train", 17)``; different purposes give independent streams.
     """
     digest = hashlib.blake2b(repr((seed, *purpose)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -1,6 +1,6 @@
-"""Weights on disk: safetensors with JSON in the header, written atomically, refused with a clear message.
+"""Weights on disk: safetensors files with a JSON description and a checksum in the header, written atomically.
 
-The header holds a checksum of the tensors and the JSON, too. Files of earlier versions of the kit have none, and load.
+Files of the kit's first version have no checksum and still load.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from l2l_kit.errors import WeightsFileError
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a kill at any moment, finds the old content or the new, never a part.
+    """Write a file so that a reader finds its old content or its new one, even after a kill at any moment.
 
     Raises:
-        OSError: with the path, if it cannot be written or the disk is full; what was there is there still.
+        OSError: with the path, if it cannot be written or the disk is full; the old content then remains.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # with the usual permissions, unlike mkstemp's
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # mkstemp would restrict the permissions
     try:
         with temporary.open("xb") as file:
             file.write(content)
@@ -40,32 +40,24 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            error.filename, error.filename2 = (
-                str(path),
-                None,
-            )  # a full disk has no name, and nobody knows the other file
+            error.filename, error.filename2 = str(path), None  # the error names the temporary file or none
         raise
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any], version: int) -> None:
-    """Write tensors and a JSON description to one safetensors file, atomically."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, object], version: int) -> None:
+    """Write tensors and a JSON description to a safetensors file, atomically."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     description = json.dumps({"version": version, **about}, sort_keys=True)
-    # One entry alone: of several safetensors would write now one first, now another.
+    # A single entry, because safetensors writes several in no fixed order.
     metadata = {_HEADER: f"{_checksum(contiguous, description)} {description}"}
     write_atomically(path, save(contiguous, metadata))
 
 
 def read_tensors(path: Path, version: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and description of a file that `write_tensors` wrote.
-
-    Args:
-        path: the file.
-        version: the newest format version that the caller understands.
+    """Tensors and description of a file by `write_tensors`, up to the format version that the caller understands.
 
     Raises:
-        WeightsFileError: if the file is missing, truncated, damaged, not safetensors, not of this kit or of a newer
-            version.
+        WeightsFileError: if the file is missing, damaged, not of this kit or of a newer version.
     """
     if not path.is_file():
         raise WeightsFileError(f"{path}: there is no such file.")
@@ -83,7 +75,7 @@ def read_tensors(path: Path, version: int) -> tuple[dict[str, Tensor], dict[str,
     try:
         about = json.loads(description)
         found = int(about.pop("version"))
-    except Exception as error:  # such as a RecursionError for lists in lists in lists
+    except Exception as error:  # such as a RecursionError for deeply nested lists
         raise WeightsFileError(
             f"{path}: a safetensors file, but not one of l2l_kit (its header has no description, or a damaged one)."
         ) from error
@@ -110,11 +102,11 @@ def _checksum(tensors: Mapping[str, Tensor], description: str) -> str:
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Load weights into a module, refusing what does not fit by name and shape, or is not finite.
+    """Load weights into a module.
 
     Raises:
-        WeightsFileError: if names or shapes differ from the module's, where the message lists what differs, or a weight
-            is NaN, infinite or no floating-point number; the module is then left as it was.
+        WeightsFileError: if names or shapes differ from the module's (the message lists the differences), or as
+            `check_finite`. The module is then left as it was.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
@@ -130,39 +122,34 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) 
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Refuse tensors that hold something else than finite floating-point numbers.
+    """Refuse tensors that are not floating-point or not finite.
 
     Raises:
-        WeightsFileError: if one does; the message says which.
+        WeightsFileError: naming the first such tensor.
     """
     for name, tensor in tensors.items():
         if not (tensor.is_floating_point() and tensor.isfinite().all()):
             raise WeightsFileError(f"{source}: {name} holds NaN, infinity or no floating-point numbers. Make it anew.")
 
 
-MOST_WEIGHTS = 10_000_000
-"""Of a learned optimizer that a file describes: thousands of times those of the paper's."""
-_LEAST = 10_000
-"""What a tensor counts at least: a million tiny ones take long to make."""
-
-
 class BoundedWeights(TorchDispatchMode):
-    """Refuses, while it is entered, to make tensors of more than `MOST_WEIGHTS` numbers, before their memory is taken.
+    """Refuses to make tensors of more than ten million numbers in all, before their memory is taken.
 
-    What a file asks for may be absurd, by damage or on purpose.
+    A damaged or hostile file may describe a rule of any size. A tensor counts as 10,000 numbers at least, because a
+    million tiny ones take long to make.
 
     Raises:
-        ValueError: where it is more.
+        ValueError: inside the block, for more than that.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 10_000_000) -> None:  # thousands of times as many as in the paper
         super().__init__()  # type: ignore[no-untyped-call]
-        self._left = MOST_WEIGHTS
+        self.most = self.left = most
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """What torch calls for each of its operations."""
+        """What torch calls in place of each of its operations."""
         if func is torch.ops.aten.empty.memory_format:
-            self._left -= max(math.prod(args[0]), _LEAST)
-            if self._left < 0:
-                raise ValueError(f"more than {MOST_WEIGHTS:,} weights are asked for")
+            self.left -= max(math.prod(args[0]), 10_000)
+            if self.left < 0:
+                raise ValueError(f"more than {self.most:,} weights are asked for")
         return func(*args, **(kwargs or {}))

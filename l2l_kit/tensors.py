@@ -1,8 +1,7 @@
 """Named tensors: the currency between problems and optimizers.
 
-A batch of ``n`` optimizees is a dict of tensors whose first axis has length ``n``. An optimizer that works on every
-coordinate alike sees the same numbers as one row per optimizee, ``(n, coordinates)``; `ravel` and `Layout.unravel`
-go from one view to the other.
+A batch of ``n`` tasks is a dict of tensors whose first axis has length ``n``. An optimizer that treats all coordinates
+alike sees the same numbers as one row per task, ``(n, coordinates)``; `ravel` and `Layout.unravel` convert.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ Device = str | torch.device | None
 
 @dataclass(frozen=True)
 class Layout:
-    """Names and shapes of one optimizee's parameters, in the order in which `ravel` lays them out."""
+    """Names and shapes of one task's parameters, in the order in which `ravel` lays them out."""
 
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -32,11 +31,11 @@ class Layout:
 
     @property
     def sizes(self) -> list[int]:
-        """Number of coordinates of each tensor, per optimizee."""
+        """Number of coordinates of each tensor, per task."""
         return [math.prod(shape) for _, shape in self.shapes]
 
     def unravel(self, rows: Tensor) -> Tensors:
-        """Rows of shape ``(n, coordinates)`` as named tensors of shape ``(n, *shape)``; views, where torch can."""
+        """Rows of shape ``(n, coordinates)`` as named tensors of shape ``(n, *shape)``; views where possible."""
         pieces = rows.split_with_sizes(self.sizes, dim=1)
         return {
             name: piece.reshape(len(rows), *shape) for (name, shape), piece in zip(self.shapes, pieces, strict=True)
@@ -44,13 +43,13 @@ class Layout:
 
 
 def ravel(tensors: Mapping[str, Tensor]) -> Tensor:
-    """Named tensors of shape ``(n, *shape)`` as one row per optimizee, ``(n, coordinates)``."""
+    """Named tensors of shape ``(n, *shape)`` as one row per task, ``(n, coordinates)``."""
     rows = [tensor.flatten(1) if tensor.dim() > 1 else tensor[:, None] for tensor in tensors.values()]
     return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
-    """The device asked for, or with ``None`` the best there is: "cuda", else "cpu".
+    """The device of that name; None is the best there is: "cuda", else "cpu".
 
     Raises:
         ValueError: if there is no such device, or "cuda" is asked for and torch sees no GPU.
@@ -60,7 +59,7 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
     try:
         chosen = torch.device(device)
         if chosen.type != "cuda":
-            torch.zeros(1, device=chosen).item()  # torch knows names of devices that are not here, or hold no numbers
+            torch.zeros(1, device=chosen).item()  # torch also knows devices that do not exist here or hold no numbers
     except RuntimeError as error:
         raise ValueError(f'there is no device {str(device)!r}; use "cpu" or "cuda".') from error
     if chosen.type == "cuda" and not torch.cuda.is_available():

@@ -12,7 +12,7 @@ import torch
 
 from l2l_kit import optimizers
 from l2l_kit.errors import UnknownNameError, WeightsFileError
-from l2l_kit.optimizers import LearnedRule
+from l2l_kit.optimizers import UpdateRule
 from l2l_kit.paths import PRETRAINED, user_path
 from l2l_kit.storage import BoundedWeights, load_weights, read_tensors, write_atomically, write_tensors
 from l2l_kit.tensors import pick_device
@@ -28,7 +28,7 @@ def names() -> list[str]:
     return sorted(path.stem for path in PRETRAINED.glob("*.safetensors"))
 
 
-def load(name_or_path: str | Path, device: str | torch.device | None = None) -> LearnedRule:
+def load(name_or_path: str | Path, device: str | torch.device | None = None) -> UpdateRule:
     """A learned optimizer with its weights, in the precision in which they were saved.
 
     Args:
@@ -62,7 +62,7 @@ def card(name_or_path: str | Path) -> dict[str, Any]:
 
 
 def save(
-    optimizer: LearnedRule, path: str | Path, history: History | None = None, origin: Mapping[str, Any] | None = None
+    optimizer: UpdateRule, path: str | Path, history: History | None = None, origin: Mapping[str, Any] | None = None
 ) -> Path:
     """Save a learned optimizer as ``path`` (``.safetensors``) and its card beside it (``.json``).
 

@@ -13,13 +13,13 @@ from l2l_kit.evaluation import (
     recorded_gradients,
     responses,
 )
-from l2l_kit.optimizers import LSTMOptimizer
+from l2l_kit.optimizers import LSTMRule
 from l2l_kit.problems import MNIST, Quadratics
 from l2l_kit.randomness import generator
-from l2l_kit.training import AutogradUnroller, rollout
+from l2l_kit.training import AutogradEstimator, rollout
 
 OPTIMIZERS = {
-    "LSTM": LSTMOptimizer(hidden_size=4, preprocessing="log-sign"),
+    "LSTM": LSTMRule(hidden_size=4, preprocessing="log-sign"),
     "SGD": baseline("sgd", 0.1),
     "NAG": baseline("nag", 0.1),
     "RMSprop": baseline("rmsprop", 0.1),
@@ -34,7 +34,7 @@ def driven(optimizer, gradients):
     state = optimizer.init({"x": torch.zeros(1, 1)})
     updates = []
     for gradient in gradients:
-        update, state = optimizer.update({"x": torch.tensor([[gradient]])}, state)
+        update, state = optimizer.update({"x": torch.tensor([[gradient]])}, state, {"x": torch.zeros(1, 1)})
         updates.append(update["x"].item())
     return updates
 
@@ -70,7 +70,7 @@ def test_recorded_gradients_lead_along_the_trajectory(name):
 
 def test_hidden_units_are_those_of_the_state():
     """The update is the output layer of the upper cells' outputs."""
-    lstm, gradients = LSTMOptimizer(hidden_size=4), torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    lstm, gradients = LSTMRule(hidden_size=4), torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     held = hidden_units(lstm, gradients)
     assert held.shape == (5, 8, 3)
     state = lstm.initial_state(3)
@@ -115,7 +115,7 @@ class TestProposedSteps:
         assert table["size"].nunique() == 12
 
     def test_a_step_that_is_none_has_no_direction(self):
-        nothing = LSTMOptimizer(hidden_size=1)
+        nothing = LSTMRule(hidden_size=1)
         for weight in nothing.output.parameters():
             torch.nn.init.zeros_(weight)
         table = proposed_steps({"none": nothing}, Quadratics(2), steps=1, num_tasks=1, device="cpu")
@@ -125,16 +125,16 @@ class TestProposedSteps:
 class TestBiasOfTheMetaGradient:
     @pytest.mark.parametrize("averaging", [0, 2])
     def test_it_is_that_of_autograd(self, averaging):
-        rule = LSTMOptimizer(hidden_size=4, global_averaging_cells=averaging, output_scale=0.1)
+        rule = LSTMRule(hidden_size=4, global_averaging_cells=averaging, output_scale=0.1)
         table = meta_gradient_bias(rule, Quadratics(dim=3), unrolls=[2, 4], horizon=8, num_tasks=5, device="cpu")
         table = table.set_index(["unroll", "dashed edges"])
         gradients = {}
         for dashed in (False, True):
             for unroll in (2, 4, 8):
-                unroller = AutogradUnroller(rule, second_derivatives=dashed)
+                unroller = AutogradEstimator(rule, second_order=dashed)
                 for batch in range(2):
-                    unroller.begin(Quadratics(dim=3).sample(5, generator(0, "test", batch)))
-                    windows = [unroller.advance(unroll).meta_gradient for _ in range(8 // unroll)]
+                    unroller.reset(Quadratics(dim=3).sample(5, generator(0, "test", batch)))
+                    windows = [unroller.unroll(unroll).meta_gradient for _ in range(8 // unroll)]
                     gradients.setdefault((unroll, dashed), []).append(
                         torch.cat([sum(w[name] for w in windows).flatten() for name in sorted(windows[0])])
                     )
@@ -148,7 +148,7 @@ class TestBiasOfTheMetaGradient:
     @pytest.mark.parametrize("unroll", [3, 0])
     def test_an_unroll_that_does_not_divide_the_horizon_is_refused(self, unroll):
         with pytest.raises(ValueError, match=f"must divide the horizon 8, got {unroll}"):
-            meta_gradient_bias(LSTMOptimizer(), Quadratics(), unrolls=[unroll], horizon=8)
+            meta_gradient_bias(LSTMRule(), Quadratics(), unrolls=[unroll], horizon=8)
 
 
 class TestTensorMemory:

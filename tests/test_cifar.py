@@ -10,11 +10,11 @@ from torch.nn import functional
 
 from l2l_kit import data, problems
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.optimizers import GroupedLSTMs
+from l2l_kit.optimizers import GroupedRule
 from l2l_kit.problems import CIFAR, CIFARTasks
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, ravel
-from l2l_kit.training import AutogradUnroller, ExactUnroller, rollout
+from l2l_kit.training import AutogradEstimator, SecondOrderEstimator, rollout
 
 PATCHES = data.load("cifar10", "embedded")
 
@@ -119,11 +119,11 @@ class TestAgainstPlainNetworks:
     def test_meta_gradients_with_second_derivatives(self):
         tasks = sample(cifar(), n=3)
         tasks = replace(tasks, initial=moved(tasks))
-        rule = GroupedLSTMs({kind: {"hidden_size": 2, "output_scale": 0.1} for kind in ("conv", "fc")}).double()
+        rule = GroupedRule({kind: {"hidden_size": 2, "output_scale": 0.1} for kind in ("conv", "fc")}).double()
         windows = []
-        for unroller in (ExactUnroller(rule), AutogradUnroller(rule, second_derivatives=True)):
-            unroller.begin(tasks)
-            windows.append(unroller.advance(2))
+        for unroller in (SecondOrderEstimator(rule), AutogradEstimator(rule, second_order=True)):
+            unroller.reset(tasks)
+            windows.append(unroller.unroll(2))
         found, expected = windows
         torch.testing.assert_close(found.losses, expected.losses, rtol=1e-9, atol=0)
         for name, gradient in expected.meta_gradient.items():
@@ -175,7 +175,7 @@ class TestDraws:
         assert sum(tensor[0].numel() for tensor in start.values()) == 1200 + 2 * 6400 + 3 * 16 + 32 + 8192 + 330
 
     def test_kinds_are_those_of_two_lstms(self):
-        rule = GroupedLSTMs({"conv": {"hidden_size": 2}, "fc": {"hidden_size": 2}})
+        rule = GroupedRule({"conv": {"hidden_size": 2}, "fc": {"hidden_size": 2}})
         tasks = sample(cifar())
         conv, fc = rule.parts(Layout.of(tasks.initial_params))
         assert conv.sizes == [1200, 6400, 6400]  # the kernels, and nothing else

@@ -12,7 +12,7 @@ from torch.nn import functional
 from l2l_kit import data
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation import Curves, compare, metrics_on_test_set, read_result, write_result
-from l2l_kit.optimizers import LSTMOptimizer, baseline
+from l2l_kit.optimizers import LSTMRule, baseline
 from l2l_kit.problems import MNIST, Quadratics
 from l2l_kit.randomness import generator
 from l2l_kit.training import rollout
@@ -20,8 +20,8 @@ from l2l_kit.training import rollout
 PROBLEM = Quadratics(dim=3)
 DIGITS = MNIST(digits="embedded", hidden=(3,), batch_size=16)
 OPTIMIZERS = {
-    "LSTM": LSTMOptimizer(hidden_size=4, output_scale=0.1),
-    "log-sign": LSTMOptimizer(hidden_size=4, preprocessing="log-sign"),
+    "LSTM": LSTMRule(hidden_size=4, output_scale=0.1),
+    "log-sign": LSTMRule(hidden_size=4, preprocessing="log-sign"),
     "Adam": baseline("adam", 0.1),
     "SGD": baseline("sgd", 0.01),
 }
@@ -75,7 +75,7 @@ class Elsewhere(nn.Module):
     def init(self, params):
         return None
 
-    def update(self, gradients, state):
+    def update(self, gradients, state, params):
         return {name: torch.zeros_like(gradient) for name, gradient in gradients.items()}, state
 
 

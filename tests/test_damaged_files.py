@@ -12,9 +12,7 @@ import signal
 import sqlite3
 import struct
 import sys
-import zlib
 from contextlib import contextmanager
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,21 +24,20 @@ from safetensors.torch import load, save
 import l2l_kit as l2l
 from l2l_kit import data, storage, zoo
 from l2l_kit.data import sources
-from l2l_kit.data.images import CIFAR10
-from l2l_kit.data.vgg import VGG16
-from l2l_kit.errors import DataError
 from l2l_kit.evaluation import read_result, write_result
 from l2l_kit.making.recipes import Recipe, Search, read_recipes
 from l2l_kit.making.search import random_search
 from l2l_kit.making.sweeps import read_sweep
-from l2l_kit.optimizers import LSTMOptimizer
+from l2l_kit.optimizers import LSTMRule
 from l2l_kit.problems import Quadratics
 from l2l_kit.training import MetaTrainer, MetaTraining
 
 resource = pytest.importorskip("resource", reason="limits of a process are those of Linux")
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of a process are those of Linux")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="limits of a process are those of Linux"),
+    pytest.mark.filterwarnings("ignore"),
+]
 
-MUTATIONS = 500
 SECONDS = 20
 """That one file may take, before it counts as a hang."""
 MEMORY = 2**30
@@ -56,6 +53,9 @@ _on = False
 def hook(event, arguments):
     if _on and event in _WATCHED:
         STARTED.append(event)
+
+
+sys.addaudithook(hook)
 
 
 @contextmanager
@@ -78,9 +78,7 @@ def watched():
         signal.alarm(0)
         signal.signal(signal.SIGALRM, previous)
         resource.setrlimit(resource.RLIMIT_AS, before)
-
-
-sys.addaudithook(hook)
+    assert not STARTED
 
 
 # What is done to a file.
@@ -88,11 +86,12 @@ sys.addaudithook(hook)
 
 def spot(content, draws):
     """A place where there is something: much of a database is empty."""
-    for _ in range(20):
-        place = draws.randrange(len(content))
-        if content[place]:
-            break
-    return place
+    places = (draws.randrange(len(content)) for _ in range(20))
+    return next((place for place in places if content[place]), 0)
+
+
+def replaced(content, place, new):
+    return content[:place] + new + content[place + len(new) :]
 
 
 def truncated(content, draws):
@@ -100,59 +99,38 @@ def truncated(content, draws):
 
 
 def flipped(content, draws):
-    changed = bytearray(content)
     for _ in range(draws.choice((1, 1, 2, 8))):
-        changed[spot(content, draws)] ^= 1 << draws.randrange(8)
-    return bytes(changed)
+        place = spot(content, draws)
+        content = replaced(content, place, bytes([content[place] ^ 1 << draws.randrange(8)]))
+    return content
 
 
-def swapped(content, draws):
-    changed, length = bytearray(content), draws.choice((4, 64, 512))
-    one, other = (spot(content, draws) for _ in range(2))
-    changed[one : one + length], changed[other : other + length] = (
-        content[other : other + length],
-        content[one : one + length],
-    )
-    return bytes(changed)
-
-
-def blanked(content, draws):
-    place, length = spot(content, draws), draws.choice((1, 8, 200))
-    return content[:place] + bytes(min(length, len(content) - place)) + content[place + length :]
+def copied_over(content, draws):
+    one, other, length = spot(content, draws), spot(content, draws), draws.choice((4, 64, 512))
+    return replaced(content, one, content[other : other + length])
 
 
 def noise(content, draws):
+    """New bytes, zeros or a number of the largest of its width, in place of what was there or before it."""
+    new = draws.choice((draws.randbytes(draws.choice((1, 8, 100))), bytes(draws.choice((1, 8, 200))), HUGE))
     place = spot(content, draws)
-    return content[:place] + draws.randbytes(draws.choice((1, 8, 100))) + content[place:]
+    return replaced(content, place, new) if draws.random() < 0.5 else content[:place] + new + content[place:]
 
 
 def longer(content, draws):
     return content + draws.choice((draws.randbytes(draws.randrange(1, 2000)), content, bytes(9)))
 
 
-def huge(content, draws):
-    """A number somewhere becomes the largest of its width."""
-    place, width = spot(content, draws), draws.choice((2, 4, 8))
-    return content[:place] + b"\xff" * (width - 1) + b"\x7f" + content[place + width :]
-
-
-BYTES = (truncated, flipped, flipped, swapped, blanked, noise, huge)
-NUMBERS = ("-1", "0", "1e400", "9" * 20, "9" * 400, "NaN", "1e-3", "1000000")
-VALUES = (*NUMBERS, "null", "true", '"x"', '""', "[]", "{}", "[1, [2]]")
+HUGE = b"\xff" * 3 + b"\x7f"
+VALUES = ("-1", "0", "1e400", "9" * 20, "9" * 400, "NaN", "1e-3", "1000000")
+VALUES += ("null", "true", '"x"', '""', "[]", "{}", "[1, [2]]", "[" * 500 + "]" * 500, "[" * 100_000 + "]" * 100_000)
 
 
 def otherwise(content, draws):
     """A value in a text, or a part of a number, becomes another."""
     text = content.decode("latin1")
-    places = list(re.finditer(r"-?\d[\d.e-]*|\"[^\"]*\"|true|false|\[[^\[\]]*\]|\{[^{}]*\}", text))
-    place = draws.choice(places)
+    place = draws.choice(list(re.finditer(r"-?\d[\d.e-]*|\"[^\"]*\"|true|false|\[[^\[\]]*\]|\{[^{}]*\}", text)))
     return (text[: place.start()] + draws.choice(VALUES) + text[place.end() :]).encode("latin1")
-
-
-def nested(content, draws):
-    text = content.decode("latin1")
-    place, depth = draws.choice(list(re.finditer(r"\d+|\"[^\"]*\"", text))), draws.choice((500, 5000, 100_000))
-    return (text[: place.start()] + "[" * depth + "]" * depth + text[place.end() :]).encode("latin1")
 
 
 def without_a_line(content, draws):
@@ -161,109 +139,83 @@ def without_a_line(content, draws):
     return b"\n".join(lines)
 
 
-TEXT = (truncated, flipped, swapped, noise, otherwise, otherwise, otherwise, nested, without_a_line)
-
-
-def in_the_header(change):
-    """As `change`, in the header of a safetensors file, which is made as long again as it says that it is."""
-
-    def changed(content, draws):
-        (length,) = struct.unpack("<Q", content[:8])
-        header = change(content[8 : 8 + length], draws)
-        return struct.pack("<Q", len(header)) + header + content[8 + length :]
-
-    return changed
+def otherwise_in_the_header(content, draws):
+    """Of a safetensors file, which is made as long again as it says that it is."""
+    (length,) = struct.unpack("<Q", content[:8])
+    header = otherwise(content[8 : 8 + length], draws)
+    return struct.pack("<Q", len(header)) + header + content[8 + length :]
 
 
 def lying_about_the_header(content, draws):
     return struct.pack("<Q", draws.choice((0, 1, 2**31, 2**40, 2**63, 2**64 - 1))) + content[8:]
 
 
-TENSORS = (
-    *BYTES,
-    longer,
-    *(in_the_header(change) for change in (otherwise, otherwise, nested)),
-    lying_about_the_header,
-)
-
-
-def weights_otherwise(content, draws):
-    """Another number, NaN or infinity among the tensors, in a file as earlier versions wrote it: without a checksum."""
+def not_finite(content, draws):
+    """NaN or infinity among the tensors."""
     tensors = load(content)
     tensor = tensors[draws.choice(sorted(tensors))]
     tensor.view(-1)[draws.randrange(tensor.numel())] = draws.choice((float("nan"), float("inf"), -float("inf")))
-    return save(tensors, {"l2l_kit": description(content)})
+    return unsealed(content, tensors)
 
 
-def description(content):
+def unsealed(content, tensors=None):
+    """As earlier versions wrote it, without a checksum."""
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])["__metadata__"]["l2l_kit"]
-    return header[header.index("{") :]
+    return save(tensors or load(content), {"l2l_kit": header[header.index("{") :]})
 
 
-def unsealed(content):
-    """As earlier versions wrote it."""
-    return save(load(content), {"l2l_kit": description(content)})
+BYTES = (truncated, flipped, flipped, copied_over, noise, noise)
+TEXT = (truncated, flipped, copied_over, noise, otherwise, otherwise, otherwise, otherwise, without_a_line)
+TENSORS = (*BYTES, longer, otherwise_in_the_header, otherwise_in_the_header, lying_about_the_header)
 
 
-# What is read. Each makes a file in a folder, and gives how it is read and what must come out of it; None for anything.
+# What is read. Each makes a file in a folder, and gives how it is read.
 
 
 def rule(folder):
-    path = zoo.save(LSTMOptimizer(3, preprocessing="log-sign"), folder / "mine")
+    path = zoo.save(LSTMRule(3, preprocessing="log-sign"), folder / "mine")
 
     def read():
         about, optimizer = zoo.card(path), l2l.load(path)
-        return json.dumps([about["optimizer"], optimizer.config()]), *(
-            w.tolist() for w in optimizer.state_dict().values()
-        )
+        assert all(weight.isfinite().all() for weight in optimizer.state_dict().values())
+        return about["optimizer"], optimizer.config(), [w.tolist() for w in optimizer.state_dict().values()]
 
-    return path, read, True
-
-
-def old_rule(folder):
-    path, read, _ = rule(folder)
-    path.write_bytes(unsealed(path.read_bytes()))
-
-    def finite():
-        read()
-        assert all(weight.isfinite().all() for weight in l2l.load(path).state_dict().values())
-
-    return path, finite, False
+    return path, read
 
 
 def checkpoint(folder):
     path = folder / "run.safetensors"
 
     def trainer():
-        return MetaTrainer(LSTMOptimizer(3), Quadratics(dim=2), TRAINING, checkpoint=path, device="cpu")
+        return MetaTrainer(LSTMRule(3), Quadratics(dim=2), TRAINING, checkpoint=path, device="cpu")
 
     list(trainer().run())
 
     def read():
         resumed = trainer()
-        weights = [weight.tolist() for weight in resumed.optimizer.state_dict().values()]
-        return [asdict(record)["validation_loss"] for record in resumed.history.records], weights
+        weights = [weight.tolist() for weight in resumed.rule.state_dict().values()]
+        return [record.validation_loss for record in resumed.history.records], weights
 
-    return path, read, True
+    return path, read
 
 
-def old_checkpoint(folder):
-    path, read, _ = checkpoint(folder)
-    path.write_bytes(unsealed(path.read_bytes()))
-    return path, read, False
+def earlier(make):
+    def made(folder):
+        path, read = make(folder)
+        path.write_bytes(unsealed(path.read_bytes()))
+        return path, read
+
+    return made
 
 
 RECIPE = """
 name = "mine-{unroll}"
-[problem]
-name = "quadratics"
-dim = 2
+problem = { name = "quadratics", dim = 2 }
 [optimizer]
 hidden_size = 3
 num_layers = 2
 preprocessing = "log-sign"
-output_scale = 0.1
 [training]
 horizon = 4
 epochs = 9
@@ -276,20 +228,11 @@ optimizer = { forget_bias = [0.0, 4.0] }
 [grid]
 "training.unroll" = [1, 2]
 """
-
-
-def recipe(folder):
-    path = folder / "mine.toml"
-    path.write_text(RECIPE)
-    return path, lambda: read_recipes(path), False
-
-
 SWEEP = """
 steps = [5, 10]
 num_tasks = 4
 tuning_tasks = 3
-[problem]
-name = "quadratics"
+problem = { name = "quadratics" }
 [grid]
 dim = [2, 3]
 [learned]
@@ -299,66 +242,38 @@ SGD = { name = "sgd", learning_rates = [0.01, 0.03] }
 """
 
 
-def sweep(folder):
-    path = folder / "mine.toml"
-    path.write_text(SWEEP)
-    return path, lambda: read_sweep(path), False
+def written(text, reader):
+    def made(folder):
+        path = folder / "mine.toml"
+        path.write_text(text)
+        return path, lambda: reader(path)
+
+    return made
 
 
 def recorded(suffix):
-    def result(folder):
+    def made(folder):
         about = {"problem": {"name": "quadratics"}, "seed": 3, "command": "l2l tune"}
         path = write_result("mine", pd.DataFrame({"lr": [0.1, 1.0], "mean": [1.5, 2.5]}), about, folder)
-        return path.with_suffix(suffix), lambda: read_result("mine", folder), False
+        return path.with_suffix(suffix), lambda: read_result("mine", folder)
 
-    return result
-
-
-DRAWS = np.random.default_rng(0)
-ARRAYS = {
-    "x_train": DRAWS.integers(0, 256, (4, 8, 8, 3), np.uint8),
-    "y_train": np.arange(4, dtype=np.uint8),
-    "x_test": DRAWS.integers(0, 256, (2, 8, 8, 3), np.uint8),
-    "y_test": np.arange(2, dtype=np.uint8),
-}
+    return made
 
 
-def cached(data_set, arrays):
-    def archive(folder):
-        mine = replace(data_set, file=str(folder / f"mine{data_set.path.suffix}"))
-        sources.write_cached(mine, arrays)
-
-        def read():
-            found, damage = sources.read_cached(mine)
-            if found is None:
-                raise DataError(damage)
-            return {name: array.tolist() for name, array in found.items()}
-
-        return mine.path, read, True
-
-    return archive
-
-
-FORMS = {"PNG": {}, "JPEG": {}, "WebP": {}, "GIF": {}, "TIFF": {"compression": "tiff_lzw"}, "BMP": {}}
+PIXELS = np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8)
 
 
 def picture(form):
-    def image(folder):
+    def made(folder):
         path = folder / f"mine.{form.lower()}"
-        pixels = DRAWS.integers(0, 256, (20, 24, 3), np.uint8)
-        Image.fromarray(pixels).save(path, form, **FORMS[form])
-        return path, lambda: data.load_picture(path), False
+        Image.fromarray(PIXELS).save(path, form)
+        return path, lambda: data.load_picture(path)
 
-    return image
+    return made
 
 
-SEARCH = Recipe(
-    "mine",
-    {"name": "quadratics", "dim": 2},
-    {"hidden_size": 3},
-    TRAINING,
-    Search(trials=2, epochs=1, meta_lr=(1e-3, 1e-1)),
-)
+QUADRATICS, LSTM = {"name": "quadratics", "dim": 2}, {"hidden_size": 3}
+SEARCH = Recipe("mine", QUADRATICS, LSTM, TRAINING, Search(trials=2, epochs=1, meta_lr=(1e-3, 1e-1)))
 
 
 def database(folder):
@@ -367,51 +282,44 @@ def database(folder):
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA journal_mode = DELETE")
     connection.close()
-    return path, lambda: random_search(SEARCH, path, device="cpu"), False
+    return path, lambda: random_search(SEARCH, path, device="cpu")
 
 
-FILES = {
-    "a learned optimizer": (rule, TENSORS, MUTATIONS),
-    "a learned optimizer of an earlier version": (old_rule, (*TENSORS, weights_otherwise), MUTATIONS),
-    "a checkpoint": (checkpoint, TENSORS, MUTATIONS),
-    "a checkpoint of an earlier version": (old_checkpoint, (*TENSORS, weights_otherwise), MUTATIONS),
-    "a recipe": (recipe, TEXT, MUTATIONS),
-    "a sweep": (sweep, TEXT, MUTATIONS),
-    "the note of a recorded table": (recorded(".json"), TEXT, MUTATIONS),
-    "a recorded table": (recorded(".csv"), TEXT, MUTATIONS),
-    "images in the cache": (cached(CIFAR10, ARRAYS), (*BYTES, longer), MUTATIONS),
-    "weights in the cache": (cached(VGG16, {"features.0.weight": np.ones((2, 3), np.float16)}), TENSORS, MUTATIONS),
-    **{f"a {form} picture": (picture(form), (*BYTES, longer), MUTATIONS // 5) for form in FORMS},
-    "a search": (database, (truncated, flipped, swapped, blanked, noise), MUTATIONS),
+FORMS = ("PNG", "JPEG", "WebP", "GIF", "TIFF", "BMP")
+FILES = {  # how it is made and read, what is done to it, how often, and whether anything but itself may be read
+    "a learned optimizer": (rule, TENSORS, 500, False),
+    "a learned optimizer of an earlier version": (earlier(rule), (*TENSORS, not_finite), 500, True),
+    "a checkpoint": (checkpoint, TENSORS, 500, False),
+    "a checkpoint of an earlier version": (earlier(checkpoint), (*TENSORS, not_finite), 500, True),
+    "a recipe": (written(RECIPE, read_recipes), TEXT, 500, True),
+    "a sweep": (written(SWEEP, read_sweep), TEXT, 500, True),
+    "the note of a recorded table": (recorded(".json"), TEXT, 500, True),
+    "a recorded table": (recorded(".csv"), TEXT, 500, True),
+    **{f"a {form} picture": (picture(form), (*BYTES, longer), 100, True) for form in FORMS},
+    "a search": (database, BYTES, 200, True),
 }
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", FILES)
 def test_a_damaged_file_gives_the_right_value_or_a_clear_error(tmp_path, kind):
-    make, changes, mutations = FILES[kind]
-    path, read, exactly = make(tmp_path)
-    content, value, draws = path.read_bytes(), read(), random.Random(kind)
-    outcomes, messages = [], []
+    make, changes, mutations, anything = FILES[kind]
+    path, read = make(tmp_path)
+    content, value, draws, messages = path.read_bytes(), read(), random.Random(kind), []
     with watched():
         for _, change in zip(range(mutations), itertools.cycle(changes)):
-            changed = change(content, draws)
-            path.write_bytes(changed)
+            path.write_bytes(change(content, draws))
             signal.alarm(SECONDS)
             try:
                 found = read()
             except (ValueError, FileNotFoundError) as error:  # the kit's own errors are ValueErrors
-                outcomes.append("refused")
                 messages.append(str(error))
             except Exception as error:
                 raise AssertionError(f"{change.__name__} gave {error!r}") from error
             else:
-                outcomes.append("read")
-                assert not exactly or found == value, f"{change.__name__} gave another value"
-    path.write_bytes(content)
-    assert not STARTED
+                assert anything or found == value, f"{change.__name__} gave another value"
     assert all(path.stem in message for message in messages)
-    assert outcomes.count("refused") > mutations / 10
+    assert len(messages) > mutations / 10
+    path.write_bytes(content)
     read()
 
 
@@ -423,18 +331,20 @@ class Program:
 def packed_zeros(path):
     """An archive that says of its array that it takes four gigabytes."""
     np.savez_compressed(path, x=np.zeros(12345, np.uint8))
-    content = path.read_bytes()
-    said = struct.pack("<L", 12345 + 128)
-    assert content.count(said) >= 1
+    content, said = path.read_bytes(), struct.pack("<L", 12345 + 128)
+    assert said in content
     path.write_bytes(content.replace(said, struct.pack("<L", 2**32 - 2)))
 
 
-def optimizer_file(**config):
-    def make(path):
-        tensors = LSTMOptimizer(3).state_dict()
-        storage.write_tensors(path, tensors, {"optimizer": {**LSTMOptimizer(3).config(), **config}}, 1)
+def large_picture(path):
+    """That says that it is a thousand times as large as it is."""
+    Image.fromarray(PIXELS).save(path, "BMP")
+    path.write_bytes(replaced(path.read_bytes(), 18, struct.pack("<ii", 100_000, 10_000)))
 
-    return make
+
+def optimizer_file(**config):
+    about = {"optimizer": {**LSTMRule(3).config(), **config}}
+    return lambda path: storage.write_tensors(path, LSTMRule(3).state_dict(), about, 1)
 
 
 def text(old, new):
@@ -443,70 +353,37 @@ def text(old, new):
     return lambda path: path.write_text(original.replace(old, new))
 
 
-GRID = "\n".join(
+def load_mnist(_):
+    return data.load("mnist", "full")
+
+
+LONG = "\n".join(
     f'"training.{key}" = {list(range(1, 100))}' for key in ("unroll", "epochs", "horizon", "seed", "sample")
 )
+WIDE = "\n".join(f"x{key} = {list(range(100))}" for key in range(6))
+MANY = {str(group): {"hidden_size": 1000} for group in range(1000)}
 HOSTILE = {
-    # an optimizer
     "a billion units": ("mine.safetensors", optimizer_file(hidden_size=10**9), l2l.load),
     "a billion layers": ("mine.safetensors", optimizer_file(num_layers=10**9), l2l.load),
     "a million tiny layers": ("mine.safetensors", optimizer_file(hidden_size=1, num_layers=10**6), l2l.load),
-    "a thousand large groups": (
-        "mine.safetensors",
-        optimizer_file(kind="groups", groups={str(group): {"hidden_size": 1000} for group in range(1000)}),
-        l2l.load,
-    ),
+    "a thousand large groups": ("mine.safetensors", optimizer_file(kind="groups", groups=MANY), l2l.load),
     "groups that are none": ("mine.safetensors", optimizer_file(kind="groups", groups=[1]), l2l.load),
     "a bias beyond all numbers": ("mine.safetensors", optimizer_file(forget_bias=10**400), l2l.load),
-    "pickled weights": (
-        "mine.safetensors",
-        lambda path: path.write_bytes(pickle.dumps(Program())),
-        l2l.load,
-    ),
-    # a recipe or a sweep
-    "a recipe of ten billion": ("mine.toml", text('"training.unroll" = [1, 2]', GRID), read_recipes),
+    "pickled weights": ("mine.safetensors", lambda path: path.write_bytes(pickle.dumps(Program())), l2l.load),
+    "a recipe of ten billion": ("mine.toml", text('"training.unroll" = [1, 2]', LONG), read_recipes),
     "a recipe of a billion units": ("mine.toml", text("hidden_size = 3", "hidden_size = 1_000_000_000"), read_recipes),
     "a recipe of a million layers": ("mine.toml", text("num_layers = 2", "num_layers = 1_000_000"), read_recipes),
     "a recipe for another folder": ("mine.toml", text('"mine-{unroll}"', '"../../mine-{unroll}"'), read_recipes),
     "a recipe with a wide name": ("mine.toml", text("{unroll}", "{unroll:>9999999999}"), read_recipes),
     "a recipe that looks around": ("mine.toml", text("{unroll}", "{unroll.__class__}"), read_recipes),
-    "a sweep of a trillion": (
-        "mine.toml",
-        text("dim = [2, 3]", "\n".join(f"x{key} = {list(range(100))}" for key in range(6))),
-        read_sweep,
-    ),
-    # data
-    "four gigabytes of zeros": ("mnist.npz", packed_zeros, lambda _: data.load("mnist", "full")),
-    "pickled images": (
-        "mnist.npz",
-        lambda path: np.savez(path, x_train=np.array([Program()], dtype=object)),
-        lambda _: data.load("mnist", "full"),
-    ),
-    # a picture
-    "a program for a printer": (
-        "mine.jpg",
-        lambda path: Image.new("RGB", (20, 20)).save(path, "EPS"),
-        data.load_picture,
-    ),
-    "a picture of a billion pixels": (
-        "mine.png",
-        lambda path: path.write_bytes(png_of(100_000, 10_000)),
-        data.load_picture,
-    ),
+    "a sweep of a trillion": ("mine.toml", text("dim = [2, 3]", WIDE), read_sweep),
+    "four gigabytes of zeros": ("mnist.npz", packed_zeros, load_mnist),
+    "pickled images": ("mnist.npz", lambda path: np.savez(path, x_train=np.array([Program()], object)), load_mnist),
+    "a program for a printer": ("mine.jpg", lambda path: Image.fromarray(PIXELS).save(path, "EPS"), data.load_picture),
+    "a picture of a billion pixels": ("mine.bmp", large_picture, data.load_picture),
 }
 
 
-def png_of(width, height):
-    """A PNG that says that it is so large, and is not."""
-
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_file_is_refused_before_it_does_harm(tmp_path, monkeypatch, name):
     file, make, read = HOSTILE[name]
@@ -520,7 +397,6 @@ def test_a_hostile_file_is_refused_before_it_does_harm(tmp_path, monkeypatch, na
         with pytest.raises(ValueError, match=path.stem):
             read(path)
     data._full.cache_clear()
-    assert not STARTED
     assert [each.name for each in tmp_path.iterdir()] == [file]
 
 

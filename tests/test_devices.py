@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from l2l_kit.optimizers import GroupedLSTMs, LSTMOptimizer, baseline
+from l2l_kit.optimizers import GroupedRule, LSTMRule, baseline
 from l2l_kit.problems import CIFAR, MNIST, NeuralArt, Quadratics
 from l2l_kit.randomness import generator
-from l2l_kit.training import AutogradUnroller, ExactUnroller, ReplayUnroller, trajectory
-from l2l_kit.training.unroll import Unroller
+from l2l_kit.training import AutogradEstimator, FirstOrderEstimator, SecondOrderEstimator, trajectory
+from l2l_kit.training.meta_gradient import GradientEstimator
 
 META = torch.device("meta")
 LSTM = {"hidden_size": 3, "preprocessing": "log-sign", "output_scale": 0.1}
@@ -26,8 +26,8 @@ PROBLEMS = {
 
 def rules(problem):
     if problem == "cifar":
-        return GroupedLSTMs({"conv": LSTM, "fc": LSTM}).to(META)
-    return LSTMOptimizer(**LSTM).to(META)
+        return GroupedRule({"conv": LSTM, "fc": LSTM}).to(META)
+    return LSTMRule(**LSTM).to(META)
 
 
 def tasks(problem, n=2):
@@ -37,7 +37,7 @@ def tasks(problem, n=2):
 @pytest.fixture
 def unchecked(monkeypatch):
     """On "meta" there are no numbers of which one could ask whether they are finite."""
-    monkeypatch.setattr(Unroller, "_check", lambda *_: None)
+    monkeypatch.setattr(GradientEstimator, "_check", lambda *_: None)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
@@ -51,24 +51,24 @@ class TestOnDevice:
     @pytest.mark.parametrize("sample", [None, 2])
     @pytest.mark.parametrize("tape_bytes", [10**6, 10**9])
     def test_meta_training_by_replay(self, problem, sample, tape_bytes, unchecked):
-        unroller = ReplayUnroller(rules(problem), tape_bytes, sample=sample)
-        unroller.begin(tasks(problem), generator(0, "sample"))
+        unroller = FirstOrderEstimator(rules(problem), tape_bytes, sample=sample)
+        unroller.reset(tasks(problem), generator(0, "sample"))
         for _ in range(2):
-            window = unroller.advance(3)
+            window = unroller.unroll(3)
             assert {tensor.device for tensor in (window.losses, *window.meta_gradient.values())} == {META}
 
     @pytest.mark.parametrize("tape_bytes", [10**6, 10**9])
     def test_meta_training_by_exact_replay(self, problem, tape_bytes, unchecked):
-        unroller = ExactUnroller(rules(problem), tape_bytes)
-        unroller.begin(tasks(problem))
+        unroller = SecondOrderEstimator(rules(problem), tape_bytes)
+        unroller.reset(tasks(problem))
         for _ in range(2):
-            window = unroller.advance(3)
+            window = unroller.unroll(3)
             assert {tensor.device for tensor in (window.losses, *window.meta_gradient.values())} == {META}
 
     def test_meta_training_by_autograd(self, problem, unchecked):
-        unroller = AutogradUnroller(rules(problem), second_derivatives=problem in ("quadratics", "cifar"))
-        unroller.begin(tasks(problem))
-        window = unroller.advance(2)
+        unroller = AutogradEstimator(rules(problem), second_order=problem in ("quadratics", "cifar"))
+        unroller.reset(tasks(problem))
+        window = unroller.unroll(2)
         assert {tensor.device for tensor in (window.losses, *window.meta_gradient.values())} == {META}
 
 

@@ -148,9 +148,9 @@ USE = """
 import runpy, torch
 import l2l_kit as l2l
 
-problem, lstm = l2l.problems.Quadratics(dim=2), l2l.LSTMOptimizer(hidden_size=2)
+problem, lstm = l2l.problems.Quadratics(dim=2), l2l.LSTMRule(hidden_size=2)
 sizes = {"horizon": 4, "unroll": 2, "epochs": 1, "episodes_per_epoch": 1, "batch_size": 2, "validation_tasks": 2}
-l2l.save(lstm, sys.argv[1], l2l.meta_train(lstm, problem, progress=False, **sizes))
+l2l.save(lstm, sys.argv[1], l2l.meta_train(lstm, problem, l2l.MetaTraining(**sizes), progress=False))
 curves = l2l.compare({"mine": l2l.load(sys.argv[1]), "Adam": l2l.baseline("adam", lr=0.1)}, problem, steps=2)
 model = torch.nn.Linear(2, 1)
 optimizer = l2l.LearnedOptimizer(model.parameters(), "mnist")

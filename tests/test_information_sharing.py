@@ -1,34 +1,13 @@
-"""Coordinates that learn of each other: global averaging cells and NTM-BFGS, against loops written out here."""
-
-import copy
+"""Coordinates that learn of each other: global averaging cells and NTM-BFGS, against a loop written out here."""
 
 import pytest
 import torch
-from test_meta_gradient import Network, assert_equal_windows, quadratics, run
+from small import NETWORKS, RULES
 
-from l2l_kit import LearnedOptimizer, optimizers, zoo
 from l2l_kit.evaluation import bfgs_losses, memories
-from l2l_kit.optimizers import NTMBFGS, GroupedLSTMs, LSTMOptimizer
-from l2l_kit.optimizers.base import changed
-from l2l_kit.optimizers.ntm_bfgs import _multiplied
-from l2l_kit.problems import ConditionedQuadratics, Quadratics
+from l2l_kit.optimizers import NTMBFGS
+from l2l_kit.problems import ConditionedQuadratics
 from l2l_kit.randomness import generator
-from l2l_kit.training import AutogradUnroller, ExactUnroller, ReplayUnroller, meta_train
-from l2l_kit.training.replay import CoupledReplay
-
-SMALL = {"hidden_size": 5}
-RULES = {
-    "averaging": lambda **more: LSTMOptimizer(**SMALL, global_averaging_cells=2, **more).double(),
-    "averaging, log-sign": lambda **more: LSTMOptimizer(
-        **SMALL, preprocessing="log-sign", output_scale=0.3, global_averaging_cells=5, **more
-    ).double(),
-    "memory": lambda **more: NTMBFGS(**SMALL, **more).double(),
-    "memory, many heads": lambda **more: NTMBFGS(
-        **SMALL, global_averaging_cells=0, read_heads=2, write_heads=1, history=3, preprocessing="log-sign", **more
-    ).double(),
-}
-WITH_MEMORY = {name: make for name, make in RULES.items() if name.startswith("memory")}
-each_rule = pytest.mark.parametrize("make", RULES.values(), ids=RULES)
 
 
 def gradients(steps=6, n=3, coordinates=4, seed=0):
@@ -46,10 +25,11 @@ def updates(rule, sequence):
 
 
 def written_out(rule, sequence):
-    """The same for one optimizee, coordinate by coordinate, with the memory as a matrix."""
+    """The same for one task, coordinate by coordinate, with the memory as a matrix."""
     steps, coordinates = sequence.shape
     layers = [(layer.weight, layer.bias) for layer in rule.layers]
-    hidden, cell = ([[torch.zeros(5).double() for _ in layers] for _ in range(coordinates)] for _ in range(2))
+    zeros = torch.zeros(rule.hidden_size).double()
+    hidden, cell = ([[zeros for _ in layers] for _ in range(coordinates)] for _ in range(2))
     heads = getattr(rule, "read_heads", 0)
     read = torch.zeros(heads, coordinates).double()
     written, moved = [], []
@@ -78,56 +58,32 @@ def written_out(rule, sequence):
     return torch.stack(moved)
 
 
-@each_rule
+@pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
 def test_steps_are_those_written_out(make):
-    rule = make()
-    sequence = gradients()
+    rule, sequence = make().double(), gradients()
     with torch.no_grad():
         expected = torch.stack([written_out(rule, one) for one in sequence.unbind(1)], dim=1)
     torch.testing.assert_close(updates(rule, sequence)[0], expected, rtol=1e-12, atol=1e-14)
 
 
-@each_rule
-def test_the_order_of_coordinates_does_not_matter(make):
-    rule, sequence, order = make(), gradients(coordinates=7), torch.randperm(7, generator=torch.Generator())
-    torch.testing.assert_close(updates(rule, sequence[..., order])[0], updates(rule, sequence)[0][..., order])
-
-
-@each_rule
-def test_coordinates_of_an_optimizee_learn_of_each_other_and_of_no_other_optimizee(make):
-    rule, sequence = make(), gradients()
-    changed_one = sequence.clone()
-    changed_one[0, 1, 2] += 1
-    before, after = updates(rule, sequence)[0], updates(rule, changed_one)[0]
-    assert torch.equal(before[:, [0, 2]], after[:, [0, 2]])
-    assert (before[-1, 1] != after[-1, 1]).all()
-
-
-def test_without_averaging_cells_coordinates_are_alone():
-    rule = LSTMOptimizer(**SMALL).double()
-    sequence = gradients()
-    torch.testing.assert_close(updates(rule, sequence)[0][:, 1, 2], updates(rule, sequence[:, 1, 2:3])[0][:, 0])
-
-
 def test_a_memory_forgets_what_is_older_than_its_history():
-    rule = NTMBFGS(**SMALL, write_heads=2, history=3).double()
+    rule, whole = (NTMBFGS(5, write_heads=2, **more).double() for more in ({"history": 3}, {}))
     _, state = updates(rule, gradients(steps=5))
-    _, whole = updates(NTMBFGS(**SMALL, write_heads=2).double(), gradients(steps=3))
     assert state.left.shape == state.right.shape == (6, 3, 4)
-    assert torch.equal(whole.left, updates(rule, gradients(steps=3))[1].left)
+    assert torch.equal(updates(whole, gradients(steps=3))[1].left, updates(rule, gradients(steps=3))[1].left)
 
 
-@pytest.mark.parametrize("make", WITH_MEMORY.values(), ids=WITH_MEMORY)
-def test_the_memory_as_a_matrix_is_what_vectors_are_multiplied_by(make):
-    rule = make()
-    _, state = updates(rule, gradients())
-    vectors = gradients(steps=2, seed=1)
-    product = torch.einsum("nij,rnj->rni", state.memory, vectors)
-    torch.testing.assert_close(_multiplied(state.left, state.right, vectors), product)
+@pytest.mark.parametrize("name", ["memory", "memory, many heads"])
+def test_the_memory_as_a_matrix_is_the_sum_of_what_was_written(name):
+    _, state = updates(RULES[name]().double(), gradients())
+    for task in range(3):
+        written = zip(state.left[:, task], state.right[:, task], strict=True)
+        expected = torch.eye(4).double() + sum(torch.outer(left, right) for left, right in written) / 4
+        torch.testing.assert_close(state.memory[task], expected)
 
 
 def test_memories_along_the_way():
-    rule = NTMBFGS(**SMALL)
+    rule = NTMBFGS(5)
     functions = ConditionedQuadratics(dim=4, condition=10.0).sample(3, generator(0, "test"))
     found = memories(rule, functions, 2)
     rows, state = functions.theta, rule.initial_state(3, 4)
@@ -148,151 +104,3 @@ def test_bfgs_solves_quadratics():
     assert (losses[:, 5] > 1e-3).all()
     assert (losses[:, -1] < 1e-12).all()
     assert torch.equal(bfgs_losses(functions, 5), losses[:, :6])
-
-
-@each_rule
-@pytest.mark.parametrize("windows", [[5], [3, 3, 1]], ids=["one window", "windows"])
-@pytest.mark.parametrize("tasks", [quadratics(), Network()], ids=["quadratics", "network"])
-def test_replay_equals_autograd(make, windows, tasks):
-    rule = make()
-    replayed = run(ReplayUnroller(rule), tasks, windows)
-    assert_equal_windows(replayed, run(AutogradUnroller(rule, second_derivatives=False), tasks, windows))
-
-
-@each_rule
-def test_replay_in_chunks_of_optimizees_equals_replay_at_once(make, monkeypatch):
-    sizes = []
-
-    def replayed(self, gradients, some, whole=CoupledReplay._replayed):
-        sizes.append(gradients.shape[1])
-        return whole(self, gradients, some)
-
-    rule, windows = make(), [4, 3]
-    monkeypatch.setattr(CoupledReplay, "_replayed", replayed)
-    at_once = run(ReplayUnroller(rule), quadratics(), windows)
-    assert not sizes  # it was recorded on the way
-    assert_equal_windows(run(ReplayUnroller(rule, tape_bytes=1), quadratics(), windows), at_once)
-    assert sizes == [1] * 6
-
-
-def test_groups_of_which_one_averages():
-    groups = {"conv": {**SMALL, "global_averaging_cells": 1}, "fc": {**SMALL, "seed": 1}}
-    rule = GroupedLSTMs(groups).double()
-    tasks = Network()
-    named = {"weight": "conv.weight", "bias": "fc.bias", "offset": "conv.offset"}
-
-    class Layers(Network):
-        @property
-        def initial_params(self):
-            return {named[name]: tensor for name, tensor in tasks.initial_params.items()}
-
-        def losses(self, params, step):
-            return super().losses({name: params[full] for name, full in named.items()}, step)
-
-    assert rule.coupled
-    replayed = run(ReplayUnroller(rule), Layers(), [3, 2])
-    assert_equal_windows(replayed, run(AutogradUnroller(rule, second_derivatives=False), Layers(), [3, 2]))
-
-
-@each_rule
-def test_what_cannot_be_done_with_coordinates_that_learn_of_each_other(make):
-    with pytest.raises(ValueError, match="leave sample None"):
-        ReplayUnroller(make(), sample=3)
-    with pytest.raises(ValueError, match="use AutogradUnroller"):
-        ExactUnroller(make())
-
-
-@each_rule
-@pytest.mark.parametrize("settings", [{}, {"second_derivatives": True}], ids=str)
-def test_is_meta_trained(make, settings):
-    short = {"horizon": 8, "unroll": 4, "epochs": 2, "episodes_per_epoch": 40, "batch_size": 16, "meta_lr": 0.03}
-    history = meta_train(make().float(), Quadratics(dim=2), **short, device="cpu", progress=False, **settings)
-    assert history.records[-1].validation_loss < 0.9 * history.records[0].validation_loss
-
-
-@each_rule
-def test_comes_back_from_a_file(make, tmp_path):
-    rule = make(seed=3).float()
-    loaded = zoo.load(zoo.save(rule, tmp_path / "rule"))
-    assert loaded.config() == rule.config()
-    sequence = gradients().float()
-    assert torch.equal(updates(loaded, sequence)[0], updates(rule, sequence)[0])
-
-
-def test_a_plain_lstm_says_nothing_of_averaging():
-    """States that were saved before there were global averaging cells still belong to the same rule."""
-    assert "global_averaging_cells" not in LSTMOptimizer().config()
-    assert optimizers.make(LSTMOptimizer(global_averaging_cells=3).config()).global_averaging_cells == 3
-
-
-@pytest.mark.parametrize(
-    ("rule", "arguments", "message"),
-    [
-        (LSTMOptimizer, {"global_averaging_cells": 21}, "LSTMOptimizer: global_averaging_cells must be .* 0 to 20"),
-        (LSTMOptimizer, {"global_averaging_cells": -1}, "LSTMOptimizer: global_averaging_cells must be .* got -1"),
-        (NTMBFGS, {"global_averaging_cells": 1.5}, "NTMBFGS: global_averaging_cells must be .* got 1.5"),
-        (NTMBFGS, {"hidden_size": 0}, "NTMBFGS: hidden_size must be a whole number of at least 1, got 0"),
-        (NTMBFGS, {"read_heads": 0}, "NTMBFGS: read_heads must be a whole number of at least 1, got 0"),
-        (NTMBFGS, {"write_heads": -1}, "NTMBFGS: write_heads must be a whole number of at least 1, got -1"),
-        (NTMBFGS, {"history": None}, "NTMBFGS: history must be a whole number of at least 1, got None"),
-    ],
-)
-def test_arguments_that_make_no_sense(rule, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        rule(**arguments)
-
-
-class TestOnOnesOwnModel:
-    """Parameters of 3, 1 and 4 coordinates."""
-
-    def params(self):
-        return [torch.nn.Parameter(torch.zeros(shape)) for shape in ((3,), (), (2, 2))]
-
-    def drive(self, params, optimizer, sequence):
-        for row in sequence:
-            for param, gradient in zip(params, row.split([3, 1, 4]), strict=True):
-                param.grad = gradient.view_as(param).clone()
-            optimizer.step()
-        return torch.cat([param.detach().flatten() for param in params])
-
-    @each_rule
-    def test_moves_all_parameters_as_one_optimizee(self, make):
-        rule, sequence, params = make().float(), gradients(n=1, coordinates=8)[:, 0].float(), self.params()
-        moved = self.drive(params, LearnedOptimizer(params, rule), sequence)
-        torch.testing.assert_close(moved, updates(rule, sequence)[0].sum(dim=0))
-
-    @each_rule
-    def test_over_groups_with_learning_rates_of_their_own(self, make):
-        rule, sequence, params = make().float(), gradients(n=1, coordinates=8)[:, 0].float(), self.params()
-        groups = [{"params": params[:1]}, {"params": params[1:], "lr": 0.5}]
-        moved = self.drive(params, LearnedOptimizer(groups, rule), sequence)
-        expected = updates(rule, sequence)[0].sum(dim=0)
-        expected[3:] *= 0.5
-        torch.testing.assert_close(moved, expected)
-
-    @each_rule
-    def test_a_saved_state_continues_bit_for_bit(self, make):
-        rule, sequence, params = make().float(), gradients(n=1, coordinates=8)[:, 0].float(), self.params()
-        optimizer = LearnedOptimizer(params, rule)
-        self.drive(params, optimizer, sequence[:3])
-        state, there = copy.deepcopy(optimizer.state_dict()), [param.detach().clone() for param in params]
-        expected = self.drive(params, optimizer, sequence[3:])
-        again = [torch.nn.Parameter(tensor) for tensor in there]
-        other = LearnedOptimizer(again, rule)
-        other.load_state_dict(state)
-        assert torch.equal(self.drive(again, other, sequence[3:]), expected)
-
-    @each_rule
-    def test_a_parameter_without_a_gradient(self, make):
-        params = self.params()
-        optimizer = LearnedOptimizer(params, make().float())
-        optimizer.step()
-        assert not optimizer.state
-        params[0].grad = torch.ones(3)
-        with pytest.raises(RuntimeError, match="2 of 3 parameters have no gradient"):
-            optimizer.step()
-
-
-def test_a_state_is_changed_field_by_field():
-    state = NTMBFGS(**SMALL).initial_state(2, 3)
-    assert [part.shape[-2:] for part in changed(state, lambda part: part[..., :1, :])] == [(1, 3)] * 5

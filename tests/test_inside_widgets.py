@@ -8,11 +8,11 @@ import torch
 from l2l_kit import baseline
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation import proposals, recorded_gradients
-from l2l_kit.optimizers import LogSign, LSTMOptimizer
+from l2l_kit.optimizers import LogSign, LSTMRule
 from l2l_kit.problems import Quadratics
 from l2l_kit.widgets import preprocessing_explorer, proposal_explorer
 
-OPTIMIZERS = {"LSTM": LSTMOptimizer(hidden_size=4), "NAG": baseline("nag", 0.01), "Adam": baseline("adam", 0.1)}
+OPTIMIZERS = {"LSTM": LSTMRule(hidden_size=4), "NAG": baseline("nag", 0.01), "Adam": baseline("adam", 0.1)}
 
 
 @pytest.fixture(scope="module")

@@ -1,81 +1,43 @@
-"""Meta-gradients: replay against autograd, autograd against a loop written out here, and that against differences."""
+"""Meta-gradients: replay against autograd, autograd against a loop written out here, and both against differences."""
 
 import pytest
 import torch
+from small import COORDINATEWISE, COUPLED, NETWORKS, PROBLEMS, RULES, Network, quadratics
 
 from l2l_kit.errors import MetaTrainingDivergedError
-from l2l_kit.optimizers import GroupedLSTMs, LSTMOptimizer
 from l2l_kit.optimizers.tape import floats_per_step
-from l2l_kit.problems import QuadraticTasks, TaskBatch
-from l2l_kit.training import AutogradUnroller, ExactUnroller, ReplayUnroller, replay, rollout, unroll
+from l2l_kit.randomness import generator
+from l2l_kit.training import (
+    AutogradEstimator,
+    FirstOrderEstimator,
+    SecondOrderEstimator,
+    UnrollResult,
+    replay,
+    rollout,
+    trajectory,
+)
 
-OPTIMIZERS = {
-    "one layer": {"num_layers": 1},
-    "two layers": {"num_layers": 2},
-    "three layers": {"num_layers": 3},
-    "scaled output": {"output_scale": 0.1},
-    "scale": {"preprocessing": {"name": "scale", "factor": 0.3}},
-    "log-sign": {"preprocessing": "log-sign"},
-    "log-sign, one layer, scaled output": {"preprocessing": "log-sign", "num_layers": 1, "output_scale": 0.1},
+WINDOWS = {"one window": [5], "a shorter last window": [4, 4, 1], "single steps": [1, 1, 1]}
+ESTIMATORS = {
+    "first order": FirstOrderEstimator,
+    "first order, in chunks": lambda rule: FirstOrderEstimator(rule, tape_bytes=1),
+    "second order": SecondOrderEstimator,
+    "second order, no graph kept": lambda rule: SecondOrderEstimator(rule, tape_bytes=1),
+    "autograd, first order": lambda rule: AutogradEstimator(rule, second_order=False),
+    "autograd, second order": lambda rule: AutogradEstimator(rule, second_order=True),
 }
-KINDS = {"weight": "conv.weight", "bias": "fc.bias", "offset": "conv.offset"}
-WINDOWS = {"one window": [5], "windows": [4, 4, 4], "a shorter last window": [4, 4, 1], "single steps": [1, 1, 1]}
+every_rule = pytest.mark.parametrize("make", RULES.values(), ids=RULES)
+every_estimator = pytest.mark.parametrize("kind", ESTIMATORS.values(), ids=ESTIMATORS)
+both_orders = pytest.mark.parametrize("second_order", [False, True], ids=["first order", "second order"])
 
 
-def make_optimizer(**arguments):
-    return LSTMOptimizer(hidden_size=6, **arguments).double()
+def run(estimator, tasks, windows):
+    estimator.reset(tasks, torch.Generator().manual_seed(0))
+    return [estimator.unroll(steps) for steps in windows]
 
 
-def make_groups():
-    """Two LSTMs that differ in everything; of `Layers` each looks after parameters that do not lie side by side."""
-    one = {"hidden_size": 5, "preprocessing": "log-sign", "seed": 1}
-    other = {"hidden_size": 3, "num_layers": 1, "output_scale": 0.3, "seed": 2}
-    return GroupedLSTMs({"conv": one, "fc": other}).double()
-
-
-def quadratics(n=3, dim=5, seed=0):
-    draws = torch.Generator().manual_seed(seed)
-    shapes = {"W": (n, dim, dim), "y": (n, dim), "theta": (n, dim)}
-    return QuadraticTasks(
-        **{name: torch.randn(shape, generator=draws, dtype=torch.float64) for name, shape in shapes.items()}
-    )
-
-
-class Network(TaskBatch):
-    """Tiny tanh networks with a matrix, a vector and a single number each, and other data at each step."""
-
-    def __init__(self, n=3, seed=0):
-        draws = torch.Generator().manual_seed(seed)
-
-        def gaussian(*shape):
-            return torch.randn(*shape, generator=draws, dtype=torch.float64)
-
-        self.data = gaussian(20, n, 4)
-        self._start = {"weight": gaussian(n, 2, 4), "bias": gaussian(n, 2), "offset": gaussian(n)}
-
-    @property
-    def initial_params(self):
-        return self._start
-
-    def losses(self, params, step):
-        hidden = torch.einsum("noi,ni->no", params["weight"], self.data[step]) + params["bias"]
-        return (hidden.tanh().sum(dim=1) + params["offset"] - 1).square()
-
-
-class Layers(Network):
-    """`Network` with kinds of parameters."""
-
-    @property
-    def initial_params(self):
-        return {KINDS[name]: tensor for name, tensor in self._start.items()}
-
-    def losses(self, params, step):
-        return super().losses({name: params[full] for name, full in KINDS.items()}, step)
-
-
-def run(unroller, tasks, windows):
-    unroller.begin(tasks, torch.Generator().manual_seed(0))
-    return [unroller.advance(steps) for steps in windows]
+def estimator_of(rule, second_order, *tape_bytes):
+    return (SecondOrderEstimator if second_order else FirstOrderEstimator)(rule, *tape_bytes)
 
 
 def assert_equal_windows(found, expected, tolerance=1e-12):
@@ -87,218 +49,147 @@ def assert_equal_windows(found, expected, tolerance=1e-12):
             assert difference <= tolerance * gradient.norm(), f"{name}: {difference:.1e}"
 
 
+@both_orders
 @pytest.mark.parametrize("windows", WINDOWS.values(), ids=WINDOWS)
-@pytest.mark.parametrize("arguments", OPTIMIZERS.values(), ids=OPTIMIZERS)
-@pytest.mark.parametrize("tasks", [quadratics(), Network()], ids=["quadratics", "network"])
-def test_replay_equals_autograd(tasks, arguments, windows):
-    optimizer = make_optimizer(**arguments)
-    replay = run(ReplayUnroller(optimizer), tasks, windows)
-    autograd = run(AutogradUnroller(optimizer, second_derivatives=False), tasks, windows)
-    assert_equal_windows(replay, autograd)
+@pytest.mark.parametrize("tape_bytes", [110_000, 1], ids=["some kept", "nothing kept"])
+@every_rule
+def test_replay_equals_autograd(make, tape_bytes, windows, second_order):
+    """Where there is room for what is recorded of some steps, or of none; below there is room for all."""
+    rule = make().double()
+    found = run(estimator_of(rule, second_order, tape_bytes), Network(), windows)
+    assert_equal_windows(found, run(AutogradEstimator(rule, second_order=second_order), Network(), windows))
+    assert found[0].meta_gradient.keys() == dict(rule.named_parameters()).keys()
 
 
-@pytest.mark.parametrize("arguments", OPTIMIZERS.values(), ids=OPTIMIZERS)
-@pytest.mark.parametrize(("chunk", "sizes"), [(1, {1}), (4, {4, 3}), (7, {7, 1}), (14, {14, 1})])
-def test_replay_in_chunks_equals_replay_at_once(monkeypatch, arguments, chunk, sizes):
-    """15 coordinates, in chunks that do not divide them."""
+@both_orders
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_replay_equals_autograd_on_every_problem(problem, second_order):
+    """In single precision, which the tasks are of; the rule is of double."""
+    rule = NETWORKS["log-sign"]().double()
+    tasks = PROBLEMS[problem].sample(2, generator(0, "tasks"))
+    found = run(estimator_of(rule, second_order), tasks, [2, 2])
+    assert_equal_windows(found, run(AutogradEstimator(rule, second_order=second_order), tasks, [2, 2]), 1e-3)
+    torch.testing.assert_close(torch.cat([window.losses for window in found]).T, rollout(rule, tasks, 4)[:, 1:])
+
+
+def written_out(rule, tasks, windows, *, second_order):
+    """Windows on quadratics by plain autograd, where 2 Wᵀ(Wθ − y) is written out as a function of θ."""
+    W, y, theta = tasks.W, tasks.y, tasks.theta
+    state, result = rule.initial_state(*theta.shape), []
+    for steps in windows:
+        theta, state, losses = theta.detach(), type(state)(*(part.detach() for part in state)), []
+        for _ in range(steps):
+            gradient = 2 * (W.mT @ (W @ theta[:, :, None] - y[:, :, None]))[:, :, 0]
+            update, state = rule(gradient if second_order else gradient.detach(), state)
+            theta = theta + update
+            losses.append(((W @ theta[:, :, None])[:, :, 0] - y).square().sum(dim=1))
+        losses = torch.stack(losses)
+        names, weights = zip(*rule.named_parameters(), strict=True)
+        gradients = torch.autograd.grad(losses.mean(dim=1).sum(), weights)
+        result.append(UnrollResult(losses.detach(), dict(zip(names, gradients, strict=True))))
+    return result
+
+
+@both_orders
+@pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
+def test_autograd_and_replay_equal_the_loop_written_out(make, second_order):
+    rule, windows = make().double(), [4, 4, 1]
+    expected = written_out(rule, quadratics(), windows, second_order=second_order)
+    for estimator in (AutogradEstimator(rule, second_order=second_order), estimator_of(rule, second_order)):
+        assert_equal_windows(run(estimator, quadratics(), windows), expected)
+
+
+@both_orders
+@every_rule
+def test_is_the_slope_of_the_meta_loss(make, second_order):
+    """Central differences of Σ_t mean f(θ(t)) along random directions of φ; to first order with ∇f(θ(t)) held fixed."""
+    rule, tasks, steps = make().double(), Network(), 6
+    points = list(trajectory(rule, tasks, steps))
+    layout = replay.Layout.of(tasks.initial_params)
+
+    def meta_loss():
+        if second_order:
+            return rollout(rule, tasks, steps)[:, 1:].mean(dim=0).sum()
+        state, params, total = rule.init(tasks.initial_params), points[0].params, 0.0
+        for step, point in enumerate(points[:-1], 1):
+            updates, state = rule.update(layout.unravel(point.gradients), state, layout.unravel(params))
+            params = params + torch.cat([tensor.reshape(len(params), -1) for tensor in updates.values()], dim=1)
+            total += tasks.losses(layout.unravel(params), step).mean()
+        return total
+
+    (window,) = run(estimator_of(rule, second_order), tasks, [steps])
+    weights = {name: weight.detach().clone() for name, weight in rule.named_parameters()}
+    draws, meta_losses = torch.Generator().manual_seed(1), []
+    for _ in range(2):
+        direction = {
+            name: torch.randn(weight.shape, generator=draws, dtype=torch.float64) for name, weight in weights.items()
+        }
+        for shift in (-1e-6, 1e-6):
+            rule.load_state_dict({name: weight + shift * direction[name] for name, weight in weights.items()})
+            meta_losses.append(meta_loss())
+        slope = (meta_losses[-1] - meta_losses[-2]) / 2e-6
+        expected = sum((window.meta_gradient[name] * direction[name]).sum() for name in weights)
+        torch.testing.assert_close(slope, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("make", COORDINATEWISE.values(), ids=COORDINATEWISE)
+@pytest.mark.parametrize("chunk", [0, 1, 4, 7, 32])
+def test_replay_in_chunks_equals_replay_at_once(monkeypatch, make, chunk):
+    """33 coordinates, in chunks that do not divide them; no longer tape is made, but for room for a single one."""
     taped = set()
 
     class Tape(replay.LSTMTape):
-        def __init__(self, optimizer, coordinates, steps):
-            taped.add(coordinates)
-            super().__init__(optimizer, coordinates, steps)
+        def __init__(self, network, coordinates, steps):
+            taped.add(coordinates * steps * floats_per_step(network) * 8)
+            super().__init__(network, coordinates, steps)
 
-    optimizer, windows = make_optimizer(**arguments), [4, 4, 2]
-    whole = run(ReplayUnroller(optimizer), quadratics(), windows)
+    rule, windows = make().double(), [4, 4, 2]
+    parts = rule.parts(replay.Layout.of(Network().initial_params))
+    one = max(4 * floats_per_step(part.network) * 8 for part in parts)
+    whole = run(FirstOrderEstimator(rule), Network(), windows)
     monkeypatch.setattr(replay, "LSTMTape", Tape)
-    tape_bytes = chunk * 4 * floats_per_step(optimizer) * 8
-    unroller = ReplayUnroller(optimizer, tape_bytes)
-    unroller.begin(quadratics())
-    chunked = [unroller.advance(steps) for steps in windows[:2]]
-    assert taped == sizes
-    chunked.append(unroller.advance(windows[2]))
+    chunked = run(FirstOrderEstimator(rule, chunk * one * len(parts)), Network(), windows)
     assert_equal_windows(chunked, whole)
+    assert max(taped) <= max(chunk, 1) * one
 
 
-def test_a_tape_that_holds_not_even_one_coordinate_still_replays():
-    optimizer = make_optimizer()
-    assert_equal_windows(
-        run(ReplayUnroller(optimizer, tape_bytes=1), quadratics(), [4]),
-        run(ReplayUnroller(optimizer), quadratics(), [4]),
-    )
-
-
-def test_replay_equals_autograd_while_the_optimizer_learns():
+@both_orders
+def test_replay_equals_autograd_while_the_rule_learns(second_order):
     """Weights that move between windows, as in meta-training, must not leave anything stale behind."""
     found = []
-    for kind in (ReplayUnroller, lambda optimizer: AutogradUnroller(optimizer, second_derivatives=False)):
-        optimizer = make_optimizer(preprocessing="log-sign")
-        unroller = kind(optimizer)
-        windows = []
+    for kind in (estimator_of, lambda rule, order: AutogradEstimator(rule, second_order=order)):
+        rule = RULES["groups"]().double()
+        estimator, windows = kind(rule, second_order), []
         for seed in range(2):
-            unroller.begin(quadratics(seed=seed))
+            estimator.reset(Network(seed=seed))
             for _ in range(3):
-                windows.append(unroller.advance(4))
+                windows.append(estimator.unroll(4))
                 with torch.no_grad():
-                    for name, weight in optimizer.named_parameters():
+                    for name, weight in rule.named_parameters():
                         gradient = windows[-1].meta_gradient[name]
                         weight -= 0.01 * gradient / gradient.norm()
         found.append(windows)
     assert_equal_windows(*found)
 
 
-def written_out(optimizer, tasks, windows, *, second_derivatives):
-    """Windows on quadratics by plain autograd, where 2 Wᵀ(Wθ − y) is written out as a function of θ."""
-    W, y, theta = tasks.W, tasks.y, tasks.theta
-    state = optimizer.initial_state(theta.numel())
-    result = []
-    for steps in windows:
-        theta, state = theta.detach(), type(state)(*(part.detach() for part in state))
-        losses = []
-        for _ in range(steps):
-            gradient = 2 * (W.mT @ (W @ theta[:, :, None] - y[:, :, None]))[:, :, 0]
-            if not second_derivatives:
-                gradient = gradient.detach()
-            update, state = optimizer(gradient.flatten(), state)
-            theta = theta + update.view_as(theta)
-            losses.append(((W @ theta[:, :, None])[:, :, 0] - y).square().sum(dim=1))
-        losses = torch.stack(losses)
-        optimizer.zero_grad()
-        losses.mean(dim=1).sum().backward()
-        gradients = {name: weight.grad.clone() for name, weight in optimizer.named_parameters()}
-        result.append(unroll.Window(losses.detach(), gradients))
-    optimizer.zero_grad()
-    return result
-
-
-@pytest.mark.parametrize("second_derivatives", [False, True])
-@pytest.mark.parametrize("arguments", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_autograd_equals_the_loop_written_out(arguments, second_derivatives):
-    optimizer, tasks, windows = make_optimizer(**arguments), quadratics(), [4, 4, 1]
-    found = run(AutogradUnroller(optimizer, second_derivatives=second_derivatives), tasks, windows)
-    expected = written_out(optimizer, tasks, windows, second_derivatives=second_derivatives)
-    assert_equal_windows(found, expected)
-
-
-def create_graph_loop(optimizer, tasks, steps):
-    """One window on any optimizees, through `create_graph`, one loss.backward() at the end."""
-    params = {name: tensor.clone().requires_grad_() for name, tensor in tasks.initial_params.items()}
-    state = optimizer.initial_state(sum(tensor.numel() for tensor in params.values()))
-    total, losses = 0.0, []
-    for step in range(steps):
-        gradients = torch.autograd.grad(tasks.losses(params, step).sum(), list(params.values()), create_graph=True)
-        rows = torch.cat(
-            [gradient.flatten(1) if gradient.dim() > 1 else gradient[:, None] for gradient in gradients], 1
-        )
-        update, state = optimizer(rows.flatten(), state)
-        first, moved = 0, {}
-        for name, tensor in params.items():
-            size = tensor[0].numel()
-            moved[name] = tensor + update.view_as(rows)[:, first : first + size].reshape(tensor.shape)
-            first += size
-        params = moved
-        losses.append(tasks.losses(params, step + 1))
-        total = total + losses[-1].mean()
-    names, weights = zip(*optimizer.named_parameters(), strict=True)
-    return unroll.Window(
-        torch.stack(losses).detach(), dict(zip(names, torch.autograd.grad(total, weights), strict=True))
-    )
-
-
-@pytest.mark.parametrize("arguments", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_second_derivatives_equal_create_graph(arguments):
-    optimizer, tasks = make_optimizer(**arguments), Network()
-    found = run(AutogradUnroller(optimizer, second_derivatives=True), tasks, [6])
-    assert_equal_windows(found, [create_graph_loop(optimizer, tasks, 6)])
-
-
-@pytest.mark.parametrize("steps_taped", [None, 1, 2, 3])
-@pytest.mark.parametrize("windows", WINDOWS.values(), ids=WINDOWS)
-@pytest.mark.parametrize("tasks", [quadratics(), Network()], ids=["quadratics", "network"])
-@pytest.mark.parametrize("arguments", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_exact_replay_equals_autograd_through_everything(arguments, tasks, windows, steps_taped):
-    optimizer = make_optimizer(**arguments)
-    coordinates = sum(tensor.numel() for tensor in tasks.initial_params.values())
-    room = unroll.TAPE_BYTES if steps_taped is None else steps_taped * coordinates * floats_per_step(optimizer) * 8
-    found = run(ExactUnroller(optimizer, room), tasks, windows)
-    expected = run(AutogradUnroller(optimizer, second_derivatives=True), tasks, windows)
-    assert_equal_windows(found, expected)
-
-
-@pytest.mark.parametrize("tape_bytes", [unroll.TAPE_BYTES, 1])
-def test_exact_replay_equals_autograd_with_several_lstms(tape_bytes):
-    optimizer = make_groups()
-    found = run(ExactUnroller(optimizer, tape_bytes), Layers(), [4, 4, 1])
-    assert_equal_windows(found, run(AutogradUnroller(optimizer, second_derivatives=True), Layers(), [4, 4, 1]))
-
-
-@pytest.mark.parametrize("arguments", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_second_derivatives_make_a_difference(arguments):
-    optimizer = make_optimizer(**arguments)
-    (first,), (second,) = (
-        run(AutogradUnroller(optimizer, second_derivatives=flag), quadratics(), [5]) for flag in (False, True)
-    )
-    torch.testing.assert_close(first.losses, second.losses, rtol=1e-12, atol=0)
-    gap = (first.meta_gradient["output.weight"] - second.meta_gradient["output.weight"]).norm()
-    assert gap > 1e-6 * second.meta_gradient["output.weight"].norm()
-
-
-@pytest.mark.parametrize("arguments", OPTIMIZERS.values(), ids=OPTIMIZERS)
-@pytest.mark.parametrize("tasks", [quadratics(), Network()], ids=["quadratics", "network"])
-def test_second_derivatives_give_the_slope_of_the_meta_loss(tasks, arguments):
-    """Nothing but losses on both sides: central differences of Σ_t mean f(θ(t)) along random directions of φ."""
-    optimizer = make_optimizer(**arguments)
-    (window,) = run(AutogradUnroller(optimizer, second_derivatives=True), tasks, [6])
-    weights = {name: weight.detach().clone() for name, weight in optimizer.named_parameters()}
-    draws = torch.Generator().manual_seed(1)
-    for _ in range(3):
-        direction = {
-            name: torch.randn(weight.shape, generator=draws, dtype=torch.float64) for name, weight in weights.items()
-        }
-        meta_loss = {}
-        for shift in (-1e-6, 1e-6):
-            optimizer.load_state_dict({name: weight + shift * direction[name] for name, weight in weights.items()})
-            meta_loss[shift] = rollout(optimizer, tasks, 6)[:, 1:].mean(dim=0).sum()
-        slope = (meta_loss[1e-6] - meta_loss[-1e-6]) / 2e-6
-        expected = sum((window.meta_gradient[name] * direction[name]).sum() for name in weights)
-        torch.testing.assert_close(slope, expected, rtol=1e-6, atol=1e-7)
-
-
-UNROLLERS = {
-    "replay": ReplayUnroller,
-    "replay in chunks": lambda optimizer: ReplayUnroller(optimizer, tape_bytes=1),
-    "autograd": lambda optimizer: AutogradUnroller(optimizer, second_derivatives=False),
-    "second derivatives": lambda optimizer: AutogradUnroller(optimizer, second_derivatives=True),
-    "exact replay": ExactUnroller,
-    "exact replay in chunks": lambda optimizer: ExactUnroller(optimizer, tape_bytes=1),
-}
-
-
-@pytest.mark.parametrize("kind", UNROLLERS.values(), ids=UNROLLERS)
-class TestEveryUnroller:
-    def test_losses_are_those_of_a_rollout(self, kind):
-        optimizer = make_optimizer()
-        windows = run(kind(optimizer), Network(), [4, 4, 1])
+@every_estimator
+class TestEveryEstimator:
+    @every_rule
+    def test_losses_are_those_of_a_rollout_and_nothing_else_is_touched(self, kind, make):
+        rule, tasks = make().double(), Network()
+        windows = run(kind(rule), tasks, [4, 4, 1])
         losses = torch.cat([window.losses for window in windows]).T
-        torch.testing.assert_close(losses, rollout(optimizer, Network(), 9)[:, 1:], rtol=1e-12, atol=0)
+        torch.testing.assert_close(losses, rollout(rule, Network(), 9)[:, 1:], rtol=1e-12, atol=0)
+        for name, tensor in tasks.initial_params.items():
+            assert torch.equal(tensor, Network().initial_params[name])
+            assert not tensor.requires_grad
+        assert all(weight.grad is None for weight in rule.parameters())
 
-    def test_begin_forgets_what_was_before(self, kind):
-        optimizer = make_optimizer(preprocessing="log-sign")
-        unroller = kind(optimizer)
-        run(unroller, Network(seed=1), [4, 4])
-        assert_equal_windows(run(unroller, Network(seed=2), [4, 2]), run(kind(optimizer), Network(seed=2), [4, 2]))
-
-    def test_leaves_the_optimizees_as_they_were(self, kind):
-        tasks = quadratics()
-        theta = tasks.theta.clone()
-        run(kind(make_optimizer()), tasks, [4, 4])
-        assert torch.equal(tasks.theta, theta)
-        assert not tasks.theta.requires_grad
-
-    def test_leaves_no_gradients_on_the_optimizer(self, kind):
-        optimizer = make_optimizer()
-        run(kind(optimizer), quadratics(), [4, 4])
-        assert all(weight.grad is None for weight in optimizer.parameters())
+    def test_reset_forgets_what_was_before(self, kind):
+        rule = RULES["groups"]().double()
+        estimator = kind(rule)
+        run(estimator, Network(seed=1), [4, 4])
+        assert_equal_windows(run(estimator, Network(seed=2), [4, 2]), run(kind(rule), Network(seed=2), [4, 2]), 0)
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     @pytest.mark.parametrize("step", [0, 1, 3, 4, 5, 9])
@@ -309,94 +200,46 @@ class TestEveryUnroller:
                 return torch.cat([losses[:1], losses[1:2] * value, losses[2:]]) if at == step else losses
 
         with pytest.raises(MetaTrainingDivergedError, match=rf"became {value} at step {step}$"):
-            run(kind(make_optimizer()), Broken(), [4, 4, 1])
+            run(kind(RULES["log-sign"]().double()), Broken(), [4, 4, 1])
 
 
 class TestSampledCoordinates:
-    """The meta-gradient from a sample of the coordinates."""
-
-    def unroller(self, sample, dim=6, n=3):
-        unroller = ReplayUnroller(make_optimizer(), sample=sample)
-        unroller.begin(quadratics(n, dim), torch.Generator().manual_seed(0))
-        return unroller
-
-    def test_a_sample_of_all_is_exact(self):
-        optimizer = make_optimizer()
-        exact = run(ReplayUnroller(optimizer), Network(), [4, 4])
-        assert_equal_windows(run(ReplayUnroller(optimizer, sample=8), Network(), [4, 4]), exact)
+    @pytest.mark.parametrize("make", COORDINATEWISE.values(), ids=COORDINATEWISE)
+    def test_a_sample_of_all_is_exact(self, make):
+        rule = make().double()
+        exact = run(FirstOrderEstimator(rule), Network(), [4, 4])
+        assert_equal_windows(run(FirstOrderEstimator(rule, sample=8), Network(), [4, 4]), exact)
 
     @pytest.mark.parametrize("tape_bytes", [1, 10**9], ids=["chunks", "at once"])
-    def test_two_complementary_halves_average_to_the_exact_one(self, monkeypatch, tape_bytes):
-        optimizer = make_optimizer()
-        halves = torch.randperm(18, generator=torch.Generator().manual_seed(0)).view(2, 9)
-        weights = torch.full((9,), 2.0, dtype=torch.float64)
-        windows = []
-        for half in halves:
-            monkeypatch.setattr(replay.Replay, "_choose", lambda _, half=half: (half, weights))
-            windows.append(run(ReplayUnroller(optimizer, tape_bytes, sample=1), quadratics(3, 6), [4, 4]))
-        monkeypatch.undo()
-        for one, other, exact in zip(*windows, run(ReplayUnroller(optimizer), quadratics(3, 6), [4, 4]), strict=True):
-            torch.testing.assert_close(one.losses, exact.losses)
-            for name, gradient in exact.meta_gradient.items():
-                mean = (one.meta_gradient[name] + other.meta_gradient[name]) / 2
-                assert (mean - gradient).norm() <= 1e-12 * gradient.norm()
+    @pytest.mark.parametrize(
+        ("name", "tasks", "sample", "samples"),
+        [("groups", Network(1), 7, 8), ("groups", Network(1), 1, 16), ("log-sign", quadratics(2, dim=2), 1, 4)],
+    )
+    def test_the_estimate_is_unbiased(self, tape_bytes, name, tasks, sample, samples):
+        """So many samples there are of coordinates of each tensor of each task: all come, and their mean is exact."""
+        rule = RULES[name]().double()
+        (exact,) = run(FirstOrderEstimator(rule), tasks, [2])
+        estimator, found = FirstOrderEstimator(rule, tape_bytes, sample=sample), {}
+        for seed in range(8 * samples):
+            estimator.reset(tasks, generator(seed, "sample"))
+            window = estimator.unroll(2)
+            torch.testing.assert_close(window.losses, exact.losses, rtol=1e-12, atol=0)
+            flat = torch.cat([window.meta_gradient[name].flatten() for name in exact.meta_gradient])
+            found.setdefault(f"{flat.norm():.9g}", flat)
+        expected = torch.cat([gradient.flatten() for gradient in exact.meta_gradient.values()])
+        assert len(found) == samples
+        assert (torch.stack([*found.values()]).mean(dim=0) - expected).norm() <= 1e-9 * expected.norm()
 
-    def test_the_sample_is_drawn_from_each_tensor_of_each_optimizee(self):
-        draws = torch.Generator().manual_seed(0)
-        chosen, weights = replay.Replay(replay.Tapes(make_optimizer()), 2, [8, 2, 1], 10**9, 3, draws)._choose()
-        chosen, weights = chosen.view(2, -1), weights.view(2, -1)
-        assert chosen.shape == (2, 3 + 2 + 1)  # of 8, 2 and 1
-        for row in range(2):
-            local = (chosen[row] - 11 * row).tolist()
-            assert len(set(local)) == 6
-            assert sum(place < 8 for place in local) == 3
-            assert set(local) >= {8, 9, 10}
-            assert weights[row].tolist() == pytest.approx([8 / 3] * 3 + [1, 1, 1])
+    def test_the_draws_are_those_of_the_generator_and_new_in_each_window(self):
+        def windows(seed):
+            estimator = FirstOrderEstimator(RULES["log-sign"]().double(), sample=2)
+            estimator.reset(Network(), generator(seed, "sample"))
+            return [estimator.unroll(4).meta_gradient["output.weight"] for _ in range(2)]
 
-    def test_every_coordinate_has_the_same_chance(self):
-        drawing = replay.Replay(replay.Tapes(make_optimizer()), 3, [6], 10**9, 2, torch.Generator().manual_seed(0))
-        counts = torch.stack([torch.bincount(drawing._choose()[0], minlength=18) for _ in range(3000)]).sum(0)
-        assert (counts - 1000).abs().max() < 5 * (3000 * (1 / 3) * (2 / 3)) ** 0.5
+        assert all(torch.equal(one, other) for one, other in zip(windows(0), windows(0), strict=True))
+        assert not any(torch.equal(one, other) for one, other in zip(windows(0), windows(1), strict=True))
 
-    def test_the_draws_are_those_of_the_generator(self):
-        one, same, other = self.unroller(2), self.unroller(2), self.unroller(2)
-        other._draws.manual_seed(1)
-        first, second, third = (made.advance(4).meta_gradient["output.weight"] for made in (one, same, other))
-        assert torch.equal(first, second)
-        assert not torch.equal(first, third)
-
-
-class TestGroups:
-    @pytest.mark.parametrize("windows", WINDOWS.values(), ids=WINDOWS)
-    @pytest.mark.parametrize("tape_bytes", [1, 10**9], ids=["chunks", "at once"])
-    def test_replay_equals_autograd(self, windows, tape_bytes):
-        optimizer = make_groups()
-        found = run(ReplayUnroller(optimizer, tape_bytes), Layers(), windows)
-        expected = run(AutogradUnroller(optimizer, second_derivatives=False), Layers(), windows)
-        assert_equal_windows(found, expected)
-        assert found[0].meta_gradient.keys() == dict(optimizer.named_parameters()).keys()
-
-    @pytest.mark.parametrize("kind", UNROLLERS.values(), ids=UNROLLERS)
-    def test_losses_are_those_of_a_rollout(self, kind):
-        optimizer = make_groups()
-        windows = run(kind(optimizer), Layers(), [4, 4, 1])
-        losses = torch.cat([window.losses for window in windows]).T
-        torch.testing.assert_close(losses, rollout(optimizer, Layers(), 9)[:, 1:], rtol=1e-12, atol=0)
-
-    @pytest.mark.parametrize("kind", [UNROLLERS["replay"], UNROLLERS["second derivatives"]])
-    def test_groups_of_one_rule_are_that_rule(self, kind):
-        """The same LSTM for both kinds: the meta-gradients add up to the one that it has alone."""
-        alone = make_optimizer(preprocessing="log-sign")
-        groups = GroupedLSTMs({"conv": alone.config(), "fc": alone.config()}).double()
-        for found, expected in zip(
-            run(kind(groups), Layers(), [4, 4]), run(kind(alone), Network(), [4, 4]), strict=True
-        ):
-            torch.testing.assert_close(found.losses, expected.losses, rtol=1e-12, atol=0)
-            for name, gradient in expected.meta_gradient.items():
-                total = sum(found.meta_gradient[f"groups.{kind}.{name}"] for kind in ("conv", "fc"))
-                assert (total - gradient).norm() <= 1e-12 * gradient.norm()
-
-    def test_a_sample_of_all_is_exact(self):
-        optimizer = make_groups()
-        exact = run(ReplayUnroller(optimizer), Layers(), [4, 4])
-        assert_equal_windows(run(ReplayUnroller(optimizer, sample=8), Layers(), [4, 4]), exact)
+    @pytest.mark.parametrize("make", COUPLED.values(), ids=COUPLED)
+    def test_coordinates_that_learn_of_each_other_cannot_be_sampled(self, make):
+        with pytest.raises(ValueError, match="leave sample None"):
+            FirstOrderEstimator(make(), sample=3)

@@ -8,15 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from l2l_kit import MetaTraining
 from l2l_kit.evaluation import compare, lbfgs, trajectories, tune
-from l2l_kit.optimizers import NTMBFGS, GroupedLSTMs, LSTMOptimizer, baseline
+from l2l_kit.optimizers import NTMBFGS, GroupedRule, LSTMRule, baseline
 from l2l_kit.problems import Problem, Quadratics, TaskBatch
 from l2l_kit.problems.base import draw
 from l2l_kit.randomness import generator
-from l2l_kit.training import AutogradUnroller, ExactUnroller, ReplayUnroller, meta_train, rollout
+from l2l_kit.training import AutogradEstimator, FirstOrderEstimator, SecondOrderEstimator, meta_train, rollout
 
 N = 4
-SETTINGS = {"horizon": 4, "unroll": 2, "epochs": 1, "episodes_per_epoch": 2, "batch_size": N, "validation_tasks": N}
+SETTINGS = MetaTraining(horizon=4, unroll=2, epochs=1, episodes_per_epoch=2, batch_size=N, validation_tasks=N)
 FROZEN = dataclass(frozen=True)
 
 
@@ -54,12 +55,12 @@ def problem_of(make_optimizees):
 
 # Every way into the kit.
 USES = {
-    "train": lambda problem: meta_train(LSTMOptimizer(3), problem, device="cpu", progress=False, **SETTINGS),
+    "train": lambda problem: meta_train(LSTMRule(3), problem, SETTINGS, device="cpu", progress=False),
     "compare": lambda problem: compare({"SGD": baseline("sgd", 0.1)}, problem, steps=2, num_tasks=N, device="cpu"),
     "tune": lambda problem: tune("sgd", problem, steps=2, num_tasks=N, learning_rates=[0.1], device="cpu"),
     "trajectories": lambda problem: trajectories({"SGD": baseline("sgd", 0.1)}, problem, steps=2),
-    "rollout": lambda problem: rollout(LSTMOptimizer(3), problem.sample(N, generator(0)), 2),
-    "unroll": lambda problem: ReplayUnroller(LSTMOptimizer(3)).begin(problem.sample(N, generator(0))),
+    "rollout": lambda problem: rollout(LSTMRule(3), problem.sample(N, generator(0)), 2),
+    "unroll": lambda problem: FirstOrderEstimator(LSTMRule(3)).reset(problem.sample(N, generator(0))),
 }
 
 
@@ -74,9 +75,9 @@ def test_the_check_adds_no_evaluation():
     assert tasks.evaluations == 6
     list(lbfgs(one := Bowls(1), 0))
     assert one.evaluations == 1
-    unroller = ReplayUnroller(LSTMOptimizer(3))
-    unroller.begin(another := Bowls())
-    unroller.advance(3)
+    unroller = FirstOrderEstimator(LSTMRule(3))
+    unroller.reset(another := Bowls())
+    unroller.unroll(3)
     assert another.evaluations == 4
 
 
@@ -430,9 +431,9 @@ def test_an_error_of_the_losses_own_says_whose_it_is():
 
 
 RULES = {
-    "LSTM": LSTMOptimizer(3, preprocessing="log-sign"),
-    "two LSTMs": GroupedLSTMs({"fc": {"hidden_size": 3}}),
-    "averaging": LSTMOptimizer(3, global_averaging_cells=1),
+    "LSTM": LSTMRule(3, preprocessing="log-sign"),
+    "two LSTMs": GroupedRule({"fc": {"hidden_size": 3}}),
+    "averaging": LSTMRule(3, global_averaging_cells=1),
     "memory": NTMBFGS(3),
     "Adam": baseline("adam", 0.1),
 }
@@ -452,27 +453,32 @@ def test_optimizees_may_be_of_any_floating_point_type(rule, dtype):
 
 
 UNROLLERS = {
-    "replay": ReplayUnroller,
-    "replay in chunks": lambda rule: ReplayUnroller(rule, 1),
-    "exact": ExactUnroller,
-    "exact in chunks": lambda rule: ExactUnroller(rule, 1),
-    "autograd": lambda rule: AutogradUnroller(rule, second_derivatives=False),
-    "autograd, dashed edges": lambda rule: AutogradUnroller(rule, second_derivatives=True),
+    "replay": FirstOrderEstimator,
+    "replay in chunks": lambda rule: FirstOrderEstimator(rule, 1),
+    "exact": SecondOrderEstimator,
+    "exact in chunks": lambda rule: SecondOrderEstimator(rule, 1),
+    "autograd": lambda rule: AutogradEstimator(rule, second_order=False),
+    "autograd, dashed edges": lambda rule: AutogradEstimator(rule, second_order=True),
 }
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize(
     ("make", "rule"),
-    [(make, name) for make in UNROLLERS for name in LEARNED if not (make.startswith("exact") and RULES[name].coupled)],
+    [
+        (make, name)
+        for make in UNROLLERS
+        for name in LEARNED
+        if not (make.startswith("exact") and not RULES[name].coordinatewise)
+    ],
 )
 def test_meta_gradients_of_optimizees_of_any_floating_point_type(make, rule, dtype):
     """They are of the rule's type."""
     windows = []
     for each in (dtype, torch.float32):
         unroller = UNROLLERS[make](RULES[rule])
-        unroller.begin(Bowls(dtype=each))
-        windows.append([unroller.advance(3), unroller.advance(2)])
+        unroller.reset(Bowls(dtype=each))
+        windows.append([unroller.unroll(3), unroller.unroll(2)])
     close = {"rtol": 1e-3, "atol": 1e-4} if dtype == torch.float64 else {"rtol": 0.1, "atol": 0.1}
     for other, single in zip(*windows, strict=True):
         assert other.losses.dtype == dtype
@@ -484,8 +490,8 @@ def test_meta_gradients_of_optimizees_of_any_floating_point_type(make, rule, dty
 
 def test_a_problem_in_double_precision_is_trained_on_and_compared():
     problem = problem_of(lambda n: Bowls(n, torch.float64))
-    rule = LSTMOptimizer(3, output_scale=0.1)
-    history = meta_train(rule, problem, device="cpu", progress=False, **SETTINGS)
+    rule = LSTMRule(3, output_scale=0.1)
+    history = meta_train(rule, problem, SETTINGS, device="cpu", progress=False)
     assert history.best.validation_loss > 0
     curves = compare({"LSTM": rule, "SGD": baseline("sgd", 0.1)}, problem, steps=3, num_tasks=N, device="cpu")
     assert curves["LSTM"].dtype == torch.float64

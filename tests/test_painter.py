@@ -14,7 +14,7 @@ from PIL import Image
 
 from l2l_kit import baseline, data, zoo
 from l2l_kit.evaluation import ONE_RATE, lbfgs, read_result, write_result
-from l2l_kit.optimizers import LSTMOptimizer
+from l2l_kit.optimizers import LSTMRule
 from l2l_kit.problems import NeuralArt
 from l2l_kit.problems.neural_art import to_pictures
 from l2l_kit.randomness import generator
@@ -29,7 +29,7 @@ NAMES = ["LSTM", "Adam", "NAG", "L-BFGS"]
 def recorded(monkeypatch, tmp_path):
     """A pretrained optimizer and sweeps that are made here, for pictures of 32 and 48 pixels."""
     monkeypatch.setenv("L2L_DATA_DIR", str(tmp_path / "cache"))
-    zoo.save(LSTMOptimizer(hidden_size=4, preprocessing="log-sign", output_scale=0.1), tmp_path / "neural-art-small")
+    zoo.save(LSTMRule(hidden_size=4, preprocessing="log-sign", output_scale=0.1), tmp_path / "neural-art-small")
     monkeypatch.setattr(zoo, "PRETRAINED", tmp_path)
     module = sys.modules[painter.__module__]
     for size, scale in ((32, 1), (48, 2)):

@@ -12,7 +12,7 @@ import pytest
 from test_cli import SMALL, SWEEP, l2l
 from test_lessons import Here
 
-from l2l_kit import data, load, meta_train, paths, save, storage
+from l2l_kit import MetaTraining, data, load, meta_train, paths, save, storage
 from l2l_kit.cli import app
 from l2l_kit.making.recipes import read_recipes
 from l2l_kit.making.search import random_search
@@ -71,7 +71,7 @@ def test_the_home_folder_is_found_by_functions(home: Path) -> None:
     random_search(recipe, "~/a/search.db", device="cpu")
     rule, sizes = recipe.make_optimizer(), {"horizon": 2, "unroll": 2, "epochs": 1, "episodes_per_epoch": 1}
     sizes |= {"batch_size": 2, "validation_tasks": 2}
-    meta_train(rule, recipe.make_problem(), checkpoint="~/a/run.safetensors", progress=False, **sizes)
+    meta_train(rule, recipe.make_problem(), MetaTraining(**sizes), checkpoint="~/a/run.safetensors", progress=False)
     save(rule, "~/a/rule")
     assert load("~/a/rule").config() == rule.config()
     found = {path.name for path in (home / "a").iterdir()}

@@ -8,7 +8,7 @@ import pytest
 
 from l2l_kit import baseline, compare, zoo
 from l2l_kit.evaluation import EACH_STEP, ONE_RATE, read_result, write_result
-from l2l_kit.optimizers import GroupedLSTMs, LSTMOptimizer
+from l2l_kit.optimizers import GroupedRule, LSTMRule
 from l2l_kit.problems import CIFAR
 from l2l_kit.widgets import picture_explorer
 
@@ -28,9 +28,9 @@ BASELINES = {"SGD": "sgd", "NAG": "nag", "RMSprop": "rmsprop", "Adam": "adam"}
 @pytest.fixture
 def recorded(monkeypatch, tmp_path):
     """Pretrained optimizers and sweeps that are made here, so that the tests need no recorded ones."""
-    zoo.save(LSTMOptimizer(**TINY, seed=3), tmp_path / "cifar-single")
+    zoo.save(LSTMRule(**TINY, seed=3), tmp_path / "cifar-single")
     for seed, name in enumerate(("cifar", "cifar-paper", "cifar-sub5")):
-        zoo.save(GroupedLSTMs({kind: {**TINY, "seed": seed} for kind in ("conv", "fc")}), tmp_path / name)
+        zoo.save(GroupedRule({kind: {**TINY, "seed": seed} for kind in ("conv", "fc")}), tmp_path / name)
     monkeypatch.setattr(zoo, "PRETRAINED", tmp_path)
     for labels in (10, 5, 2):
         word = "-".join(map(str, range(labels)))

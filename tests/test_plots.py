@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from l2l_kit import baseline, compare, plots, static
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation import EACH_STEP, ONE_RATE, trajectories, under
-from l2l_kit.optimizers import LSTMOptimizer
+from l2l_kit.optimizers import LSTMRule
 from l2l_kit.problems import Quadratics
 
 BASELINES = {
@@ -38,12 +38,12 @@ def swept(setting, values):
 
 @pytest.fixture(scope="module")
 def curves():
-    return compare({"LSTM": LSTMOptimizer(), **BASELINES}, Quadratics(4), steps=20, num_tasks=16, device="cpu")
+    return compare({"LSTM": LSTMRule(), **BASELINES}, Quadratics(4), steps=20, num_tasks=16, device="cpu")
 
 
 @pytest.fixture(scope="module")
 def paths():
-    return trajectories({"LSTM": LSTMOptimizer(), **BASELINES}, Quadratics(2), steps=60, seed=4)
+    return trajectories({"LSTM": LSTMRule(), **BASELINES}, Quadratics(2), steps=60, seed=4)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Meta-training on two processes is meta-training on one, to rounding; torchrun starts them as a user would."""
 
-import json
 import os
 import subprocess
 import sys
@@ -11,34 +10,24 @@ import torch
 
 from l2l_kit import optimizers, zoo
 from l2l_kit.problems import Quadratics, QuadraticTasks
-from l2l_kit.randomness import generator
-from l2l_kit.training import MetaTrainer, MetaTraining, ReplayUnroller
+from l2l_kit.training import MetaTrainer, MetaTraining
 
-SETTINGS = {
-    "horizon": 6,
-    "unroll": 3,
-    "epochs": 2,
-    "episodes_per_epoch": 3,
-    "batch_size": 8,
-    "shards": 4,
-    "validation_tasks": 8,
-    "meta_lr": 0.01,
-}
-OPTIMIZER = {"hidden_size": 5, "output_scale": 0.1}
+SETTINGS = {"horizon": 6, "unroll": 3, "epochs": 2, "episodes_per_epoch": 3, "batch_size": 8, "shards": 4}
+SETTINGS |= {"validation_tasks": 8, "meta_lr": 0.01}
 TRAIN = """
-import json, sys
+import sys
 import torch
 from test_processes import make_trainer
-from l2l_kit.training.processes import place, together
+from l2l_kit.training.processes import process_group, rank_and_world_size
 
-settings, checkpoint, weights, epochs = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
+checkpoint, weights, epochs = sys.argv[1], sys.argv[2], int(sys.argv[3])
 torch.set_num_threads(1)
-with together("cpu"):
-    trainer = make_trainer(settings, checkpoint)
+with process_group("cpu"):
+    trainer = make_trainer(checkpoint)
     for event in trainer.run():
         if event.validation_losses is not None and len(trainer.history.records) == epochs + 1:
             break
-    torch.save(trainer.optimizer.state_dict(), f"{weights}{place()[0]}")
+    torch.save(trainer.rule.state_dict(), f"{weights}{rank_and_world_size()[0]}")
 """
 
 
@@ -50,33 +39,32 @@ class Precise(Quadratics):
         return QuadraticTasks(drawn.W.double(), drawn.y.double(), drawn.theta.double())
 
 
-def make_trainer(settings, checkpoint=None):
-    optimizer = optimizers.make(OPTIMIZER).double()
-    return MetaTrainer(optimizer, Precise(dim=2), MetaTraining(**settings), checkpoint=checkpoint, device="cpu")
+def make_trainer(checkpoint=None):
+    optimizer = optimizers.make({"hidden_size": 5, "output_scale": 0.1}).double()
+    return MetaTrainer(optimizer, Precise(dim=2), MetaTraining(**SETTINGS), checkpoint=checkpoint, device="cpu")
 
 
-def on(processes, tmp_path, name, settings=SETTINGS, epochs=2):
-    """Weights that the processes end with, one for each."""
-    script = tmp_path / "train.py"
-    script.write_text(TRAIN)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    arguments = [json.dumps(settings), tmp_path / f"{name}.safetensors", tmp_path / name, epochs]
-    command = [*launcher, script, *arguments]
-    ran = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=250, env=environment())
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    return [torch.load(tmp_path / f"{name}{rank}") for rank in range(processes)]
-
-
-def environment():
+def torchrun(*command):
+    """What it prints on two processes."""
     tests = Path(__file__).resolve().parent
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    ran = subprocess.run([*launcher, *map(str, command)], capture_output=True, text=True, timeout=250, env=environment)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    return ran.stdout
 
 
-def alone(settings=SETTINGS, checkpoint=None):
-    trainer = make_trainer(settings, checkpoint)
-    for _ in trainer.run():
-        pass
-    return trainer.optimizer.state_dict()
+def on_two(tmp_path, epochs=2):
+    """The weights that each of two processes ends with."""
+    (tmp_path / "train.py").write_text(TRAIN)
+    torchrun(tmp_path / "train.py", tmp_path / "run.safetensors", tmp_path / "weights", epochs)
+    return [torch.load(tmp_path / f"weights{rank}") for rank in range(2)]
+
+
+def alone(checkpoint=None):
+    trainer = make_trainer(checkpoint)
+    list(trainer.run())
+    return trainer.rule.state_dict()
 
 
 def assert_close(found, expected):
@@ -85,56 +73,25 @@ def assert_close(found, expected):
 
 
 def test_two_processes_learn_what_one_learns(tmp_path):
-    first, second = on(2, tmp_path, "two")
+    first, second = on_two(tmp_path)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert_close(first, alone())
 
 
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
-    on(2, tmp_path, "moved", epochs=1)
-    assert_close(alone(checkpoint=tmp_path / "moved.safetensors"), alone())
-
-
-def test_the_meta_gradient_is_the_mean_of_the_shards():
-    one = {**SETTINGS, "shards": 2, "epochs": 1, "episodes_per_epoch": 1, "clip_norm": None}
-    trainer = make_trainer(one)
-    unroller = ReplayUnroller(trainer.optimizer)
-    found = []
-    for shard in range(2):
-        unroller.begin(Precise(dim=2).sample(4, generator(0, "meta-train", 0, shard)))
-        found.append(unroller.advance(3).meta_gradient["output.weight"])
-    seen = []
-    step = trainer._meta_optimizer.step
-    trainer._meta_optimizer.step = lambda: (seen.append(trainer.optimizer.output.weight.grad.clone()), step())
-    list(trainer.run())
-    torch.testing.assert_close(seen[0], torch.stack(found).mean(dim=0), rtol=1e-12, atol=0)
-
-
-def test_shards_must_divide_the_batch():
-    with pytest.raises(ValueError, match="batch_size 8 cannot be cut into 3 shards"):
-        MetaTraining(**{**SETTINGS, "shards": 3})
+    on_two(tmp_path, epochs=1)
+    assert_close(alone(tmp_path / "run.safetensors"), alone())
 
 
 def test_processes_must_divide_the_shards(monkeypatch):
-    monkeypatch.setattr("l2l_kit.training.meta_training.place", lambda: (0, 3))
+    monkeypatch.setattr("l2l_kit.training.meta_training.rank_and_world_size", lambda: (0, 3))
     with pytest.raises(ValueError, match=r"on 3 processes needs shards .* multiple of 3, got 4"):
-        make_trainer(SETTINGS)
+        make_trainer()
 
 
 def test_the_command_trains_on_two_processes(tmp_path):
-    recipe = tmp_path / "tiny.toml"
-    training = "\n".join(f"{name} = {value}" for name, value in SETTINGS.items())
-    recipe.write_text(
-        f'[problem]\nname = "quadratics"\ndim = 2\n[optimizer]\nhidden_size = 5\n[training]\n{training}\n'
-    )
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "l2l_kit", "train"]
-    ran = subprocess.run(
-        [sys.executable, *command, str(recipe), "--data", str(tmp_path), "--device", "cpu"],
-        capture_output=True,
-        text=True,
-        timeout=250,
-        env=environment(),
-    )
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    assert ran.stdout.count("after 6 episodes") == 1
+    recipe, training = tmp_path / "tiny.toml", "\n".join(f"{name} = {value}" for name, value in SETTINGS.items())
+    recipe.write_text(f'[problem]\nname = "quadratics"\n[optimizer]\nhidden_size = 5\n[training]\n{training}\n')
+    printed = torchrun("-m", "l2l_kit", "train", recipe, "--data", tmp_path, "--device", "cpu")
+    assert printed.count("after 6 episodes") == 1
     assert zoo.card(tmp_path / "pretrained" / "tiny")["trained"]["episodes"] == 6

@@ -170,8 +170,8 @@ class Uphill:
     def __init__(self, rule):
         self.init, self.rule = rule.init, rule
 
-    def update(self, gradients, state):
-        updates, state = self.rule.update(gradients, state)
+    def update(self, gradients, state, params):
+        updates, state = self.rule.update(gradients, state, params)
         return {name: -update for name, update in updates.items()}, state
 
 

@@ -27,7 +27,7 @@ from l2l_kit.making.plans import combinations
 from l2l_kit.making.recipes import find_recipe
 from l2l_kit.making.runs import Run
 from l2l_kit.making.sweeps import Sweep, read_sweep, run_sweep
-from l2l_kit.optimizers import Baseline, LSTMOptimizer, baseline
+from l2l_kit.optimizers import Baseline, LSTMRule, baseline
 from l2l_kit.paths import SWEEPS
 from l2l_kit.problems import MNIST, Quadratics
 from l2l_kit.randomness import generator
@@ -45,8 +45,8 @@ LEARNED, TUNING, TEST = ("learned", "test"), ("baseline", "tuning"), ("baseline"
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrained")
-    zoo.save(LSTMOptimizer(hidden_size=3), folder / "one")
-    zoo.save(LSTMOptimizer(hidden_size=3, preprocessing="log-sign", output_scale=0.1), folder / "two")
+    zoo.save(LSTMRule(hidden_size=3), folder / "one")
+    zoo.save(LSTMRule(hidden_size=3, preprocessing="log-sign", output_scale=0.1), folder / "two")
     learned = {"LSTM": str(folder / "one"), "log-sign": str(folder / "two")}
     return Sweep("mine", {"name": "quadratics"}, {"dim": [3]}, learned, BASELINES, STEPS, 7, 5, seed=4)
 
@@ -283,7 +283,7 @@ class TestRuns:
 
     def test_their_files_have_the_names_that_they_always_had(self):
         """Those of half-finished sweeps cost core-hours."""
-        rule = LSTMOptimizer(hidden_size=2)
+        rule = LSTMRule(hidden_size=2)
         for weight in rule.parameters():
             torch.nn.init.constant_(weight, 0.5)
         names = {Baseline("adam", 0.1, 10.0): "2802b6b6be99da88", rule: "ac15a89bd2e82c46", None: "8c3f7038d18dd59a"}
@@ -297,7 +297,7 @@ class TestRuns:
 
     @pytest.mark.parametrize("scale", [1.0, 0.5], ids=["weights", "same weights, another scale"])
     def test_a_newly_trained_optimizer_is_all_that_is_run(self, tmp_path, quick, before, scale):
-        other = LSTMOptimizer(hidden_size=3, output_scale=scale)
+        other = LSTMRule(hidden_size=3, output_scale=scale)
         if scale == 1:
             torch.nn.init.constant_(other.output.bias, 0.1)
         zoo.save(other, tmp_path / "other")

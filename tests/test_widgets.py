@@ -11,7 +11,7 @@ from comm import create_comm
 
 from l2l_kit import baseline, compare, zoo
 from l2l_kit.evaluation import tuning
-from l2l_kit.optimizers import LSTMOptimizer
+from l2l_kit.optimizers import LSTMRule
 from l2l_kit.optimizers.preprocessing import Scale
 from l2l_kit.problems import MNIST, Quadratics
 from l2l_kit.training import MetaTraining
@@ -40,7 +40,7 @@ def recorded(monkeypatch, tmp_path):
     for name in PRETRAINED:
         preprocessing = next((each for each in ("scale", "log-sign") if each in name), "none")
         seed = PRETRAINED.index(name)
-        zoo.save(LSTMOptimizer(hidden_size=4, preprocessing=preprocessing, seed=seed), tmp_path / name)
+        zoo.save(LSTMRule(hidden_size=4, preprocessing=preprocessing, seed=seed), tmp_path / name)
     monkeypatch.setattr(zoo, "PRETRAINED", tmp_path)
     rules = {"sgd": 0.01, "nag": 0.01, "rmsprop": 0.05, "adam": 1.0}
     tunings = [
@@ -393,7 +393,7 @@ class TestTrainer:
         assert widget.trained is None
         trained = widget.run()
         assert trained is widget.trained
-        assert isinstance(trained, LSTMOptimizer)
+        assert isinstance(trained, LSTMRule)
         assert widget.history.stopped == "finished"
         assert widget.bar.value == widget.bar.max == 4
         assert len(curve(widget, "LSTM").y) == 11
@@ -448,7 +448,7 @@ class TestTrainer:
         widget.wait(30)
         assert re.search(r"Cancelled. The best weights so far, of epoch \d+, are in .trained.", text(widget))
         assert widget.history.stopped == "cancelled"
-        assert isinstance(widget.trained, LSTMOptimizer)
+        assert isinstance(widget.trained, LSTMRule)
         assert not widget.train.disabled
 
     def test_an_error_is_shown(self, monkeypatch):

@@ -9,13 +9,13 @@ import torch
 import l2l_kit as l2l
 from l2l_kit import optimizers, paths, problems, storage, zoo
 from l2l_kit.errors import UnknownNameError, WeightsFileError
-from l2l_kit.optimizers import LSTMOptimizer
+from l2l_kit.optimizers import LSTMRule
 from l2l_kit.problems import Quadratics
 from l2l_kit.training import MetaTraining, meta_train
 
 
 def make_optimizer(**arguments):
-    return LSTMOptimizer(**{"hidden_size": 4, "preprocessing": "log-sign", "output_scale": 0.1, "seed": 5, **arguments})
+    return LSTMRule(**{"hidden_size": 4, "preprocessing": "log-sign", "output_scale": 0.1, "seed": 5, **arguments})
 
 
 def assert_same(one, other):
@@ -116,7 +116,7 @@ class TestSaveAndLoad:
     def test_the_card_tells_of_the_training(self, tmp_path):
         optimizer = make_optimizer()
         settings = {"horizon": 4, "unroll": 2, "epochs": 2, "episodes_per_epoch": 2, "batch_size": 3}
-        history = meta_train(optimizer, Quadratics(dim=2), device="cpu", progress=False, **settings)
+        history = meta_train(optimizer, Quadratics(dim=2), MetaTraining(**settings), device="cpu", progress=False)
         path = zoo.save(optimizer, tmp_path / "mine", history)
         card = zoo.card(path)
         assert card["problem"] == {"name": "quadratics", "dim": 2}

@@ -6,7 +6,7 @@ import copy
 import weakref
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -15,12 +15,12 @@ from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
 from l2l_kit.evaluation.comparison import Optimizers, paired_trajectories
-from l2l_kit.optimizers import NTMBFGS, LearnedRule, LSTMOptimizer, Optimizer
+from l2l_kit.optimizers import NTMBFGS, LSTMRule, LSTMState, NTMState, Optimizer, UpdateRule
 from l2l_kit.problems import Problem, QuadraticTasks
 from l2l_kit.problems.base import draw
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Device, Layout, Tensors, pick_device
-from l2l_kit.training import AutogradUnroller, ExactUnroller, ReplayUnroller, Unroller, trajectory
+from l2l_kit.training import FirstOrderEstimator, GradientEstimator, SecondOrderEstimator, trajectory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,7 +90,7 @@ def proposals(optimizers: Optimizers, history: Tensor, gradients: Tensor) -> dic
 
     def proposed(optimizer: Optimizer[State]) -> Tensor:
         states = (copy.deepcopy(state) for _, state in _answers(optimizer, met))
-        return torch.stack([optimizer.update({"": probes}, state)[0][""][:, 0] for state in states])
+        return torch.stack([optimizer.update({"": probes}, state, {"": probes})[0][""][:, 0] for state in states])
 
     return {name: proposed(optimizer) for name, optimizer in optimizers.items()}
 
@@ -107,20 +107,23 @@ def responses(optimizers: Optimizers, gradients: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def hidden_units(lstm: LSTMOptimizer, gradients: Tensor) -> Tensor:
+def hidden_units(lstm: LSTMRule, gradients: Tensor) -> Tensor:
     """What an LSTM holds after each of some coordinates' gradients, ``(steps, coordinates)``.
 
     Returns:
         The cells' outputs, layer after layer, shape ``(steps, layers · hidden, coordinates)``.
     """
-    held = [state.hidden[:, :, 0].flatten(0, 1).clone() for _, state in _answers(lstm, gradients[:, None])]
+    held = []
+    for _, (memory,) in _answers(lstm, gradients[:, None]):
+        held.append(cast(LSTMState, memory).hidden[:, :, 0].flatten(0, 1).clone())
     return torch.stack(held[1:])
 
 
 def memories(optimizer: NTMBFGS, functions: QuadraticTasks, steps: int) -> Tensor:
     """The memory along the way, as matrices M(0) … M(steps), shape ``(n, steps + 1, coordinates, coordinates)``."""
     gradients = torch.stack([point.gradients for point in trajectory(optimizer, functions, steps)])
-    return torch.stack([state.memory for _, state in _answers(optimizer, gradients[:-1])], dim=1).cpu()
+    states = (cast(NTMState, memory) for _, (memory,) in _answers(optimizer, gradients[:-1]))
+    return torch.stack([state.memory for state in states], dim=1).cpu()
 
 
 def _answers(optimizer: Optimizer[State], gradients: Tensor) -> Iterator[tuple[Tensor, State]]:
@@ -129,16 +132,16 @@ def _answers(optimizer: Optimizer[State], gradients: Tensor) -> Iterator[tuple[T
     Yields:
         For t = 0 … steps the update g(t - 1), zero at first, and the state h(t), which the next step may overwrite.
     """
-    updates = {"": gradients.new_zeros(gradients.shape[1:])}
-    state = optimizer.init(updates)
-    yield updates[""], state
+    nowhere = {"": gradients.new_zeros(gradients.shape[1:])}
+    state = optimizer.init(nowhere)
+    yield nowhere[""], state
     for each in gradients:
-        updates, state = optimizer.update({"": each}, state)
+        updates, state = optimizer.update({"": each}, state, nowhere)
         yield updates[""], state
 
 
 def meta_gradient_bias(
-    optimizer: LearnedRule,
+    optimizer: UpdateRule,
     problem: Problem,
     *,
     unrolls: Iterable[int],
@@ -174,17 +177,16 @@ def meta_gradient_bias(
         raise ValueError(f"unroll lengths must divide the horizon {horizon}, got {wrong[0]!r}.")
     chosen = pick_device(device)
     rule = copy.deepcopy(optimizer).to(chosen)
-    exact: Unroller = AutogradUnroller(rule, second_derivatives=True) if rule.coupled else ExactUnroller(rule)
 
-    def meta_gradient(unroller: Unroller, unroll: int, batch: int) -> Tensor:
-        unroller.begin(draw(problem, num_tasks, generator(seed, "test", batch), chosen))
-        windows = [unroller.advance(unroll).meta_gradient for _ in range(horizon // unroll)]
+    def meta_gradient(estimator: GradientEstimator, unroll: int, batch: int) -> Tensor:
+        estimator.reset(draw(problem, num_tasks, generator(seed, "test", batch), chosen))
+        windows = [estimator.unroll(unroll).meta_gradient for _ in range(horizon // unroll)]
         rows = [torch.cat([window[name].flatten() for name, _ in rule.named_parameters()]) for window in windows]
         return torch.stack(rows).sum(dim=0)
 
     found = {
-        (unroll, dashed): torch.stack([meta_gradient(unroller, unroll, batch) for batch in range(2)])
-        for dashed, unroller in ((False, ReplayUnroller(rule)), (True, exact))
+        (unroll, dashed): torch.stack([meta_gradient(estimator, unroll, batch) for batch in range(2)])
+        for dashed, estimator in ((False, FirstOrderEstimator(rule)), (True, SecondOrderEstimator(rule)))
         for unroll in lengths
     }
     whole = found[horizon, True].mean(dim=0)

@@ -20,11 +20,12 @@ from torch import Tensor
 
 from l2l_kit import optimizers, problems
 from l2l_kit.making.plans import check_names, combinations, read_plan
-from l2l_kit.optimizers import Baseline, GroupedBaselines, LearnedRule, baseline
+from l2l_kit.optimizers import Baseline, UpdateRule, baseline
 from l2l_kit.paths import RECIPES
 from l2l_kit.problems import Problem
 from l2l_kit.storage import BoundedWeights, load_weights
 from l2l_kit.training import Imitation, MetaTraining
+from l2l_kit.training.imitation import GroupedBaselines
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Recipe:
         """The problem that the optimizer is trained on."""
         return problems.make(self.problem)
 
-    def make_optimizer(self) -> LearnedRule:
+    def make_optimizer(self) -> UpdateRule:
         """The optimizer with its initial weights.
 
         Raises:

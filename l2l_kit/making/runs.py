@@ -15,7 +15,7 @@ from l2l_kit.errors import WeightsFileError
 from l2l_kit.evaluation import LBFGS, Tuning, lbfgs, learning_rates, losses_at, machine, write_result
 from l2l_kit.evaluation.tuning import ascending
 from l2l_kit.making.work import key, once, workers
-from l2l_kit.optimizers import BASELINES, Baseline, LearnedRule, baseline
+from l2l_kit.optimizers import BASELINES, Baseline, UpdateRule, baseline
 from l2l_kit.paths import HOME
 from l2l_kit.problems import Problem
 from l2l_kit.problems.base import draw as draw_tasks
@@ -44,7 +44,7 @@ class Run:
 
     folder: Path
     problem: Problem
-    optimizer: LearnedRule | Baseline | None
+    optimizer: UpdateRule | Baseline | None
     draw: str
     num_tasks: int
     steps: list[int]
@@ -65,7 +65,7 @@ class Run:
     @cached_property
     def path(self) -> Path:
         """Its file."""
-        learned = self.optimizer.state_dict().values() if isinstance(self.optimizer, LearnedRule) else ()
+        learned = self.optimizer.state_dict().values() if isinstance(self.optimizer, UpdateRule) else ()
         return self.folder / f"{key(self.about, learned)}.safetensors"
 
     def run(self) -> None:
@@ -76,7 +76,7 @@ class Run:
             runs = [lbfgs(tasks.select(index), self.steps[-1]) for index in range(self.num_tasks)]
             losses = torch.stack([torch.cat([point.losses for point in run])[self.steps] for run in runs])
         else:
-            if isinstance(self.optimizer, LearnedRule):
+            if isinstance(self.optimizer, UpdateRule):
                 self.optimizer.to(device)
             losses = losses_at(self.optimizer, tasks, self.steps, on_test_set=self.on_test_set)
         write_tensors(self.path, {"losses": losses}, self.about, RUN_VERSION)

@@ -21,7 +21,7 @@ from l2l_kit.evaluation import EACH_STEP, LBFGS, ONE_RATE, Curves, machine, writ
 from l2l_kit.making.plans import combinations, read_plan
 from l2l_kit.making.runs import FOLDER, Run, run_missing
 from l2l_kit.making.work import workers
-from l2l_kit.optimizers import Baseline, LearnedRule
+from l2l_kit.optimizers import Baseline, UpdateRule
 from l2l_kit.paths import HOME, SWEEPS
 from l2l_kit.problems import Problem
 from l2l_kit.tensors import pick_device
@@ -181,7 +181,7 @@ def run_sweep(
 
 
 def _next(
-    sweep: Sweep, setting: Mapping[str, Any], label: str, rule: LearnedRule | None, make_run: Callable[..., Run]
+    sweep: Sweep, setting: Mapping[str, Any], label: str, rule: UpdateRule | None, make_run: Callable[..., Run]
 ) -> tuple[list[Run], list[float]]:
     """The runs that are wanted of one optimizer in one setting, and the learning rates that are tried.
 
@@ -189,7 +189,7 @@ def _next(
     optimizees: for each of the sweep's steps the one with the learning rate that is best for it.
     """
 
-    def run(rule: LearnedRule | Baseline | None, draw: str) -> Run:
+    def run(rule: UpdateRule | Baseline | None, draw: str) -> Run:
         rate = f" {rule.lr:g}" if isinstance(rule, Baseline) else ""
         num_tasks = sweep.tuning_tasks if draw == "tuning" else sweep.num_tasks
         words = f"{setting}: {label}{rate}, {draw}"

@@ -16,7 +16,7 @@ from l2l_kit.evaluation import machine, write_result
 from l2l_kit.making.recipes import Recipe, find_recipe
 from l2l_kit.making.search import random_search
 from l2l_kit.making.work import file_lock, key, once, parallel_map
-from l2l_kit.optimizers import LearnedRule
+from l2l_kit.optimizers import UpdateRule
 from l2l_kit.paths import HOME
 from l2l_kit.storage import load_weights, read_tensors, write_tensors
 from l2l_kit.tensors import pick_device
@@ -97,7 +97,7 @@ def train_recipes(
     return parallel_map(train_recipe, [(recipe, data, storage, device, progress) for recipe in recipes], jobs)
 
 
-def _imitate(recipe: Recipe, settings: Imitation, optimizer: LearnedRule, runs: Path, progress: bool) -> None:
+def _imitate(recipe: Recipe, settings: Imitation, optimizer: UpdateRule, runs: Path, progress: bool) -> None:
     """Let an optimizer imitate its recipe's teacher, or load what came of that earlier."""
     problem = recipe.make_problem()
     about = {"problem": problem.config(), "optimizer": optimizer.config(), "teacher": dict(recipe.teacher)}

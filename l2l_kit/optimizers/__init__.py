@@ -1,15 +1,18 @@
-"""Who optimizes: the LSTM optimizer, several of them in groups, one with a memory, and the hand-designed baselines."""
+"""Who optimizes: hand-designed baselines, and learned update rules of one LSTM, several LSTMs or one with a memory.
+
+The paper's update rule is `LSTMRule` in lstm.py; tape.py backpropagates through it. All optimizers keep the contract in
+base.py.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.optimizers.base import LearnedRule, Optimizer, RecurrentRule
+from l2l_kit.optimizers.base import Optimizer, UpdateRule
 from l2l_kit.optimizers.baselines import BASELINES, Baseline, baseline
-from l2l_kit.optimizers.groups import GroupedBaselines, GroupedLSTMs, parameter_groups
-from l2l_kit.optimizers.lstm import LSTMOptimizer, LSTMState
+from l2l_kit.optimizers.groups import GroupedRule, parameter_groups
+from l2l_kit.optimizers.lstm import LSTMRule, LSTMState, RecurrentRule
 from l2l_kit.optimizers.ntm_bfgs import NTMBFGS, NTMState
 from l2l_kit.optimizers.preprocessing import Identity, LogSign, Preprocessing, Scale
 from l2l_kit.optimizers.tape import LSTMTape
@@ -18,36 +21,35 @@ __all__ = [
     "BASELINES",
     "NTMBFGS",
     "Baseline",
-    "GroupedBaselines",
-    "GroupedLSTMs",
+    "GroupedRule",
     "Identity",
-    "LSTMOptimizer",
+    "LSTMRule",
     "LSTMState",
     "LSTMTape",
-    "LearnedRule",
     "LogSign",
     "NTMState",
     "Optimizer",
     "Preprocessing",
     "RecurrentRule",
     "Scale",
+    "UpdateRule",
     "baseline",
     "make",
     "parameter_groups",
 ]
 
-_LEARNED: dict[str, type[LearnedRule]] = {rule.kind: rule for rule in (LSTMOptimizer, GroupedLSTMs, NTMBFGS)}
+_RULES: dict[object, type[UpdateRule]] = {rule.kind: rule for rule in (LSTMRule, GroupedRule, NTMBFGS)}
 
 
-def make(config: Mapping[str, Any]) -> LearnedRule:
-    """Build a learned optimizer, with its initial weights, from its configuration; inverse of `LearnedRule.config`.
+def make(config: Mapping[str, object]) -> UpdateRule:
+    """Build a rule with its initial weights from its configuration, which is what `UpdateRule.config` returns.
 
     Raises:
-        UnknownNameError: if there is no learned optimizer of that kind; the message offers the nearest one.
-        TypeError: if it takes no such argument.
+        UnknownNameError: if there is no rule of that kind.
+        TypeError: if the rule takes no such argument.
     """
-    arguments = dict(config)
-    kind = arguments.pop("kind", LSTMOptimizer.kind)
-    if kind not in _LEARNED:
-        raise UnknownNameError("kind of learned optimizer", kind, _LEARNED)
-    return _LEARNED[kind](**arguments)
+    arguments = {"kind": LSTMRule.kind, **config}
+    kind = arguments.pop("kind")
+    if kind not in _RULES:
+        raise UnknownNameError("kind of learned optimizer", kind, map(str, _RULES))
+    return _RULES[kind](**arguments)

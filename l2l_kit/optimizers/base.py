@@ -1,137 +1,103 @@
-"""The contract of every optimizer, and what a learned one has on top of it."""
+"""The contract of every optimizer, and what a learned update rule adds to it."""
 
 from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
 
 from l2l_kit.tensors import Layout, Tensors, ravel
 
+if TYPE_CHECKING:
+    from l2l_kit.optimizers.lstm import RecurrentRule
+
 State = TypeVar("State")
-Memory = TypeVar("Memory", bound=tuple[Tensor, ...])
+Memory = tuple[Tensor, ...]  # the state of one network: a named tuple of tensors
+SomeMemory = TypeVar("SomeMemory", bound=Memory)
 
 
 class Optimizer(Protocol[State]):
     """Proposes updates from gradients: θ(t+1) = θ(t) + g(t), [g(t), h(t+1)] = m(∇f(θ(t)), h(t)) (equations 1 and 2).
 
-    All tensors are named and have a leading axis of length ``n``, one entry per optimizee. Both methods work on the
-    whole batch at once, and what they do to one optimizee does not depend on the others.
+    All tensors are named and have a leading axis of length ``n``, one entry per task. Both methods work on the whole
+    batch at once, and what they do to one task does not depend on the others.
     """
 
     def init(self, params: Tensors) -> State:
         """The state h(0) before the first update, for parameters of these shapes, types and devices."""
 
-    def update(self, gradients: Tensors, state: State) -> tuple[Tensors, State]:
-        """The updates g(t) to add to the parameters, and the state h(t+1). Never differentiated through."""
+    def update(self, gradients: Tensors, state: State, params: Tensors) -> tuple[Tensors, State]:
+        """The updates g(t) to add to the parameters θ(t), and the state h(t+1). The state h(t) is used up."""
 
 
 class Part(NamedTuple):
-    """The coordinates that one recurrent network of a learned optimizer looks after.
+    """The coordinates of a task that one of a rule's networks moves.
 
     Attributes:
-        prefix: of the network's weights among those of the whole.
-        network: who looks after them.
-        columns: where they are in a row of all coordinates of an optimizee.
-        sizes: coordinates of each of their tensors.
+        prefix: what the names of the network's weights begin with in the rule's `state_dict`.
+        network: the network.
+        columns: where its coordinates are in a row of all of them.
+        sizes: number of coordinates of each of its tensors.
     """
 
     prefix: str
-    network: RecurrentRule[Any]
+    network: RecurrentRule
     columns: slice | Tensor
     sizes: list[int]
 
 
-class LearnedRule(nn.Module, ABC):
-    """A learned optimizer: an `Optimizer` whose weights φ can be trained, saved and loaded."""
+class UpdateRule(nn.Module, ABC):
+    """A learned optimizer: an `Optimizer` whose weights φ can be trained, saved and loaded.
+
+    A rule is made of one or more recurrent networks, and its state is a list of theirs.
+    """
 
     kind: ClassVar[str]
 
     @property
     @abstractmethod
-    def coupled(self) -> bool:
-        """Whether the coordinates of an optimizee learn of each other. Those of different optimizees never do."""
+    def coordinatewise(self) -> bool:
+        """Whether a coordinate's updates depend on its own gradients alone."""
 
     @abstractmethod
-    def config(self) -> dict[str, Any]:
-        """What `optimizers.make` needs to build this optimizer again, up to its weights."""
+    def config(self) -> dict[str, object]:
+        """The arguments from which `optimizers.make` builds this rule again, without its trained weights."""
+
+    @abstractmethod
+    def network_for(self, kind: str | None) -> RecurrentRule:
+        """The network that moves a kind of parameter, such as "conv"; None for parameters of no kind."""
+
+    @abstractmethod
+    def parts(self, layout: Layout) -> list[Part]:
+        """Which network moves which coordinates of parameters with that layout."""
 
     def fingerprint(self) -> str:
-        """Identifies the rule by its configuration and its weights in single precision, whatever type holds them."""
+        """Identifies the rule by its configuration and its weights in single precision."""
         digest = hashlib.blake2b(repr(sorted(self.config().items())).encode(), digest_size=8)
         for tensor in self.state_dict().values():
             digest.update(tensor.float().cpu().numpy().tobytes())
         return digest.hexdigest()
 
-    @abstractmethod
-    def network_for(self, kind: str | None) -> RecurrentRule[Any]:
-        """The network that looks after a kind of parameter, such as "conv"; None where the kind is not known."""
-
-    @abstractmethod
-    def parts(self, layout: Layout) -> list[Part]:
-        """Which network looks after which coordinates of parameters with that layout."""
-
-    @abstractmethod
-    def init(self, params: Tensors) -> Any:
+    def init(self, params: Tensors) -> list[Memory]:
         """As in `Optimizer`."""
-
-    @abstractmethod
-    def update(self, gradients: Tensors, state: Any) -> tuple[Tensors, Any]:
-        """As in `Optimizer`."""
-
-
-class RecurrentRule(LearnedRule, Generic[Memory]):
-    """A learned optimizer that is one recurrent network with a state of its own for each coordinate.
-
-    Its state is a named tuple of tensors, whose last axes are those of the gradients.
-    """
-
-    @abstractmethod
-    def initial_state(self, *shape: int) -> Memory:
-        """The state h(0) for gradients of that shape: zeros, in the weights' type and on their device."""
-
-    @abstractmethod
-    def forward(self, gradients: Tensor, state: Memory) -> tuple[Tensor, Memory]:
-        """One step; differentiable.
-
-        Args:
-            gradients: ∇f(θ(t)), shape ``(coordinates,)`` for one optimizee or ``(n, coordinates)``.
-            state: h(t).
-
-        Returns:
-            The updates g(t), of the same shape, and h(t+1).
-        """
+        n = len(next(iter(params.values())))
+        return [part.network.initial_state(n, sum(part.sizes)) for part in self.parts(Layout.of(params))]
 
     @torch.no_grad()
-    def step(self, gradients: Tensor, state: Memory) -> tuple[Tensor, Memory]:
-        """`forward` without a graph. Gradients may be of any floating-point type, which the updates have, too."""
-        updates, state = self(gradients.to(state[0].dtype), state)
-        return updates.to(gradients.dtype), state
-
-    @override
-    def network_for(self, kind: str | None) -> RecurrentRule[Memory]:
-        return self
-
-    @override
-    def parts(self, layout: Layout) -> list[Part]:
-        return [Part("", self, slice(None), layout.sizes)]
-
-    @override
-    def init(self, params: Tensors) -> Memory:
-        return self.initial_state(*ravel(params).shape)
-
-    @override
-    @torch.no_grad()
-    def update(self, gradients: Tensors, state: Memory) -> tuple[Tensors, Memory]:
-        updates, state = self.step(ravel(gradients), state)
-        return Layout.of(gradients).unravel(updates), state
+    def update(self, gradients: Tensors, state: list[Memory], params: Tensors) -> tuple[Tensors, list[Memory]]:
+        """As in `Optimizer`."""
+        layout, rows = Layout.of(gradients), ravel(gradients)
+        updates, after = torch.empty_like(rows), list[Memory]()
+        for part, memory in zip(self.parts(layout), state, strict=True):
+            updates[:, part.columns], memory = part.network.step(rows[:, part.columns], memory)
+            after.append(memory)
+        return layout.unravel(updates), after
 
 
-def map_state(state: Memory, change: Callable[[Tensor], Tensor]) -> Memory:
+def map_state(state: SomeMemory, change: Callable[[Tensor], Tensor]) -> SomeMemory:
     """A state with each of its tensors changed."""
     return type(state)(*map(change, state))

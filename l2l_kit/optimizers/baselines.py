@@ -1,52 +1,63 @@
-"""The hand-designed optimizers of the paper's figures: torch.optim's own classes behind the kit's contract."""
+"""The hand-designed optimizers: torch.optim's own classes behind the kit's contract."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, optim
 
-from l2l_kit.errors import UnknownNameError
+from l2l_kit.errors import UnknownNameError, check_positive
 from l2l_kit.tensors import Tensors
 
-# Torch7's defaults, which the paper keeps (section 3): momentum 0.9, Adam 0.9/0.999/1e-8, RMSprop 0.99/1e-8. NAdam
-# (Dozat, 2016), which is Adam with Nesterov's momentum, is not in the paper; it is what `cifar` learned first.
-_TORCH_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": partial(torch.optim.SGD),
-    "nag": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
-    "rmsprop": partial(torch.optim.RMSprop, alpha=0.99, eps=1e-8),
-    "adam": partial(torch.optim.Adam, betas=(0.9, 0.999), eps=1e-8),
-    "nadam": partial(torch.optim.NAdam, betas=(0.9, 0.99), eps=1e-8, momentum_decay=0.0),
+
+class _Kind(NamedTuple):
+    make: Callable[..., optim.Optimizer]  # torch's class with its settings
+    decays: bool = False  # whether the update depends on the parameters
+    others: str | None = None  # for an optimizer of matrices: the kind that moves all other tensors
+
+
+# Torch7's defaults, which the paper keeps (section 3): momentum 0.9, Adam 0.9/0.999/1e-8, RMSprop 0.99/1e-8.
+_KINDS = {
+    "sgd": _Kind(optim.SGD),
+    "nag": _Kind(partial(optim.SGD, momentum=0.9, nesterov=True)),
+    "rmsprop": _Kind(partial(optim.RMSprop, alpha=0.99, eps=1e-8)),
+    "adam": _Kind(partial(optim.Adam, betas=(0.9, 0.999), eps=1e-8)),
+    # Later ones: Adam with Nesterov's momentum (Dozat, 2016), which `cifar` imitates; Adam with decoupled weight decay
+    # (Loshchilov and Hutter, 2019); orthogonalized momentum (Jordan et al., 2024), with AdamW's learning rates.
+    "nadam": _Kind(partial(optim.NAdam, betas=(0.9, 0.99), eps=1e-8, momentum_decay=0.0)),
+    "adamw": _Kind(partial(optim.AdamW, weight_decay=0.01), decays=True),
+    "muon": _Kind(partial(optim.Muon, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"), decays=True, others="adamw"),
 }
 
 BASELINES: dict[str, str] = {"sgd": "SGD", "nag": "NAG", "rmsprop": "RMSprop", "adam": "Adam"}
-"""The paper's baselines by name, and how figures and tables write them."""
+"""The paper's baselines by name, with their labels in figures and tables."""
 
 
-@dataclass
-class BaselineState:
-    """A torch optimizer with its schedule, and the tensors that it moves."""
+class BaselineState(NamedTuple):
+    """The optimizers of a run; `Baseline.update` changes them in place."""
 
-    torch_optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LambdaLR
-    moved: dict[str, Tensor]
+    moved: Tensors  # tensors like the parameters, which torch's optimizers move
+    leaves: dict[str, tuple[Tensor, ...]]  # their views that torch's optimizers get: the tensor, or each task's matrix
+    optimizers: list[optim.Optimizer]
+    schedules: list[optim.lr_scheduler.LambdaLR]
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A hand-designed optimizer with its learning rate.
-
-    All of them are coordinatewise, so that on a batch every optimizee is on its own.
+    """A hand-designed optimizer with its learning rate. It treats each task of a batch independently.
 
     Attributes:
-        name: one of `BASELINES`, or "nadam".
+        name: "sgd", "nag", "rmsprop", "adam", "nadam", "adamw" or "muon".
         lr: learning rate of the first step.
-        decay: τ, in steps, where the learning rate of step t is ``lr / sqrt(1 + t/τ)``; None for a constant one.
+        decay: τ in steps: the learning rate of step t is ``lr / sqrt(1 + t/τ)``. None for a constant one.
+
+    Raises:
+        UnknownNameError: for an unknown name.
+        ValueError: if the learning rate or the decay is not a positive number.
     """
 
     name: str
@@ -54,44 +65,48 @@ class Baseline:
     decay: float | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in _TORCH_OPTIMIZERS:
-            raise UnknownNameError("baseline", self.name, _TORCH_OPTIMIZERS)
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ValueError(f"baseline {self.name!r}: lr must be a positive number, got {self.lr!r}.")
-        if self.decay is not None and not (math.isfinite(self.decay) and self.decay > 0):
-            raise ValueError(f"baseline {self.name!r}: decay must be a positive number of steps, got {self.decay!r}.")
+        if self.name not in _KINDS:
+            raise UnknownNameError("baseline", self.name, _KINDS)
+        check_positive(f"baseline {self.name!r}", lr=self.lr, decay=1.0 if self.decay is None else self.decay)
 
-    def config(self) -> dict[str, Any]:
-        """What describes it in JSON. What is not set is left out, so that a new field changes no old description."""
+    def config(self) -> dict[str, str | float]:
+        """The arguments of this baseline. Those that are None are left out, so that a new one changes no old file."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def init(self, params: Tensors) -> BaselineState:
-        """A fresh torch optimizer for parameters of these shapes."""
+        """As in `Optimizer`."""
         moved = {name: torch.zeros_like(tensor) for name, tensor in params.items()}
-        torch_optimizer = _TORCH_OPTIMIZERS[self.name](moved.values(), lr=self.lr)
-        return BaselineState(torch_optimizer, torch.optim.lr_scheduler.LambdaLR(torch_optimizer, self._factor), moved)
+        leaves: dict[str, tuple[Tensor, ...]] = {}
+        by_kind: dict[str, list[Tensor]] = {}
+        for name, tensor in moved.items():
+            others = _KINDS[self.name].others
+            is_matrix = others is not None and tensor.dim() == 3  # with the axis of the tasks
+            leaves[name] = tensor.unbind() if is_matrix else (tensor,)
+            by_kind.setdefault(self.name if is_matrix or others is None else others, []).extend(leaves[name])
+        optimizers = [_KINDS[kind].make(tensors, lr=self.lr) for kind, tensors in by_kind.items()]
+        schedules = [optim.lr_scheduler.LambdaLR(each, self._factor) for each in optimizers]
+        return BaselineState(moved, leaves, optimizers, schedules)
 
     def _factor(self, step: int) -> float:
         return 1.0 if self.decay is None else (1 + step / self.decay) ** -0.5
 
     @torch.no_grad()
-    def update(self, gradients: Tensors, state: BaselineState) -> tuple[Tensors, BaselineState]:
-        """What torch's optimizer adds to the parameters when it meets these gradients."""
-        # None of these rules looks at the parameters, so the optimizer may move tensors that are zero: where they
-        # end up is the update itself.
+    def update(self, gradients: Tensors, state: BaselineState, params: Tensors) -> tuple[Tensors, BaselineState]:
+        """As in `Optimizer`."""
+        # An optimizer that ignores the parameters moves zeros instead, which so become the update without rounding.
+        decays = _KINDS[self.name].decays
         for name, tensor in state.moved.items():
-            tensor.zero_()
-            tensor.grad = gradients[name]
-        state.torch_optimizer.step()
-        state.schedule.step()
-        return {name: tensor.clone() for name, tensor in state.moved.items()}, state
+            tensor.copy_(params[name]) if decays else tensor.zero_()
+            leaves, gradient = state.leaves[name], gradients[name]
+            split = leaves[0].dim() < gradient.dim()
+            for leaf, of_leaf in zip(leaves, gradient.unbind() if split else (gradient,), strict=True):
+                leaf.grad = of_leaf
+        for optimizer, schedule in zip(state.optimizers, state.schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+        return {n: t - params[n] if decays else t.clone() for n, t in state.moved.items()}, state
 
 
 def baseline(name: str, lr: float, decay: float | None = None) -> Baseline:
-    """A baseline by name ("sgd", "nag", "rmsprop", "adam" or "nadam", in any case); the rest as in `Baseline`.
-
-    Raises:
-        UnknownNameError: for an unknown name; the message offers the nearest one.
-        ValueError: if the learning rate or the decay is not a positive number.
-    """
+    """As `Baseline`, with the name in upper or lower case."""
     return Baseline(name.lower(), lr, decay)

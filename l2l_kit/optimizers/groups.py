@@ -1,4 +1,4 @@
-"""Several LSTMs, one for each kind of parameter (section 3.3 of the paper)."""
+"""One LSTM for each kind of parameter (section 3.3 of the paper)."""
 
 from __future__ import annotations
 
@@ -10,52 +10,52 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.optimizers.base import LearnedRule, Optimizer, Part
-from l2l_kit.optimizers.lstm import LSTMOptimizer, LSTMState
-from l2l_kit.tensors import Layout, Tensors
+from l2l_kit.optimizers.base import Part, UpdateRule
+from l2l_kit.optimizers.lstm import LSTMRule
+from l2l_kit.tensors import Layout
 
 
-class GroupedLSTMs(LearnedRule):
-    """A learned optimizer made of several, one for each kind of parameter.
+class GroupedRule(UpdateRule):
+    """A rule with an LSTM for each kind of parameter.
 
-    The paper trains networks with convolutional layers by two LSTMs, one for the convolutional parameters and one for
-    the fully connected ones, since one for both was not enough. A parameter's kind is the part of its name before the
-    first dot: "conv" for ``conv.weight0``.
+    The paper found one LSTM insufficient for networks with convolutional layers, and uses one for the convolutional
+    parameters and another for the fully connected ones. A parameter's kind is the part of its name before the first
+    dot: "conv" for ``conv.weight0``.
 
     Args:
-        groups: by kind, the arguments of its `LSTMOptimizer`.
+        groups: by kind, the arguments of its `LSTMRule`.
 
     Raises:
-        ValueError: if there is no group, or what `LSTMOptimizer` raises for its arguments.
+        ValueError: if there is no group, or as `LSTMRule`.
     """
 
     kind: ClassVar[str] = "groups"
 
-    def __init__(self, groups: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(self, groups: Mapping[str, Mapping[str, object]]) -> None:
         super().__init__()
         if not groups:
-            raise ValueError("GroupedLSTMs: needs at least one kind of parameter.")
+            raise ValueError("GroupedRule: needs at least one kind of parameter.")
         self.groups = nn.ModuleDict()
-        for kind, arguments in groups.items():
-            lstm = {name: value for name, value in arguments.items() if name != "kind"}
-            self.groups[kind] = LSTMOptimizer(**lstm)
+        for kind, config in groups.items():
+            arguments: dict[str, Any] = {name: value for name, value in config.items() if name != "kind"}
+            self.groups[kind] = LSTMRule(**arguments)
 
     @property
     @override
-    def coupled(self) -> bool:
-        return any(self.network_for(kind).coupled for kind in self.groups)
+    def coordinatewise(self) -> bool:
+        return all(self.network_for(kind).coordinatewise for kind in self.groups)
 
     @override
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
         return {"kind": self.kind, "groups": {kind: self.network_for(kind).config() for kind in self.groups}}
 
     @override
-    def network_for(self, kind: str | None) -> LSTMOptimizer:
-        """As in `LearnedRule`.
+    def network_for(self, kind: str | None) -> LSTMRule:
+        """As in `UpdateRule`.
 
         Raises:
-            UnknownNameError: if no LSTM looks after parameters of that kind; the message offers the nearest one.
-            ValueError: if the kind is not known.
+            UnknownNameError: if the rule has no LSTM for that kind.
+            ValueError: if the kind is None.
         """
         if kind is None:
             raise ValueError(
@@ -64,61 +64,32 @@ class GroupedLSTMs(LearnedRule):
             )
         if kind not in self.groups:
             raise UnknownNameError("kind of parameter", kind, self.groups)
-        return cast(LSTMOptimizer, self.groups[kind])
+        return cast(LSTMRule, self.groups[kind])
 
     @override
     def parts(self, layout: Layout) -> list[Part]:
         columns: dict[str, list[Tensor]] = {}
         device = next(self.parameters()).device
-        first = 0
-        for (name, _), size in zip(layout.shapes, layout.sizes, strict=True):
-            columns.setdefault(_kind(name), []).append(torch.arange(first, first + size, device=device))
-            first += size
+        every = torch.arange(sum(layout.sizes), device=device).split_with_sizes(layout.sizes)
+        for (name, _), piece in zip(layout.shapes, every, strict=True):
+            columns.setdefault(name.partition(".")[0], []).append(piece)
         return [
-            Part(f"groups.{kind}.", self.network_for(kind), torch.cat(pieces), [len(piece) for piece in pieces])
+            Part(f"groups.{kind}.", self.network_for(kind), torch.cat(pieces), list(map(len, pieces)))
             for kind, pieces in columns.items()
         ]
 
-    @override
-    def init(self, params: Tensors) -> dict[str, LSTMState]:
-        return _init_each(self.network_for, params)
-
-    @override
-    @torch.no_grad()
-    def update(self, gradients: Tensors, state: dict[str, LSTMState]) -> tuple[Tensors, dict[str, LSTMState]]:
-        return _update_each(self.network_for, gradients, state)
-
-
-class GroupedBaselines:
-    """A hand-designed optimizer for each kind of parameter: what `GroupedLSTMs` is for learned ones.
-
-    Args:
-        groups: by kind, what moves its parameters.
-    """
-
-    def __init__(self, groups: Mapping[str, Optimizer[Any]]) -> None:
-        self.groups = dict(groups)
-
-    def init(self, params: Tensors) -> dict[str, Any]:
-        """As in `Optimizer`."""
-        return _init_each(self.groups.__getitem__, params)
-
-    def update(self, gradients: Tensors, state: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
-        """As in `Optimizer`."""
-        return _update_each(self.groups.__getitem__, gradients, state)
-
 
 def parameter_groups(model: nn.Module, kind_of: Callable[[str, nn.Module], str] | None = None) -> list[dict[str, Any]]:
-    """A model's parameters by kind, for a learned optimizer that is made of several.
+    """A model's parameters by kind, for a `LearnedOptimizer` with a `GroupedRule`.
 
     Args:
         model: any module.
-        kind_of: from the name of a parameter and the submodule that it belongs to, to its kind. None for those of the
-            rules that were trained on CIFAR-10, and of the authors' code: "conv" for the kernels of convolutions
-            (reparametrized ones too), "fc" for all the rest.
+        kind_of: gives a parameter's kind from its name and the submodule that it belongs to. By default the kernels of
+            convolutions (reparametrized ones too) are "conv" and all other parameters "fc", as in the rules that were
+            trained on CIFAR-10 and in the authors' code.
 
     Returns:
-        Parameter groups with ``kind`` and ``params``; each parameter once, frozen ones left out.
+        Parameter groups with ``kind`` and ``params``. Each parameter occurs once; frozen ones are left out.
     """
     kernels = {
         param
@@ -127,39 +98,12 @@ def parameter_groups(model: nn.Module, kind_of: Callable[[str, nn.Module], str] 
         for name, param in module.named_parameters()
         if name.startswith(("weight", "parametrizations.weight"))
     }
-    kinds: dict[str, list[nn.Parameter]] = {}
-    seen: set[nn.Parameter] = set()
+    kinds: dict[nn.Parameter, str] = {}
     for prefix, module in model.named_modules():
         for name, param in module.named_parameters(prefix, recurse=False):
-            if param.requires_grad and param not in seen:
-                kind = kind_of(name, module) if kind_of else "conv" if param in kernels else "fc"
-                kinds.setdefault(kind, []).append(param)
-                seen.add(param)
-    return [{"kind": kind, "params": params} for kind, params in kinds.items()]
-
-
-def _init_each(rule_for: Callable[[str], Optimizer[Any]], params: Tensors) -> dict[str, Any]:
-    """States by kind, each from the rule for parameters of that kind."""
-    return {kind: rule_for(kind).init(named) for kind, named in _by_kind(params).items()}
-
-
-def _update_each(
-    rule_for: Callable[[str], Optimizer[Any]], gradients: Tensors, state: dict[str, Any]
-) -> tuple[Tensors, dict[str, Any]]:
-    """Updates in the order of the gradients, and states by kind, each from the rule for that kind."""
-    updates, after = dict(gradients), {}
-    for kind, named in _by_kind(gradients).items():
-        moved, after[kind] = rule_for(kind).update(named, state[kind])
-        updates |= moved
-    return updates, after
-
-
-def _kind(name: str) -> str:
-    return name.partition(".")[0]
-
-
-def _by_kind(tensors: Tensors) -> dict[str, Tensors]:
-    kinds: dict[str, Tensors] = {}
-    for name, tensor in tensors.items():
-        kinds.setdefault(_kind(name), {})[name] = tensor
-    return kinds
+            if param.requires_grad and param not in kinds:
+                kinds[param] = kind_of(name, module) if kind_of else "conv" if param in kernels else "fc"
+    return [
+        {"kind": kind, "params": [param for param in kinds if kinds[param] == kind]}
+        for kind in dict.fromkeys(kinds.values())
+    ]

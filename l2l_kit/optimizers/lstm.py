@@ -1,47 +1,44 @@
-"""The learned optimizer of the paper (section 2.1): one small LSTM, run on every coordinate."""
+"""The paper's update rule (section 2.1): one small LSTM, applied to every coordinate with shared weights."""
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from itertools import chain, repeat
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from l2l_kit.optimizers.base import Memory, RecurrentRule, map_state
+from l2l_kit.errors import check_counts, check_positive
+from l2l_kit.optimizers.base import Memory, Part, SomeMemory, UpdateRule, map_state
 from l2l_kit.optimizers.preprocessing import Preprocessing, make_preprocessing
 from l2l_kit.randomness import generator
+from l2l_kit.tensors import Layout
 
 BLOCK = 2**14
-"""Coordinates that a step works on at a time on a CPU: it bounds the memory, and more at a time is no faster."""
+"""Coordinates that `LSTMRule.step` works on at a time on a CPU. It bounds the memory, and more would be no faster."""
 
 
 class LSTMState(NamedTuple):
-    """What the LSTM remembers of each coordinate.
-
-    Attributes:
-        hidden: outputs h of every layer, shape ``(layers, hidden, *shape of the gradients)``.
-        cell: cell states c of every layer, same shape.
-    """
+    """The LSTM's memory of each coordinate: outputs and cell states, ``(layers, hidden, *shape of the gradients)``."""
 
     hidden: Tensor
     cell: Tensor
 
 
 class LSTMLayer(nn.Module):
-    """Weights of one LSTM layer; the rows of the gates are ordered input, forget, output, candidate.
+    """One LSTM layer. The rows of its weight are the input, forget and output gates and then the candidate.
 
-    (torch.nn.LSTM has the candidate third. Here the three sigmoids lie side by side and are one operation.)
+    (In torch.nn.LSTM the candidate is third. Here the three sigmoids lie side by side and are one operation.)
     """
 
     def __init__(
         self, inputs: int, hidden: int, forget_bias: float | tuple[float, float], draws: torch.Generator
     ) -> None:
         super().__init__()
-        bound = 1 / math.sqrt(hidden)  # torch.nn.LSTM's own initialisation
+        bound = 1 / math.sqrt(hidden)  # as torch.nn.LSTM is initialized
         self.weight = nn.Parameter(
             torch.empty(4 * hidden, inputs + hidden, device="cpu").uniform_(-bound, bound, generator=draws)
         )
@@ -51,7 +48,7 @@ class LSTMLayer(nn.Module):
                 low, high = forget_bias
                 spread = low + (high - low) * torch.rand(hidden, generator=draws)
                 self.bias[hidden : 2 * hidden] += spread
-                self.bias[:hidden] -= spread / 2  # what is forgotten slowly must be taken in slowly, or cells saturate
+                self.bias[:hidden] -= spread / 2  # a cell that forgets slowly must fill slowly, or it saturates
             else:
                 self.bias[hidden : 2 * hidden] += forget_bias
 
@@ -64,14 +61,14 @@ class LSTMLayer(nn.Module):
         return give * _tanh(cell), cell
 
     def doubled(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias ``(4 · hidden, 1)`` for `step_in_place`: the candidate's rows twice as large, detached."""
+        """Weight and bias ``(4 · hidden, 1)`` for `step_in_place`, detached, with the candidate's rows doubled."""
         factors = self.weight.new_ones(len(self.weight), 1)
         factors[len(factors) * 3 // 4 :] = 2
         return self.weight.detach() * factors, self.bias.detach()[:, None] * factors
 
 
 def _tanh(values: Tensor) -> Tensor:
-    """tanh(x) = 2σ(2x) - 1, since torch's σ is ten times as fast as its tanh on a CPU."""
+    """tanh(x) = 2σ(2x) - 1, because torch's σ is ten times as fast as its tanh on a CPU."""
     return 2 * (2 * values).sigmoid() - 1
 
 
@@ -85,17 +82,17 @@ def step_in_place(
     tanh_cell: Tensor,
     output: Tensor,
 ) -> None:
-    """What `LSTMLayer.forward` does, without a graph and without new tensors.
+    """`LSTMLayer.forward` without a graph and without new tensors.
 
     Args:
-        weights: from `LSTMLayer.doubled`. By tanh(x) = 2σ(2x) - 1 all four gates are then one σ.
-        inputs: [input of the layer; its last output], shape ``(inputs + hidden, coordinates)``.
-        gates: overwritten by input, forget, output and candidate, shape ``(4 · hidden, coordinates)``.
+        weights: from `LSTMLayer.doubled`. By tanh(x) = 2σ(2x) - 1 one σ then gives all four gates.
+        inputs: the layer's input and its last output, ``(inputs + hidden, coordinates)``.
+        gates: overwritten by the input, forget and output gates and the candidate, ``(4 · hidden, coordinates)``.
         split: views of these four.
-        cell: ``(hidden, coordinates)``, as all that follow.
+        cell: the cell state, ``(hidden, coordinates)`` like the rest.
         next_cell: overwritten by the new cell state.
-        tanh_cell: overwritten by its tanh; it may be any of the gates except the output gate.
-        output: overwritten by the new output; it may be the last one in `inputs`.
+        tanh_cell: overwritten by its tanh; may share memory with any gate but the output gate.
+        output: overwritten by the new output; may share memory with the last one in `inputs`.
     """
     weight, bias = weights
     take, keep, give, candidate = split
@@ -106,41 +103,53 @@ def step_in_place(
     torch.mul(give, tanh_cell, out=output)
 
 
-class LSTMRule(RecurrentRule[Memory]):
-    """What the learned optimizers have in common: stacked LSTM layers, what they see, and a linear layer behind them.
+class RecurrentRule(UpdateRule):
+    """A rule that is one network: stacked LSTM layers and a linear layer, applied to every coordinate.
+
+    The network's state is a named tuple of tensors whose last axes are those of the gradients.
 
     Args:
-        hidden_size, num_layers, preprocessing, output_scale, forget_bias, global_averaging_cells, seed: see
-            `LSTMOptimizer`.
-        more_inputs: of the first layer, for each coordinate, besides the features of its gradient.
-        outputs: of the linear layer, for each coordinate; the first one is the update.
+        hidden_size: cells per layer; the paper uses 20.
+        num_layers: stacked LSTM layers; the paper uses 2.
+        preprocessing: "none", "scale" or "log-sign" (appendix A), or a `Preprocessing`.
+        output_scale: factor on the proposed update; the paper uses 0.1 on MNIST and none (1.0) on the quadratics.
+        forget_bias: added to the initial biases of the forget gates; the paper does not mention one. With a bias b an
+            untrained cell remembers about 1 + exp(b) steps. A long memory helps where gradients are noisy, because a
+            rule can then average them. A pair of numbers spreads the cells of a layer between the two, so that some
+            remember a few steps and others hundreds; the biases of their input gates are lowered by half as much
+            (compare the chrono initialization of Tallec and Ollivier, 2018).
+        global_averaging_cells: number of cells in each layer whose outputs are replaced, at each step, by their mean
+            over all coordinates of the task (appendix of the paper's first version, arXiv:1606.04474v1). One is enough
+            to clip the norm of the gradient, for example.
+        seed: seed of the initial weights.
+        more_inputs: for subclasses: inputs of the first layer besides the preprocessed gradient.
+        outputs: for subclasses: outputs of the linear layer per coordinate; the first one is the update.
 
     Raises:
-        UnknownNameError, ValueError: see `LSTMOptimizer`.
+        UnknownNameError: for an unknown preprocessing.
+        ValueError: for a size below 1, an `output_scale` that is not positive, a bias that is not finite, or more
+            global averaging cells than cells.
     """
 
     def __init__(
         self,
-        hidden_size: int,
-        num_layers: int,
-        preprocessing: str | Preprocessing | Mapping[str, Any],
-        output_scale: float,
-        forget_bias: float | Sequence[float],
-        global_averaging_cells: int,
-        seed: int,
+        hidden_size: int = 20,
+        num_layers: int = 2,
+        preprocessing: str | Preprocessing | Mapping[str, object] = "none",
+        output_scale: float = 1.0,
+        forget_bias: float | Sequence[float] = 0.0,
+        global_averaging_cells: int = 0,
+        seed: int = 0,
         *,
         more_inputs: int = 0,
         outputs: int = 1,
     ) -> None:
         super().__init__()
         mine = type(self).__name__
-        for name, size in (("hidden_size", hidden_size), ("num_layers", num_layers)):
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{mine}: {name} must be a whole number of at least 1, got {size!r}.")
-        if not (math.isfinite(output_scale) and output_scale > 0):
-            raise ValueError(f"{mine}: output_scale must be a positive number, got {output_scale!r}.")
+        check_counts(mine, hidden_size=hidden_size, num_layers=num_layers)
+        check_positive(mine, output_scale=output_scale)
         biases = (forget_bias,) if isinstance(forget_bias, int | float) else tuple(forget_bias)
-        if len(biases) not in (1, 2) or not all(math.isfinite(bias) for bias in biases):
+        if len(biases) not in (1, 2) or not all(map(math.isfinite, biases)):
             raise ValueError(f"{mine}: forget_bias must be a finite number, or two of them, got {forget_bias!r}.")
         if not isinstance(global_averaging_cells, int) or not 0 <= global_averaging_cells <= hidden_size:
             raise ValueError(
@@ -155,7 +164,7 @@ class LSTMRule(RecurrentRule[Memory]):
         self.global_averaging_cells = global_averaging_cells
         self.seed = seed
         draws = generator(seed, "initial weights")
-        widths = chain([self.preprocessing.features + more_inputs], repeat(hidden_size, num_layers - 1))
+        widths = [self.preprocessing.features + more_inputs] + [hidden_size] * (num_layers - 1)
         self.layers = nn.ModuleList(LSTMLayer(width, hidden_size, self.forget_bias, draws) for width in widths)
         bound = 1 / math.sqrt(hidden_size)
         self.output = nn.Linear(hidden_size, outputs, device="meta").to_empty(device="cpu")
@@ -163,9 +172,39 @@ class LSTMRule(RecurrentRule[Memory]):
             self.output.weight.uniform_(-bound, bound, generator=draws)
             self.output.bias.zero_()
 
+    @abstractmethod
+    def initial_state(self, *shape: int) -> Memory:
+        """The network's state h(0) for gradients of that shape: zeros, with the weights' type and device."""
+
+    @abstractmethod
+    def forward(self, gradients: Tensor, state: Memory) -> tuple[Tensor, Memory]:
+        """One step; differentiable.
+
+        Args:
+            gradients: ∇f(θ(t)), shape ``(coordinates,)`` for one task or ``(n, coordinates)``.
+            state: h(t).
+
+        Returns:
+            The updates g(t), of the same shape, and h(t+1).
+        """
+
+    @torch.no_grad()
+    def step(self, gradients: Tensor, state: SomeMemory) -> tuple[Tensor, SomeMemory]:
+        """`forward` without a graph. The updates have the floating-point type of the gradients, whichever it is."""
+        updates, after = self(gradients.to(state[0].dtype), state)
+        return updates.to(gradients.dtype), after
+
     @override
-    def config(self) -> dict[str, Any]:
-        config: dict[str, Any] = {
+    def network_for(self, kind: str | None) -> RecurrentRule:
+        return self
+
+    @override
+    def parts(self, layout: Layout) -> list[Part]:
+        return [Part("", self, slice(None), layout.sizes)]
+
+    @override
+    def config(self) -> dict[str, object]:
+        config = {
             "kind": self.kind,
             "hidden_size": self.hidden_size,
             "num_layers": self.num_layers,
@@ -174,83 +213,37 @@ class LSTMRule(RecurrentRule[Memory]):
             "forget_bias": list(self.forget_bias) if isinstance(self.forget_bias, tuple) else self.forget_bias,
             "seed": self.seed,
         }
-        if self.global_averaging_cells:  # left out otherwise: saved states say by it to which rule they belong
-            config["global_averaging_cells"] = self.global_averaging_cells
-        return config
+        # 0 is left out because the fingerprints in saved states date from before this argument.
+        return config | ({"global_averaging_cells": self.global_averaging_cells} if self.global_averaging_cells else {})
 
-    def _run(self, inputs: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
-        """One step of the LSTM.
-
-        Args:
-            inputs: of the first layer, shape ``(inputs, *shape)`` for gradients of that shape.
-            state: of the layers.
-
-        Returns:
-            Outputs of the linear layer, shape ``(outputs, *shape)``, and the new state.
-        """
-        shape, signal = inputs.shape[1:], inputs
-        hidden, cell = [], []
-        for layer, h, c in zip(self.layers, state.hidden, state.cell, strict=True):
+    def _run(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, LSTMState]:
+        """Outputs of the linear layer, ``(outputs, *shape)``, and the new state, from ``(inputs, *shape)``."""
+        shape, signal, cells = inputs.shape[1:], inputs, self.global_averaging_cells
+        new_hidden, new_cell = [], []
+        for layer, h, c in zip(self.layers, hidden, cell, strict=True):
             signal, c = layer(signal.flatten(1), h.flatten(1), c.flatten(1))
-            signal = self._averaged(signal.view(len(signal), *shape))
-            hidden.append(signal)
-            cell.append(c.view_as(signal))
+            signal = signal.view(len(signal), *shape)
+            if cells:
+                means = signal[:cells].mean(dim=-1, keepdim=True).expand_as(signal[:cells])
+                signal = torch.cat([means, signal[cells:]])
+            new_hidden.append(signal)
+            new_cell.append(c.view_as(signal))
         outputs = torch.addmm(self.output.bias[:, None], self.output.weight, signal.flatten(1))
-        return outputs.view(len(outputs), *shape), LSTMState(torch.stack(hidden), torch.stack(cell))
-
-    def _averaged(self, outputs: Tensor) -> Tensor:
-        """A layer's outputs, those of the global averaging cells replaced by their means over the coordinates."""
-        cells = self.global_averaging_cells
-        if not cells:
-            return outputs
-        means = outputs[:cells].mean(dim=-1, keepdim=True).expand_as(outputs[:cells])
-        return torch.cat([means, outputs[cells:]])
+        return outputs.view(len(outputs), *shape), LSTMState(torch.stack(new_hidden), torch.stack(new_cell))
 
 
-class LSTMOptimizer(LSTMRule[LSTMState]):
-    """A learned optimizer: g(t), h(t+1) = m(∇f(θ(t)), h(t); φ), on every coordinate with shared weights φ (figure 3).
+class LSTMRule(RecurrentRule):
+    """The paper's rule: g(t), h(t+1) = m(∇f(θ(t)), h(t); φ), with the same weights φ for each coordinate (figure 3).
 
-    Args:
-        hidden_size: cells per layer; the paper uses 20.
-        num_layers: stacked LSTM layers; the paper uses 2.
-        preprocessing: "none", "scale" or "log-sign" (appendix A), or a `Preprocessing`.
-        output_scale: factor on the proposed update; the paper uses 0.1 on MNIST and none (1.0) on the quadratics.
-        forget_bias: added to the initial biases of the forget gates; the paper does not say. With b, an untrained cell
-            remembers about 1 + exp(b) steps. Where gradients are noisy, much of what there is to learn is to average
-            them, and a long memory is found far sooner from a long memory. Two numbers spread the cells of a layer
-            between them, so that some remember a few steps and others hundreds; the biases of their input gates are
-            lowered by half of that (compare the chrono initialisation of Tallec and Ollivier, 2018).
-        global_averaging_cells: how many cells of each layer talk: their outputs are replaced, at each step, by their
-            mean over all coordinates of the optimizee (appendix of the paper's first version, arXiv:1606.04474v1). One
-            is enough to clip the norm of the gradient, for example.
-        seed: seed of the initial weights.
-
-    Raises:
-        UnknownNameError: for an unknown preprocessing.
-        ValueError: for sizes below 1, an output factor that is not a positive number, a bias that is not finite, or
-            more global averaging cells than cells.
+    Arguments as in `RecurrentRule`.
     """
 
     kind: ClassVar[str] = "lstm"
 
-    def __init__(
-        self,
-        hidden_size: int = 20,
-        num_layers: int = 2,
-        preprocessing: str | Preprocessing | Mapping[str, Any] = "none",
-        output_scale: float = 1.0,
-        forget_bias: float | Sequence[float] = 0.0,
-        global_averaging_cells: int = 0,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            hidden_size, num_layers, preprocessing, output_scale, forget_bias, global_averaging_cells, seed
-        )
-
     @property
     @override
-    def coupled(self) -> bool:
-        return self.global_averaging_cells > 0
+    def coordinatewise(self) -> bool:
+        return self.global_averaging_cells == 0
 
     @override
     def initial_state(self, *shape: int) -> LSTMState:
@@ -258,40 +251,41 @@ class LSTMOptimizer(LSTMRule[LSTMState]):
         return LSTMState(zeros, zeros.clone())
 
     @override
-    def forward(self, gradients: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
-        """As in `RecurrentRule`; the reference for the faster `LSTMTape`."""
-        outputs, state = self._run(self.preprocessing(gradients), state)
-        return self.output_scale * outputs[0], state
+    def forward(self, gradients: Tensor, state: Memory) -> tuple[Tensor, LSTMState]:
+        """As in `RecurrentRule`. It is the reference for `step` and for `LSTMTape`."""
+        outputs, after = self._run(self.preprocessing(gradients), *state)
+        return self.output_scale * outputs[0], after
 
     @override
     @torch.no_grad()
-    def step(self, gradients: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
-        """`forward` without a graph, in one buffer; on a CPU for one block of coordinates after the other."""
-        if self.coupled:
+    def step(self, gradients: Tensor, state: SomeMemory) -> tuple[Tensor, SomeMemory]:
+        """As in `RecurrentRule`, but in one buffer, and on a CPU block by block."""
+        if not self.coordinatewise:
             return super().step(gradients, state)
         flat = gradients.flatten()
         updates = torch.empty_like(flat)
-        before = map_state(state, lambda part: part.flatten(2))
-        after = map_state(before, torch.empty_like)
+        hidden, cell = (part.flatten(2) for part in state)
+        after = map_state(state, lambda part: torch.empty_like(part, memory_format=torch.contiguous_format))
+        new_hidden, new_cell = (part.flatten(2) for part in after)  # views
         weights = [cast(LSTMLayer, layer).doubled() for layer in self.layers]
         size, features = self.hidden_size, self.preprocessing.features
-        # Rows: features, outputs of every layer, gates. What a layer multiplies lies side by side: what it is given and
-        # its last output, which the new one replaces, so that the next layer finds it there.
+        # The rows are the features, the outputs of every layer and the gates. So a layer's input and its last output
+        # lie side by side, and its new output takes the place of the last one, where the next layer finds it.
         block = max(1, min(len(flat), BLOCK) if flat.device.type == "cpu" else len(flat))
-        whole = before.cell.new_empty(features + size * (self.num_layers + 4), block)
+        whole = cell.new_empty(features + size * (self.num_layers + 4), block)
         for first in range(0, len(flat), block):
             part = slice(first, first + block)
             rows = whole[:, : len(flat) - first]
             outputs, gates = rows[features : -4 * size], rows[-4 * size :]
             split = gates.chunk(4)
             rows[:features] = self.preprocessing(flat[part].to(whole.dtype))
-            outputs.copy_(before.hidden[..., part].flatten(0, 1))
+            outputs.copy_(hidden[..., part].flatten(0, 1))
             end = features
-            for layer, cell, next_cell in zip(weights, before.cell, after.cell, strict=True):
+            for layer, c, new_c in zip(weights, cell[..., part], new_cell[..., part], strict=True):
                 end += size
                 inputs, output = rows[end - layer[0].shape[1] : end], rows[end - size : end]
-                step_in_place(layer, inputs, gates, split, cell[:, part], next_cell[:, part], split[3], output)
+                step_in_place(layer, inputs, gates, split, c, new_c, split[3], output)
             updates[part] = torch.addmm(self.output.bias[:, None], self.output.weight, output)[0]
-            after.hidden[..., part] = outputs.view(self.num_layers, size, -1)
+            new_hidden[..., part] = outputs.view(self.num_layers, size, -1)
         updates *= self.output_scale
-        return updates.view_as(gradients), map_state(after, lambda part: part.view(*part.shape[:2], *gradients.shape))
+        return updates.view_as(gradients), after

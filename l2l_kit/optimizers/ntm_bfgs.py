@@ -1,30 +1,32 @@
-"""A learned optimizer with a memory that all coordinates share (appendix of the paper's first version).
+"""A rule with a memory that all coordinates share (appendix of the paper's first version, arXiv:1606.04474v1).
 
 BFGS moves by a matrix M, its estimate of the inverse Hessian, times the gradient, and adds a few outer products to M at
-each step. NTM-BFGS keeps that and learns the rest (arXiv:1606.04474v1): an LSTM with global averaging cells, run on
-every coordinate, says what is multiplied by the memory and what is added to it.
+each step. NTM-BFGS keeps that scheme and learns the rest: an LSTM with global averaging cells, applied to every
+coordinate, chooses the vectors that are multiplied by M and those whose outer products are added to it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from l2l_kit.optimizers.lstm import LSTMRule, LSTMState
+from l2l_kit.errors import check_counts
+from l2l_kit.optimizers.base import Memory
+from l2l_kit.optimizers.lstm import RecurrentRule
 from l2l_kit.optimizers.preprocessing import Preprocessing
 
 
 class NTMState(NamedTuple):
-    """What is remembered of each coordinate; ``...`` is the shape of the gradients.
+    """The memory of the coordinates; ``...`` is the shape of the gradients.
 
     Attributes:
-        hidden, cell: of the LSTM, see `LSTMState`.
+        hidden, cell: those of the LSTM, as in `LSTMState`.
         read: results of the last reading, shape ``(read_heads, ...)``.
-        left, right: the vectors whose outer products make up the memory, newest last, shape ``(vectors, ...)``.
+        left, right: the vectors of the outer products in M, newest last, shape ``(vectors, ...)``.
     """
 
     hidden: Tensor
@@ -35,32 +37,30 @@ class NTMState(NamedTuple):
 
     @property
     def memory(self) -> Tensor:
-        """The matrix M, which no step needs, shape ``(..., coordinates, coordinates)``."""
+        """The matrix M, shape ``(..., coordinates, coordinates)``, to look at; no step forms it."""
         coordinates = self.left.shape[-1]
         written = torch.einsum("w...i,w...j->...ij", self.left, self.right)
         return torch.eye(coordinates).to(written) + written / coordinates
 
 
-class NTMBFGS(LSTMRule[NTMState]):
+class NTMBFGS(RecurrentRule):
     """An LSTM whose coordinates share a memory M, a matrix of coordinates by coordinates as in BFGS.
 
     At each step the LSTM gives every coordinate its update and its entries of some vectors. A read head multiplies its
-    vector by the memory, M x, and each coordinate is shown its entry of the product at the next step. Then a write head
-    adds the outer product of its two, a bᵀ. M begins as the identity, as in BFGS, and is never formed: it gives
-    M x = x + Σ a (b·x) / coordinates, with a mean in place of the inner product, whose size does not depend on how many
-    coordinates there are.
+    vector x by the memory, and the next step shows each coordinate its entry of M x. Then a write head adds the outer
+    product a bᵀ of its two vectors. M starts as the identity, as in BFGS. It is never formed, because
+    M x = x + Σ a (b·x) / coordinates; dividing by the number of coordinates keeps the size independent of it.
 
     Args:
-        hidden_size, num_layers, preprocessing, output_scale, forget_bias, seed: as in `LSTMOptimizer`.
-        global_averaging_cells: as in `LSTMOptimizer`; two of them, one read head and three write heads are enough to do
-            what BFGS does, says the paper, for a network that can compute any function of its coordinate.
+        hidden_size, num_layers, preprocessing, output_scale, forget_bias, seed: as in `LSTMRule`.
+        global_averaging_cells: as in `LSTMRule`. The paper says that two of them, one read head and three write heads
+            can do what BFGS does, if the network can compute any function of its coordinate.
         read_heads: vectors that are multiplied at each step.
         write_heads: outer products that are added at each step.
-        history: steps whose outer products are kept; older ones are forgotten, as in L-BFGS (the paper's NTM-L-BFGS).
+        history: steps whose outer products are kept, as in L-BFGS (the paper's NTM-L-BFGS).
 
     Raises:
-        UnknownNameError: for an unknown preprocessing.
-        ValueError: for sizes below 1, or as `LSTMOptimizer`.
+        UnknownNameError, ValueError: as `LSTMRule`, or for a number of heads or a history below 1.
     """
 
     kind: ClassVar[str] = "ntm-bfgs"
@@ -69,7 +69,7 @@ class NTMBFGS(LSTMRule[NTMState]):
         self,
         hidden_size: int = 20,
         num_layers: int = 2,
-        preprocessing: str | Preprocessing | Mapping[str, Any] = "none",
+        preprocessing: str | Preprocessing | Mapping[str, object] = "none",
         output_scale: float = 1.0,
         forget_bias: float = 0.0,
         global_averaging_cells: int = 2,
@@ -78,9 +78,7 @@ class NTMBFGS(LSTMRule[NTMState]):
         history: int = 100,
         seed: int = 0,
     ) -> None:
-        for name, size in (("read_heads", read_heads), ("write_heads", write_heads), ("history", history)):
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"NTMBFGS: {name} must be a whole number of at least 1, got {size!r}.")
+        check_counts("NTMBFGS", read_heads=read_heads, write_heads=write_heads, history=history)
         super().__init__(
             hidden_size,
             num_layers,
@@ -97,14 +95,14 @@ class NTMBFGS(LSTMRule[NTMState]):
         self.history = history
 
     @override
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
         heads = {"read_heads": self.read_heads, "write_heads": self.write_heads, "history": self.history}
         return {**super().config(), "global_averaging_cells": self.global_averaging_cells, **heads}
 
     @property
     @override
-    def coupled(self) -> bool:
-        return True
+    def coordinatewise(self) -> bool:
+        return False
 
     @override
     def initial_state(self, *shape: int) -> NTMState:
@@ -114,18 +112,13 @@ class NTMBFGS(LSTMRule[NTMState]):
         return NTMState(cells, cells.clone(), new(self.read_heads, *shape), nothing, nothing.clone())
 
     @override
-    def forward(self, gradients: Tensor, state: NTMState) -> tuple[Tensor, NTMState]:
-        inputs = torch.cat([self.preprocessing(gradients), state.read])
-        outputs, lstm = self._run(inputs, LSTMState(state.hidden, state.cell))
+    def forward(self, gradients: Tensor, state: Memory) -> tuple[Tensor, NTMState]:
+        hidden, cell, read, left, right = state
+        outputs, lstm = self._run(torch.cat([self.preprocessing(gradients), read]), hidden, cell)
         sizes = [1, self.read_heads, self.write_heads, self.write_heads]
-        update, vectors, left, right = outputs.split_with_sizes(sizes)
-        read = _multiplied(state.left, state.right, vectors)
+        update, vectors, *written = outputs.split_with_sizes(sizes)
+        products = (right[:, None] * vectors).mean(dim=-1, keepdim=True)
+        read = vectors + (left[:, None] * products).sum(dim=0)  # M x of every read head
         kept = self.history * self.write_heads
-        left, right = torch.cat([state.left, left])[-kept:], torch.cat([state.right, right])[-kept:]
+        left, right = (torch.cat(vectors)[-kept:] for vectors in zip((left, right), written, strict=True))
         return self.output_scale * update[0], NTMState(*lstm, read, left, right)
-
-
-def _multiplied(left: Tensor, right: Tensor, vectors: Tensor) -> Tensor:
-    """The memory times vectors ``(heads, ..., coordinates)``."""
-    products = (right[:, None] * vectors).mean(dim=-1, keepdim=True)
-    return vectors + (left[:, None] * products).sum(dim=0)

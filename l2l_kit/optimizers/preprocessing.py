@@ -1,4 +1,4 @@
-"""What the LSTM sees of a gradient (appendix A): its inputs, one column per coordinate."""
+"""What the LSTM sees of a gradient (appendix A)."""
 
 from __future__ import annotations
 
@@ -6,47 +6,33 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from l2l_kit.errors import UnknownNameError
+from l2l_kit.errors import UnknownNameError, check_positive
 
 
 class Preprocessing(ABC):
-    """A map from gradients ``(coordinates,)`` to LSTM inputs ``(features, coordinates)``."""
+    """A map from gradients to the inputs of the LSTM."""
 
     name: ClassVar[str]
     features: ClassVar[int]
 
     @abstractmethod
     def __call__(self, gradients: Tensor) -> Tensor:
-        """LSTM inputs, shape ``(features, coordinates)``; differentiable by autograd."""
+        """Inputs of shape ``(features, *shape)`` for gradients of any shape; differentiable by autograd."""
 
-    def backward(self, gradients: Tensor, upstream: Tensor) -> Tensor:
-        """Backpropagate through a call.
-
-        Args:
-            gradients: what it was called with, shape ``(coordinates,)``.
-            upstream: gradient by its result, shape ``(features, coordinates)``.
-
-        Returns:
-            The gradient by `gradients`, of the same shape.
-        """
-        with torch.enable_grad():
-            point = gradients.detach().requires_grad_()
-            return torch.autograd.grad(self(point), point, upstream)[0]
-
-    def config(self) -> dict[str, Any]:
-        """What `make_preprocessing` needs to build this again."""
+    def config(self) -> dict[str, object]:
+        """The arguments from which `make_preprocessing` builds this again."""
         return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True)
 class Identity(Preprocessing):
-    """The gradient as it is; the paper's choice on the quadratics."""
+    """The gradient itself; the paper's choice on the quadratics."""
 
     name: ClassVar[str] = "none"
     features: ClassVar[int] = 1
@@ -61,7 +47,7 @@ class Scale(Preprocessing):
     """The gradient times a constant that all coordinates share (appendix A, first paragraph).
 
     Args:
-        factor: choose it so that typical gradients come to order 1.
+        factor: should bring typical gradients to order 1.
     """
 
     name: ClassVar[str] = "scale"
@@ -70,8 +56,7 @@ class Scale(Preprocessing):
     factor: float = 100.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.factor) and self.factor > 0):
-            raise ValueError(f"Scale: factor must be a positive number, got {self.factor!r}.")
+        check_positive("Scale", factor=self.factor)
 
     @override
     def __call__(self, gradients: Tensor) -> Tensor:
@@ -80,12 +65,12 @@ class Scale(Preprocessing):
 
 @dataclass(frozen=True)
 class LogSign(Preprocessing):
-    """Logarithm and sign of the gradient (appendix A): gradients of very different size become comparable.
+    """Logarithm and sign of the gradient, which makes gradients of very different sizes comparable (appendix A).
 
     (log|∇| / p, sgn ∇) where |∇| ≥ e^-p, else (-1, e^p ∇).
 
     Args:
-        p: how small a gradient is told apart from zero; the paper uses 10.
+        p: gradients below e^-p count as small; the paper uses 10.
     """
 
     name: ClassVar[str] = "log-sign"
@@ -99,26 +84,26 @@ class LogSign(Preprocessing):
 
     @override
     def __call__(self, gradients: Tensor) -> Tensor:
-        # Clamping does what the case distinction asks for: below e^-p the logarithm stays at -p and the scaled
-        # gradient inside (-1, 1); above, the scaled gradient is clipped to the sign.
+        # Clamping takes the place of the two cases: for a small gradient the logarithm stays at -p, and for a large one
+        # the scaled gradient stays at its sign.
         magnitude = gradients.abs().clamp_min(math.exp(-self.p))
         direction = (gradients * math.exp(self.p)).clamp(-1, 1)
         return torch.stack([magnitude.log() / self.p, direction])
 
 
-_PREPROCESSINGS: dict[str, type[Preprocessing]] = {kind.name: kind for kind in (Identity, Scale, LogSign)}
+_PREPROCESSINGS: dict[object, type[Preprocessing]] = {kind.name: kind for kind in (Identity, Scale, LogSign)}
 
 
-def make_preprocessing(choice: str | Preprocessing | Mapping[str, Any]) -> Preprocessing:
+def make_preprocessing(choice: str | Preprocessing | Mapping[str, object]) -> Preprocessing:
     """A preprocessing from its name, its configuration or itself.
 
     Raises:
-        UnknownNameError: if there is no preprocessing of that name; the message offers the nearest one.
+        UnknownNameError: if there is no preprocessing of that name.
     """
     if isinstance(choice, Preprocessing):
         return choice
     fields = {"name": choice} if isinstance(choice, str) else dict(choice)
     name = fields.pop("name", None)
     if name not in _PREPROCESSINGS:
-        raise UnknownNameError("preprocessing", name, _PREPROCESSINGS)
+        raise UnknownNameError("preprocessing", name, map(str, _PREPROCESSINGS))
     return _PREPROCESSINGS[name](**fields)

@@ -1,9 +1,9 @@
-"""The fast twin of `LSTMOptimizer.forward`: a forward pass that records, and its backward pass written by hand.
+"""Backpropagation through an `LSTMRule`, written by hand: `LSTMTape` records the steps and goes back through them.
 
-Since every step runs the same recurrence, backpropagation through it fits on a page and needs no autograd graph.
-Everything is kept "coordinates last", so each gate is one contiguous block, and works in place in buffers (and views of
-them) that are made once and used for every window. The gradient by the gates overwrites the gates, so that the weights'
-gradients are one batched product over all steps at the end.
+It is the fast twin of autograd through `LSTMRule.forward`. Every step is the same recurrence, so the backward pass fits
+on a page. The coordinates are the last axis, so that each gate is one contiguous block, and all work is done in place
+in buffers that every window reuses. The gradients with respect to the gates overwrite the gates, so that one batched
+product over all steps gives the gradient of each weight at the end.
 """
 
 from __future__ import annotations
@@ -13,24 +13,23 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from l2l_kit.optimizers.lstm import LSTMLayer, LSTMOptimizer, LSTMState, step_in_place
+from l2l_kit.optimizers.lstm import LSTMLayer, LSTMRule, LSTMState, step_in_place
 
 
-def floats_per_step(optimizer: LSTMOptimizer) -> int:
+def floats_per_step(rule: LSTMRule) -> int:
     """Numbers that a tape keeps per coordinate and step."""
-    hidden, layers = optimizer.hidden_size, optimizer.num_layers
-    inputs = optimizer.preprocessing.features + hidden * (layers - 1)
-    return inputs + 7 * hidden * layers  # and per layer: its last output, four gates, cell, tanh(cell)
+    inputs = rule.preprocessing.features + rule.hidden_size * (rule.num_layers - 1)
+    return inputs + 7 * rule.hidden_size * rule.num_layers  # per layer: last output, four gates, cell, tanh(cell)
 
 
 class _LayerTape:
     """Buffers of one layer, and views of them for each step t.
 
     Attributes:
-        inputs: [input of the layer at t; its output at t - 1], ``(steps + 1, inputs + hidden, coordinates)``: what the
-            layer's weight multiplies. The output of step t is written straight into the input of step t + 1.
-        gates: input, forget, output and candidate, ``(steps, 4 · hidden, coordinates)``; after `backward` the gradient
-            by their pre-activations.
+        inputs: the layer's input at t and its output at t - 1, ``(steps + 1, inputs + hidden, coordinates)``. The
+            output of step t is written straight into the entry of step t + 1.
+        gates: input, forget, output and candidate, ``(steps, 4 · hidden, coordinates)``; after `backward` the gradients
+            with respect to their pre-activations.
         cell: ``(steps + 1, hidden, coordinates)``.
         tanh_cell: ``(steps, hidden, coordinates)``.
     """
@@ -39,6 +38,7 @@ class _LayerTape:
         new = layer.weight.detach().new_empty
         width = layer.weight.shape[1]
         self.layer = layer
+        self.weights = layer.doubled()
         self.width = width - hidden
         self.inputs = new(steps + 1, width, coordinates)
         self.gates = new(steps, 4 * hidden, coordinates)
@@ -55,10 +55,6 @@ class _LayerTape:
         self.cell_at = self.cell.unbind()
         self.tanh_cell_at = self.tanh_cell.unbind()
 
-    def read_weights(self) -> None:
-        """Take over the layer's current weights."""
-        self.weights = self.layer.doubled()
-
     def step(self, t: int) -> Tensor:
         """The layer's output at step t, ``(hidden, coordinates)``, from its input there."""
         output = self.output_at[t + 1]
@@ -67,7 +63,7 @@ class _LayerTape:
         return output
 
     def step_back(self, t: int, scratch: Tensor) -> None:
-        """From the gradients by output and cell at step t to those by the gates there and by the cell at t - 1.
+        """Turn the gradients with respect to output and cell at t into those for the gates at t and the cell at t - 1.
 
         Args:
             t: the step.
@@ -91,17 +87,17 @@ class _LayerTape:
 
 
 class LSTMTape:
-    """Records up to `steps` steps of an `LSTMOptimizer` on `coordinates` coordinates and backpropagates through them.
+    """Records up to `steps` steps of an `LSTMRule` on `coordinates` coordinates and backpropagates through them.
 
-    Usage: `start` a window from a state, call `step` for each gradient, then `backward` once; `state` is where the
-    next window begins. The optimizer's weights are read at `start`, so a meta-update between windows takes effect.
+    Usage: `start` a window, call `step` for each gradient, then `backward` once. The next window starts from `state`.
+    The rule's weights are read at `start`, so a meta-update between two windows takes effect.
     """
 
-    def __init__(self, optimizer: LSTMOptimizer, coordinates: int, steps: int) -> None:
-        hidden = optimizer.hidden_size
-        self._optimizer = optimizer
-        self._layers = [_LayerTape(cast(LSTMLayer, layer), hidden, coordinates, steps) for layer in optimizer.layers]
-        self._scratch = optimizer.output.weight.detach().new_empty(4 * hidden, coordinates)
+    def __init__(self, rule: LSTMRule, coordinates: int, steps: int) -> None:
+        hidden = rule.hidden_size
+        self._rule = rule
+        self._layers = [_LayerTape(cast(LSTMLayer, layer), hidden, coordinates, steps) for layer in rule.layers]
+        self._scratch = rule.output.weight.detach().new_empty(4 * hidden, coordinates)
         self._length = 0
 
     @torch.no_grad()
@@ -109,97 +105,61 @@ class LSTMTape:
         """Begin a window at `state`."""
         self._length = 0
         for tape, hidden, cell in zip(self._layers, state.hidden, state.cell, strict=True):
-            tape.read_weights()
+            tape.weights = tape.layer.doubled()
             tape.output_at[0].copy_(hidden)
             tape.cell_at[0].copy_(cell)
 
     @property
     def state(self) -> LSTMState:
-        """The state after the last step, as tensors of its own."""
+        """The state after the last step, in new tensors."""
         t = self._length
         hidden = torch.stack([tape.output_at[t] for tape in self._layers])
         return LSTMState(hidden, torch.stack([tape.cell_at[t] for tape in self._layers]))
 
     @torch.no_grad()
     def step(self, gradients: Tensor) -> Tensor:
-        """Updates ``(coordinates,)`` for gradients ``(coordinates,)``, recording what `backward` needs."""
-        optimizer, t = self._optimizer, self._length
-        signal = optimizer.preprocessing(gradients)
+        """Updates for gradients, both ``(coordinates,)``."""
+        rule, t = self._rule, self._length
+        signal = rule.preprocessing(gradients)
         for tape in self._layers:
             tape.signal_at[t].copy_(signal)
             signal = tape.step(t)
         self._length += 1
-        update = torch.addmm(optimizer.output.bias[:, None], optimizer.output.weight, signal)[0]
-        return update if optimizer.output_scale == 1.0 else update.mul_(optimizer.output_scale)
+        update = torch.addmm(rule.output.bias[:, None], rule.output.weight, signal)[0]
+        return update if rule.output_scale == 1.0 else update.mul_(rule.output_scale)
 
     @torch.no_grad()
     def backward(self, upstream: Tensor) -> dict[str, Tensor]:
-        """Gradients of Σ_t upstream(t) · g(t) by the optimizer's weights, under their names in its `state_dict`.
+        """Gradients of Σ_t upstream(t) · g(t) with respect to the rule's weights, by their names in its `state_dict`.
 
-        The state in which the window began counts as a constant: this is truncated backpropagation through time.
-        It can be called once per window, since it overwrites what was recorded.
+        The state in which the window began counts as constant: this is truncated backpropagation through time. It can
+        be called once per window, because it overwrites the record.
 
         Args:
             upstream: shape ``(steps taken, coordinates)``.
         """
-        self.end_window()
-        for t in reversed(range(self._length)):
-            self.step_back(t, upstream[t])
-        return self.weight_gradients(upstream)
-
-    def end_window(self) -> None:
-        """Begin to go backwards: nothing comes after the last step."""
+        output, last = self._rule.output, self._layers[-1]
+        upstream = upstream * self._rule.output_scale
         for tape in self._layers:
             tape.d_hidden.zero_()
             tape.d_cell.zero_()
-
-    @torch.no_grad()
-    def step_back(self, t: int, upstream: Tensor) -> None:
-        """Backpropagate through step t, after those that came later; `backward` does it for all of them.
-
-        Args:
-            t: the step, counted from `start`.
-            upstream: gradient by its updates, shape ``(coordinates,)``.
-        """
-        last = self._layers[-1]
-        last.d_hidden.addcmul_(self._optimizer.output.weight.T, upstream[None] * self._optimizer.output_scale)
-        for index in reversed(range(len(self._layers))):
-            tape = self._layers[index]
-            tape.step_back(t, self._scratch)
-            weight = tape.layer.weight.T
-            torch.mm(weight[tape.width :], tape.gates_at[t], out=tape.d_hidden)
-            if index > 0:
-                self._layers[index - 1].d_hidden.addmm_(weight[: tape.width], tape.gates_at[t])
-
-    @torch.no_grad()
-    def gradient_by_input(self, t: int, gradients: Tensor) -> Tensor:
-        """Gradient by the gradients that step t was given, once `step_back` has been there.
-
-        Args:
-            t: the step, counted from `start`.
-            gradients: what it was given, shape ``(coordinates,)``, as the result.
-        """
-        first = self._layers[0]
-        by_signal = first.layer.weight.T[: first.width] @ first.gates_at[t]
-        return self._optimizer.preprocessing.backward(gradients, by_signal)
-
-    @torch.no_grad()
-    def weight_gradients(self, upstream: Tensor) -> dict[str, Tensor]:
-        """What the steps that were taken contribute to `backward`, once `step_back` has been through all of them.
-
-        Args:
-            upstream: what each of them was given there, shape ``(steps taken, coordinates)``.
-        """
-        length, last = self._length, self._layers[-1]
-        upstream = upstream * self._optimizer.output_scale
-        outputs = last.inputs[1 : length + 1, last.width :]
+        for t in reversed(range(self._length)):
+            last.d_hidden.addcmul_(output.weight.T, upstream[t][None])
+            for index in reversed(range(len(self._layers))):
+                tape = self._layers[index]
+                tape.step_back(t, self._scratch)
+                weight = tape.layer.weight.T
+                torch.mm(weight[tape.width :], tape.gates_at[t], out=tape.d_hidden)
+                if index > 0:
+                    self._layers[index - 1].d_hidden.addmm_(weight[: tape.width], tape.gates_at[t])
+        outputs = last.inputs[1 : self._length + 1, last.width :]
         result = {
             "output.weight": torch.bmm(upstream[:, None], outputs.transpose(1, 2)).sum(0),
             "output.bias": upstream.sum().view(1),
         }
         for index, tape in enumerate(self._layers):
-            d_gates = tape.gates[:length]
-            # (this way round the product is up to twice as fast as its transpose)
-            result[f"layers.{index}.weight"] = torch.bmm(tape.inputs[:length], d_gates.transpose(1, 2)).sum(0).T
+            d_gates = tape.gates[: self._length]
+            # In this order the product is up to twice as fast as its transpose.
+            result[f"layers.{index}.weight"] = torch.bmm(tape.inputs[: self._length], d_gates.transpose(1, 2)).sum(0).T
             result[f"layers.{index}.bias"] = d_gates.sum((0, 2))
         return result

@@ -1,8 +1,19 @@
-"""How an optimizer is learned: unrolling, meta-gradients, the meta-training loop."""
+"""How a rule is trained: meta-gradients and the meta-training loop.
+
+meta_gradient.py computes the gradient of equation 3, the loss of a rule. It backpropagates through the rule by
+replay.py, which uses the tapes of optimizers/tape.py. meta_training.py is the loop around it.
+"""
 
 from __future__ import annotations
 
 from l2l_kit.training.imitation import Imitation, imitate
+from l2l_kit.training.meta_gradient import (
+    AutogradEstimator,
+    FirstOrderEstimator,
+    GradientEstimator,
+    SecondOrderEstimator,
+    UnrollResult,
+)
 from l2l_kit.training.meta_training import (
     EpochRecord,
     History,
@@ -13,21 +24,20 @@ from l2l_kit.training.meta_training import (
     validation_batch,
 )
 from l2l_kit.training.rollout import Point, rollout, trajectory
-from l2l_kit.training.unroll import AutogradUnroller, ExactUnroller, ReplayUnroller, Unroller, Window
 
 __all__ = [
-    "AutogradUnroller",
+    "AutogradEstimator",
     "EpochRecord",
-    "ExactUnroller",
+    "FirstOrderEstimator",
+    "GradientEstimator",
     "History",
     "Imitation",
     "MetaTrainer",
     "MetaTraining",
     "Point",
     "Progress",
-    "ReplayUnroller",
-    "Unroller",
-    "Window",
+    "SecondOrderEstimator",
+    "UnrollResult",
     "imitate",
     "meta_train",
     "rollout",

@@ -13,15 +13,15 @@ done there (DAgger; Ross, Gordon and Bagnell, 2011).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from l2l_kit.optimizers import LearnedRule, LSTMOptimizer, LSTMTape, Optimizer
+from l2l_kit.errors import check_counts, check_positive
+from l2l_kit.optimizers import LSTMRule, LSTMTape, Optimizer, UpdateRule
 from l2l_kit.optimizers.base import Part
 from l2l_kit.problems import Problem, TaskBatch
 from l2l_kit.randomness import generator
@@ -64,12 +64,9 @@ class Imitation:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("networks", "horizon", "sample", "passes", "coordinates", "unroll"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"imitation: {name} must be a whole number of at least 1, got {value!r}.")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ValueError(f"imitation: lr must be a positive number, got {self.lr!r}.")
+        counts = {name: value for name, value in asdict(self).items() if name not in ("lr", "seed")}
+        check_counts("imitation", **counts)
+        check_positive("imitation", lr=self.lr)
         if self.unroll * 10 > self.horizon:
             raise ValueError(
                 f"imitation: unroll {self.unroll} is longer than a tenth of the horizon {self.horizon}, which some "
@@ -109,21 +106,52 @@ class Taught:
     error: float
 
 
+class GroupedBaselines:
+    """A hand-designed optimizer for each kind of parameter, as a teacher for a `GroupedRule`.
+
+    Args:
+        groups: the optimizers by kind.
+    """
+
+    def __init__(self, groups: Mapping[str, Optimizer[Any]]) -> None:
+        self.groups = dict(groups)
+
+    def init(self, params: Tensors) -> dict[str, Any]:
+        """As in `Optimizer`; the states by kind."""
+        return {kind: self.groups[kind].init(named) for kind, named in _by_kind(params).items()}
+
+    def update(self, gradients: Tensors, state: dict[str, Any], params: Tensors) -> tuple[Tensors, dict[str, Any]]:
+        """As in `Optimizer`."""
+        updates, after = dict(gradients), {}  # in the order of the gradients
+        for kind, named in _by_kind(gradients).items():
+            own = {name: params[name] for name in named}
+            moved, after[kind] = self.groups[kind].update(named, state[kind], own)
+            updates |= moved
+        return updates, after
+
+
+def _by_kind(tensors: Tensors) -> dict[str, Tensors]:
+    kinds: dict[str, Tensors] = {}
+    for name, tensor in tensors.items():
+        kinds.setdefault(name.partition(".")[0], {})[name] = tensor
+    return kinds
+
+
 def imitate(
-    optimizer: LearnedRule, teacher: Optimizer[Any], problem: Problem, settings: Imitation | None = None
+    optimizer: UpdateRule, teacher: Optimizer[Any], problem: Problem, settings: Imitation | None = None
 ) -> Iterator[Taught]:
     """Fit a learned optimizer to a teacher, in place; goes on as it is iterated over.
 
     Args:
         optimizer: is trained in place.
-        teacher: must be coordinatewise, such as every baseline.
+        teacher: must move each coordinate by its gradients alone, such as the baselines without weight decay.
         problem: where the networks come from.
         settings: how.
 
     Raises:
         ValueError: for an optimizer whose coordinates depend on each other.
     """
-    if optimizer.coupled:
+    if not optimizer.coordinatewise:
         raise ValueError("imitate: the optimizer's coordinates must be independent of each other.")
     settings = settings or Imitation()
     adam = torch.optim.Adam(optimizer.parameters(), lr=settings.lr, betas=(0.9, 0.99))
@@ -153,9 +181,9 @@ class _Recorder:
     def init(self, params: Tensors) -> Any:
         return self.driver.init(params)
 
-    def update(self, gradients: Tensors, state: Any) -> tuple[Tensors, Any]:
+    def update(self, gradients: Tensors, state: Any, params: Tensors) -> tuple[Tensors, Any]:
         self.gradients.append(ravel(gradients)[0, self.chosen])
-        return self.driver.update(gradients, state)
+        return self.driver.update(gradients, state, params)
 
 
 def _record(
@@ -172,9 +200,10 @@ def _record(
     recorder, layout = _Recorder(driver, torch.cat(columns)), Layout(tuple(shapes))
     losses = rollout(recorder, tasks, settings.horizon)[0]
     gradients = torch.stack(recorder.gradients)
-    state, targets = teacher.init(layout.unravel(torch.zeros_like(gradients[:1]))), torch.empty_like(gradients)
+    nowhere, targets = layout.unravel(torch.zeros_like(gradients[:1])), torch.empty_like(gradients)
+    state = teacher.init(nowhere)
     for target, row in zip(targets, gradients, strict=True):
-        updates, state = teacher.update(layout.unravel(row[None]), state)
+        updates, state = teacher.update(layout.unravel(row[None]), state, nowhere)
         target.copy_(ravel(updates)[0])
     sizes = torch.cat([_smoothed(part) for part in targets.split_with_sizes(layout.sizes, dim=1)], dim=1)
     return Recording(layout, gradients, targets, sizes), losses
@@ -189,7 +218,7 @@ def _smoothed(targets: Tensor) -> Tensor:
 
 
 def _pass(
-    optimizer: LearnedRule,
+    optimizer: UpdateRule,
     adam: torch.optim.Adam,
     recordings: list[Recording],
     steps: int,
@@ -212,7 +241,7 @@ class _Stream:
     def __init__(
         self, part: Part, recordings: list[Recording], steps: int, settings: Imitation, draws: torch.Generator
     ) -> None:
-        self.lstm = cast(LSTMOptimizer, part.network)
+        self.lstm = cast(LSTMRule, part.network)
         gradients, targets, sizes = [], [], []
         for recording in recordings:
             mine = torch.arange(recording.gradients.shape[1])[part.columns]

@@ -1,4 +1,4 @@
-"""The meta-training loop: how a learned optimizer is learned (section 3 of the paper)."""
+"""The meta-training loop (section 3 of the paper)."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import math
 import os
 import time
 from collections.abc import Generator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from l2l_kit.errors import MetaTrainingDivergedError, UnknownNameError, WeightsFileError
+from l2l_kit.errors import MetaTrainingDivergedError, WeightsFileError, check_counts, check_positive
 from l2l_kit.extras import needs
-from l2l_kit.optimizers import LearnedRule
+from l2l_kit.optimizers import UpdateRule
 from l2l_kit.paths import user_path
 from l2l_kit.problems import Problem, TaskBatch
 from l2l_kit.problems.base import check_problem, draw
 from l2l_kit.randomness import generator
 from l2l_kit.storage import check_finite, load_weights, read_tensors, write_tensors
 from l2l_kit.tensors import pick_device
+from l2l_kit.training.meta_gradient import FirstOrderEstimator, GradientEstimator, SecondOrderEstimator
 from l2l_kit.training.processes import all_reduce_mean, broadcast_from_first, rank_and_world_size
 from l2l_kit.training.rollout import rollout
-from l2l_kit.training.unroll import AutogradUnroller, ExactUnroller, ReplayUnroller, Unroller
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,30 +37,29 @@ Schedule = Literal["constant", "cosine"]
 
 @dataclass(frozen=True, kw_only=True)
 class MetaTraining:
-    """The settings of a meta-training run. Together with problem, optimizer and machine they determine every bit of it.
+    """The settings of a meta-training run. Together with problem, rule and machine they determine every bit of it.
 
     Args:
-        horizon: steps that the optimizees are run for, T in equation 3.
-        unroll: steps that are backpropagated through at once; each window ends in one meta-update. Where the horizon
+        horizon: steps for which the tasks are run, T in equation 3.
+        unroll: steps of each window of truncated backpropagation; one meta-update follows each window. If the horizon
             is not a multiple of it, the last window is shorter.
-        epochs: how often the optimizer is validated; the best one by final validation loss is kept.
-        episodes_per_epoch: batches of optimizees between two validations.
-        batch_size: optimizees per batch; the meta-gradient is their mean.
+        epochs: number of validations; the weights with the best final validation loss are kept.
+        episodes_per_epoch: batches of tasks between two validations.
+        batch_size: tasks per batch; the meta-gradient is their mean.
         meta_lr: learning rate of Adam, the meta-optimizer.
         schedule: "constant", or "cosine": annealed from `meta_lr` to a hundredth of it over the run.
-        clip_norm: the meta-gradient's norm is clipped to this, so that the steep first window of an episode does not
-            drown the later ones; None for no clipping.
-        validation_tasks: optimizees to validate on: the same ones after each epoch, never trained on.
+        clip_norm: upper bound on the norm of the meta-gradient, so that the steep first window of an episode does not
+            dominate the later ones; None for no clipping.
+        validation_tasks: number of tasks that every validation uses; none of them is trained on.
         second_derivatives: keep the gradients along the dashed edges of figure 2.
-        sample: coordinates of each parameter tensor from which the meta-gradient is estimated, where it has more (see
-            `ReplayUnroller`); None for all.
-        shards: parts of equal size into which a batch is cut, each drawn on its own. Several processes share them, and
-            what comes out does not depend on how many processes there are, but for rounding. None for a batch that is
-            drawn as a whole.
-        seed: of all draws.
+        sample: as in `FirstOrderEstimator`.
+        shards: number of parts of equal size into which a batch is cut, each drawn on its own. Several processes share
+            them, and the result does not depend on how many processes there are, except for rounding. None for a batch
+            that is drawn as a whole.
+        seed: seed of all draws.
 
     Raises:
-        ValueError: where a setting makes no sense, such as an unroll that is longer than the horizon.
+        ValueError: for a setting that makes no sense, such as an unroll longer than the horizon.
     """
 
     horizon: int = 100
@@ -78,14 +77,12 @@ class MetaTraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("horizon", "unroll", "epochs", "episodes_per_epoch", "batch_size", "validation_tasks"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"meta-training: {name} must be a whole number of at least 1, got {value!r}.")
-        for name in ("sample", "shards"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"meta-training: {name} must be a whole number of at least 1, or None, got {value!r}.")
+        open_ones = ("clip_norm", "sample", "shards")
+        given = {name: value for name, value in asdict(self).items() if value is not None or name not in open_ones}
+        numbers = {name: given.pop(name) for name in ("meta_lr", "clip_norm") if name in given}
+        counts = given.keys() - {"schedule", "second_derivatives", "seed"}
+        check_counts("meta-training", **{name: given[name] for name in sorted(counts)})
+        check_positive("meta-training", **numbers)
         if self.sample is not None and self.second_derivatives:
             raise ValueError("meta-training: with second_derivatives all coordinates are needed; leave sample None.")
         if self.shards is not None and self.batch_size % self.shards:
@@ -93,22 +90,13 @@ class MetaTraining:
                 f"meta-training: batch_size {self.batch_size} cannot be cut into {self.shards} shards of equal size."
             )
         if self.unroll > self.horizon:
-            raise ValueError(
-                f"meta-training: unroll {self.unroll} is longer than the horizon {self.horizon}; "
-                f"choose an unroll of at most {self.horizon}."
-            )
-        for name in ("meta_lr", "clip_norm"):
-            value = getattr(self, name)
-            if value is None and name == "clip_norm":
-                continue
-            if value is None or not (math.isfinite(value) and value > 0):
-                raise ValueError(f"meta-training: {name} must be a positive number, got {value!r}.")
+            raise ValueError(f"meta-training: unroll {self.unroll} is longer than the horizon {self.horizon}.")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f'meta-training: schedule must be "constant" or "cosine", got {self.schedule!r}.')
 
     @property
     def episodes(self) -> int:
-        """Batches of optimizees in the whole run."""
+        """Batches of tasks in the whole run."""
         return self.epochs * self.episodes_per_epoch
 
     @property
@@ -124,15 +112,14 @@ class MetaTraining:
         return self.meta_lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * episode / self.episodes)))
 
 
-@dataclass(frozen=True)
-class EpochRecord:
-    """One line of a `History`. Epoch 0 is the optimizer before any training.
+class EpochRecord(NamedTuple):
+    """One line of a `History`. Epoch 0 is the rule before any training.
 
     Attributes:
         epoch: number of the epoch.
-        training_loss: f(θ(t)), averaged over steps, optimizees and episodes; NaN in epoch 0.
-        validation_loss: f(θ(horizon)), averaged over the validation optimizees.
-        seconds: meta-training time up to here.
+        training_loss: f(θ(t)), averaged over steps, tasks and episodes; NaN in epoch 0.
+        validation_loss: f(θ(horizon)), averaged over the validation tasks.
+        seconds: meta-training time so far.
     """
 
     epoch: int
@@ -143,17 +130,9 @@ class EpochRecord:
 
 @dataclass
 class History:
-    """What happened in a meta-training run.
+    """A meta-training run: the configuration of its problem, its settings, and a record per epoch."""
 
-    Attributes:
-        problem: configuration of the problem.
-        settings: of the run.
-        device: what it ran on.
-        records: one per epoch.
-        stopped: how it ended.
-    """
-
-    problem: dict[str, Any]
+    problem: dict[str, object]
     settings: MetaTraining
     device: str
     records: list[EpochRecord]
@@ -161,14 +140,15 @@ class History:
 
     @property
     def best(self) -> EpochRecord:
-        """The record of the epoch whose optimizer was kept."""
-        return min(self.records, key=lambda record: _nan_last(record.validation_loss))
+        """The record of the epoch whose weights are kept."""
+        losses = [math.inf if math.isnan(record.validation_loss) else record.validation_loss for record in self.records]
+        return self.records[losses.index(min(losses))]
 
-    def about(self) -> dict[str, Any]:
-        """The run in a few words, for the card of the optimizer that came out of it."""
+    def about(self) -> dict[str, object]:
+        """A summary of the run for the rule's card."""
         settings = self.settings
-        about: dict[str, Any] = {"problem": self.problem, "training": asdict(settings)}
-        if self.records:  # it may have been cancelled before the first validation
+        about: dict[str, object] = {"problem": self.problem, "training": asdict(settings)}
+        if self.records:  # there are none if the run was cancelled before the first validation
             last = self.records[-1]
             about["trained"] = {
                 "episodes": last.epoch * settings.episodes_per_epoch,
@@ -182,69 +162,62 @@ class History:
         return about
 
     def to_frame(self) -> pd.DataFrame:
-        """The records as a table, a row per epoch."""
+        """The records as a table with a row per epoch."""
         with needs("lessons"):
             import pandas as pd
 
-        return pd.DataFrame([asdict(record) for record in self.records]).set_index("epoch")
+        return pd.DataFrame(self.records, columns=EpochRecord._fields).set_index("epoch")
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands; one comes after each episode and one after each validation.
+class Progress(NamedTuple):
+    """Where a run stands, after an episode or a validation.
 
     Attributes:
-        epoch: the epoch under way, from 0.
-        epochs: how many there will be.
-        episode: episodes done.
-        episodes: how many there will be.
-        training_loss: mean f(θ(t)) over the steps and optimizees of the last episode; NaN before the first.
-        validation_losses: after an epoch, f(θ(0)) … f(θ(horizon)) of the validation optimizees, shape
-            ``(validation_tasks, horizon + 1)``; None between epochs.
-        best_validation_loss: final validation loss of the best optimizer so far.
-        seconds: meta-training time so far.
+        epoch: the epoch under way; 0 before the first.
+        episode: number of episodes done.
+        training_loss: f(θ(t)), averaged over the steps and tasks of the last episode; after a validation, over the
+            whole epoch; NaN before the first episode.
+        validation_losses: after a validation, f(θ(0)) … f(θ(horizon)) of the validation tasks, shape
+            ``(validation_tasks, horizon + 1)``; None after an episode.
     """
 
     epoch: int
-    epochs: int
     episode: int
-    episodes: int
     training_loss: float
     validation_losses: Tensor | None
-    best_validation_loss: float
-    seconds: float
 
 
 def validation_batch(problem: Problem, settings: MetaTraining, device: torch.device | None = None) -> TaskBatch:
-    """The optimizees on which a run with these settings validates after each epoch."""
+    """The tasks on which a run with these settings validates."""
     return draw(problem.validation_problem(), settings.validation_tasks, generator(settings.seed, "validation"), device)
 
 
 class MetaTrainer:
-    """Meta-trains an optimizer as a generator of `Progress`, for live plots, cancelling and headless runs alike.
+    """Meta-trains a rule in a loop of your own: iterate over `run` (`meta_train` is such a loop with a progress bar).
 
-    Iterate over `run`; to cancel, stop iterating and close the generator. However it ends, the optimizer then holds the
-    weights with the best validation loss, and `history` tells the rest.
+    To cancel, stop iterating and close the generator. However the run ends, the rule then holds the weights with the
+    best validation loss, and `history` records the run.
 
-    Where torchrun started several processes (see `processes.together`), each runs its share of the shards, all of them
-    take the same meta-updates, and the first one validates and saves.
+    Where torchrun started several processes (see `process_group`), each runs its share of the shards. All of them take
+    the same meta-updates, and the first one validates and saves.
 
     Args:
-        optimizer: is trained in place.
-        problem: where the optimizees come from.
-        settings: how.
-        checkpoint: file in which the run is saved after each epoch. If it exists the run continues from it, with the
-            same bits as if it had never stopped.
+        rule: is trained in place.
+        problem: the distribution of tasks.
+        settings: None for the defaults of `MetaTraining`.
+        checkpoint: file in which the run is saved after each epoch. If it exists, the run continues from it, bit for
+            bit as if it had never stopped.
         device: None for the best there is.
 
     Raises:
-        TypeError: if it is no problem.
+        TypeError: if `problem` is no problem.
+        ValueError: if the processes cannot share the shards.
         WeightsFileError: if the checkpoint cannot be read or belongs to another run.
     """
 
     def __init__(
         self,
-        optimizer: LearnedRule,
+        rule: UpdateRule,
         problem: Problem,
         settings: MetaTraining | None = None,
         *,
@@ -252,15 +225,15 @@ class MetaTrainer:
         device: str | torch.device | None = None,
     ) -> None:
         check_problem(problem)
+        self._rank, self._processes = rank_and_world_size()
         self.device = pick_device(device)
-        self.optimizer = optimizer.to(self.device)
+        self.rule = rule.to(self.device)
         self.problem = problem
         self.settings = settings or MetaTraining()
         self.history = History(problem.config(), self.settings, str(self.device), [])
         self._checkpoint = None if checkpoint is None else user_path(checkpoint)
-        self._meta_optimizer = torch.optim.Adam(optimizer.parameters(), lr=self.settings.meta_lr)
+        self._meta_optimizer = torch.optim.Adam(rule.parameters(), lr=self.settings.meta_lr)
         self._best = self._weights()
-        self._rank, self._processes = rank_and_world_size()
         if (self.settings.shards or 1) % self._processes:
             raise ValueError(
                 f"meta-training on {self._processes} processes needs shards that they can share: set shards to a "
@@ -273,23 +246,22 @@ class MetaTrainer:
 
     @property
     def seconds(self) -> float:
-        """Meta-training time so far, that of earlier sessions included."""
+        """Meta-training time so far, including earlier sessions."""
         return self._earlier_seconds + time.monotonic() - self._started
 
     def run(self) -> Generator[Progress]:
-        """Train, one `Progress` at a time.
+        """Train; yields a `Progress` after each episode and each validation.
 
         Raises:
-            MetaTrainingDivergedError: if a loss or meta-gradient becomes NaN or infinite. The optimizer then holds
-                the best weights so far, and the checkpoint the last good epoch.
+            MetaTrainingDivergedError: if a loss or meta-gradient becomes NaN or infinite. The rule then holds the best
+                weights so far, and the checkpoint the last good epoch.
             RuntimeError: if this trainer has run before.
         """
         if self.history.stopped != "ready":
             raise RuntimeError("a MetaTrainer runs once; make another one, with the same checkpoint to go on.")
         settings = self.settings
-        self._unrollers = {
-            shard: self._unroller() for shard in range(self._rank, settings.shards or 1, self._processes)
-        }
+        mine = range(self._rank, settings.shards or 1, self._processes)
+        self._estimators = {shard: self._estimator() for shard in mine}
         self._started = time.monotonic()
         self.history.stopped = "running"
         validation = validation_batch(self.problem, settings, self.device)
@@ -311,43 +283,38 @@ class MetaTrainer:
                             f"loss {best.validation_loss:.4g}). A lower meta_lr usually helps."
                         ) from error
                     total += loss
-                    yield self._progress(epoch, episode + 1, loss, None)
-                mean = total / settings.episodes_per_epoch
-                yield self._validate(epoch, mean, validation)
+                    yield Progress(epoch, episode + 1, loss, None)
+                yield self._validate(epoch, total / settings.episodes_per_epoch, validation)
             self.history.stopped = "finished"
         finally:
             if self.history.stopped == "running":
                 self.history.stopped = "cancelled"
-            self.optimizer.load_state_dict(self._best)
-            self.optimizer.zero_grad(set_to_none=True)
+            self.rule.load_state_dict(self._best)
+            self.rule.zero_grad(set_to_none=True)
 
-    def _unroller(self) -> Unroller:
-        settings = self.settings
-        if settings.second_derivatives and self.optimizer.coupled:
-            return AutogradUnroller(self.optimizer, second_derivatives=True)
-        if settings.second_derivatives:
-            return ExactUnroller(self.optimizer)
-        return ReplayUnroller(self.optimizer, sample=settings.sample)
+    def _estimator(self) -> GradientEstimator:
+        if self.settings.second_derivatives:
+            return SecondOrderEstimator(self.rule)
+        return FirstOrderEstimator(self.rule, sample=self.settings.sample)
 
     def _episode(self, episode: int) -> float:
-        """One batch of optimizees over the horizon; returns the mean loss along it."""
+        """Train on one batch of tasks over the horizon; returns its mean loss."""
         settings = self.settings
-        for shard, unroller in self._unrollers.items():
+        for shard, estimator in self._estimators.items():
             which = (episode,) if settings.shards is None else (episode, shard)
             size = settings.batch_size // (settings.shards or 1)
             tasks = draw(self.problem, size, generator(settings.seed, "meta-train", *which), self.device)
-            unroller.begin(tasks, generator(settings.seed, "replayed coordinates", *which))
+            estimator.reset(tasks, generator(settings.seed, "replayed coordinates", *which))
         for group in self._meta_optimizer.param_groups:
             group["lr"] = settings.meta_lr_at(episode)
         total, step = 0.0, 0
         for unroll in settings.windows:
-            windows = [unroller.advance(unroll) for unroller in self._unrollers.values()]
+            windows = [estimator.unroll(unroll) for estimator in self._estimators.values()]
             step += unroll
-            for name, weight in self.optimizer.named_parameters():
-                weight.grad = all_reduce_mean(
-                    torch.stack([window.meta_gradient[name] for window in windows]).mean(dim=0)
-                )
-            norm = torch.nn.utils.clip_grad_norm_(self.optimizer.parameters(), settings.clip_norm or math.inf)
+            for name, weight in self.rule.named_parameters():
+                gradients = torch.stack([window.meta_gradient[name] for window in windows])
+                weight.grad = all_reduce_mean(gradients.mean(dim=0))
+            norm = torch.nn.utils.clip_grad_norm_(self.rule.parameters(), settings.clip_norm or math.inf)
             if not norm.isfinite():
                 raise MetaTrainingDivergedError(f"the meta-gradient became {norm.item()} at step {step}")
             self._meta_optimizer.step()
@@ -356,39 +323,30 @@ class MetaTrainer:
         return total / settings.horizon
 
     def _validate(self, epoch: int, training_loss: float, validation: TaskBatch) -> Progress:
-        """End an epoch: validate, record, keep if best, save."""
+        """End an epoch: validate, record, keep the weights if they are the best, save."""
         settings = self.settings
         like = next(iter(validation.initial_params.values()))
         if self._rank == 0:
-            losses = rollout(self.optimizer, validation, settings.horizon).to(like)
+            losses = rollout(self.rule, validation, settings.horizon).to(like)
         else:
             losses = like.new_empty(settings.validation_tasks, settings.horizon + 1)
         losses = broadcast_from_first(losses)
-        final = losses[:, -1].mean().item()
-        best = min((record.validation_loss for record in self.history.records), key=_nan_last, default=math.nan)
-        self.history.records.append(EpochRecord(epoch, training_loss, final, self.seconds))
-        if _nan_last(final) < _nan_last(best):
+        record = EpochRecord(epoch, training_loss, losses[:, -1].mean().item(), self.seconds)
+        self.history.records.append(record)
+        if self.history.best is record:
             self._best = self._weights()
         if self._checkpoint is not None and self._rank == 0:
             self._save(self._checkpoint)
-        return self._progress(epoch, epoch * settings.episodes_per_epoch, training_loss, losses)
-
-    def _progress(self, epoch: int, episode: int, training_loss: float, losses: Tensor | None) -> Progress:
-        settings = self.settings
-        best = self.history.best.validation_loss
-        return Progress(epoch, settings.epochs, episode, settings.episodes, training_loss, losses, best, self.seconds)
+        return Progress(epoch, epoch * settings.episodes_per_epoch, training_loss, losses)
 
     def _weights(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in self.optimizer.state_dict().items()}
+        return {name: tensor.detach().clone() for name, tensor in self.rule.state_dict().items()}
 
     def _identity(self) -> dict[str, Any]:
-        """What must be the same for a checkpoint to be continued."""
-        identity = {
-            "optimizer": self.optimizer.config(),
-            "problem": self.problem.config(),
-            "settings": asdict(self.settings),
-        }
-        plain: dict[str, Any] = json.loads(json.dumps(identity))  # as a checkpoint has it: tuples are lists there
+        """What a checkpoint must have in common with this run, to be continued."""
+        rule, problem, settings = self.rule.config(), self.problem.config(), asdict(self.settings)
+        identity = {"optimizer": rule, "problem": problem, "settings": settings}
+        plain: dict[str, Any] = json.loads(json.dumps(identity))  # with lists for tuples, as in a checkpoint
         return plain
 
     def _save(self, path: Path) -> None:
@@ -396,7 +354,7 @@ class MetaTrainer:
         tensors |= {f"best.{name}": tensor for name, tensor in self._best.items()}
         for index, state in self._meta_optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{index}.{name}": tensor for name, tensor in state.items()}
-        records = [asdict(record) for record in self.history.records]
+        records = [record._asdict() for record in self.history.records]
         write_tensors(path, tensors, {**self._identity(), "history": records}, CHECKPOINT_VERSION)
 
     def _resume(self, path: Path) -> None:
@@ -408,41 +366,23 @@ class MetaTrainer:
             if differing:
                 listed = ", ".join(f"{key} {theirs.get(key)!r} (now {mine.get(key)!r})" for key in differing)
                 raise WeightsFileError(
-                    f"{path}: a checkpoint of another run, whose {part} had {listed}. Continue it with those, or name "
+                    f"{path}: a checkpoint of another run, whose {part} had {listed}. Continue it with those, name "
                     "another file, or delete this one to start anew."
                 )
-        best, weights = _with_prefix(tensors, "best."), _with_prefix(tensors, "weights.")
-        adam, records = self._meta_optimizer.state_dict(), _records(path, about)
-        for index, weight in enumerate(self.optimizer.parameters()):
+        adam = self._meta_optimizer.state_dict()
+        for index, _ in enumerate(self.rule.parameters()):
             if state := _with_prefix(tensors, f"adam.{index}."):
-                shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-                if shapes != {"step": (), "exp_avg": tuple(weight.shape), "exp_avg_sq": tuple(weight.shape)}:
-                    raise WeightsFileError(
-                        f"{path}: Adam's state of weight {index} has other parts or shapes: {shapes}."
-                    )
                 check_finite(state, f"{path} (Adam's state of weight {index})")
                 adam["state"][index] = state
-        load_weights(self.optimizer, best, f"{path} (best weights)")
-        load_weights(self.optimizer, weights, str(path))
-        self._best, self.history.records = best, records
-        self._meta_optimizer.load_state_dict(adam)
-        self._earlier_seconds = records[-1].seconds
-
-
-def _records(path: Path, about: dict[str, Any]) -> list[EpochRecord]:
-    """The history that a checkpoint holds: a record for each epoch from 0."""
-    try:
-        records = [EpochRecord(**record) for record in about["history"]]
-        numbers = all(isinstance(value, int | float) for record in records for value in asdict(record).values())
-        if numbers and records and [record.epoch for record in records] == list(range(len(records))):
-            return records
-    except (KeyError, TypeError) as error:
-        raise WeightsFileError(f"{path}: its history cannot be used ({error}).") from error
-    raise WeightsFileError(f"{path}: its history cannot be used: {about['history']!r}.")
-
-
-def _nan_last(loss: float) -> float:
-    return math.inf if math.isnan(loss) else loss
+        self._best = _with_prefix(tensors, "best.")
+        load_weights(self.rule, self._best, f"{path} (best weights)")
+        load_weights(self.rule, _with_prefix(tensors, "weights."), str(path))
+        try:
+            self.history.records = [EpochRecord(**record) for record in about["history"]]
+            self._earlier_seconds = float(self.history.records[-1].seconds)
+            self._meta_optimizer.load_state_dict(adam)
+        except Exception as error:  # a damaged file can fail in any way
+            raise WeightsFileError(f"{path}: a checkpoint that cannot be continued ({error}).") from error
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -450,50 +390,37 @@ def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def meta_train(
-    optimizer: LearnedRule,
+    rule: UpdateRule,
     problem: Problem,
+    settings: MetaTraining | None = None,
     *,
     checkpoint: str | Path | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
-    **settings: Any,
 ) -> History:
-    """Meta-train an optimizer in place, with a progress bar; afterwards it holds the best weights by validation.
+    """Meta-train a rule in place, with a progress bar; afterwards it holds the weights with the best validation loss.
 
-    Interrupting it (Ctrl-C, or "stop" in a notebook) ends the training and keeps the best weights so far.
+    An interruption (Ctrl-C, or "stop" in a notebook) ends the training and keeps the best weights so far.
 
     Args:
-        optimizer: is trained in place.
-        problem: where the optimizees come from.
-        checkpoint: as in `MetaTrainer`.
-        device: as in `MetaTrainer`.
+        rule, problem, settings, checkpoint, device: as in `MetaTrainer`.
         progress: show a progress bar.
-        settings: the fields of `MetaTraining`: horizon, unroll, epochs, meta_lr, seed and the rest.
-
-    Returns:
-        A record per epoch, and how the run ended.
 
     Raises:
-        ValueError: for settings that make no sense.
-        WeightsFileError: if the checkpoint cannot be read or belongs to another run.
-        MetaTrainingDivergedError: if a loss or meta-gradient becomes NaN or infinite.
+        TypeError, ValueError, WeightsFileError: as `MetaTrainer`.
+        MetaTrainingDivergedError: as `MetaTrainer.run`.
     """
-    known = [field.name for field in fields(MetaTraining)]
-    for name in settings:
-        if name not in known:
-            raise UnknownNameError("meta-training setting", name, known)
-    trainer = MetaTrainer(optimizer, problem, MetaTraining(**settings), checkpoint=checkpoint, device=device)
+    trainer = MetaTrainer(rule, problem, settings, checkpoint=checkpoint, device=device)
     done = (len(trainer.history.records) - 1) * trainer.settings.episodes_per_epoch
     events = trainer.run()
-    # tqdm's own switch for headless runs, which its notebook bar does not look at.
+    # TQDM_DISABLE is tqdm's own switch for headless runs, which its notebook bar ignores.
     quiet = not progress or bool(os.environ.get("TQDM_DISABLE")) or rank_and_world_size()[0] > 0
     with tqdm(total=trainer.settings.episodes, initial=max(done, 0), unit="episode", disable=quiet) as bar:
         try:
             for event in events:
+                best = trainer.history.best.validation_loss
                 bar.update(event.episode - bar.n)
-                bar.set_postfix(
-                    loss=f"{event.training_loss:.3g}", validation=f"{event.best_validation_loss:.3g}", refresh=False
-                )
+                bar.set_postfix(loss=f"{event.training_loss:.3g}", validation=f"{best:.3g}", refresh=False)
         except KeyboardInterrupt:
             events.close()
     return trainer.history

@@ -1,4 +1,4 @@
-"""Meta-training on several processes, as torchrun starts them: each takes its share of the optimizees."""
+"""Meta-training on several processes that torchrun started: each takes its share of the tasks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from l2l_kit.tensors import pick_device
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """Which process this is, and how many there are: (0, 1) where it is alone."""
+    """The number of this process and of all processes; (0, 1) for a single one."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
@@ -22,13 +22,10 @@ def rank_and_world_size() -> tuple[int, int]:
 
 @contextmanager
 def process_group(device: str | torch.device | None = None) -> Iterator[torch.device]:
-    """Meet the other processes that torchrun started, if it did.
+    """Join the other processes, if torchrun started several; yields the device of this process.
 
     Args:
-        device: None for the best there is; of several GPUs each process takes one.
-
-    Yields:
-        The device of this process.
+        device: None for the best there is; each process takes one of several GPUs.
     """
     chosen = pick_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -45,7 +42,7 @@ def process_group(device: str | torch.device | None = None) -> Iterator[torch.de
 
 
 def barrier() -> None:
-    """Wait until all processes are here."""
+    """Wait for all processes."""
     if rank_and_world_size()[1] > 1:
         torch.distributed.barrier()
 
@@ -61,9 +58,8 @@ def all_reduce_mean(values: Tensor) -> Tensor:
 
 
 def broadcast_from_first(values: Tensor) -> Tensor:
-    """This tensor as the first process has it; the shape must be the same in all."""
-    _, processes = rank_and_world_size()
-    if processes > 1:
+    """The first process's values of this tensor; its shape must be the same in all processes."""
+    if rank_and_world_size()[1] > 1:
         values = values.clone()
         torch.distributed.broadcast(values, src=0)
     return values

@@ -1,51 +1,112 @@
-"""One network over its coordinates, window by window: steps without a graph, then the gradient by its weights."""
+"""Backpropagation through a window of a rule's steps, by replaying them from a record.
+
+`CoordinateReplay` replays a coordinatewise LSTM on the tapes of optimizers/tape.py; `StepReplay` replays any other
+network by autograd, one step at a time.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from l2l_kit.optimizers import LSTMOptimizer, LSTMState, LSTMTape, RecurrentRule
-from l2l_kit.optimizers.base import map_state
+from l2l_kit.optimizers import LSTMRule, LSTMState, LSTMTape, RecurrentRule, UpdateRule
+from l2l_kit.optimizers.base import Memory, Part, map_state
 from l2l_kit.optimizers.tape import floats_per_step
+from l2l_kit.tensors import Layout, Tensors, ravel
 
-_ACTIVATIONS = 10
-"""Numbers that autograd keeps of a step for each that the network remembers of it, roughly."""
+ACTIVATIONS = 10
+"""Numbers that autograd keeps of a step for each number in the network's state, roughly."""
 
 
-class Tapes:
-    """Tapes of one LSTM, kept from window to window: their buffers are large and slow to make."""
+class Tapes(dict[tuple[int, int], LSTMTape]):
+    """The tapes of one LSTM by coordinates and steps. Every window reuses them, because they are slow to allocate."""
 
-    def __init__(self, lstm: LSTMOptimizer) -> None:
+    def __init__(self, lstm: LSTMRule) -> None:
         self.lstm = lstm
-        self._tapes: dict[tuple[int, int], LSTMTape] = {}
 
-    def get(self, coordinates: int, steps: int) -> LSTMTape:
-        """A tape of that size."""
-        key = coordinates, steps
-        if key not in self._tapes:
-            self._tapes[key] = LSTMTape(self.lstm, coordinates, steps)
-        return self._tapes[key]
+    def __missing__(self, size: tuple[int, int]) -> LSTMTape:
+        """A new tape of that size."""
+        tape = self[size] = LSTMTape(self.lstm, *size)
+        return tape
 
 
-class Replay:
-    """Runs an LSTM on its coordinates of a batch of optimizees and backpropagates through each window.
-
-    Where the activations of a window fit into `tape_bytes` they are recorded on the way. Where not, only the inputs
-    are, and the LSTM is replayed over them chunk by chunk: given its inputs a coordinate depends on no other, so memory
-    is bounded by the chunk however large the optimizee.
+class Replay(ABC):
+    """Runs one network of a rule on its coordinates of all tasks, and then backward through each window.
 
     Usage: `start` a window, call `step` for each gradient, then `backward` once.
+    """
+
+    @abstractmethod
+    def start(self, steps: int) -> None:
+        """Begin a window of so many steps where the last one ended."""
+
+    @abstractmethod
+    def step(self, gradients: Tensor) -> Tensor:
+        """Updates for gradients, both ``(n, coordinates)`` and detached."""
+
+    @abstractmethod
+    def backward(self, gradients: Tensor) -> dict[str, Tensor]:
+        """The window's first-order meta-gradient with respect to the network's weights, by name.
+
+        Args:
+            gradients: ∇f(θ(t)) at each step and after the last one, shape ``(steps + 1, n, coordinates)``.
+        """
+
+
+SomeReplay = TypeVar("SomeReplay", bound=Replay)
+
+
+class Recorder(Generic[SomeReplay]):
+    """A rule as an `Optimizer` whose steps are recorded by replays, one for each of its networks.
 
     Args:
-        tapes: of the LSTM.
-        n: number of optimizees.
-        sizes: coordinates of each of an optimizee's tensors.
-        tape_bytes: memory that recorded activations may take.
-        sample: coordinates of each tensor that are replayed, where it has more; None for all.
-        draws: of the sample; None for torch's own generator.
+        rule: the rule.
+        make_replay: makes the replay of a part, from the part, the number of tasks and the memory for its activations.
+        tape_bytes: memory for the activations of all parts.
+    """
+
+    def __init__(self, rule: UpdateRule, make_replay: Callable[[Part, int, int], SomeReplay], tape_bytes: int) -> None:
+        self._rule, self._make_replay, self._tape_bytes = rule, make_replay, tape_bytes
+        self.dtype = next(rule.parameters()).dtype  # that of the tasks may differ
+
+    def init(self, params: Tensors) -> None:
+        """As in `Optimizer`."""
+        self.layout = Layout.of(params)
+        n, parts = len(next(iter(params.values()))), self._rule.parts(self.layout)
+        self.replays = [(part, self._make_replay(part, n, self._tape_bytes // len(parts))) for part in parts]
+
+    def update(self, gradients: Tensors, state: None, params: Tensors) -> tuple[Tensors, None]:
+        """As in `Optimizer`."""
+        rows = ravel(gradients)
+        updates = torch.empty_like(rows)
+        for part, replay in self.replays:
+            updates[:, part.columns] = replay.step(rows[:, part.columns].to(self.dtype)).to(rows.dtype)
+        return self.layout.unravel(updates), None
+
+
+def sums_ahead(gradients: Tensor) -> Tensor:
+    """G(t) = Σ_{s>t} ∇f(θ(s)) for every step of a window, from gradients ``(steps + 1, ...)``."""
+    return gradients[1:].flip(0).cumsum(0).flip(0)
+
+
+class CoordinateReplay(Replay):
+    """First order, for a coordinatewise LSTM, by its tapes.
+
+    If the activations of a window fit into `tape_bytes`, they are recorded during the forward pass. Otherwise the LSTM
+    is replayed chunk by chunk, which bounds the memory: given the gradients, the coordinates are independent.
+
+    Args:
+        tapes: the tapes of the LSTM.
+        n: number of tasks.
+        sizes: number of coordinates of each of a task's tensors.
+        tape_bytes: memory for recorded activations.
+        sample: number of coordinates that are replayed of each tensor with more; None for all.
+        draws: generator of the sample; None for torch's own.
     """
 
     def __init__(
@@ -54,67 +115,54 @@ class Replay:
         n: int,
         sizes: list[int],
         tape_bytes: int,
-        sample: int | None,
-        draws: torch.Generator | None,
+        sample: int | None = None,
+        draws: torch.Generator | None = None,
     ) -> None:
-        self._tapes = tapes
-        self._lstm = tapes.lstm
-        self._n = n
-        self._sizes = sizes
-        self._tape_bytes = tape_bytes
-        self._sample = sample
-        self._draws = draws
-        self._state = self._lstm.initial_state(n * sum(sizes))
+        self._tapes, self._n, self._sizes, self._tape_bytes = tapes, n, sizes, tape_bytes
+        self._sample, self._draws = sample, draws
+        self._state = tapes.lstm.initial_state(n * sum(sizes))
 
-    def start(self, unroll: int) -> None:
-        """Begin a window where the last one ended."""
-        coordinates = self._n * sum(self._sizes)
+    @override
+    def start(self, steps: int) -> None:
         self._chosen, self._weights = self._choose()
-        self._replayed = coordinates if self._chosen is None else len(self._chosen)
-        per_coordinate = unroll * floats_per_step(self._lstm) * self._weights.element_size()
-        self._chunk = min(self._replayed, max(1, self._tape_bytes // per_coordinate))
-        self._first_state = self._state
-        self._tape = None
-        if self._chunk == coordinates:
-            self._tape = self._tapes.get(coordinates, unroll)
+        self._first_state, self._tape = self._state, None
+        step_bytes = floats_per_step(self._tapes.lstm) * self._state.cell.element_size()
+        self._chunk = max(1, self._tape_bytes // (steps * step_bytes))
+        coordinates = self._n * sum(self._sizes)
+        if self._chosen is None and self._chunk >= coordinates:
+            self._tape = self._tapes[coordinates, steps]
             self._tape.start(self._state)
 
+    @override
     def step(self, gradients: Tensor) -> Tensor:
-        """Updates for gradients, both ``(coordinates of all optimizees,)``."""
+        flat = gradients.flatten()
         if self._tape is not None:
-            return self._tape.step(gradients)
-        updates, self._state = self._lstm.step(gradients, self._state)
-        return updates
+            return self._tape.step(flat).view_as(gradients)
+        updates, self._state = self._tapes.lstm.step(flat, self._state)
+        return updates.view_as(gradients)
 
+    @override
     def backward(self, gradients: Tensor) -> dict[str, Tensor]:
-        """The window's meta-gradient by the LSTM's weights, by name; ends the window.
-
-        Args:
-            gradients: ∇f(θ(t)) that the steps were given, and the one after the last of them, shape
-                ``(unroll + 1, coordinates of all optimizees)``.
-        """
-        if self._chosen is not None:
-            gradients = gradients[:, self._chosen]
-        upstream = gradients[1:].flip(0).cumsum(0).flip(0).div_(self._n).mul_(self._weights)
+        state, seen, chosen = self._first_state, gradients.flatten(1), self._chosen
+        if chosen is not None:
+            seen, state = seen[:, chosen], map_state(state, lambda values: values[..., chosen])
+        upstream = sums_ahead(seen).div_(self._n).mul_(self._weights)
         if self._tape is not None:
             self._state = self._tape.state
             return self._tape.backward(upstream)
-        start, chosen = self._first_state, self._chosen
-        if chosen is not None:
-            start = LSTMState(start.hidden[..., chosen], start.cell[..., chosen])
-        total = {name: torch.zeros_like(weight) for name, weight in self._lstm.named_parameters()}
-        for first in range(0, self._replayed, self._chunk):
-            part = slice(first, min(first + self._chunk, self._replayed))
-            tape = self._tapes.get(part.stop - part.start, len(upstream))
-            tape.start(LSTMState(start.hidden[..., part], start.cell[..., part]))
-            for row in gradients[:-1, part]:
+        total = {name: torch.zeros_like(weight) for name, weight in self._tapes.lstm.named_parameters()}
+        for first in range(0, seen.shape[1], self._chunk):
+            some = slice(first, min(first + self._chunk, seen.shape[1]))
+            tape = self._tapes[some.stop - first, len(upstream)]
+            tape.start(LSTMState(state.hidden[..., some], state.cell[..., some]))
+            for row in seen[:-1, some]:
                 tape.step(row)
-            for name, gradient in tape.backward(upstream[:, part]).items():
+            for name, gradient in tape.backward(upstream[:, some]).items():
                 total[name] += gradient
         return total
 
     def _choose(self) -> tuple[Tensor | None, Tensor]:
-        """Which coordinates of all optimizees to replay, and what each counts for; None for all of them."""
+        """Which coordinates of all tasks are replayed (None for all), and how much each counts."""
         like = self._state.cell
         if self._sample is None or max(self._sizes) <= self._sample:
             return None, like.new_ones(())
@@ -123,151 +171,84 @@ class Replay:
         for size in self._sizes:
             kept = min(size, self._sample)
             columns.append(row + first + torch.rand(self._n, size, generator=self._draws).topk(kept).indices)
-            weights.append(torch.full((self._n, kept), size / kept))
+            weights.append(torch.full((self._n, kept), size / kept, dtype=like.dtype))
             first += size
         chosen, weight = (torch.cat(parts, dim=1).flatten().to(like.device) for parts in (columns, weights))
-        return chosen, weight.to(like.dtype)
+        return chosen, weight
 
 
-class CoupledReplay:
-    """As `Replay`, for a network whose coordinates learn of each other.
+class StepReplay(Replay):
+    """For any network: backward through a window one step at a time, by autograd.
 
-    One coordinate cannot be replayed without the others of its optimizee, so the chunks are of optimizees, and memory
-    is bounded by the larger of `tape_bytes` and one optimizee's window. It is done by autograd: on the way where the
-    window of all optimizees fits, and otherwise by replay.
-
-    Args:
-        network: what to run.
-        n: number of optimizees.
-        coordinates: of each of them.
-        tape_bytes: memory that recorded activations may take.
-    """
-
-    def __init__(self, network: RecurrentRule[Any], n: int, coordinates: int, tape_bytes: int) -> None:
-        self._network = network
-        self._n = n
-        self._tape_bytes = tape_bytes
-        self._state = network.initial_state(n, coordinates)
-
-    def start(self, unroll: int) -> None:
-        """Begin a window where the last one ended."""
-        remembered = sum(part.numel() * part.element_size() for part in self._state) // self._n
-        self._chunk = max(1, self._tape_bytes // (_ACTIVATIONS * remembered * unroll))
-        self._first_state = self._state
-        self._updates: list[Tensor] = []  # with their graph
-
-    def step(self, gradients: Tensor) -> Tensor:
-        """Updates for gradients, both ``(coordinates of all optimizees,)``."""
-        rows = gradients.view(self._n, -1)
-        if self._chunk < self._n:
-            updates, self._state = self._network.step(rows, self._state)
-            return updates.flatten()
-        with torch.enable_grad():
-            updates, self._state = self._network(rows, self._state)
-        self._updates.append(updates)
-        return self._updates[-1].detach().flatten()
-
-    def backward(self, gradients: Tensor) -> dict[str, Tensor]:
-        """The window's meta-gradient by the network's weights, by name; ends the window.
-
-        Args:
-            gradients: as in `Replay.backward`.
-        """
-        gradients = gradients.view(len(gradients), self._n, -1)
-        upstream = gradients[1:].flip(0).cumsum(0).flip(0).div_(self._n)
-        names, weights = zip(*self._network.named_parameters(), strict=True)
-        if self._updates:
-            self._state = map_state(self._state, Tensor.detach)
-            return dict(zip(names, torch.autograd.grad(self._updates, weights, list(upstream)), strict=True))
-        total = {name: torch.zeros_like(weight) for name, weight in zip(names, weights, strict=True)}
-        for first in range(0, self._n, self._chunk):
-            some = slice(first, first + self._chunk)
-            updates = self._replayed(gradients[:-1, some], some)
-            found = torch.autograd.grad(updates, weights, list(upstream[:, some]))
-            for name, gradient in zip(names, found, strict=True):
-                total[name] += gradient
-        return total
-
-    @torch.enable_grad()
-    def _replayed(self, gradients: Tensor, some: slice) -> list[Tensor]:
-        """The window's updates of some optimizees, with their graph."""
-        state, moved = map_state(self._first_state, lambda part: part[..., some, :]), []
-        for row in gradients:
-            updates, state = self._network(row, state)
-            moved.append(updates)
-        return moved
-
-
-class StepwiseReplay:
-    """Runs an LSTM on all of its coordinates, and back through each window one step at a time.
-
-    That is what the dashed edges need: there the upstream of a step depends on what came out of the steps after it.
-    Where the activations of a window do not fit into `tape_bytes`, the tape holds some of its steps, and the earlier
-    ones are recorded anew on the way back.
-
-    Usage: `start` a window, call `step` for each gradient, `turn_back`, then `step_back` for each step.
+    The forward pass keeps the graphs of the first steps, as many as fit into `tape_bytes`. The other steps are taken
+    again during the backward pass, each from the state in which it began.
 
     Args:
-        tapes: of the LSTM.
-        coordinates: how many it looks after.
-        tape_bytes: memory that recorded activations may take.
+        network: the network.
+        n: number of tasks.
+        coordinates: coordinates of each task.
+        tape_bytes: memory for graphs.
 
     Attributes:
-        weight_gradients: by the LSTM's weights, by name, once the way back is done.
+        meta_gradient: with respect to the network's weights, by name; complete after the backward pass.
     """
 
-    def __init__(self, tapes: Tapes, coordinates: int, tape_bytes: int) -> None:
-        self._tapes = tapes
-        self._coordinates = coordinates
-        self._state = tapes.lstm.initial_state(coordinates)
-        self._chunk = max(
-            1, tape_bytes // (coordinates * floats_per_step(tapes.lstm) * self._state.cell.element_size())
-        )
+    def __init__(self, network: RecurrentRule, n: int, coordinates: int, tape_bytes: int) -> None:
+        self._network = network
+        self._state = network.initial_state(n, coordinates)
+        state_bytes = sum(part.numel() * part.element_size() for part in self._state)
+        self._room = tape_bytes // (ACTIVATIONS * state_bytes)
 
-    def start(self, unroll: int) -> None:
-        """Begin a window where the last one ended."""
-        self._length = min(self._chunk, unroll)
-        self._tape = self._tapes.get(self._coordinates, self._length)
-        self._taken = 0
-        self._states: list[LSTMState] = []  # before each chunk
+    @override
+    def start(self, steps: int) -> None:
+        self._states, self._graphs = list[Memory](), list[tuple[list[Tensor], list[Tensor]]]()
 
+    @override
     def step(self, gradients: Tensor) -> Tensor:
-        """Updates for gradients, both ``(coordinates,)``."""
-        if self._taken % self._length == 0:
-            self._states.append(self._tape.state if self._taken else self._state)
-            self._tape.start(self._states[-1])
-        self._taken += 1
-        return self._tape.step(gradients)
+        self._states.append(self._state)
+        if len(self._graphs) < self._room:
+            self._graphs.append(self._graph(gradients, self._state))
+            updates, *after = map(Tensor.detach, self._graphs[-1][1])
+            self._state = type(self._state)(*after)
+        else:
+            updates, self._state = self._network.step(gradients, self._state)
+        return updates
 
-    def turn_back(self, gradients: Tensor) -> None:
-        """End the window.
+    @torch.enable_grad()
+    def _graph(self, gradients: Tensor, state: Memory) -> tuple[list[Tensor], list[Tensor]]:
+        """One step with its graph: the inputs (gradients and state) and the outputs (updates and new state)."""
+        inputs = [part.detach().requires_grad_() for part in (gradients, *state)]
+        updates, after = self._network(inputs[0], type(state)(*inputs[1:]))
+        return inputs, [updates, *after]
 
-        Args:
-            gradients: what its steps were given, shape ``(unroll, coordinates)``.
-        """
-        self._state = self._tape.state
-        self._tape.end_window()
-        self._seen = gradients
-        self._upstream = torch.empty_like(gradients[: self._length])
-        self.weight_gradients = {name: torch.zeros_like(weight) for name, weight in self._tapes.lstm.named_parameters()}
+    @override
+    def backward(self, gradients: Tensor) -> dict[str, Tensor]:
+        self.turn_back()
+        upstream = sums_ahead(gradients).div_(gradients.shape[1])
+        for t in reversed(range(len(upstream))):
+            self.step_back(t, gradients[t], upstream[t])
+        return self.meta_gradient
 
-    def step_back(self, t: int, upstream: Tensor) -> Tensor:
-        """Gradient by the gradients that step t was given, ``(coordinates,)``; the last step comes first.
+    def turn_back(self) -> None:
+        """Begin the backward pass: no gradient comes from beyond the window."""
+        self._by_state = [torch.zeros_like(part) for part in self._state]
+        self.meta_gradient = {name: torch.zeros_like(weight) for name, weight in self._network.named_parameters()}
+
+    def step_back(self, t: int, gradients: Tensor, upstream: Tensor) -> Tensor:
+        """Go back through step t; called for the last step first.
 
         Args:
             t: step of the window, from 0.
-            upstream: gradient by its updates, shape ``(coordinates,)``.
+            gradients: ∇f(θ(t)), shape ``(n, coordinates)``.
+            upstream: gradient with respect to the step's updates, same shape.
+
+        Returns:
+            The gradient with respect to ∇f(θ(t)), same shape.
         """
-        chunk, place = divmod(t, self._length)
-        seen = self._seen[chunk * self._length : (chunk + 1) * self._length]
-        if chunk < len(self._states) - 1 and place == self._length - 1:
-            self._tape.start(self._states[chunk])
-            for gradients in seen:
-                self._tape.step(gradients)
-        self._tape.step_back(place, upstream)
-        self._upstream[place] = upstream
-        by_gradient = self._tape.gradient_by_input(place, seen[place])
-        if place == 0:
-            for name, gradient in self._tape.weight_gradients(self._upstream[: len(seen)]).items():
-                self.weight_gradients[name] += gradient
-        return by_gradient
+        inputs, outputs = self._graphs.pop() if t < len(self._graphs) else self._graph(gradients, self._states[t])
+        names, weights = zip(*self._network.named_parameters(), strict=True)
+        found = torch.autograd.grad(outputs, (*inputs, *weights), (upstream, *self._by_state), materialize_grads=True)
+        for name, gradient in zip(names, found[len(inputs) :], strict=True):
+            self.meta_gradient[name] += gradient
+        by_gradients, *self._by_state = found[: len(inputs)]
+        return by_gradients

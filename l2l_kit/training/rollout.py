@@ -1,9 +1,10 @@
-"""Running a frozen optimizer, learned or not, on a batch of optimizees."""
+"""The forward loop: running an optimizer, learned or not, on a batch of tasks (equations 1 and 2)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from itertools import count
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,37 +14,33 @@ from l2l_kit.problems import TaskBatch
 from l2l_kit.problems.checks import first_evaluation
 from l2l_kit.tensors import ravel
 
+State = TypeVar("State")
+
 
 class Point(NamedTuple):
-    """Where ``n`` optimizees are after t updates.
-
-    Attributes:
-        params: θ(t) as flat rows, shape ``(n, coordinates)``.
-        losses: f(θ(t)), shape ``(n,)``.
-        gradients: ∇f(θ(t)), which the next update follows, shape ``(n, coordinates)``.
-    """
+    """A batch of tasks after t updates: θ(t) ``(n, coordinates)``, f(θ(t)) ``(n,)`` and ∇f(θ(t)) like θ(t)."""
 
     params: Tensor
     losses: Tensor
     gradients: Tensor
 
 
-def trajectory(optimizer: Optimizer[Any], tasks: TaskBatch, steps: int) -> Iterator[Point]:
-    """Follow the optimizees from their starting points: yields the points of t = 0 … `steps`.
+def trajectory(optimizer: Optimizer[State], tasks: TaskBatch, steps: int | None = None) -> Iterator[Point]:
+    """Run an optimizer on tasks; yields the points t = 0 … `steps`, without end if `steps` is None.
 
     Raises:
         TypeError, ValueError: as `first_evaluation`.
     """
-    layout, rows, losses, gradients = first_evaluation(tasks)
+    layout, params, losses, gradients = first_evaluation(tasks)
     state = optimizer.init(tasks.initial_params)
-    yield Point(rows, losses, gradients)
-    for step in range(1, steps + 1):
-        updates, state = optimizer.update(layout.unravel(gradients), state)
-        rows = rows + ravel(updates)
-        losses, gradients = tasks.losses_and_gradients(rows, layout, step)
-        yield Point(rows, losses, gradients)
+    yield Point(params, losses, gradients)
+    for step in count(1) if steps is None else range(1, steps + 1):
+        updates, state = optimizer.update(layout.unravel(gradients), state, layout.unravel(params))
+        params = params + ravel(updates)
+        losses, gradients = tasks.losses_and_gradients(params, layout, step)
+        yield Point(params, losses, gradients)
 
 
-def rollout(optimizer: Optimizer[Any], tasks: TaskBatch, steps: int) -> Tensor:
-    """Losses f(θ(0)) … f(θ(steps)) of every optimizee, shape ``(n, steps + 1)``."""
+def rollout(optimizer: Optimizer[State], tasks: TaskBatch, steps: int) -> Tensor:
+    """Losses f(θ(0)) … f(θ(steps)) of every task, shape ``(n, steps + 1)``."""
     return torch.stack([point.losses for point in trajectory(optimizer, tasks, steps)], dim=1)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import threading
 from abc import abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import ipywidgets
 import torch
 from typing_extensions import override
 
 from l2l_kit import plots, zoo
-from l2l_kit.optimizers import Baseline
+from l2l_kit.optimizers import Baseline, Optimizer
 from l2l_kit.problems import Problem
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import pick_device
@@ -212,8 +212,8 @@ class _Run:
         device = pick_device()
         rule = zoo.load(self._optimizer, device) if isinstance(self._optimizer, str) else self._optimizer
         networks = self._problem.sample(self._networks, generator(self._seed, "test"), device)
-        for point in trajectory(rule, networks, self._longest):
-            yield point.losses.mean().nan_to_num(nan=torch.inf).item()
+        for _, losses, _ in trajectory(cast("Optimizer[Any]", rule), networks, self._longest):
+            yield losses.mean().nan_to_num(nan=torch.inf).item()
 
 
 def slider(label: str, values: Iterable[float], value: float, tooltip: str) -> ipywidgets.SelectionSlider:

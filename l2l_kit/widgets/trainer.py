@@ -12,7 +12,7 @@ from torch import Tensor
 
 from l2l_kit import plots
 from l2l_kit.evaluation import Curves, compare
-from l2l_kit.optimizers import Baseline, LSTMOptimizer, Optimizer
+from l2l_kit.optimizers import Baseline, LSTMRule, Optimizer
 from l2l_kit.problems import MNIST, Problem, Quadratics
 from l2l_kit.training import History, MetaTrainer, MetaTraining, Progress, rollout, validation_batch
 from l2l_kit.widgets.base import LEARNED, baselines_for
@@ -46,7 +46,7 @@ class _Kind:
     Attributes:
         tasks: what figures call them.
         settings: arguments of `MetaTraining`.
-        optimizer: arguments of `LSTMOptimizer`.
+        optimizer: arguments of `LSTMRule`.
         preprocessings: to choose from.
     """
 
@@ -83,7 +83,7 @@ def trainer(
         settings: how; the controls begin there. None for what takes about a minute on two cores: on the quadratics 25
             epochs of 10 episodes, on MNIST 6 epochs of 10 episodes with one network each.
         seed: of the LSTM's initial weights and, if no settings are given, of all draws.
-        optimizer: arguments of `LSTMOptimizer`; the preprocessing is where its control begins. None for those of the
+        optimizer: arguments of `LSTMRule`; the preprocessing is where its control begins. None for those of the
             paper: on MNIST the preprocessing "log-sign" and an output factor of 0.1, on the quadratics none of either.
         baselines: what to compare with; None for the tuned ones recorded for this problem.
 
@@ -116,12 +116,13 @@ class Trainer(WithPicture):
         optimizer: Mapping[str, Any],
         baselines: Mapping[str, Baseline],
     ) -> None:
-        self.trained: LSTMOptimizer | None = None
+        self.trained: LSTMRule | None = None
         self.history: History | None = None
         self._problem, self._settings, self._baselines = problem, settings, dict(baselines)
         self._kind, self._optimizer = _KINDS.get(problem.name, _ANY), optimizer
-        self._first_preprocessing = LSTMOptimizer(**optimizer).preprocessing
+        self._first_preprocessing = LSTMRule(**optimizer).preprocessing
         self._result = ""
+        self._trainer: MetaTrainer | None = None
         self._best: list[float | None] | None = None
         self._lines: dict[str, list[float | None]] = {}
         self._job = Job(self._train, self._show, self._end, important=lambda event: event.validation_losses is not None)
@@ -180,7 +181,7 @@ class Trainer(WithPicture):
             self._begin()
             self._job.start()
 
-    def run(self) -> LSTMOptimizer:
+    def run(self) -> LSTMRule:
         """Train here and now, without a page, and return the optimizer with its best weights. Ctrl-C stops early.
 
         Raises:
@@ -226,8 +227,8 @@ class Trainer(WithPicture):
         )
         first = self._first_preprocessing  # as the caller gave it, perhaps with settings of its own
         preprocessing = first if self.preprocessing.value == first.name else self.preprocessing.value
-        optimizer = LSTMOptimizer(**{**self._optimizer, "preprocessing": preprocessing})
-        meta_trainer = MetaTrainer(optimizer, self._problem, settings)
+        optimizer = LSTMRule(**{**self._optimizer, "preprocessing": preprocessing})
+        meta_trainer = self._trainer = MetaTrainer(optimizer, self._problem, settings)
         try:
             yield from meta_trainer.run()
         finally:
@@ -249,13 +250,14 @@ class Trainer(WithPicture):
             self._draw(line)
             if self._best is None or _final(line) <= _final(self._best):
                 self._best = line
-        if self._job.cancelling:
+        if self._job.cancelling or self._trainer is None:
             return
+        trainer, settings = self._trainer, self._trainer.settings
         self._set_status(
             message(
-                f"Epoch {event.epoch} of {event.epochs}, episode {event.episode} of {event.episodes}, "
-                f"{event.seconds:.0f} s. Lowest loss after {self._settings.horizon} steps so far: "
-                f"{event.best_validation_loss:.3g}{self._to_beat}."
+                f"Epoch {event.epoch} of {settings.epochs}, episode {event.episode} of {settings.episodes}, "
+                f"{trainer.seconds:.0f} s. Lowest loss after {settings.horizon} steps so far: "
+                f"{trainer.history.best.validation_loss:.3g}{self._to_beat}."
             )
         )
 

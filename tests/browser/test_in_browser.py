@@ -171,7 +171,7 @@ import l2l_kit as l2l
 from l2l_kit.evaluation import tuning
 l2l.zoo.PRETRAINED = Path("stand_ins").resolve()
 for name in ("mnist", "mnist-log-sign-unroll20"):
-    l2l.save(l2l.LSTMOptimizer(preprocessing="log-sign", output_scale=0.1), l2l.zoo.PRETRAINED / name)
+    l2l.save(l2l.LSTMRule(preprocessing="log-sign", output_scale=0.1), l2l.zoo.PRETRAINED / name)
 rates = {"sgd": 3.2, "nag": 1.0, "rmsprop": 0.01, "adam": 0.032}
 table = pd.DataFrame([{"baseline": name, "step": 100, "lr": lr, "mean": 1, "median": 1} for name, lr in rates.items()])
 tuning.read_result = lambda name: table
@@ -287,7 +287,7 @@ import pandas as pd
 import l2l_kit as l2l
 
 l2l.zoo.PRETRAINED = Path(tempfile.mkdtemp())
-rule = l2l.LSTMOptimizer(hidden_size=4, preprocessing="log-sign", output_scale=0.1)
+rule = l2l.LSTMRule(hidden_size=4, preprocessing="log-sign", output_scale=0.1)
 l2l.save(rule, l2l.zoo.PRETRAINED / "neural-art-small")
 module = sys.modules[l2l.widgets.painter.__module__]
 rates = {"SGD": 20.0, "NAG": 5.0, "RMSprop": 0.02, "Adam": 0.2}
@@ -417,7 +417,7 @@ draws = torch.Generator().manual_seed(0)
 weights = 0.001 * torch.randn(101, 15910, generator=draws)
 """
 PROPOSALS = """
-rules = {"LSTM": l2l.LSTMOptimizer(preprocessing="log-sign", output_scale=0.1), "Adam": l2l.baseline("adam", 0.03)}
+rules = {"LSTM": l2l.LSTMRule(preprocessing="log-sign", output_scale=0.1), "Adam": l2l.baseline("adam", 0.03)}
 rules |= {"NAG": l2l.baseline("nag", 0.5), "RMSprop": l2l.baseline("rmsprop", 0.01)}
 l2l.widgets.proposal_explorer(rules, {"first": weights, "last": 10 * weights[:, :200]})
 """
