@@ -210,7 +210,7 @@ def _search(recipe: Recipe, data: Path, storage: str | None, device: str | None)
 
 @app.command()
 def tune(
-    problem: Annotated[str, typer.Argument(help="The problem, such as quadratics.")],
+    problem: Annotated[str, typer.Argument(help="The problem, such as quadratics, or path/to/file.py:name.")],
     settings: Settings = None,
     steps: Annotated[list[int], typer.Option(help="Updates per run; repeat it to tune for several lengths.")] = [100],  # noqa: B006
     num_tasks: Annotated[int, typer.Option("--tasks", help="Number of optimizees.")] = 1000,
@@ -258,7 +258,7 @@ def compare(
     optimizers: Annotated[
         list[str], typer.Argument(help="Pretrained ones by name or path, baselines as adam (tuned) or adam=0.1.")
     ],
-    problem: Annotated[str, typer.Option(help="The problem.")] = "quadratics",
+    problem: Annotated[str, typer.Option(help="The problem, or path/to/file.py:name.")] = "quadratics",
     settings: Settings = None,
     steps: Annotated[int, typer.Option(help="Updates per run.")] = 100,
     num_tasks: Annotated[int, typer.Option("--tasks", help="Number of optimizees.")] = 1000,
@@ -269,7 +269,7 @@ def compare(
     """Run optimizers on the same fresh optimizees and print their losses after the last step."""
     with _clear_errors():
         tasks = _problem(problem, settings)
-        chosen = dict(_optimizer(text, problem) for text in optimizers)
+        chosen = dict(_optimizer(text, tasks.name) for text in optimizers)
         curves = run_comparison(chosen, tasks, steps=steps, num_tasks=num_tasks, seed=seed, device=device)
         table = Table(
             "optimizer", "mean", "95% CI", "median", "95% CI", title=f"f after {steps} steps, {num_tasks} optimizees"

@@ -19,6 +19,7 @@ from l2l_kit.evaluation import machine, write_result
 from l2l_kit.optimizers import LearnedRule
 from l2l_kit.parallel import file_lock, parallel_map
 from l2l_kit.paths import HOME, PRETRAINED, user_path
+from l2l_kit.problems import with_current_names
 from l2l_kit.storage import BoundedWeights, load_weights, read_tensors, write_atomically, write_tensors
 from l2l_kit.tensors import pick_device
 from l2l_kit.training import History, Imitation, Recipe, find_recipe, imitate, meta_train, random_search
@@ -70,7 +71,10 @@ def card(name_or_path: str | Path) -> dict[str, Any]:
         UnknownNameError: as `load`.
         WeightsFileError: as `load`.
     """
-    return read_tensors(_path(name_or_path), FORMAT_VERSION)[1]
+    about = read_tensors(_path(name_or_path), FORMAT_VERSION)[1]
+    if isinstance(about.get("problem"), dict):
+        about["problem"] = with_current_names(about["problem"])
+    return about
 
 
 def save(
@@ -224,7 +228,7 @@ def _imitate(recipe: Recipe, settings: Imitation, optimizer: LearnedRule, path: 
     asked = json.loads(json.dumps({**asked, "problem": recipe.make_problem().config()}))
     if path.exists():
         weights, about = read_tensors(path, FORMAT_VERSION)
-        if about == asked:
+        if {**about, "problem": with_current_names(about.get("problem", {}))} == asked:
             load_weights(optimizer, weights, str(path))
             return
     taught = imitate(optimizer, recipe.make_teacher(), recipe.make_problem(), settings)

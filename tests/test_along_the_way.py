@@ -11,7 +11,7 @@ from l2l_kit.optimizers import LSTMOptimizer, baseline
 from l2l_kit.problems import MNIST, Quadratics
 from l2l_kit.randomness import generator
 
-DIGITS = MNIST(digits="embedded", hidden=(3,), batch_size=16)
+DIGITS = MNIST(source="embedded", hidden=(3,), batch_size=16)
 
 
 def optimizers():

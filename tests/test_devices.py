@@ -11,16 +11,16 @@ import torch
 from l2l_kit.optimizers import GroupedLSTMs, LSTMOptimizer, baseline
 from l2l_kit.problems import CIFAR, MNIST, NeuralArt, Quadratics
 from l2l_kit.randomness import generator
-from l2l_kit.training import AutogradUnroller, ExactUnroller, ReplayUnroller, trace
+from l2l_kit.training import AutogradUnroller, ExactUnroller, ReplayUnroller, trajectory
 from l2l_kit.training.unroll import Unroller
 
 META = torch.device("meta")
 LSTM = {"hidden_size": 3, "preprocessing": "log-sign", "output_scale": 0.1}
 PROBLEMS = {
     "quadratics": Quadratics(3),
-    "mnist": MNIST(hidden=(3,), batch_size=4, digits="embedded"),
-    "cifar": CIFAR(batch_size=4, variant="embedded"),
-    "neural art": NeuralArt(style="mosaic", size=16, network="small", contents="embedded"),
+    "mnist": MNIST(hidden=(3,), batch_size=4, source="embedded"),
+    "cifar": CIFAR(batch_size=4, source="embedded"),
+    "neural art": NeuralArt(style="mosaic", size=16, network="small", source="embedded"),
 }
 
 
@@ -45,7 +45,7 @@ class TestOnDevice:
     @pytest.mark.parametrize("learned", [True, False])
     def test_a_run(self, problem, learned):
         rule = rules(problem) if learned else baseline("adam", 0.1)
-        for params, losses in trace(rule, tasks(problem), 3):
+        for params, losses in trajectory(rule, tasks(problem), 3):
             assert params.device == losses.device == META
 
     @pytest.mark.parametrize("sample", [None, 2])
@@ -83,4 +83,4 @@ def test_a_tensor_left_on_the_cpu_is_noticed():
     functions = tasks("quadratics")
     elsewhere = replace(functions, y=torch.zeros(functions.y.shape))
     with pytest.raises(RuntimeError, match="device"):
-        next(trace(baseline("adam", 0.1), elsewhere, 1))
+        next(trajectory(baseline("adam", 0.1), elsewhere, 1))

@@ -239,8 +239,8 @@ def test_meta_training_trains_both(tmp_path):
     class Problem(l2l.problems.Problem):
         name: ClassVar[str] = "layers"
 
-        def sample(self, n, generator, device=None):
-            return Layers(n, seed=int(torch.randint(1000, (), generator=generator)))
+        def sample(self, num_tasks, generator, device=None):
+            return Layers(num_tasks, seed=int(torch.randint(1000, (), generator=generator)))
 
     rule = groups().double()
     before = {name: tensor.clone() for name, tensor in rule.state_dict().items()}

@@ -87,6 +87,6 @@ class TestAlone:
             torch.testing.assert_close(alone, together[index : index + 1])
 
     def test_what_shares_minibatches_cannot_be_taken_apart(self):
-        networks = MNIST((2,), digits="embedded").sample(2, torch.Generator())
+        networks = MNIST((2,), source="embedded").sample(2, torch.Generator())
         with pytest.raises(TypeError, match="cannot be taken apart"):
             networks.select(0)

@@ -139,10 +139,10 @@ class TestLearning:
         calls = itertools.count()
 
         class Interrupted(Quadratics):
-            def sample(self, n, generator, device=None):
+            def sample(self, num_tasks, generator, device=None):
                 if next(calls) == 4:
                     raise KeyboardInterrupt
-                return super().sample(n, generator, device)
+                return super().sample(num_tasks, generator, device)
 
         optimizer = make_optimizer()
         history = meta_train(optimizer, Interrupted(dim=2), progress=False, device="cpu", **asdict(SETTINGS))
@@ -174,8 +174,8 @@ class TestBits:
 
         @dataclass(frozen=True)
         class Watched(Quadratics):
-            def sample(self, n, generator, device=None):
-                tasks = super().sample(n, generator, device)
+            def sample(self, num_tasks, generator, device=None):
+                tasks = super().sample(num_tasks, generator, device)
                 starts.append(tasks.theta)
                 return tasks
 
@@ -277,8 +277,8 @@ class Breaking(Problem):
     value: float
     calls: itertools.count = field(default_factory=itertools.count)
 
-    def sample(self, n, generator, device=None):
-        whole = Quadratics(dim=2).sample(n, generator, device)
+    def sample(self, num_tasks, generator, device=None):
+        whole = Quadratics(dim=2).sample(num_tasks, generator, device)
         if next(self.calls) != self.sample_number:
             return whole
         return BreakingOptimizees(whole.W, whole.y, whole.theta, self.step, self.value)

@@ -151,7 +151,7 @@ class TestRows:
 
     def test_lists_are_one_word(self, tmp_path, quick):
         """Also where they are read again, from a file in which they look like numbers."""
-        problem = {"name": "mnist", "digits": "embedded", "batch_size": 4}
+        problem = {"name": "mnist", "source": "embedded", "batch_size": 4}
         grid = {"hidden": [[2], [2, 3]], "activation": ["relu"]}
         table, _ = run(tmp_path, replace(quick, problem=problem, grid=grid, num_tasks=1, tuning_tasks=1))
         assert table["hidden"].tolist() == ["2"] * 3 + ["2-3"] * 3
@@ -219,7 +219,7 @@ class TestGrid:
 
     def test_it_ends_where_steps_are_too_small_to_make_a_difference(self, tmp_path, quick):
         """After one step on one image, any step was for the worse on another image."""
-        problem = {"name": "mnist", "digits": "embedded", "hidden": [2], "batch_size": 1}
+        problem = {"name": "mnist", "source": "embedded", "hidden": [2], "batch_size": 1}
         table, _ = run(
             tmp_path, replace(quick, problem=problem, grid={"init_scale": [0.1]}, num_tasks=1, tuning_tasks=1)
         )
@@ -227,7 +227,7 @@ class TestGrid:
         assert lr == tried[0] < SGD["learning_rates"][0]
 
     def test_a_baseline_that_always_diverges_is_an_error(self, tmp_path, quick):
-        problem = {"name": "mnist", "digits": "embedded", "hidden": [1], "batch_size": 4}
+        problem = {"name": "mnist", "source": "embedded", "hidden": [1], "batch_size": 4}
         with pytest.raises(ValueError, match="the best learning rate is 1e-09 or beyond"):
             run(tmp_path, replace(quick, problem=problem, grid={"init_scale": [1e38]}, num_tasks=1, tuning_tasks=1))
 
@@ -276,7 +276,7 @@ class TestTunedOn:
 
 def test_losses_may_be_those_on_test_images(tmp_path, pretrained, quick):
     """On images that no network is trained on: what `held_out` measures, of baselines tuned for that."""
-    digits = {"name": "mnist", "digits": "embedded", "hidden": [3], "batch_size": 4}
+    digits = {"name": "mnist", "source": "embedded", "hidden": [3], "batch_size": 4}
     sweep = replace(quick, problem=digits, grid={"init_scale": [0.1]}, steps=[1, 4], num_tasks=3, tuning_tasks=2)
     table, _ = run(tmp_path, replace(sweep, metrics_on_test_set=True))
     problem = sweep.make_problem({"init_scale": 0.1})
@@ -475,8 +475,8 @@ class TestFiles:
         ]
 
     def test_a_setting_is_set_over_the_problem(self, sweep):
-        sweep = replace(sweep, problem={"name": "mnist", "digits": "embedded", "hidden": [9], "batch_size": 4})
-        assert sweep.make_problem({"hidden": [2, 2]}) == MNIST((2, 2), batch_size=4, digits="embedded")
+        sweep = replace(sweep, problem={"name": "mnist", "source": "embedded", "hidden": [9], "batch_size": 4})
+        assert sweep.make_problem({"hidden": [2, 2]}) == MNIST((2, 2), batch_size=4, source="embedded")
 
     @pytest.mark.parametrize(("right", "wrong", "message"), MISTAKES.values(), ids=MISTAKES)
     def test_a_mistake_is_named(self, tmp_path, right, wrong, message):

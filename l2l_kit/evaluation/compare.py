@@ -11,8 +11,8 @@ from torch import Tensor
 
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.optimizers import Optimizer
-from l2l_kit.problems import Problem, TaskBatch
-from l2l_kit.problems.base import Classifiers, draw
+from l2l_kit.problems import ClassifierTasks, Problem, TaskBatch
+from l2l_kit.problems.base import draw
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, pick_device
 from l2l_kit.training.rollout import trajectory
@@ -211,7 +211,7 @@ def scores_at(optimizer: Optimizer[Any], tasks: TaskBatch, at: Sequence[int]) ->
     Raises:
         TypeError: if the optimizees are no classifiers.
     """
-    if not isinstance(tasks, Classifiers):
+    if not isinstance(tasks, ClassifierTasks):
         raise TypeError(f"{type(tasks).__name__} have no test images.")
     layout = Layout.of(tasks.initial_params)
     scores = [tasks.test(layout.unravel(rows)) for rows, _ in _points(optimizer, tasks, at)]

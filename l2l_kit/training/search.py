@@ -19,6 +19,7 @@ import torch
 
 from l2l_kit.errors import MetaTrainingDivergedError
 from l2l_kit.paths import user_path
+from l2l_kit.problems import with_current_names
 from l2l_kit.training.meta_training import MetaTrainer
 from l2l_kit.training.recipes import Recipe, Search
 
@@ -184,7 +185,8 @@ def _open(recipe: Recipe, search: Search, url: sqlalchemy.URL) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         study = _study(recipe.name, url)
-        known = study.user_attrs.get("asked")
+        if known := study.user_attrs.get("asked"):
+            known = {**known, "problem": with_current_names(known["problem"])}
         _table(study)
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError):
         raise
