@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 from l2l_kit import cli, problems, widgets, zoo
 from l2l_kit.evaluation import compare, lbfgs, read_result, trajectories, tune
 from l2l_kit.optimizers import NTMBFGS, GroupedLSTMs, LSTMOptimizer, baseline
-from l2l_kit.problems import ModuleProblem, Problem, Quadratics, QuadraticTasks, TaskBatch
+from l2l_kit.problems import MNIST, ModuleProblem, Problem, Quadratics, QuadraticTasks, TaskBatch
 from l2l_kit.problems.base import draw
 from l2l_kit.randomness import generator
+from l2l_kit.storage import read_tensors, write_tensors
 from l2l_kit.tensors import Layout, ravel
 from l2l_kit.training import (
     AutogradUnroller,
@@ -84,7 +85,7 @@ class TestInTenLines:
         assert torch.equal(curves["mine"], curves["as it was"])
         assert torch.equal(curves["mine"][:, 0], curves["Adam"][:, 0])
         resumed = MetaTrainer(rule, own, history.settings, checkpoint=tmp_path / "run", device="cpu")
-        assert resumed.history.best == history.best
+        assert resumed.history.best.validation_loss == history.best.validation_loss
 
     def test_is_another_process_s_as_well(self, own):
         """Which imports the file: the parent's `sys.path` goes to it."""
@@ -135,6 +136,15 @@ def test_recipes_sweeps_and_the_command_line_find_them_in_their_files(names, tmp
     l2l("compare", tmp_path / "pretrained/mine", "adam=0.1", "--problem", names["own_functions"], "--tasks", 2)
     l2l("tune", names["own_functions"], "--data", tmp_path, "--rates", 1, "--tasks", 2, "--steps", 2)
     assert (tmp_path / "results/own_functions/tuning.csv").is_file()
+
+
+def test_a_checkpoint_of_an_older_version_is_continued(tmp_path):
+    rule, problem, path = LSTMOptimizer(3), MNIST((2,), batch_size=2, source="embedded"), tmp_path / "run"
+    meta_train(rule, problem, checkpoint=path, device="cpu", progress=False, **SETTINGS)
+    tensors, about = read_tensors(path, 1)
+    about["problem"]["digits"] = about["problem"].pop("source")
+    write_tensors(path, tensors, about, 1)
+    assert len(MetaTrainer(rule, problem, MetaTraining(**SETTINGS), checkpoint=path, device="cpu").history.records) == 2
 
 
 def test_functions_of_one_task_give_the_losses_of_a_batch(names):

@@ -80,11 +80,7 @@ class ClassifierTasks(TaskBatch):
 
     @torch.no_grad()
     def test(self, params: Tensors) -> tuple[Tensor, Tensor]:
-        """Mean loss and share of right answers of every network on all test images, both of shape ``(n,)``.
-
-        Args:
-            params: named tensors of shape ``(n, *shape)``.
-        """
+        """Mean loss and share of right answers of every network on all test images, both of shape ``(n,)``."""
         losses, right = [], []
         for some in self._parts(len(self.test_images), *params.values()):
             images, labels = (each.expand(len(some[0]), *each.shape) for each in (self.test_images, self.test_labels))
@@ -108,15 +104,7 @@ def _cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class ClassifierProblem(Problem):
-    """A problem on one of the data sets of `l2l_kit.data`. Subclasses are dataclasses with these fields, and others.
-
-    Attributes:
-        data_set: its name.
-        batch_size: images per minibatch.
-        split: which images the minibatches come from, "train" or "test".
-        source: "full" for the official data set, "embedded" for what stands in for it, "auto" for the best there is;
-            after construction it says which one that is.
-    """
+    """A problem on one of the data sets of `l2l_kit.data`. Subclasses are dataclasses with these fields, and others."""
 
     data_set: ClassVar[str]
     batch_size: int

@@ -79,9 +79,8 @@ class MNIST(ClassifierProblem):
         scales = self.init_scale if isinstance(self.init_scale, tuple) else (self.init_scale,) * 2
         numbers = all(isinstance(scale, int | float) for scale in scales)
         if not numbers or len(scales) != 2 or not 0 < scales[0] <= scales[1] < math.inf:
-            raise ValueError(
-                f"MNIST: init_scale must be a positive number, or two with low <= high, got {self.init_scale!r}."
-            )
+            wanted = "a positive number, or two with low <= high"
+            raise ValueError(f"MNIST: init_scale must be {wanted}, got {self.init_scale!r}.")
         check_choice(self, "activation", Activation)
         self._settle(smallest_batch=1)
 

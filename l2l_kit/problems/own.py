@@ -20,15 +20,9 @@ Batches = Callable[[torch.Generator], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class FunctionTasks(TaskBatch):
-    """``n`` tasks whose loss is written for one.
+    """``n`` tasks whose loss is written for one, ``loss(params, data, *minibatch)``.
 
-    Attributes:
-        name: of the problem.
-        initial: starting points, shapes ``(n, *shape)``.
-        data: what else the losses depend on, shapes ``(n, *shape)``.
-        loss: of one task, ``loss(params, data, *minibatch)``.
-        batches: draws one minibatch of one task; None where there are none.
-        seeds: of each task's minibatches.
+    Where there are minibatches, `batches` draws one of one task, and `seeds` has the seed of each task's.
     """
 
     name: str
