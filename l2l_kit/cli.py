@@ -184,7 +184,7 @@ def search(
 
 @app.command()
 def tune(
-    problem: Annotated[str, typer.Argument(help="The problem, such as quadratics.")],
+    problem: Annotated[str, typer.Argument(help="The problem, such as quadratics, or path/to/file.py:name.")],
     settings: Settings = None,
     steps: Annotated[
         list[int],

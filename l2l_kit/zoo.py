@@ -14,6 +14,7 @@ from l2l_kit import optimizers
 from l2l_kit.errors import UnknownNameError, WeightsFileError
 from l2l_kit.optimizers import UpdateRule
 from l2l_kit.paths import PRETRAINED, user_path
+from l2l_kit.problems import with_current_names
 from l2l_kit.storage import BoundedWeights, load_weights, read_tensors, write_atomically, write_tensors
 from l2l_kit.tensors import pick_device
 
@@ -58,7 +59,10 @@ def load(name_or_path: str | Path, device: str | torch.device | None = None) -> 
 
 def card(name_or_path: str | Path) -> dict[str, Any]:
     """What a saved optimizer was trained on, how, for how long, and how well it did. Raises as `load`."""
-    return read_tensors(_path(name_or_path), FORMAT_VERSION)[1]
+    about = read_tensors(_path(name_or_path), FORMAT_VERSION)[1]
+    if isinstance(about.get("problem"), dict):
+        about["problem"] = with_current_names(about["problem"])
+    return about
 
 
 def save(

@@ -46,9 +46,9 @@ NETWORKS = {name: make for name, make in RULES.items() if "groups" not in name}
 PROBLEMS = {
     "quadratics": Quadratics(dim=4),
     "conditioned quadratics": ConditionedQuadratics(dim=4),
-    "mnist": MNIST(hidden=(3,), batch_size=4, digits="embedded"),
-    "cifar": CIFAR(batch_size=4, variant="embedded"),
-    "neural art": NeuralArt(style="mosaic", size=16, network="small", contents="embedded"),
+    "mnist": MNIST(hidden=(3,), batch_size=4, source="embedded"),
+    "cifar": CIFAR(batch_size=4, source="embedded"),
+    "neural art": NeuralArt(style="mosaic", size=16, network="small", source="embedded"),
 }
 """Every problem, of a size that takes no time."""
 

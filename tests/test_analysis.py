@@ -108,7 +108,7 @@ class TestProposedSteps:
 
     def test_it_meets_the_minibatch_of_each_step_and_tells_parameters_apart(self):
         """Gradient descent goes against the gradient of the minibatch that it was given: no other one's."""
-        digits = MNIST(digits="embedded", hidden=(3,), batch_size=16)
+        digits = MNIST(source="embedded", hidden=(3,), batch_size=16)
         table = proposed_steps({"SGD": baseline("sgd", 0.1)}, digits, steps=3, num_tasks=2, device="cpu")
         assert table["parameter"].tolist() == ["weight0", "bias0", "weight1", "bias1"] * 3
         assert table["descent"].tolist() == pytest.approx([1] * 12, abs=1e-3)

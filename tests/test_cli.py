@@ -173,10 +173,10 @@ def test_compare_prints_and_writes_the_curves(tmp_path: Path) -> None:
 
 
 def test_fields_of_a_problem_are_written_as_in_python() -> None:
-    settings = ["hidden=20,30", "activation=relu", "init_scale=1e-3", "batch_size=64", "digits=embedded"]
-    fields = {"hidden": (20, 30), "activation": "relu", "init_scale": 0.001, "batch_size": 64, "digits": "embedded"}
+    settings = ["hidden=20,30", "activation=relu", "init_scale=1e-3", "batch_size=64", "source=embedded"]
+    fields = {"hidden": (20, 30), "activation": "relu", "init_scale": 0.001, "batch_size": 64, "source": "embedded"}
     assert cli._problem("mnist", settings) == MNIST(**fields)
-    assert cli._problem("mnist", ["hidden=20,", "digits=embedded"]).hidden == (20,)
+    assert cli._problem("mnist", ["hidden=20,", "source=embedded"]).hidden == (20,)
 
 
 def test_zoo_lists_the_pretrained_optimizers_whether_their_training_is_known_or_not(

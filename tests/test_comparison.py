@@ -18,7 +18,7 @@ from l2l_kit.randomness import generator
 from l2l_kit.training import rollout
 
 PROBLEM = Quadratics(dim=3)
-DIGITS = MNIST(digits="embedded", hidden=(3,), batch_size=16)
+DIGITS = MNIST(source="embedded", hidden=(3,), batch_size=16)
 OPTIMIZERS = {
     "LSTM": LSTMRule(hidden_size=4, output_scale=0.1),
     "log-sign": LSTMRule(hidden_size=4, preprocessing="log-sign"),

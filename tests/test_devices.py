@@ -18,9 +18,9 @@ META = torch.device("meta")
 LSTM = {"hidden_size": 3, "preprocessing": "log-sign", "output_scale": 0.1}
 PROBLEMS = {
     "quadratics": Quadratics(3),
-    "mnist": MNIST(hidden=(3,), batch_size=4, digits="embedded"),
-    "cifar": CIFAR(batch_size=4, variant="embedded"),
-    "neural art": NeuralArt(style="mosaic", size=16, network="small", contents="embedded"),
+    "mnist": MNIST(hidden=(3,), batch_size=4, source="embedded"),
+    "cifar": CIFAR(batch_size=4, source="embedded"),
+    "neural art": NeuralArt(style="mosaic", size=16, network="small", source="embedded"),
 }
 
 

@@ -157,10 +157,10 @@ class TestLearning:
         calls = itertools.count()
 
         class Interrupted(Quadratics):
-            def sample(self, n, generator, device=None):
+            def sample(self, num_tasks, generator, device=None):
                 if next(calls) == 4:
                     raise KeyboardInterrupt
-                return super().sample(n, generator, device)
+                return super().sample(num_tasks, generator, device)
 
         history = meta_train(make_optimizer(), Interrupted(dim=2), SETTINGS, progress=False, device="cpu")
         assert history.stopped == "cancelled"
@@ -187,8 +187,8 @@ class TestBits:
         starts = []
 
         class Watched(Quadratics):
-            def sample(self, n, generator, device=None):
-                tasks = super().sample(n, generator, device)
+            def sample(self, num_tasks, generator, device=None):
+                tasks = super().sample(num_tasks, generator, device)
                 starts.append(tasks.theta)
                 return tasks
 

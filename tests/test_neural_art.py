@@ -1,6 +1,5 @@
 """Neural art against plain formulas: features, Gram matrices, the loss and its gradient; and what the problem draws."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -8,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from l2l_kit import data, problems
-from l2l_kit.errors import DataError, UnknownNameError, WeightsFileError
+from l2l_kit import data
+from l2l_kit.errors import DataError, WeightsFileError
 from l2l_kit.optimizers import baseline
 from l2l_kit.problems import NeuralArt, NeuralArtTasks, neural_art
 from l2l_kit.problems.features import SMALL, VGG16, FeatureNetwork, gram
@@ -70,10 +69,10 @@ class TestFeatures:
         assert len(called) == 3
 
     def test_names_and_shapes_are_those_of_torchvision(self):
-        """The convolutions of torchvision's vgg16().features, as its documentation prints them."""
+        """The first convolutions of torchvision's vgg16().features, as its documentation prints them."""
         convolutions = {
             0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128), 10: (128, 256), 12: (256, 256), 14: (256, 256),
-            17: (256, 512), 19: (512, 512), 21: (512, 512), 24: (512, 512), 26: (512, 512), 28: (512, 512),
+            17: (256, 512),
         }  # fmt: skip
         with torch.device("meta"):
             found = {name: tuple(weight.shape) for name, weight in FeatureNetwork(VGG16).state_dict().items()}
@@ -83,15 +82,15 @@ class TestFeatures:
             for kind, shape in (("weight", (outputs, inputs, 3, 3)), ("bias", (outputs,)))
         }
 
-    def test_the_network_ends_where_it_is_no_longer_needed(self):
-        network = FeatureNetwork.of(TINY, 1.0, tiny_weights(), "conv3_1")
-        assert list(network.state_dict())[-1] == "features.10.bias"
+    def test_weights_may_be_those_of_a_deeper_network(self):
+        network = FeatureNetwork.of(TINY[:3], 1.0, tiny_weights())
+        assert list(network.state_dict())[-1] == "features.12.bias"
         assert network(torch.zeros(1, 3, 8, 8), ["conv3_1"])["conv3_1"].shape == (1, 3, 2, 2)
         assert not any(weight.requires_grad for weight in network.parameters())
 
     def test_weights_of_another_network_are_refused(self):
         with pytest.raises(WeightsFileError, match=r"features\.0\.weight"):
-            FeatureNetwork.of(SMALL, 1.0, tiny_weights(), "conv1_1")
+            FeatureNetwork.of(SMALL, 1.0, tiny_weights())
 
     def test_gram_is_the_mean_product_of_channels(self):
         features = draw(2, 3, 4, 5)
@@ -127,28 +126,11 @@ def loss_by_hand(pixels, content, style):
 class TestLoss:
     def test_is_that_of_the_formula(self, tasks):
         contents, style = draw(2, 3, 16, 16, seed=1), draw(1, 3, 16, 16, seed=2)[0]
-        losses = tasks.losses(tasks.initial_params, 0)
+        losses, terms = tasks.losses(tasks.initial_params, 0), tasks.terms(tasks.initial_params["pixels"])
         wanted = [loss_by_hand(tasks.initial_params["pixels"][n], contents[n], style) for n in range(2)]
         torch.testing.assert_close(losses, torch.stack(wanted))
-
-    def test_terms_add_up_to_it(self, tasks):
-        terms = tasks.terms(tasks.initial_params["pixels"])
         total = 2.0 * terms["content"] + 3.0 * terms["style"] + 0.5 * terms["total variation"]
-        torch.testing.assert_close(tasks.losses(tasks.initial_params, 0), (16 / 64) ** 2 * total)
-
-    def test_gradients_are_those_of_finite_differences(self, tasks):
-        layout, rows = Layout.of(tasks.initial_params), ravel(tasks.initial_params)
-        losses, gradients = tasks.losses_and_gradients(rows, layout, 0)
-        torch.testing.assert_close(losses, tasks.losses(tasks.initial_params, 0))
-        assert not losses.requires_grad
-        assert not gradients.requires_grad
-        for seed in range(4):
-            way = draw(*rows.shape, seed=seed)
-            step = 1e-6
-            ahead, behind = (tasks.losses(layout.unravel(rows + sign * step * way), 0) for sign in (1, -1))
-            torch.testing.assert_close(
-                (gradients * way).sum(dim=1), (ahead - behind) / (2 * step), rtol=1e-4, atol=1e-8
-            )
+        torch.testing.assert_close(losses, (16 / 64) ** 2 * total)
 
     def test_it_does_not_matter_how_many_are_computed_at_a_time(self, tasks, monkeypatch):
         layout, rows = Layout.of(tasks.initial_params), ravel(tasks.initial_params)
@@ -178,7 +160,7 @@ class TestLoss:
 
 
 def art(**fields):
-    return NeuralArt(**{"style": "mosaic", "size": 16, "network": "small", "contents": "embedded", **fields})
+    return NeuralArt(**{"style": "mosaic", "size": 16, "network": "small", "source": "embedded", **fields})
 
 
 class TestProblem:
@@ -197,12 +179,6 @@ class TestProblem:
             _, gradients = tasks.losses_and_gradients(rows, Layout.of(tasks.initial_params), 0)
             size[pixels] = gradients.square().mean().sqrt().item()
         assert size[64] / size[32] == pytest.approx(1, abs=0.3)  # edges differ; a mean over places would give a quarter
-
-    def test_the_same_seed_the_same_optimizees(self):
-        one, other, another = (art().sample(3, generator(seed, "test")) for seed in (0, 0, 1))
-        assert torch.equal(one.initial_params["pixels"], other.initial_params["pixels"])
-        assert torch.equal(one.content, other.content)
-        assert not torch.equal(one.content, another.content)
 
     def test_no_content_comes_twice_before_each_came_once(self, monkeypatch):
         seen = []
@@ -247,41 +223,17 @@ class TestProblem:
         pictures = torch.randint(256, (2, 3, 4, 5), generator=generator(0, "pictures"), dtype=torch.uint8)
         assert torch.equal(neural_art.to_pictures(neural_art.to_pixels(pictures.float())), pictures)
 
-    def test_config_builds_it_again(self):
-        problem = art(split="validation", tv_weight=0.5)
-        assert problems.make(json.loads(json.dumps(problem.config()))) == problem
-
     def test_auto_says_what_it_found(self, monkeypatch, tmp_path):
         monkeypatch.setenv("L2L_DATA_DIR", str(tmp_path))
         monkeypatch.setattr("l2l_kit.data.sources._unreachable", lambda url: "offline")
         for name in ("_full", "_embedded"):
             getattr(data, name).cache_clear()
         found = NeuralArt()
-        assert (found.network, found.style, found.contents) == ("small", "swirls", "embedded")
+        assert (found.network, found.style, found.source) == ("small", "swirls", "embedded")
         with pytest.raises(DataError, match="offline"):
             NeuralArt(network="vgg16").sample(1, generator(0, "test"))
         for name in ("_full", "_embedded"):
             getattr(data, name).cache_clear()
-
-    @pytest.mark.parametrize(
-        ("fields", "message"),
-        [
-            ({"network": "vgg"}, "Did you mean 'vgg16'"),
-            ({"split": "tests"}, "Did you mean 'test'"),
-            ({"contents": "ful"}, "Did you mean 'full'"),
-            ({"size": 8}, "size must be"),
-            ({"size": 64.0}, "size must be"),
-            ({"style_weight": -1}, "style_weight must be"),
-            ({"init_scale": float("nan")}, "init_scale must be"),
-        ],
-    )
-    def test_mistakes_are_named(self, fields, message):
-        with pytest.raises(ValueError, match=message):
-            art(**fields)
-
-    def test_an_unknown_style_is_named(self):
-        with pytest.raises(UnknownNameError, match="Did you mean 'mosaic'"):
-            art(style="mosiac").sample(1, generator(0, "test"))
 
     def test_adam_paints(self):
         losses = rollout(baseline("adam", 0.1), art().sample(2, generator(0, "test")), 30)
@@ -292,7 +244,7 @@ def test_vgg_tells_the_same_photograph_from_another():
     """Features of a photograph that was moved by two pixels are nearer to it than those of any other one."""
     if any(data.status(name)[0] != "verified" for name in ("vgg16", "photos")):
         pytest.skip("VGG-16 or the photographs are not in the cache")
-    network = FeatureNetwork.of(VGG16, neural_art.PIXEL_SCALE, data.feature_weights("full").weights, "conv4_1")
+    network = FeatureNetwork.of(VGG16, neural_art.PIXEL_SCALE, data.feature_weights("full").weights)
     pictures = neural_art.to_pixels(data.photographs("full").test[:8, :, 30:94, 30:94].float())
     moved = neural_art.to_pixels(data.photographs("full").test[:8, :, 32:96, 32:96].float())
     one, other = (network(each, ["conv4_1"])["conv4_1"].mean(dim=(2, 3)) for each in (pictures, moved))

@@ -82,7 +82,7 @@ def png(mode="RGB", size=(40, 30), color=None):
 
 def tasks(style="mosaic", content="cat", size=32, seed=3, weights=(1.0, 1.0)):
     problem = NeuralArt(
-        size=size, network="small", contents="embedded", content_weight=weights[0], style_weight=weights[1]
+        size=size, network="small", source="embedded", content_weight=weights[0], style_weight=weights[1]
     )
     return problem.tasks(data.content(content)[None], generator(seed, "painter"), data.style(style))
 
@@ -114,7 +114,7 @@ class TestPaints:
         assert text(widget).startswith("After 3 steps, from the lowest loss: ")
 
     def test_it_begins_with_what_the_optimizer_was_trained_on(self, make, recorded, monkeypatch):
-        trained = NeuralArt("woodcut", network="small", contents="embedded", content_weight=0.5, tv_weight=0.7)
+        trained = NeuralArt("woodcut", network="small", source="embedded", content_weight=0.5, tv_weight=0.7)
         monkeypatch.setattr(zoo, "card", lambda name: {"problem": trained.config()})
         widget = make(seed=3, content="cat", steps=1)
         assert widget.style.value == "woodcut"

@@ -82,7 +82,7 @@ def rates(widget):
 def test_shows_what_compare_measures(make, labels):
     widget = make(networks=2, seed=3, labels=labels)
     optimizers = {"LSTM": zoo.load("cifar"), "Adam": baseline("adam", RATES[labels, 2]["adam"])}
-    problem = CIFAR(tuple(range(labels)), variant="embedded")
+    problem = CIFAR(tuple(range(labels)), source="embedded")
     curves = compare(optimizers, problem, steps=2, num_tasks=2, seed=3, device="cpu")
     for name in optimizers:
         assert lines(widget)[name] == pytest.approx(curves.statistic(name).tolist(), rel=1e-3)

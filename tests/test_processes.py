@@ -34,8 +34,8 @@ with process_group("cpu"):
 class Precise(Quadratics):
     """Quadratics in double precision."""
 
-    def sample(self, n, generator, device=None):
-        drawn = super().sample(n, generator, device)
+    def sample(self, num_tasks, generator, device=None):
+        drawn = super().sample(num_tasks, generator, device)
         return QuadraticTasks(drawn.W.double(), drawn.y.double(), drawn.theta.double())
 
 

@@ -83,4 +83,4 @@ def test_one_of_several_is_as_among_them_unless_they_share_minibatches():
     alone = [rollout(baseline("adam", 0.1), tasks.select(index), 5) for index in range(3)]
     torch.testing.assert_close(torch.cat(alone), together)
     with pytest.raises(TypeError, match="cannot be taken apart"):
-        MNIST((2,), digits="embedded").sample(2, torch.Generator()).select(0)
+        MNIST((2,), source="embedded").sample(2, torch.Generator()).select(0)

@@ -392,7 +392,7 @@ class TestFiles:
             {"hidden": hidden, "activation": activation} for hidden in ([2], [3]) for activation in ("relu", "tanh")
         ]
         problem = replace(sweep, problem=DIGITS).make_problem({"hidden": [3, 2]})
-        assert problem == MNIST((3, 2), batch_size=4, digits="embedded")
+        assert problem == MNIST((3, 2), batch_size=4, source="embedded")
 
     @pytest.mark.parametrize(("right", "wrong", "message"), MISTAKES.values(), ids=MISTAKES)
     def test_a_mistake_is_named(self, tmp_path, right, wrong, message):

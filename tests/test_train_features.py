@@ -74,7 +74,7 @@ class TestShipped:
         found = data.feature_weights("embedded")
         assert found.title == "the kit's own small network"
         assert all(weight.isfinite().all() for weight in found.weights.values())
-        FeatureNetwork.of(SMALL, 1.0, found.weights, "conv4_1")
+        FeatureNetwork.of(SMALL, 1.0, found.weights)
 
     def test_its_record_says_how_it_was_made(self):
         about = read_tensors(SHIPPED, 1)[1]

@@ -27,9 +27,9 @@ class Bowls(Problem):
 
     name: ClassVar[str] = "bowls"
 
-    def sample(self, n, generator, device=None):
-        y, theta = (torch.randn(n, 3, generator=generator) for _ in range(2))
-        return QuadraticTasks(torch.eye(3).expand(n, 3, 3), y, theta)
+    def sample(self, num_tasks, generator, device=None):
+        y, theta = (torch.randn(num_tasks, 3, generator=generator) for _ in range(2))
+        return QuadraticTasks(torch.eye(3).expand(num_tasks, 3, 3), y, theta)
 
 
 def tuned(name="sgd", problem=None, **arguments):

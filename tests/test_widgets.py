@@ -22,7 +22,7 @@ BASELINES = {"NAG": baseline("nag", 0.01), "Adam": baseline("adam", 1.0)}
 TINY = MetaTraining(
     horizon=10, unroll=5, epochs=2, episodes_per_epoch=2, batch_size=4, validation_tasks=8, meta_lr=0.01
 )
-DIGITS = MNIST(digits="embedded")
+DIGITS = MNIST(source="embedded")
 PRETRAINED = (
     "quadratics-none-unroll20",
     "quadratics-log-sign-unroll20",

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from l2l_kit.evaluation.curves import Curves
 from l2l_kit.optimizers import Optimizer
-from l2l_kit.problems import Problem, TaskBatch
-from l2l_kit.problems.base import Classifiers, draw
+from l2l_kit.problems import ClassifierTasks, Problem, TaskBatch
+from l2l_kit.problems.base import draw
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Device, Layout, pick_device
 from l2l_kit.training.rollout import Point, trajectory
@@ -128,7 +128,7 @@ def losses_at(optimizer: Optimizer[Any], tasks: TaskBatch, at: Sequence[int], *,
 
 def _test(tasks: TaskBatch, points: Iterable[Point], at: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
     """Each optimizee's loss and accuracy on the test images after chosen numbers of steps."""
-    if not isinstance(tasks, Classifiers):
+    if not isinstance(tasks, ClassifierTasks):
         raise TypeError(f"{type(tasks).__name__} have no test images.")
     layout = Layout.of(tasks.initial_params)
     return (tasks.test(layout.unravel(point.params)) for step, point in enumerate(points) if step in at)

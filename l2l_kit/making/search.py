@@ -22,6 +22,7 @@ from l2l_kit.errors import MetaTrainingDivergedError
 from l2l_kit.extras import needs
 from l2l_kit.making.recipes import Recipe, Search
 from l2l_kit.paths import user_path
+from l2l_kit.problems import with_current_names
 from l2l_kit.training import MetaTrainer
 
 if TYPE_CHECKING:
@@ -156,7 +157,8 @@ def _open(recipe: Recipe, search: Search, url: sqlalchemy.URL) -> optuna.Study:
             sampler=optuna.samplers.RandomSampler(),
             pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
         )
-        known = study.user_attrs.get("asked")
+        if known := study.user_attrs.get("asked"):
+            known = {**known, "problem": with_current_names(known["problem"])}
         _table(study)
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError):
         raise

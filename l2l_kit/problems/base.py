@@ -1,16 +1,16 @@
-"""What a problem is: a distribution over optimizees, sampled as batches of independent functions to minimize."""
+"""What a problem is: a distribution over tasks, sampled as batches of independent functions to minimize."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from l2l_kit.problems.checks import FrozenDataclass, check_arguments, check_name, checked_start, is_abstract
-from l2l_kit.randomness import generator
+from l2l_kit.problems.checks import check_losses, check_method, check_recordable, checked_start, gradient_of
 from l2l_kit.tensors import Layout, Tensors
 
 
@@ -23,7 +23,7 @@ class TaskBatch(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        check_arguments(cls, "losses", "params", "step")
+        check_method(cls, "losses", "params", "step")
 
     @property
     @abstractmethod
@@ -32,11 +32,11 @@ class TaskBatch(ABC):
 
     @abstractmethod
     def losses(self, params: Tensors, step: int) -> Tensor:
-        """Each optimizee's loss f(θ) at its own parameters, shape ``(n,)``, differentiable by autograd.
+        """Each task's loss f(θ) at its own parameters, shape ``(n,)``, differentiable by autograd.
 
         Args:
             params: named tensors of shape ``(n, *shape)``.
-            step: which step of the run this is; optimizees on minibatches draw the batch of that step.
+            step: which step of the run this is; tasks on minibatches draw the batch of that step.
         """
 
     def select(self, index: int) -> TaskBatch:
@@ -47,123 +47,118 @@ class TaskBatch(ABC):
         """
         raise TypeError(f"{type(self).__name__} cannot be taken apart.")
 
+    def points_and_losses(self, rows: Tensor, layout: Layout, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Parameters ``(tasks, coordinates)`` for autograd to differentiate by, and the losses ``(tasks,)`` there.
+
+        All tasks at once; a subclass may give them in several parts, to bound the memory.
+        """
+        point = rows.detach().requires_grad_()
+        yield point, check_losses(self, self.losses(layout.unravel(point), step), len(rows))
+
+    @torch.enable_grad()
     def losses_and_gradients(self, rows: Tensor, layout: Layout, step: int) -> tuple[Tensor, Tensor]:
         """Losses ``(n,)`` and gradients ``(n, coordinates)`` at parameters ``(n, coordinates)``, both detached.
 
-        The optimizees are independent, so the gradient of the summed losses is every optimizee's own gradient.
-        """
-        with torch.enable_grad():
-            point = rows.detach().requires_grad_()
-            losses = self.losses(layout.unravel(point), step)
-            (gradients,) = torch.autograd.grad(losses.sum(), point)
-        return losses.detach(), gradients
+        The tasks are independent, so the gradient of the summed losses is every task's own gradient.
 
+        Raises:
+            TypeError, ValueError: if `losses` gives something else than a loss for each task.
+        """
+        parts = self.points_and_losses(rows, layout, step)
+        found = [(losses.detach(), gradient_of(self, losses, point)) for point, losses in parts]
+        losses, gradients = zip(*found, strict=True)
+        return torch.cat(losses), torch.cat(gradients)
+
+    @torch.enable_grad()
     def hessian_products(self, rows: Tensor, layout: Layout, step: int, vectors: Tensor) -> Tensor:
-        """Products of every optimizee's Hessian at parameters ``(n, coordinates)`` with its vector in ``vectors``.
+        """Products of every task's Hessian at parameters ``(n, coordinates)`` with its vector in ``vectors``, as large.
 
         By autograd, twice backwards: it costs as much as several gradients, and the Hessian is never formed.
-
-        Args:
-            rows: θ, shape ``(n, coordinates)``.
-            layout: of a row.
-            step: as for `losses`.
-            vectors: one for each optimizee, shape ``(n, coordinates)``, as the result.
         """
-        with torch.enable_grad():
-            point = rows.detach().requires_grad_()
-            losses = self.losses(layout.unravel(point), step)
+        products: list[Tensor] = []
+        for point, losses in self.points_and_losses(rows, layout, step):
             (gradients,) = torch.autograd.grad(losses.sum(), point, create_graph=True)
-        return torch.autograd.grad(gradients, point, vectors)[0]
+            mine, vectors = vectors[: len(point)], vectors[len(point) :]
+            products += torch.autograd.grad(gradients, point, mine)
+        return torch.cat(products)
 
 
-class Classifiers(TaskBatch):
-    """TaskBatch that put images into classes, so that they can be tested on images they are not trained on."""
-
-    @abstractmethod
-    def test(self, params: Tensors) -> tuple[Tensor, Tensor]:
-        """Mean loss and share of right answers of every optimizee on all test images, both of shape ``(n,)``.
-
-        Args:
-            params: named tensors of shape ``(n, *shape)``.
-        """
-
-
-def draw_minibatches(order: int, step: int, n: int, batch_size: int, images: int) -> Tensor:
-    """Which images ``n`` optimizees see at a step, shape ``(n, batch_size)``.
-
-    A minibatch is a function of the step alone, so that every optimizer meets the same ones. They are drawn with
-    replacement: no order of the whole data has to be kept for each network.
-
-    Args:
-        order: seed of these optimizees' minibatches.
-        step: of the run.
-        n: number of optimizees.
-        batch_size: images per minibatch.
-        images: how many there are to draw from.
-    """
-    return torch.randint(images, (n, batch_size), generator=generator(order, "minibatch", step))
-
-
-class Problem(metaclass=FrozenDataclass):
-    """A distribution over optimizees. Subclasses are frozen dataclasses: their fields are the whole configuration.
+@dataclass(frozen=True)
+class Problem(ABC):
+    """A distribution over tasks. Subclasses are frozen dataclasses: their fields are the whole configuration.
 
     Raises:
-        TypeError: where a subclass is defined that has no `name`, or whose `sample` takes other arguments; where an
-            instance is made, if its class is no frozen dataclass, or JSON cannot hold its configuration.
+        TypeError: where a subclass is defined whose `sample` takes other arguments, or that has an ``__init__``.
     """
 
     name: ClassVar[str]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        check_arguments(cls, "sample", "n", "generator", "device")
-        if not is_abstract(cls, "sample"):
-            check_name(cls)
+        check_method(cls, "sample", "num_tasks", "generator", "device")
+        if "__init__" in vars(cls) and "__dataclass_fields__" not in vars(cls):  # which dataclass(slots=True) has
+            raise TypeError(f"{cls.__name__}: expected a frozen dataclass with fields, got a class with an __init__.")
 
     @abstractmethod
-    def sample(self, n: int, generator: torch.Generator, device: torch.device | None = None) -> TaskBatch:
-        """Draw ``n`` optimizees from `generator` (a CPU generator) and put them on `device` (None: the CPU)."""
+    def sample(self, num_tasks: int, generator: torch.Generator, device: torch.device | None = None) -> TaskBatch:
+        """Draw tasks from `generator` (a CPU generator) and put them on `device` (None: the CPU)."""
 
     def validation_problem(self) -> Problem:
-        """The problem that a training on this one validates on: this one, unless some optimizees are set apart."""
+        """The problem that a training on this one validates on: this one, unless some tasks are set apart."""
         return self
 
     def config(self) -> dict[str, Any]:
         """What `problems.make` needs to build this problem again: ``{"name": ..., field: value, ...}``."""
-        return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]
+        return {"name": self.name, **asdict(self)}
+
+    @staticmethod
+    def from_functions(
+        name: str,
+        init: Callable[[torch.Generator], tuple[Tensors, Tensors]],
+        loss: Callable[[Tensors, Tensors], Tensor],
+    ) -> Problem:
+        """A problem of one's own: how one task is drawn, and its loss. `torch.func.vmap` makes batches of them.
+
+        Args:
+            name: all that checkpoints, cards and sweeps record of it, so give a changed problem another one.
+                `problems.register` makes it known to `problems.make`.
+            init: draws one task, ``params, data = init(generator)``, each a dict of named tensors: where the
+                optimization begins, and what else the loss depends on, which may be nothing, ``{}``.
+            loss: of one task, a differentiable scalar tensor, ``loss(params, data)``.
+        """
+        from l2l_kit.problems.own import FunctionProblem
+
+        return FunctionProblem(name, init, loss)
 
 
-def draw(problem: Problem, n: int, generator: torch.Generator, device: torch.device | None = None) -> TaskBatch:
-    """What a problem samples, once it is known to be what was asked for. The kit draws optimizees in no other way.
-
-    Args:
-        problem: where they come from.
-        n, generator, device: see `Problem.sample`.
+def draw(problem: Problem, num_tasks: int, generator: torch.Generator, device: torch.device | None = None) -> TaskBatch:
+    """What a problem samples, once it is known to be what was asked for. The kit draws tasks in no other way.
 
     Raises:
-        TypeError: if it is no problem, or gives no `TaskBatch`; or its `start` is refused.
-        ValueError: if it gives another number of them, or on another device; or its `start` is refused.
+        TypeError: if it is no problem, or gives no `TaskBatch`; or its starting points are refused.
+        ValueError: if it gives another number of tasks, or on another device; or its starting points are refused.
     """
     check_problem(problem)
-    where, tasks = f"{type(problem).__name__}.sample", problem.sample(n, generator, device)
+    tasks, expected = problem.sample(num_tasks, generator, device), f"{type(problem).__name__}.sample: expected"
     if not isinstance(tasks, TaskBatch):
-        raise TypeError(f"{where}: expected TaskBatch, got {type(tasks).__name__}.")
+        raise TypeError(f"{expected} TaskBatch, got {type(tasks).__name__}.")
     first = next(iter(checked_start(tasks).values()))
-    if len(first) != n:
-        raise ValueError(f"{where}: expected {n} optimizees, got {len(first)}.")
+    if len(first) != num_tasks:
+        raise ValueError(f"{expected} {num_tasks} tasks, got {len(first)}.")
     asked = device or torch.device("cpu")
     if first.device.type != asked.type or asked.index not in (None, first.device.index):
-        raise ValueError(f"{where}: expected tensors on {asked}, got {first.device}. Move them with .to(device).")
+        raise ValueError(f"{expected} tensors on {asked}, got {first.device}. Move them with .to(device).")
     return tasks
 
 
 def check_problem(problem: object) -> None:
-    """Refuse what is no problem.
+    """Refuse what is no problem, or one that files cannot record.
 
     Raises:
-        TypeError: such as for a problem's class or its name.
+        TypeError: such as for a problem's class, or a tensor among its fields.
     """
     if isinstance(problem, type) and issubclass(problem, Problem):
         raise TypeError(f"expected a problem, got the class {problem.__name__}; make one of it: {problem.__name__}().")
     if not isinstance(problem, Problem):
         raise TypeError(f"expected a problem, such as l2l_kit.problems.Quadratics(), got {problem!r}.")
+    check_recordable(problem)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from l2l_kit.storage import load_weights
 
-VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-"""Channels of the convolutions in VGG-16's five blocks."""
+VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512,))
+"""Channels of the convolutions in VGG-16's blocks, up to the deepest one that neural art looks at."""
 SMALL = ((16, 16), (32, 32), (64, 64), (128,))
 """The same of the kit's own small network."""
 
@@ -31,46 +30,36 @@ class FeatureNetwork(nn.Module):
     def __init__(self, blocks: tuple[tuple[int, ...], ...], scale: float = 1.0) -> None:
         super().__init__()
         self.scale = scale
-        self._places: dict[str, int] = {}
+        self._layer_after: dict[int, str] = {}  # what a layer is called, by the place of its ReLU
         layers: list[nn.Module] = []
         channels = 3
         for block, widths in enumerate(blocks, start=1):
-            if block > 1:
-                layers.append(nn.MaxPool2d(2))
+            layers += [nn.MaxPool2d(2)] * (block > 1)
             for number, width in enumerate(widths, start=1):
                 layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
-                self._places[f"conv{block}_{number}"] = len(layers)
+                self._layer_after[len(layers)] = f"conv{block}_{number}"
                 channels = width
         self.features = nn.Sequential(*layers)
         self.requires_grad_(False)
 
     @classmethod
-    def of(
-        cls, blocks: tuple[tuple[int, ...], ...], scale: float, weights: Mapping[str, Tensor], deepest: str
-    ) -> FeatureNetwork:
-        """The network with these weights, up to its deepest layer that is wanted."""
-        block, number = (int(part) for part in deepest.removeprefix("conv").split("_"))
-        with torch.device("meta"):
-            network = cls((*blocks[: block - 1], blocks[block - 1][:number]), scale)
+    def of(cls, blocks: tuple[tuple[int, ...], ...], scale: float, weights: Mapping[str, Tensor]) -> FeatureNetwork:
+        """The network with these weights, which may be those of a deeper one."""
+        with torch.device("meta"):  # no initial weights are drawn
+            network = cls(blocks, scale)
         network.to_empty(device="cpu")
         load_weights(network, {name: weights[name] for name in network.state_dict()}, "feature network")
         return network
 
     def forward(self, pixels: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
-        """Features ``(n, channels, height, width)`` in the layers of these names.
-
-        Args:
-            pixels: pictures, shape ``(n, 3, height, width)``.
-            layers: such as "conv1_1".
-        """
-        wanted = {self._places[layer]: layer for layer in layers}
+        """Features ``(n, channels, height, width)`` of pictures ``(n, 3, height, width)`` in the layers so named."""
         found: dict[str, Tensor] = {}
         signal = self.scale * pixels
-        for place, layer in enumerate(cast(list[nn.Module], list(self.features)), start=1):
+        for place, layer in enumerate(self.features, start=1):
             signal = layer(signal)
-            if place in wanted:
-                found[wanted[place]] = signal
-            if len(found) == len(wanted):
+            if self._layer_after.get(place) in layers:
+                found[self._layer_after[place]] = signal
+            if len(found) == len(layers):
                 break
         return found
 

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from l2l_kit import data
-from l2l_kit.errors import UnknownNameError
 from l2l_kit.problems.base import Problem, TaskBatch
+from l2l_kit.problems.checks import check_choice, check_number
 from l2l_kit.problems.features import SMALL, VGG16, FeatureNetwork, gram
 from l2l_kit.tensors import Layout, Tensors
 
 Network = Literal["auto", "vgg16", "small"]
 Part = Literal["train", "validation", "test"]
 
-_VARIANTS: dict[str, data.Source] = {"vgg16": "full", "small": "embedded"}
+_WEIGHTS: dict[str, data.Source] = {"vgg16": "full", "small": "embedded"}
 _TRAINING_STYLES = "starry_night_vangogh1889", "swirls"
 """What the kit's optimizers were trained on: a painting, and what comes with the kit."""
 
@@ -40,10 +41,8 @@ _AT_ONCE = 4 * 64 * 64
 class NeuralArtTasks(TaskBatch):
     """``n`` pictures to paint, each of another content, in one style.
 
-    Pixels are RGB, minus ImageNet's mean, in ImageNet's standard deviations.
-
     Attributes:
-        initial: starting points, "pixels" of shape ``(n, 3, size, size)``.
+        initial: starting points, "pixels" of shape ``(n, 3, size, size)``, in units of `to_pixels`.
         content_layer: where contents are compared.
         content: the contents' features there, shape ``(n, channels, height, width)``.
         style: the style's Gram matrix in each style layer, shape ``(1, channels, channels)``.
@@ -65,7 +64,9 @@ class NeuralArtTasks(TaskBatch):
 
     @override
     def losses(self, params: Tensors, step: int) -> Tensor:
-        return self._losses(params["pixels"], self.content)
+        terms = torch.stack(list(self.terms(params["pixels"]).values()))
+        area = (params["pixels"].shape[-1] / REFERENCE_SIZE) ** 2
+        return area * (terms * terms.new_tensor(self.weights)[:, None]).sum(dim=0)
 
     @override
     def select(self, index: int) -> NeuralArtTasks:
@@ -73,34 +74,19 @@ class NeuralArtTasks(TaskBatch):
         return replace(self, initial={"pixels": self.initial["pixels"][chosen]}, content=self.content[chosen])
 
     @override
-    def losses_and_gradients(self, rows: Tensor, layout: Layout, step: int) -> tuple[Tensor, Tensor]:
-        losses: list[Tensor] = []
-        gradients: list[Tensor] = []
-        size = self.initial["pixels"].shape[-1]
-        parts = _parts(len(rows), size)
+    def points_and_losses(self, rows: Tensor, layout: Layout, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        parts = _parts(len(rows), self.initial["pixels"].shape[-1])
         for part, content in zip(rows.chunk(parts), self.content.chunk(parts), strict=True):
-            with torch.enable_grad():
-                point = part.detach().requires_grad_()
-                loss = self._losses(layout.unravel(point)["pixels"], content)
-                gradients += torch.autograd.grad(loss.sum(), point)
-            losses.append(loss.detach())
-        return torch.cat(losses), torch.cat(gradients)
+            point = part.detach().requires_grad_()
+            yield point, replace(self, content=content).losses(layout.unravel(point), step)
 
     def terms(self, pixels: Tensor) -> dict[str, Tensor]:
         """The terms of the loss before they are weighted, each of shape ``(n,)``."""
-        return self._terms(pixels, self.content)
-
-    def _losses(self, pixels: Tensor, content: Tensor) -> Tensor:
-        terms = torch.stack(list(self._terms(pixels, content).values()))
-        area = (pixels.shape[-1] / REFERENCE_SIZE) ** 2
-        return area * (terms * terms.new_tensor(self.weights)[:, None]).sum(dim=0)
-
-    def _terms(self, pixels: Tensor, content: Tensor) -> dict[str, Tensor]:
         found = self.network(pixels, {self.content_layer, *STYLE_LAYERS})
         styles = [_relative(gram(found[layer]), wanted) for layer, wanted in zip(STYLE_LAYERS, self.style, strict=True)]
         across, down = pixels.diff(dim=-1), pixels.diff(dim=-2)
         return {
-            "content": _relative(found[self.content_layer], content),
+            "content": _relative(found[self.content_layer], self.content),
             "style": torch.stack(styles).mean(dim=0),
             "total variation": across.square().mean(dim=(1, 2, 3)) + down.square().mean(dim=(1, 2, 3)),
         }
@@ -129,18 +115,15 @@ class NeuralArt(Problem):
         S = ‖G − G*‖² / ‖G*‖², averaged over conv1_1, conv2_1, conv3_1 and conv4_1;
         V = mean squared difference of pixels side by side, plus that of pixels one above the other.
 
-    The layers are those of Gatys et al., who paint 512 pixels a side, but for two. At 64 conv4_2 leaves 8 by 8 places,
-    from which a picture that begins as noise does not become recognisable, so content is compared in conv3_1, with 16
-    by 16; and conv5_1, with 4 by 4, is left out of the style. The small network keeps less, so that pictures become
-    most recognisable by conv1_2; and it minds noise less, so that it needs a larger weight of the total variation.
-    They divide each layer's distances by constants and rescale the network to mean activations of 1; here a distance
-    is divided by what it would be for a picture without features. So C and S are 1 where nothing is right, whatever
-    network, layer, style or size, and losses can be compared and averaged. The total variation, which the paper
-    mentions, is that of Johnson et al. (2016), squared, and per pixel.
+    Gatys et al. paint 512 pixels a side and compare contents in conv4_2, which at 64 has 8 by 8 places: too few for a
+    picture to become recognisable. So contents are compared in conv3_1 here, and conv5_1 is left out of the style. The
+    small network keeps less, and minds noise less: it needs conv1_2, and a larger weight of the total variation.
 
-    All three are means over places, so that a pixel moves them the less the more there are. An optimizer that works on
-    coordinates sees just its pixel's gradient, and the factor makes that as large at any size: the sum over places that
-    Gatys et al. take for contents, in units of 64 by 64. Without it what was trained at 64 finds at 128 a quarter.
+    Each distance is divided by what it would be for a picture without features, so that C and S are 1 where nothing is
+    right, whatever network, layer, style or size. (Gatys et al. use constants.) The total variation is that of Johnson
+    et al. (2016), squared and per pixel. All three are means over places, so a pixel moves them the less, the more
+    pixels there are. The factor (size / 64)² makes a pixel's gradient, all that a coordinatewise optimizer sees of it,
+    as large at any size.
 
     Args:
         style: name of a style, see `data.style_names`, or a file's path; "auto" for a night of stars by van Gogh where
@@ -149,15 +132,15 @@ class NeuralArt(Problem):
         network: whose features: "vgg16", "small" for the kit's own, "auto" for the best there is; after construction
             it says which one.
         split: which photographs, "train", "validation" or "test".
-        contents: "full" for the 1,920 photographs, "embedded" for what stands in for them, "auto" for the best there
-            is; after construction it says which one that is.
+        source: of the photographs, "full" for 1,920 of them, "embedded" for what stands in for them, "auto" for the
+            best there is; after construction it says which one that is.
         content_weight, style_weight, tv_weight: see above; the paper does not give its own. These are for VGG-16; the
             kit's own network paints better with 0.5, 1 and 0.5.
         init_scale: standard deviation of the noise that a picture starts from, where photographs have 1; the paper
             does not say where it starts, Gatys et al. do from white noise.
 
     Raises:
-        UnknownNameError: for an unknown style, network, split or kind of contents.
+        UnknownNameError: for an unknown style, network, split or source.
         ValueError: for a size below 16, or a weight or scale that is negative.
     """
 
@@ -167,55 +150,47 @@ class NeuralArt(Problem):
     size: int = 64
     network: Network = "auto"
     split: Part = "train"
-    contents: data.Source = "auto"
+    source: data.Source = "auto"
     content_weight: float = 1.0
     style_weight: float = 1.0
     tv_weight: float = 0.1
     init_scale: float = 0.1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.size, int) or self.size < 16:
-            raise ValueError(f"NeuralArt: size must be a whole number of at least 16 pixels, got {self.size!r}.")
+        check_number(self, "size", int, 16)
         for name in ("content_weight", "style_weight", "tv_weight", "init_scale"):
-            value = getattr(self, name)
-            if not (isinstance(value, int | float) and 0 <= value < math.inf):
-                raise ValueError(f"NeuralArt: {name} must be a number that is not negative, got {value!r}.")
-        for kind, value, known in (
-            ("network", self.network, get_args(Network)),
-            ("split", self.split, get_args(Part)),
-            ("kind of contents", self.contents, get_args(data.Source)),
-        ):
-            if value not in known:
-                raise UnknownNameError(kind, value, known)
+            check_number(self, name, float, 0)
+        for name, known in (("network", Network), ("split", Part), ("source", data.Source)):
+            check_choice(self, name, known)
         if self.network == "auto":
             found = data.feature_weights().source
             object.__setattr__(self, "network", "vgg16" if found == "full" else "small")
         if self.style == "auto":
             there = data.style_names()
             object.__setattr__(self, "style", next(name for name in _TRAINING_STYLES if name in there))
-        if self.contents == "auto":
-            object.__setattr__(self, "contents", self.photographs.source)
+        if self.source == "auto":
+            object.__setattr__(self, "source", self.photographs.source)
 
     @property
     def photographs(self) -> data.Photographs:
         """Where the contents come from."""
-        return data.photographs(self.contents)
+        return data.photographs(self.source)
 
     @property
     def feature_weights(self) -> data.FeatureWeights:
         """Of the network, and where they come from."""
-        return data.feature_weights(_VARIANTS[self.network])
+        return data.feature_weights(_WEIGHTS[self.network])
 
     @override
     def validation_problem(self) -> NeuralArt:
         return replace(self, split="validation") if self.split == "train" else self
 
     @override
-    def sample(self, n: int, generator: torch.Generator, device: torch.device | None = None) -> NeuralArtTasks:
-        """Draw ``n`` contents, none twice before each was drawn once, and the noise to start from."""
+    def sample(self, num_tasks: int, generator: torch.Generator, device: torch.device | None = None) -> NeuralArtTasks:
+        """Draw contents, none twice before each was drawn once, and the noise to start from."""
         pictures: Tensor = getattr(self.photographs, self.split)
-        rounds = [torch.randperm(len(pictures), generator=generator) for _ in range(math.ceil(n / len(pictures)))]
-        return self.tasks(pictures[torch.cat(rounds)[:n]], generator, device=device)
+        rounds = [torch.randperm(len(pictures), generator=generator) for _ in range(-(-num_tasks // len(pictures)))]
+        return self.tasks(pictures[torch.cat(rounds)[:num_tasks]], generator, device=device)
 
     def tasks(
         self,
@@ -224,7 +199,7 @@ class NeuralArt(Problem):
         style: Tensor | None = None,
         device: torch.device | None = None,
     ) -> NeuralArtTasks:
-        """TaskBatch of these very contents.
+        """Tasks of these very contents.
 
         Args:
             contents: pictures, bytes of shape ``(n, 3, height, width)``; their middle squares are taken.
@@ -239,30 +214,24 @@ class NeuralArt(Problem):
             parts = to_pixels(data.fitted(contents, self.size)).chunk(_parts(len(contents), self.size))
             content = torch.cat([network(part.to(device), {layer})[layer] for part in parts])
             found = network(to_pixels(data.fitted(painting[None], self.size)).to(device), STYLE_LAYERS)
-        return NeuralArtTasks(
-            {"pixels": (self.init_scale * noise).to(device)},
-            layer,
-            content,
-            tuple(gram(found[name]) for name in STYLE_LAYERS),
-            network,
-            (self.content_weight, self.style_weight, self.tv_weight),
-        )
+        grams = tuple(gram(found[name]) for name in STYLE_LAYERS)
+        weights = self.content_weight, self.style_weight, self.tv_weight
+        return NeuralArtTasks({"pixels": (self.init_scale * noise).to(device)}, layer, content, grams, network, weights)
 
 
 def to_pixels(pictures: Tensor) -> Tensor:
-    """Pixels as the optimizees count them, from values 0 … 255, shape ``(n, 3, height, width)``."""
+    """What is optimized, from bytes: RGB minus ImageNet's mean, in `PIXEL_SCALE`; shape ``(n, 3, height, width)``."""
     return (pictures - pictures.new_tensor(MEAN).view(3, 1, 1)) / PIXEL_SCALE
 
 
 def to_pictures(pixels: Tensor) -> Tensor:
-    """Bytes, for people, from pixels as the optimizees count them; inverse of `to_pixels` but for rounding."""
+    """Bytes, for people; inverse of `to_pixels` but for rounding."""
     values = pixels * PIXEL_SCALE + pixels.new_tensor(MEAN).view(3, 1, 1)
     return values.round().clamp(0, 255).to(torch.uint8)
 
 
 @cache
 def _network(name: Network, device: torch.device | None) -> FeatureNetwork:
-    """The network, up to its deepest layer that is used; it stays on the device, for all who sample there."""
+    """It stays on the device, for all who sample there."""
     blocks, scale = (VGG16, PIXEL_SCALE) if name == "vgg16" else (SMALL, 1.0)
-    weights = data.feature_weights(_VARIANTS[name]).weights
-    return FeatureNetwork.of(blocks, scale, weights, STYLE_LAYERS[-1]).to(device)
+    return FeatureNetwork.of(blocks, scale, data.feature_weights(_WEIGHTS[name]).weights).to(device)

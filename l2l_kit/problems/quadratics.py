@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from l2l_kit.problems.base import Problem, TaskBatch
+from l2l_kit.problems.checks import check_number
 from l2l_kit.tensors import Tensors
 
 
@@ -59,15 +59,12 @@ class Quadratics(Problem):
     dim: int = 10
 
     def __post_init__(self) -> None:
-        if not isinstance(self.dim, int) or self.dim < 1:
-            raise ValueError(f"Quadratics: dim must be a whole number of at least 1, got {self.dim!r}.")
+        check_number(self, "dim", int, 1)
 
     @override
-    def sample(self, n: int, generator: torch.Generator, device: torch.device | None = None) -> QuadraticTasks:
-        def gaussian(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator).to(device)
-
-        return QuadraticTasks(W=gaussian(n, self.dim, self.dim), y=gaussian(n, self.dim), theta=gaussian(n, self.dim))
+    def sample(self, num_tasks: int, generator: torch.Generator, device: torch.device | None = None) -> QuadraticTasks:
+        shapes = (num_tasks, self.dim, self.dim), (num_tasks, self.dim), (num_tasks, self.dim)
+        return QuadraticTasks(*(torch.randn(shape, generator=generator).to(device) for shape in shapes))
 
 
 @dataclass(frozen=True)
@@ -88,12 +85,11 @@ class ConditionedQuadratics(Quadratics):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (math.isfinite(self.condition) and self.condition >= 1):
-            raise ValueError(f"condition must be a number of at least 1, got {self.condition!r}.")
+        check_number(self, "condition", float, 1)
 
     @override
-    def sample(self, n: int, generator: torch.Generator, device: torch.device | None = None) -> QuadraticTasks:
-        drawn = super().sample(n, generator)
+    def sample(self, num_tasks: int, generator: torch.Generator, device: torch.device | None = None) -> QuadraticTasks:
+        drawn = super().sample(num_tasks, generator)
         left, _, right = torch.linalg.svd(drawn.W)
         curvatures = self.condition ** torch.linspace(0, -1, self.dim)
         scales = (curvatures * self.dim / curvatures.mean()).sqrt()

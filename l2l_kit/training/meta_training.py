@@ -19,7 +19,7 @@ from l2l_kit.errors import MetaTrainingDivergedError, WeightsFileError, check_co
 from l2l_kit.extras import needs
 from l2l_kit.optimizers import UpdateRule
 from l2l_kit.paths import user_path
-from l2l_kit.problems import Problem, TaskBatch
+from l2l_kit.problems import Problem, TaskBatch, with_current_names
 from l2l_kit.problems.base import check_problem, draw
 from l2l_kit.randomness import generator
 from l2l_kit.storage import check_finite, load_weights, read_tensors, write_tensors
@@ -361,7 +361,7 @@ class MetaTrainer:
         tensors, about = read_tensors(path, CHECKPOINT_VERSION)
         for part, mine in self._identity().items():
             theirs = about.get(part)
-            theirs = theirs if isinstance(theirs, dict) else {}
+            theirs = with_current_names(theirs) if isinstance(theirs, dict) else {}
             differing = sorted(key for key in mine | theirs if mine.get(key) != theirs.get(key))
             if differing:
                 listed = ", ".join(f"{key} {theirs.get(key)!r} (now {mine.get(key)!r})" for key in differing)

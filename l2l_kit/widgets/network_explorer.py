@@ -49,7 +49,7 @@ def network_explorer(
             those for each unroll length and preprocessing, whose training was shorter.
         networks: how many the losses are averaged over: a step of the learned optimizer takes some 5 ms for each.
         steps: updates per run, to begin with.
-        digits: as in `problems.MNIST`.
+        digits: as `source` of `problems.MNIST`.
 
     Raises:
         FileNotFoundError: if no tuned learning rates for MNIST are recorded.
@@ -78,7 +78,7 @@ class NetworkExplorer(RunningExplorer):
             raise UnknownNameError("unroll length", unroll, map(str, UNROLLS))
         if preprocessing not in PREPROCESSINGS:
             raise UnknownNameError("preprocessing", preprocessing, PREPROCESSINGS)
-        self._digits = MNIST(digits=digits).digits
+        self._source = MNIST(source=digits).source
         self._make_controls(unroll, preprocessing, fully_trained)
         lstm = [self.unroll, self.preprocessing, self.fully_trained]
         network = [self.layers, self.units, self.activation, self.init_scale]
@@ -125,7 +125,7 @@ class NetworkExplorer(RunningExplorer):
     @override
     def _problem(self) -> MNIST:
         hidden = (self.units.value,) * self.layers.value
-        return MNIST(hidden, activation=self.activation.value, init_scale=self.init_scale.value, digits=self._digits)
+        return MNIST(hidden, activation=self.activation.value, init_scale=self.init_scale.value, source=self._source)
 
     @property
     @override

@@ -98,7 +98,7 @@ class Painter(WithPicture):
             raise UnknownNameError("size", str(size), map(str, SWEEPS))
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps!r}.")
-        self._problem = _trained_on(NeuralArt(network=network, contents="embedded"))
+        self._problem = _trained_on(NeuralArt(network=network, source="embedded"))
         self._rates = {number: under(read_result(name), ONE_RATE) for number, name in SWEEPS.items()}
         self._own: dict[str, dict[str, Tensor]] = {"content": {}, "style": {}}
         self._painted: dict[str, Tensor] = {}

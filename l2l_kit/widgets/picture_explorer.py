@@ -56,12 +56,12 @@ def picture_explorer(
             apart.
         networks: how many the losses are averaged over: a step takes some 50 ms for each.
         steps: updates per run, to begin with.
-        images: as `variant` of `problems.CIFAR`.
+        images: as `source` of `problems.CIFAR`.
 
     Raises:
         FileNotFoundError: if the sweep that tuned the learning rates for 10 labels is not recorded. Where the one for 5
             or 2 labels is not, these take their place, and the explorer says so.
-        UnknownNameError: for other labels or optimizers than those, or an unknown variant.
+        UnknownNameError: for other labels or optimizers than those, or an unknown source.
         ValueError: for a number of networks or steps below 1.
         DataError: if the images asked for cannot be had.
     """
@@ -76,7 +76,7 @@ class PictureExplorer(RunningExplorer):
             raise UnknownNameError("number of labels", labels, map(str, LABELS))
         if optimizer not in OPTIMIZERS:
             raise UnknownNameError("optimizer", optimizer, OPTIMIZERS)
-        self._variant = CIFAR(variant=images).variant
+        self._source = CIFAR(source=images).source
         self._sweeps = _recorded_sweeps()
         self._tuned: Mapping[str, Baseline] = {}
         self.optimizer = toggle(tuple(OPTIMIZERS), optimizer, tuple(OPTIMIZERS.values()))
@@ -114,7 +114,7 @@ class PictureExplorer(RunningExplorer):
     @property
     @override
     def _problem(self) -> CIFAR:
-        return CIFAR(tuple(range(self.labels.value)), variant=self._variant)
+        return CIFAR(tuple(range(self.labels.value)), source=self._source)
 
     @property
     @override

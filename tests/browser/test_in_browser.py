@@ -263,7 +263,7 @@ def test_training_on_digits_shows_each_episode_and_cancels(open_notebook, tmp_pa
     cell = (
         "settings = l2l.MetaTraining(horizon=20, unroll=10, epochs=50, episodes_per_epoch=5, batch_size=1,"
         " validation_tasks=2)\n"
-        "trainer = l2l.widgets.trainer(l2l.problems.MNIST(digits='embedded'), settings)\ntrainer"
+        "trainer = l2l.widgets.trainer(l2l.problems.MNIST(source='embedded'), settings)\ntrainer"
     )
     page = open_notebook("digits.ipynb", STAND_INS, cell)
     page.wait_for_selector(LINES, timeout=30_000, state="attached")

@@ -1,0 +1,137 @@
+"""Problems of one's own without a class: from two functions (`Problem.from_functions`), or from any `nn.Module`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, replace_all_batch_norm_modules_, stack_module_state, vmap
+from typing_extensions import override
+
+from l2l_kit.problems.base import Problem, TaskBatch
+from l2l_kit.randomness import generator as make_generator
+from l2l_kit.tensors import Tensors
+
+Batches = Callable[[torch.Generator], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class FunctionTasks(TaskBatch):
+    """``n`` tasks whose loss is written for one, ``loss(params, data, *minibatch)``.
+
+    Where there are minibatches, `batches` draws one of one task, and `seeds` has the seed of each task's.
+    """
+
+    name: str
+    initial: Tensors
+    data: Tensors
+    loss: Callable[..., Tensor]
+    batches: Batches | None = None
+    seeds: tuple[int, ...] = ()
+
+    @property
+    @override
+    def initial_params(self) -> Tensors:
+        return self.initial
+
+    @override
+    def losses(self, params: Tensors, step: int) -> Tensor:
+        minibatch: list[Tensor] = []
+        if self.batches is not None:
+            device = next(iter(params.values())).device
+            drawn = [self.batches(make_generator(seed, "minibatch", step)) for seed in self.seeds]
+            minibatch = [torch.stack(each).to(device) for each in zip(*drawn, strict=True)]
+        try:
+            return vmap(self.loss)(params, self.data, *minibatch)
+        except RuntimeError as error:
+            if "randomness" not in str(error):
+                raise
+            raise ValueError(
+                f"{self.name}: its loss draws at random, as dropout does, so that no two runs would meet the same "
+                "losses. Set dropout to 0, or draw from the generator that is given to your functions."
+            ) from error
+
+    @override
+    def select(self, index: int) -> FunctionTasks:
+        chosen = slice(index, index + 1)
+        initial, data = ({name: each[chosen] for name, each in part.items()} for part in (self.initial, self.data))
+        return replace(self, initial=initial, data=data, seeds=self.seeds[chosen])
+
+
+@dataclass(frozen=True)
+class FunctionProblem(Problem):
+    """See `Problem.from_functions`."""
+
+    name: str  # type: ignore[misc]  # of each problem, and not of the class
+    init: Callable[[torch.Generator], tuple[Tensors, Tensors]]
+    loss: Callable[[Tensors, Tensors], Tensor]
+
+    @override
+    def sample(self, num_tasks: int, generator: torch.Generator, device: torch.device | None = None) -> FunctionTasks:
+        drawn = [self.init(generator) for _ in range(num_tasks)]
+        for task in drawn:
+            if not isinstance(task, tuple) or [*map(type, task)] != [dict, dict]:
+                raise TypeError(
+                    f"{self.name}: expected init to give two dicts of tensors, params and data, got {task!r}."
+                )
+        params, data = (_stacked(each, device) for each in zip(*drawn, strict=True))
+        return FunctionTasks(self.name, params, data, self.loss)
+
+    @override
+    def config(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+
+@dataclass(frozen=True)
+class ModuleProblem(Problem):
+    """A network of one's own on minibatches: any `nn.Module`, from fresh weights for each task.
+
+    A parameter's name decides which of several LSTMs looks after it, by the part before its first dot: what belongs to
+    ``self.conv`` is of the kind "conv". Frozen parameters and buffers stay as they are. Batch normalisation normalises
+    by the minibatch at hand and keeps no running statistics. Modules that draw at random, such as dropout, are refused.
+
+    Args:
+        name: as in `Problem.from_functions`.
+        make_model: makes a module with fresh weights. While it is called, torch's global generator is seeded from the
+            task; afterwards it is as before.
+        batches: draws a minibatch, ``inputs, targets = batches(generator)``. A task's minibatch depends on the task and
+            on the step alone, so that every optimizer meets the same ones.
+        loss: ``loss(model(inputs), targets)``, a scalar tensor, such as `torch.nn.functional.cross_entropy`.
+    """
+
+    name: str  # type: ignore[misc]  # of each problem, and not of the class
+    make_model: Callable[[], nn.Module]
+    batches: Batches
+    loss: Callable[[Any, Tensor], Tensor]
+
+    @override
+    def sample(self, num_tasks: int, generator: torch.Generator, device: torch.device | None = None) -> FunctionTasks:
+        seeds = tuple(torch.randint(2**62, (num_tasks,), generator=generator).tolist())
+        models = [replace_all_batch_norm_modules_(self._model(seed)) for seed in seeds]
+        states = stack_module_state(models)
+        weights, buffers = ({name: each.detach().to(device) for name, each in part.items()} for part in states)
+        trained = {name for name, weight in models[0].named_parameters() if weight.requires_grad}
+        model = models[0].to(device)
+
+        def loss(params: Tensors, data: Tensors, inputs: Tensor, targets: Tensor) -> Tensor:
+            return self.loss(functional_call(model, {**params, **data}, (inputs,)), targets)
+
+        params = {name: weights.pop(name) for name in list(weights) if name in trained}
+        return FunctionTasks(self.name, params, weights | buffers, loss, self.batches, seeds)
+
+    def _model(self, seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=()):
+            torch.default_generator.manual_seed(seed)
+            return self.make_model()
+
+    @override
+    def config(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+
+def _stacked(tasks: tuple[Tensors, ...], device: torch.device | None) -> Tensors:
+    """Named tensors of several tasks with a leading axis that counts them."""
+    return {name: torch.stack([task[name] for task in tasks]).to(device) for name in tasks[0]}
