@@ -359,7 +359,9 @@ def test_a_sample_that_is_not_what_was_asked_for_is_refused(sample, device, mess
 
 
 @pytest.mark.parametrize("use", ["train", "compare", "tune", "trajectories"])
-@pytest.mark.parametrize("problem", [Quadratics, "quadratics", Bowls(), None], ids=str)
+@pytest.mark.parametrize(
+    "problem", [Quadratics, "quadratics", Bowls(), None], ids=["its class", "its name", "tasks", "None"]
+)
 def test_what_is_no_problem_is_refused(problem, use):
     with pytest.raises(TypeError, match="expected a problem"):
         USES[use](problem)

@@ -38,7 +38,7 @@ BASELINES = {
     "Adam": {"name": "adam", "learning_rates": [0.3]},
     "decaying Adam": {"name": "adam", "decay": 10.0, "learning_rates": [0.3, 0.9]},
 }
-DIGITS = {"name": "mnist", "digits": "embedded", "hidden": [2], "batch_size": 4}
+DIGITS = {"name": "mnist", "source": "embedded", "hidden": [2], "batch_size": 4}
 LEARNED, TUNING, TEST = ("learned", "test"), ("baseline", "tuning"), ("baseline", "test")
 
 

@@ -73,10 +73,12 @@ def train_recipe(
             best = search_recipe(recipe, data, storage, device).iloc[0]
             begun = begun.with_draw({name: float(best[name]) for name in recipe.search.ranges})
         optimizer, problem = begun.make_optimizer(), begun.make_problem()
-        checkpoint, settings = runs / "checkpoint.safetensors", asdict(begun.training)
+        checkpoint = runs / "checkpoint.safetensors"
         if begun.imitation is not None and not checkpoint.exists():  # a checkpoint holds what came of the imitation
             _imitate(begun, begun.imitation, optimizer, runs, progress)
-        history = meta_train(optimizer, problem, checkpoint=checkpoint, device=device, progress=progress, **settings)
+        history = meta_train(
+            optimizer, problem, begun.training, checkpoint=checkpoint, device=device, progress=progress
+        )
         if history.stopped != "finished":
             raise KeyboardInterrupt(f"{recipe.name}: interrupted; the same command goes on from {runs}.")
         if rank == 0:
