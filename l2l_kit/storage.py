@@ -67,7 +67,7 @@ def read_tensors(path: Path, version: int) -> tuple[dict[str, Tensor], dict[str,
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
     except Exception as error:  # a damaged file can fail in any way
         raise WeightsFileError(
-            f"{path}: not a whole safetensors file ({error}). It may be truncated or of another format; make it anew."
+            f"{path}: not a whole safetensors file ({error}). It may be truncated or of another format; make it again."
         ) from error
     header = metadata.get(_HEADER, "")
     sealed = not header.startswith("{")
@@ -84,7 +84,7 @@ def read_tensors(path: Path, version: int) -> tuple[dict[str, Tensor], dict[str,
             f"{path}: written in format version {found}; this l2l_kit reads up to {version}. Update l2l_kit."
         )
     if sealed and checksum != _checksum(tensors, description):
-        raise WeightsFileError(f"{path}: damaged, or changed by hand: its checksum differs. Make it anew.")
+        raise WeightsFileError(f"{path}: damaged, or changed by hand: its checksum differs. Make it again.")
     return tensors, about
 
 
@@ -129,7 +129,7 @@ def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
     """
     for name, tensor in tensors.items():
         if not (tensor.is_floating_point() and tensor.isfinite().all()):
-            raise WeightsFileError(f"{source}: {name} holds NaN, infinity or no floating-point numbers. Make it anew.")
+            raise WeightsFileError(f"{source}: {name} holds NaN, infinity or no floating-point numbers. Make it again.")
 
 
 class BoundedWeights(TorchDispatchMode):

@@ -7,6 +7,7 @@ from small import COORDINATEWISE, COUPLED, NETWORKS, PROBLEMS, RULES, Network, q
 from l2l_kit.errors import MetaTrainingDivergedError
 from l2l_kit.optimizers.tape import floats_per_step
 from l2l_kit.randomness import generator
+from l2l_kit.tensors import Layout
 from l2l_kit.training import (
     AutogradEstimator,
     FirstOrderEstimator,
@@ -105,7 +106,7 @@ def test_is_the_slope_of_the_meta_loss(make, second_order):
     """Central differences of Σ_t mean f(θ(t)) along random directions of φ; to first order with ∇f(θ(t)) held fixed."""
     rule, tasks, steps = make().double(), Network(), 6
     points = list(trajectory(rule, tasks, steps))
-    layout = replay.Layout.of(tasks.initial_params)
+    layout = Layout.of(tasks.initial_params)
 
     def meta_loss():
         if second_order:
@@ -144,7 +145,7 @@ def test_replay_in_chunks_equals_replay_at_once(monkeypatch, make, chunk):
             super().__init__(network, coordinates, steps)
 
     rule, windows = make().double(), [4, 4, 2]
-    parts = rule.parts(replay.Layout.of(Network().initial_params))
+    parts = rule.parts(Layout.of(Network().initial_params))
     one = max(4 * floats_per_step(part.network) * 8 for part in parts)
     whole = run(FirstOrderEstimator(rule), Network(), windows)
     monkeypatch.setattr(replay, "LSTMTape", Tape)

@@ -29,7 +29,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
-from typing import Generic, NamedTuple, cast
+from typing import Generic, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -40,11 +40,14 @@ from l2l_kit.optimizers import LSTMRule, UpdateRule
 from l2l_kit.optimizers.base import Part, map_state
 from l2l_kit.problems import TaskBatch
 from l2l_kit.problems.checks import first_evaluation
-from l2l_kit.training.replay import CoordinateReplay, Recorder, Replay, SomeReplay, StepReplay, Tapes
+from l2l_kit.tensors import Layout, Tensors, ravel
+from l2l_kit.training.replay import CoordinateReplay, Replay, StepReplay, Tapes
 from l2l_kit.training.rollout import Point, trajectory
 
 TAPE_BYTES = 400 * 2**20
 """Memory for the recorded activations of a window; longer or wider windows are replayed in parts."""
+
+SomeReplay = TypeVar("SomeReplay", bound=Replay)
 
 
 class UnrollResult(NamedTuple):
@@ -94,7 +97,7 @@ class GradientEstimator(ABC):
 
 
 class _ReplayEstimator(GradientEstimator, Generic[SomeReplay]):
-    """What first and second order share: the forward loop, recorded by replays."""
+    """What first and second order share: the forward loop. The estimator is the `Optimizer` in it; replays record."""
 
     def __init__(self, rule: UpdateRule, tape_bytes: int = TAPE_BYTES) -> None:
         super().__init__(rule)
@@ -103,17 +106,31 @@ class _ReplayEstimator(GradientEstimator, Generic[SomeReplay]):
     @override
     def reset(self, tasks: TaskBatch, draws: torch.Generator | None = None) -> None:
         self._tasks, self._draws, self._step = tasks, draws, 0
-        self._recorder = Recorder(self.rule, self._replay, self._tape_bytes)
-        self._trajectory = trajectory(self._recorder, tasks)
+        self._dtype = next(self.rule.parameters()).dtype  # that of the tasks may differ
+        self._trajectory = trajectory(self, tasks)
         self._point = next(self._trajectory)
         self._check(self._point.losses[None], 0)
 
     @abstractmethod
     def _replay(self, part: Part, n: int, tape_bytes: int) -> SomeReplay: ...
 
+    def init(self, params: Tensors) -> None:
+        """As in `Optimizer`."""
+        self._layout, n = Layout.of(params), len(next(iter(params.values())))
+        parts = self.rule.parts(self._layout)
+        self._replays = [(part, self._replay(part, n, self._tape_bytes // len(parts))) for part in parts]
+
+    def update(self, gradients: Tensors, state: None, params: Tensors) -> tuple[Tensors, None]:
+        """As in `Optimizer`."""
+        rows = ravel(gradients)
+        updates = torch.empty_like(rows)
+        for part, replay in self._replays:
+            updates[:, part.columns] = replay.step(rows[:, part.columns].to(self._dtype)).to(rows.dtype)
+        return self._layout.unravel(updates), None
+
     def _window(self, steps: int) -> Iterator[Point]:
         """The points of the next window, without the one where it begins."""
-        for _, replay in self._recorder.replays:
+        for _, replay in self._replays:
             replay.start(steps)
         for point in islice(self._trajectory, steps):
             self._point = point
@@ -151,14 +168,14 @@ class FirstOrderEstimator(_ReplayEstimator[Replay]):
     @override
     def unroll(self, steps: int) -> UnrollResult:
         like = self._point.gradients
-        gradients = like.new_empty(steps + 1, *like.shape, dtype=self._recorder.dtype)
+        gradients = like.new_empty(steps + 1, *like.shape, dtype=self._dtype)
         losses = self._point.losses.new_empty(steps, len(like))
         gradients[0] = like
         for t, point in enumerate(self._window(steps)):
             losses[t], gradients[t + 1] = point.losses, point.gradients
         self._check(losses, self._step - steps + 1)
         meta_gradient: dict[str, Tensor] = {}
-        for part, replay in self._recorder.replays:
+        for part, replay in self._replays:
             found = replay.backward(gradients[..., part.columns])
             meta_gradient |= {part.prefix + name: gradient for name, gradient in found.items()}
         return UnrollResult(losses, meta_gradient)
@@ -178,7 +195,7 @@ class SecondOrderEstimator(_ReplayEstimator[StepReplay]):
 
     @override
     def unroll(self, steps: int) -> UnrollResult:
-        first, dtype, replays = self._step, self._recorder.dtype, self._recorder.replays
+        first, dtype, replays = self._step, self._dtype, self._replays
         points = [self._point, *self._window(steps)]
         losses = torch.stack([point.losses for point in points[1:]])
         self._check(losses, first + 1)
@@ -195,7 +212,7 @@ class SecondOrderEstimator(_ReplayEstimator[StepReplay]):
                 by_gradient[:, columns] = replay.step_back(t, seen[:, columns], upstream[:, columns])
             if t > 0:
                 vectors = by_gradient.to(params.dtype)
-                curved = self._tasks.hessian_products(params, self._recorder.layout, first + t, vectors)
+                curved = self._tasks.hessian_products(params, self._layout, first + t, vectors)
                 upstream = upstream + seen / n + curved.to(dtype)
         meta_gradient = {part.prefix + name: g for part, replay in replays for name, g in replay.meta_gradient.items()}
         return UnrollResult(losses, meta_gradient)

@@ -367,7 +367,7 @@ class MetaTrainer:
                 listed = ", ".join(f"{key} {theirs.get(key)!r} (now {mine.get(key)!r})" for key in differing)
                 raise WeightsFileError(
                     f"{path}: a checkpoint of another run, whose {part} had {listed}. Continue it with those, name "
-                    "another file, or delete this one to start anew."
+                    "another file, or delete this one to start again."
                 )
         adam = self._meta_optimizer.state_dict()
         for index, _ in enumerate(self.rule.parameters()):

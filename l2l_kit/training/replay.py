@@ -7,17 +7,14 @@ network by autograd, one step at a time.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from l2l_kit.optimizers import LSTMRule, LSTMState, LSTMTape, RecurrentRule, UpdateRule
-from l2l_kit.optimizers.base import Memory, Part, map_state
+from l2l_kit.optimizers import LSTMRule, LSTMState, LSTMTape, RecurrentRule
+from l2l_kit.optimizers.base import Memory, map_state
 from l2l_kit.optimizers.tape import floats_per_step
-from l2l_kit.tensors import Layout, Tensors, ravel
 
 ACTIVATIONS = 10
 """Numbers that autograd keeps of a step for each number in the network's state, roughly."""
@@ -56,37 +53,6 @@ class Replay(ABC):
         Args:
             gradients: ∇f(θ(t)) at each step and after the last one, shape ``(steps + 1, n, coordinates)``.
         """
-
-
-SomeReplay = TypeVar("SomeReplay", bound=Replay)
-
-
-class Recorder(Generic[SomeReplay]):
-    """A rule as an `Optimizer` whose steps are recorded by replays, one for each of its networks.
-
-    Args:
-        rule: the rule.
-        make_replay: makes the replay of a part, from the part, the number of tasks and the memory for its activations.
-        tape_bytes: memory for the activations of all parts.
-    """
-
-    def __init__(self, rule: UpdateRule, make_replay: Callable[[Part, int, int], SomeReplay], tape_bytes: int) -> None:
-        self._rule, self._make_replay, self._tape_bytes = rule, make_replay, tape_bytes
-        self.dtype = next(rule.parameters()).dtype  # that of the tasks may differ
-
-    def init(self, params: Tensors) -> None:
-        """As in `Optimizer`."""
-        self.layout = Layout.of(params)
-        n, parts = len(next(iter(params.values()))), self._rule.parts(self.layout)
-        self.replays = [(part, self._make_replay(part, n, self._tape_bytes // len(parts))) for part in parts]
-
-    def update(self, gradients: Tensors, state: None, params: Tensors) -> tuple[Tensors, None]:
-        """As in `Optimizer`."""
-        rows = ravel(gradients)
-        updates = torch.empty_like(rows)
-        for part, replay in self.replays:
-            updates[:, part.columns] = replay.step(rows[:, part.columns].to(self.dtype)).to(rows.dtype)
-        return self.layout.unravel(updates), None
 
 
 def sums_ahead(gradients: Tensor) -> Tensor:
