@@ -3,7 +3,7 @@
 import itertools
 import json
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
@@ -31,7 +31,8 @@ from l2l_kit.training import (
 )
 
 N = 4
-SETTINGS = {"horizon": 4, "unroll": 2, "epochs": 1, "episodes_per_epoch": 2, "batch_size": N, "validation_tasks": N}
+GIVEN = ("horizon", "unroll", "epochs", "episodes_per_epoch", "batch_size", "validation_tasks")
+SETTINGS = MetaTraining(horizon=4, unroll=2, epochs=1, episodes_per_epoch=2, batch_size=N, validation_tasks=N)
 
 OWN = {
     "own_functions": """import torch
@@ -75,7 +76,7 @@ class TestInTenLines:
     def test_is_meta_trained_saved_loaded_and_compared(self, own, tmp_path):
         rule = LSTMRule(3, output_scale=0.1)
         history = meta_train(
-            rule, own, checkpoint=tmp_path / "run", device="cpu", progress=False, **{**SETTINGS, "epochs": 2}
+            rule, own, replace(SETTINGS, epochs=2), checkpoint=tmp_path / "run", device="cpu", progress=False
         )
         path = zoo.save(rule, tmp_path / "mine", history)
         assert zoo.card(path)["problem"] == {"name": own.name}
@@ -94,15 +95,15 @@ class TestInTenLines:
     def test_second_derivatives(self, own):
         tasks = own.sample(N, generator(0))
         found = {}
-        for unroller in (SecondOrderEstimator(LSTMRule(3)), AutogradEstimator(LSTMRule(3), second_derivatives=True)):
-            unroller.begin(tasks)
-            found[type(unroller)] = unroller.advance(2).meta_gradient
+        for estimator in (SecondOrderEstimator(LSTMRule(3)), AutogradEstimator(LSTMRule(3), second_order=True)):
+            estimator.reset(tasks)
+            found[type(estimator)] = estimator.unroll(2).meta_gradient
         exact, expected = found.values()
         for name, gradient in expected.items():
             torch.testing.assert_close(exact[name], gradient, rtol=1e-3, atol=1e-5)
 
     def test_in_the_trainer(self, own):
-        trainer = widgets.trainer(own, MetaTraining(**SETTINGS), baselines={"SGD": baseline("sgd", 0.1)})
+        trainer = widgets.trainer(own, SETTINGS, baselines={"SGD": baseline("sgd", 0.1)})
         assert trainer.run() is trainer.trained
         trainer.close()
 
@@ -112,7 +113,7 @@ def test_recipes_sweeps_and_the_command_line_find_them_in_their_files(names, tmp
         result = CliRunner().invoke(cli.app, [*map(str, arguments), "--device", "cpu"], catch_exceptions=False)
         assert result.exit_code == 0, result.output
 
-    training = "\n".join(f"{name} = {value}" for name, value in SETTINGS.items())
+    training = "\n".join(f"{name} = {getattr(SETTINGS, name)}" for name in GIVEN)
     recipe = f"""
         problem.name = "{names["own_module"]}"
         optimizer.hidden_size = 3
@@ -140,11 +141,11 @@ def test_recipes_sweeps_and_the_command_line_find_them_in_their_files(names, tmp
 
 def test_a_checkpoint_of_an_older_version_is_continued(tmp_path):
     rule, problem, path = LSTMRule(3), MNIST((2,), batch_size=2, source="embedded"), tmp_path / "run"
-    meta_train(rule, problem, checkpoint=path, device="cpu", progress=False, **SETTINGS)
+    meta_train(rule, problem, SETTINGS, checkpoint=path, device="cpu", progress=False)
     tensors, about = read_tensors(path, 1)
     about["problem"]["digits"] = about["problem"].pop("source")
     write_tensors(path, tensors, about, 1)
-    assert len(MetaTrainer(rule, problem, MetaTraining(**SETTINGS), checkpoint=path, device="cpu").history.records) == 2
+    assert len(MetaTrainer(rule, problem, SETTINGS, checkpoint=path, device="cpu").history.records) == 2
 
 
 def test_functions_of_one_task_give_the_losses_of_a_batch(names):

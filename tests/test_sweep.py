@@ -366,7 +366,7 @@ MISTAKES = {
     "a baseline without a name": ('name = "sgd", ', "", "name"),
     "a baseline that is no table": ('{ name = "sgd", learning_rates = [0.03, 0.1] }', "3", "not a valid sweep"),
     "unknown argument": ('"sgd",', '"sgd", decays = 3,', "decays"),
-    "decay of zero": ('"sgd",', '"sgd", decay = 0,', "decay must be a positive number of steps, got 0"),
+    "decay of zero": ('"sgd",', '"sgd", decay = 0,', "decay must be a positive number, got 0"),
     "learning rate of zero": ("[0.03, 0.1]", "[0, 0.1]", "lr must be a positive number, got 0"),
     "one learning rate": ("[0.03, 0.1]", "0.1", "learning_rates of SGD must be a list with something in it, got 0.1"),
     "no learning rates": (", learning_rates = [0.03, 0.1]", "", "learning_rates of SGD must be a list"),

@@ -275,7 +275,7 @@ class TestNetworkExplorer:
             slow = False
 
         begun = Begun()
-        works = running_explorer.trace
+        works = running_explorer.trajectory
 
         def told(optimizer, *arguments):
             begun.append(getattr(optimizer, "name", "LSTM"))
@@ -284,7 +284,7 @@ class TestNetworkExplorer:
                     time.sleep(0.05)
                 yield point
 
-        monkeypatch.setattr(running_explorer, "trace", told)
+        monkeypatch.setattr(running_explorer, "trajectory", told)
         return begun
 
     def test_unticking_hides_a_curve(self, widget):
@@ -312,12 +312,12 @@ class TestNetworkExplorer:
         assert "unknown" not in widget.status.value
 
     def test_an_error_in_a_run_is_shown_and_tried_again(self, widget, monkeypatch):
-        works = running_explorer.trace
-        monkeypatch.setattr(running_explorer, "trace", lambda *_: 1 / 0)
+        works = running_explorer.trajectory
+        monkeypatch.setattr(running_explorer, "trajectory", lambda *_: 1 / 0)
         widget.units.value = 5
         assert not self.lines(widget)
         assert "ZeroDivisionError: division by zero" in widget.status.value
-        monkeypatch.setattr(running_explorer, "trace", works)
+        monkeypatch.setattr(running_explorer, "trajectory", works)
         widget.units.value = 20
         widget.units.value = 5
         assert len(self.lines(widget)) == 5

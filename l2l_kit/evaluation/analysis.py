@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
 from l2l_kit.evaluation.comparison import Optimizers, paired_trajectories
+from l2l_kit.extras import needs
 from l2l_kit.optimizers import NTMBFGS, LSTMRule, LSTMState, NTMState, Optimizer, UpdateRule
 from l2l_kit.problems import Problem, QuadraticTasks
 from l2l_kit.problems.base import draw
@@ -43,7 +44,8 @@ def proposed_steps(
         A row per optimizer, `step` and `parameter` of the optimizee: `size`, the root mean square of the update's
         coordinates, and `descent`, the cosine between the update and the negative gradient; means over the optimizees.
     """
-    import pandas as pd
+    with needs("lessons"):
+        import pandas as pd
 
     rows = []
     for name, tasks, points in paired_trajectories(optimizers, problem, steps, num_tasks, seed, device):
@@ -170,7 +172,8 @@ def meta_gradient_bias(
     Raises:
         ValueError: for an unroll that does not divide the horizon.
     """
-    import pandas as pd
+    with needs("lessons"):
+        import pandas as pd
 
     lengths = sorted({*unrolls, horizon})
     if wrong := [unroll for unroll in lengths if unroll < 1 or horizon % unroll]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from l2l_kit.evaluation.curves import Curves
+from l2l_kit.extras import needs
 from l2l_kit.optimizers import Optimizer
 from l2l_kit.problems import ClassifierTasks, Problem, TaskBatch
 from l2l_kit.problems.base import draw
@@ -96,7 +97,8 @@ def metrics_on_test_set(
         TypeError: if the problem's optimizees are not classifiers.
         ValueError: as `compare`.
     """
-    import pandas as pd
+    with needs("lessons"):
+        import pandas as pd
 
     rows = []
     for name, tasks, points in paired_trajectories(optimizers, problem, max(1, *at), num_tasks, seed, device):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from l2l_kit.errors import UnknownNameError
+from l2l_kit.extras import needs
 from l2l_kit.randomness import generator
 
 if TYPE_CHECKING:
@@ -97,7 +98,8 @@ class Curves:
 
     def to_frame(self) -> pd.DataFrame:
         """A tidy table, one row per optimizer and step: mean, median and quantiles over the optimizees."""
-        import pandas as pd
+        with needs("lessons"):
+            import pandas as pd
 
         frames = []
         for name in self.losses:

@@ -58,7 +58,7 @@ def read_result(name: str, directory: Path = RESULTS) -> pd.DataFrame:
         FileNotFoundError: if there is none of that name; the message lists those that there are.
         ValueError: if its files are damaged.
     """
-    with needs("lessons"):
+    with needs("lessons"), needs("lessons"):
         import pandas as pd
 
     path = directory / f"{name}.csv"

@@ -12,6 +12,7 @@ from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation.comparison import losses_at
 from l2l_kit.evaluation.curves import Curves, Statistic
 from l2l_kit.evaluation.results import read_result
+from l2l_kit.extras import needs
 from l2l_kit.optimizers import BASELINES, Baseline, baseline
 from l2l_kit.problems import Problem
 from l2l_kit.problems.base import draw
@@ -60,7 +61,8 @@ class Tuning:
     @staticmethod
     def of(name: str, steps: Sequence[int], losses: Mapping[float, Tensor]) -> Tuning:
         """From losses by learning rate, each of shape ``(num_tasks, len(steps))``."""
-        import pandas as pd
+        with needs("lessons"):
+            import pandas as pd
 
         curves, rows = Curves({str(lr): after for lr, after in losses.items()}, {}, seed=0), []
         for lr in losses:

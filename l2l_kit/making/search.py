@@ -221,7 +221,8 @@ def _by_draw(study: optuna.Study) -> Mapping[int, optuna.trial.FrozenTrial]:
 
 def _table(study: optuna.Study) -> pd.DataFrame:
     """Finished trials, the best first and pruned ones last."""
-    import pandas as pd
+    with needs("lessons"):
+        import pandas as pd
 
     done = [trial for trial in _by_draw(study).values() if trial.state.name in ("COMPLETE", "PRUNED")]
     done.sort(key=lambda trial: (trial.state.name == "PRUNED", trial.value))
