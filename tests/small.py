@@ -27,10 +27,12 @@ COORDINATEWISE = {
     "one cell": lstm(hidden_size=1),
     "scale": lstm(preprocessing={"name": "scale", "factor": 0.3}, forget_bias=1.0),
     "log-sign": lstm(preprocessing="log-sign", forget_bias=(0.0, 3.0)),
-    "groups": groups(CONV, FC),
+    "odd": lstm(preprocessing="log-sign", odd=True),
+    "groups": groups(CONV, {**FC, "odd": True}),
 }
 COUPLED = {
     "averaging": lstm(global_averaging_cells=2),
+    "averaging, odd": lstm(global_averaging_cells=2, odd=True),
     "averaging in all cells": lstm(preprocessing="log-sign", output_scale=0.3, global_averaging_cells=5),
     "memory": memory(),
     "memory, many heads": memory(

@@ -237,6 +237,15 @@ class TestEveryLearnedRule:
         assert weights == [name for name, _ in make().named_parameters()]
 
 
+def test_an_odd_rule_is_odd():
+    rule = LSTMRule(hidden_size=5, preprocessing="log-sign", odd=True).double()
+    states = [rule.initial_state(7), rule.initial_state(7)]
+    for gradients in torch.randn(4, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64):
+        (one, states[0]), (other, states[1]) = rule.step(gradients, states[0]), rule.step(-gradients, states[1])
+        torch.testing.assert_close(one, -other, rtol=1e-12, atol=0)
+        assert one.abs().min() > 0
+
+
 def test_a_plain_lstm_says_nothing_of_averaging():
     """States that were saved before there were global averaging cells still belong to the same rule."""
     assert "global_averaging_cells" not in LSTMRule().config()

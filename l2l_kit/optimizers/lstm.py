@@ -122,6 +122,8 @@ class RecurrentRule(UpdateRule):
             over all coordinates of the task (appendix of the paper's first version, arXiv:1606.04474v1). One is enough
             to clip the norm of the gradient, for example.
         seed: seed of the initial weights.
+        odd: make the update an odd function of the gradients, (m(∇) - m(-∇)) / 2, at twice the cost. The paper's rule
+            is not: it may drift, the same way for all coordinates, which adds up over a thousand steps.
         more_inputs: for subclasses: inputs of the first layer besides the preprocessed gradient.
         outputs: for subclasses: outputs of the linear layer per coordinate; the first one is the update.
 
@@ -140,6 +142,7 @@ class RecurrentRule(UpdateRule):
         forget_bias: float | Sequence[float] = 0.0,
         global_averaging_cells: int = 0,
         seed: int = 0,
+        odd: bool = False,
         *,
         more_inputs: int = 0,
         outputs: int = 1,
@@ -163,6 +166,7 @@ class RecurrentRule(UpdateRule):
         self.forget_bias = biases[0] if len(biases) == 1 else (biases[0], biases[1])
         self.global_averaging_cells = global_averaging_cells
         self.seed = seed
+        self.odd = odd
         draws = generator(seed, "initial weights")
         widths = [self.preprocessing.features + more_inputs] + [hidden_size] * (num_layers - 1)
         self.layers = nn.ModuleList(LSTMLayer(width, hidden_size, self.forget_bias, draws) for width in widths)
@@ -213,8 +217,9 @@ class RecurrentRule(UpdateRule):
             "forget_bias": list(self.forget_bias) if isinstance(self.forget_bias, tuple) else self.forget_bias,
             "seed": self.seed,
         }
-        # 0 is left out because the fingerprints in saved states date from before this argument.
-        return config | ({"global_averaging_cells": self.global_averaging_cells} if self.global_averaging_cells else {})
+        # These are left out if not used, because the fingerprints in saved states date from before them.
+        later = {"global_averaging_cells": self.global_averaging_cells, "odd": self.odd}
+        return config | {name: value for name, value in later.items() if value}
 
     def _run(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, LSTMState]:
         """Outputs of the linear layer, ``(outputs, *shape)``, and the new state, from ``(inputs, *shape)``."""
@@ -247,14 +252,23 @@ class LSTMRule(RecurrentRule):
 
     @override
     def initial_state(self, *shape: int) -> LSTMState:
-        zeros = self.output.weight.new_zeros(self.num_layers, self.hidden_size, *shape)
+        sides = (2,) if self.odd else ()
+        zeros = self.output.weight.new_zeros(self.num_layers, self.hidden_size, *sides, *shape)
         return LSTMState(zeros, zeros.clone())
+
+    def both_sides(self, gradients: Tensor) -> Tensor:
+        """What the LSTM runs on: the gradients and, if the rule is odd, their negatives, ``(2, *shape)``."""
+        return torch.stack([gradients, -gradients]) if self.odd else gradients
+
+    def one_side(self, outputs: Tensor) -> Tensor:
+        """The updates from the LSTM's outputs for `both_sides`."""
+        return (outputs[0] - outputs[1]) / 2 if self.odd else outputs
 
     @override
     def forward(self, gradients: Tensor, state: Memory) -> tuple[Tensor, LSTMState]:
         """As in `RecurrentRule`. It is the reference for `step` and for `LSTMTape`."""
-        outputs, after = self._run(self.preprocessing(gradients), *state)
-        return self.output_scale * outputs[0], after
+        outputs, after = self._run(self.preprocessing(self.both_sides(gradients)), *state)
+        return self.output_scale * self.one_side(outputs[0]), after
 
     @override
     @torch.no_grad()
@@ -262,7 +276,8 @@ class LSTMRule(RecurrentRule):
         """As in `RecurrentRule`, but in one buffer, and on a CPU block by block."""
         if not self.coordinatewise:
             return super().step(gradients, state)
-        flat = gradients.flatten()
+        seen = self.both_sides(gradients)
+        flat = seen.flatten()
         updates = torch.empty_like(flat)
         hidden, cell = (part.flatten(2) for part in state)
         after = map_state(state, lambda part: torch.empty_like(part, memory_format=torch.contiguous_format))
@@ -288,4 +303,4 @@ class LSTMRule(RecurrentRule):
             updates[part] = torch.addmm(self.output.bias[:, None], self.output.weight, output)[0]
             new_hidden[..., part] = outputs.view(self.num_layers, size, -1)
         updates *= self.output_scale
-        return updates.view_as(gradients), after
+        return self.one_side(updates.view_as(seen)), after

@@ -19,7 +19,8 @@ from l2l_kit.optimizers.lstm import LSTMLayer, LSTMRule, LSTMState, step_in_plac
 def floats_per_step(rule: LSTMRule) -> int:
     """Numbers that a tape keeps per coordinate and step."""
     inputs = rule.preprocessing.features + rule.hidden_size * (rule.num_layers - 1)
-    return inputs + 7 * rule.hidden_size * rule.num_layers  # per layer: last output, four gates, cell, tanh(cell)
+    numbers = inputs + 7 * rule.hidden_size * rule.num_layers  # per layer: last output, four gates, cell, tanh(cell)
+    return numbers * 2 if rule.odd else numbers
 
 
 class _LayerTape:
@@ -96,6 +97,8 @@ class LSTMTape:
     def __init__(self, rule: LSTMRule, coordinates: int, steps: int) -> None:
         hidden = rule.hidden_size
         self._rule = rule
+        self._shape = rule.initial_state(coordinates).cell.shape
+        coordinates = self._shape[2:].numel()  # an odd rule runs on both sides of each
         self._layers = [_LayerTape(cast(LSTMLayer, layer), hidden, coordinates, steps) for layer in rule.layers]
         self._scratch = rule.output.weight.detach().new_empty(4 * hidden, coordinates)
         self._length = 0
@@ -106,26 +109,29 @@ class LSTMTape:
         self._length = 0
         for tape, hidden, cell in zip(self._layers, state.hidden, state.cell, strict=True):
             tape.weights = tape.layer.doubled()
-            tape.output_at[0].copy_(hidden)
-            tape.cell_at[0].copy_(cell)
+            tape.output_at[0].copy_(hidden.flatten(1))
+            tape.cell_at[0].copy_(cell.flatten(1))
 
     @property
     def state(self) -> LSTMState:
         """The state after the last step, in new tensors."""
         t = self._length
         hidden = torch.stack([tape.output_at[t] for tape in self._layers])
-        return LSTMState(hidden, torch.stack([tape.cell_at[t] for tape in self._layers]))
+        cell = torch.stack([tape.cell_at[t] for tape in self._layers])
+        return LSTMState(hidden.view(self._shape), cell.view(self._shape))
 
     @torch.no_grad()
     def step(self, gradients: Tensor) -> Tensor:
         """Updates for gradients, both ``(coordinates,)``."""
         rule, t = self._rule, self._length
-        signal = rule.preprocessing(gradients)
+        seen = rule.both_sides(gradients)
+        signal = rule.preprocessing(seen.flatten())
         for tape in self._layers:
             tape.signal_at[t].copy_(signal)
             signal = tape.step(t)
         self._length += 1
         update = torch.addmm(rule.output.bias[:, None], rule.output.weight, signal)[0]
+        update = rule.one_side(update.view_as(seen))
         return update if rule.output_scale == 1.0 else update.mul_(rule.output_scale)
 
     @torch.no_grad()
@@ -140,6 +146,8 @@ class LSTMTape:
         """
         output, last = self._rule.output, self._layers[-1]
         upstream = upstream * self._rule.output_scale
+        if self._rule.odd:
+            upstream = torch.cat([upstream, -upstream], dim=1) / 2
         for tape in self._layers:
             tape.d_hidden.zero_()
             tape.d_cell.zero_()
