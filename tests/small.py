@@ -28,7 +28,7 @@ COORDINATEWISE = {
     "scale": lstm(preprocessing={"name": "scale", "factor": 0.3}, forget_bias=1.0),
     "log-sign": lstm(preprocessing="log-sign", forget_bias=(0.0, 3.0)),
     "odd": lstm(preprocessing="log-sign", odd=True),
-    "groups": groups(CONV, {**FC, "odd": True}),
+    "groups": groups(CONV, FC),
 }
 COUPLED = {
     "averaging": lstm(global_averaging_cells=2),

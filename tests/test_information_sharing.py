@@ -26,6 +26,12 @@ def updates(rule, sequence):
 
 def written_out(rule, sequence):
     """The same for one task, coordinate by coordinate, with the memory as a matrix."""
+    if rule.odd:
+        return (one_side(rule, sequence) - one_side(rule, -sequence)) / 2
+    return one_side(rule, sequence)
+
+
+def one_side(rule, sequence):
     steps, coordinates = sequence.shape
     layers = [(layer.weight, layer.bias) for layer in rule.layers]
     zeros = torch.zeros(rule.hidden_size).double()

@@ -100,7 +100,8 @@ class TestLearning:
         history = meta_train(rule, Networks(), settings, device="cpu", progress=False)
         assert history.stopped == "finished"
         assert history.best.validation_loss < 0.9 * history.records[0].validation_loss
-        assert not any(torch.equal(weight, before[name]) for name, weight in rule.state_dict().items())
+        same = {weight for weight, value in rule.state_dict().items() if torch.equal(value, before[weight])}
+        assert not same - ({"output.bias"} if "odd" in name else set())  # it cancels in an odd rule
         assert all(weight.grad is None for weight in rule.parameters())
 
     @both_orders
