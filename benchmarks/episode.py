@@ -56,12 +56,12 @@ def make(problem: str) -> tuple[TaskBatch, UpdateRule]:
 
 def replay_episode(tasks: TaskBatch, rule: UpdateRule, unroll: int, sample: int | None = None) -> Callable[[], None]:
     meta_optimizer = torch.optim.Adam(rule.parameters(), lr=1e-3)
-    unroller = FirstOrderEstimator(rule, sample=sample)
+    estimator = FirstOrderEstimator(rule, sample=sample)
 
     def episode() -> None:
-        unroller.reset(tasks)
+        estimator.reset(tasks)
         for _ in range(HORIZON // unroll):
-            window = unroller.unroll(unroll)
+            window = estimator.unroll(unroll)
             for name, weight in rule.named_parameters():
                 weight.grad = window.meta_gradient[name]
             meta_optimizer.step()
