@@ -5,12 +5,12 @@ import torch
 
 from l2l_kit import zoo
 from l2l_kit.making import train
+from l2l_kit.making.imitation import GroupedBaselines, Imitation, _record, imitate
 from l2l_kit.making.recipes import read_recipes
 from l2l_kit.optimizers import GroupedRule, LSTMRule, baseline
 from l2l_kit.problems import Quadratics
 from l2l_kit.randomness import generator
-from l2l_kit.training import Imitation, imitate, rollout, trajectory
-from l2l_kit.training.imitation import GroupedBaselines, _record
+from l2l_kit.training import rollout, trajectory
 
 BRIEF = Imitation(networks=3, horizon=100, unroll=10, passes=30, lr=0.01)
 LSTM = {"preprocessing": "log-sign", "output_scale": 0.1}

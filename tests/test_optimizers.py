@@ -8,9 +8,9 @@ from small import COORDINATEWISE, COUPLED, RULES, Network
 
 from l2l_kit import optimizers, zoo
 from l2l_kit.errors import UnknownNameError
+from l2l_kit.making.imitation import GroupedBaselines
 from l2l_kit.optimizers import NTMBFGS, GroupedRule, LSTMRule, baseline
 from l2l_kit.training import trajectory
-from l2l_kit.training.imitation import GroupedBaselines
 
 # Torch7's defaults (section 3 of the paper), and what the kit adds to them.
 TORCH = {

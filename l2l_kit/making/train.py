@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from l2l_kit import zoo
 from l2l_kit.evaluation import machine, write_result
+from l2l_kit.making.imitation import Imitation, imitate
 from l2l_kit.making.recipes import Recipe, find_recipe
 from l2l_kit.making.search import random_search
 from l2l_kit.making.work import file_lock, key, once, parallel_map
@@ -20,7 +21,7 @@ from l2l_kit.optimizers import UpdateRule
 from l2l_kit.paths import HOME
 from l2l_kit.storage import load_weights, read_tensors, write_tensors
 from l2l_kit.tensors import pick_device
-from l2l_kit.training import Imitation, imitate, meta_train
+from l2l_kit.training import meta_train
 from l2l_kit.training.processes import barrier, rank_and_world_size
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ replay.py, which uses the tapes of optimizers/tape.py. meta_training.py is the l
 
 from __future__ import annotations
 
-from l2l_kit.training.imitation import Imitation, imitate
 from l2l_kit.training.meta_gradient import (
     AutogradEstimator,
     FirstOrderEstimator,
@@ -31,14 +30,12 @@ __all__ = [
     "FirstOrderEstimator",
     "GradientEstimator",
     "History",
-    "Imitation",
     "MetaTrainer",
     "MetaTraining",
     "Point",
     "Progress",
     "SecondOrderEstimator",
     "UnrollResult",
-    "imitate",
     "meta_train",
     "rollout",
     "trajectory",

@@ -26,7 +26,7 @@ from l2l_kit.optimizers.base import Part
 from l2l_kit.problems import Problem, TaskBatch
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, Tensors, ravel
-from l2l_kit.training.rollout import rollout
+from l2l_kit.training.rollout import trajectory
 
 TAUGHT = 2
 """Networks that the teacher trains, before the LSTMs do."""
@@ -172,20 +172,6 @@ def imitate(
     optimizer.zero_grad(set_to_none=True)
 
 
-class _Recorder:
-    """An optimizer that keeps the gradients of some coordinates, which it leaves to another one to follow."""
-
-    def __init__(self, driver: Optimizer[Any], chosen: Tensor) -> None:
-        self.driver, self.chosen, self.gradients = driver, chosen, list[Tensor]()
-
-    def init(self, params: Tensors) -> Any:
-        return self.driver.init(params)
-
-    def update(self, gradients: Tensors, state: Any, params: Tensors) -> tuple[Tensors, Any]:
-        self.gradients.append(ravel(gradients)[0, self.chosen])
-        return self.driver.update(gradients, state, params)
-
-
 def _record(
     driver: Optimizer[Any], teacher: Optimizer[Any], tasks: TaskBatch, settings: Imitation, number: int
 ) -> tuple[Recording, Tensor]:
@@ -197,16 +183,18 @@ def _record(
         columns.append(first + torch.randperm(size, generator=draws)[:kept])
         shapes.append((name, (kept,)))
         first += size
-    recorder, layout = _Recorder(driver, torch.cat(columns)), Layout(tuple(shapes))
-    losses = rollout(recorder, tasks, settings.horizon)[0]
-    gradients = torch.stack(recorder.gradients)
+    chosen, layout, met, losses = torch.cat(columns), Layout(tuple(shapes)), [], []
+    for point in trajectory(driver, tasks, settings.horizon):
+        met.append(point.gradients[0, chosen])
+        losses.append(point.losses[0])
+    gradients = torch.stack(met[:-1])
     nowhere, targets = layout.unravel(torch.zeros_like(gradients[:1])), torch.empty_like(gradients)
     state = teacher.init(nowhere)
     for target, row in zip(targets, gradients, strict=True):
         updates, state = teacher.update(layout.unravel(row[None]), state, nowhere)
         target.copy_(ravel(updates)[0])
     sizes = torch.cat([_smoothed(part) for part in targets.split_with_sizes(layout.sizes, dim=1)], dim=1)
-    return Recording(layout, gradients, targets, sizes), losses
+    return Recording(layout, gradients, targets, sizes), torch.stack(losses)
 
 
 def _smoothed(targets: Tensor) -> Tensor:
