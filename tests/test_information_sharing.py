@@ -1,4 +1,4 @@
-"""Coordinates that learn of each other: global averaging cells and NTM-BFGS, against a loop written out here."""
+"""Coordinates that depend on each other: global averaging cells and NTM-BFGS, against a loop written out here."""
 
 import pytest
 import torch
