@@ -81,7 +81,9 @@ def train_recipe(
             optimizer, problem, begun.training, checkpoint=checkpoint, device=device, progress=progress
         )
         if history.stopped != "finished":
-            raise KeyboardInterrupt(f"{recipe.name}: interrupted. Give the same command again to continue: {runs} has what is done.")
+            raise KeyboardInterrupt(
+                f"{recipe.name}: interrupted. Give the same command again to continue: {runs} has what is done."
+            )
         if rank == 0:
             table = history.to_frame().reset_index()
             write_result(f"training/{recipe.name}", table, _about(recipe, device), data / "results")
