@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 import time
 import warnings
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ import torch
 from l2l_kit.errors import MetaTrainingDivergedError
 from l2l_kit.extras import needs
 from l2l_kit.making.recipes import Recipe, Search
+from l2l_kit.making.work import file_lock
 from l2l_kit.paths import user_path
 from l2l_kit.problems import with_current_names
 from l2l_kit.training import MetaTrainer
@@ -62,7 +65,9 @@ def random_search(recipe: Recipe, storage: str | Path, device: str | torch.devic
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            trials = _run(_open(recipe, recipe.search, url), recipe, recipe.search, device)
+            with _alone(url):  # two processes that make a new study at the same moment would disturb each other
+                study = _open(recipe, recipe.search, url)
+            trials = _run(study, recipe, recipe.search, device)
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         cause = error.__cause__ or error
         reason = " ".join(str(getattr(cause, "orig", cause)).split())  # without the statement that failed
@@ -182,6 +187,8 @@ def _storage(url: sqlalchemy.URL) -> optuna.storages.RDBStorage:
     options: dict[str, Any] = {}
     if url.get_backend_name() == "sqlite":  # which would find damage in the middle of a search, if at all
         options["connect_args"] = {"timeout": 60}
+        if url.database and not Path(url.database).exists():
+            _new_database(Path(url.database))
         with sqlalchemy.create_engine(url, **options).connect() as connection:
             found = connection.exec_driver_sql("PRAGMA integrity_check").scalars().all()
         if found != ["ok"]:
@@ -195,6 +202,27 @@ def _storage(url: sqlalchemy.URL) -> optuna.storages.RDBStorage:
             if attempts == 5 or type(error) is sqlalchemy.exc.DatabaseError:  # the latter: the file is damaged
                 raise
             time.sleep(1)
+
+
+def _alone(url: sqlalchemy.URL) -> AbstractContextManager[None]:
+    """Hold the lock file of a SQLite database; a server sees to its clients itself."""
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return nullcontext()
+    path = Path(url.database)
+    return file_lock(path.with_name(f".{path.name}.lock"))
+
+
+def _new_database(path: Path) -> None:
+    """Make the tables in another file first: a kill halfway would leave names of studies that are not unique."""
+    import optuna
+    import sqlalchemy
+
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    url = sqlalchemy.URL.create("sqlite", database=str(temporary))
+    storage = optuna.storages.RDBStorage(url.render_as_string(False))
+    storage.remove_session()
+    storage.engine.dispose()
+    temporary.replace(path)
 
 
 def _draw(recipe: Recipe, search: Search, number: int) -> dict[str, float]:
