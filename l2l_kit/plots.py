@@ -88,8 +88,7 @@ def styles(names: Iterable[str]) -> dict[str, Style]:
 class Figure(go.Figure):  # type: ignore[misc]  # plotly has no types
     """A plotly figure that shows itself in JupyterLab, on GitHub (a picture) and in a terminal (a word).
 
-    JupyterLab shows the picture until the pointer touches it, and then the live figure, which has the same size: that
-    is what plotly's renderer does with a figure that comes with a picture.
+    The picture is a JPEG: if a PNG comes with a figure, plotly's renderer shows that until the pointer touches it.
     """
 
     # IPython asks for these before the bundle, and plotly's answers load a script from the network.
@@ -99,7 +98,7 @@ class Figure(go.Figure):  # type: ignore[misc]  # plotly has no types
     def _repr_mimebundle_(self, include: object = None, exclude: object = None, **_: object) -> Settings:
         return {
             "application/vnd.plotly.v1+json": {**json.loads(self.to_json()), "config": {"displaylogo": False}},
-            "image/png": base64.b64encode(static.png(self)).decode(),
+            "image/jpeg": base64.b64encode(static.jpeg(self)).decode(),
             "text/plain": "Figure",
         }
 
@@ -138,7 +137,7 @@ def loss_axis(curves: Iterable[Values]) -> Settings:
 
     The range ends at half decades, or eighths where the losses are close, so that it stays put while a slider moves
     the curves a little. It ends ten times above the highest first loss, so that a diverging run does not flatten the
-    others. Where it is narrow, powers of ten are too few, and ticks between them are labelled.
+    others.
     """
     positive = [[value for value in curve if value is not None and value > 0] for curve in curves]
     positive = [curve for curve in positive if curve]
@@ -149,6 +148,11 @@ def loss_axis(curves: Iterable[Values]) -> Settings:
         parts = 2 if top - bottom > WIDE else 8
         low, high = math.floor(parts * bottom) / parts, math.ceil(parts * top) / parts
         low, high = min(low, high - 0.5), high + 0.02  # half a decade at least, so that it shows two ticks
+    return log_axis(low, high)
+
+
+def log_axis(low: float, high: float) -> Settings:
+    """A logarithmic axis between two powers of ten. Where it is narrow, ticks between powers of ten are labelled."""
     if high - low > WIDE:
         return {**LOGARITHMIC, "range": [low, high], "tickvals": None, "ticktext": None, "minor": {"ticks": "outside"}}
     digits = (1, 1.5, 2, 3, 5, 7) if high - low < 1.2 else (1, 2, 5)

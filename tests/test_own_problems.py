@@ -103,7 +103,7 @@ class TestInTenLines:
             torch.testing.assert_close(exact[name], gradient, rtol=1e-3, atol=1e-5)
 
     def test_in_the_trainer(self, own):
-        trainer = widgets.trainer(own, SETTINGS, baselines={"SGD": baseline("sgd", 0.1)})
+        trainer = widgets.Trainer(own, SETTINGS, baselines={"SGD": baseline("sgd", 0.1)})
         assert trainer.run() is trainer.trained
         trainer.close()
 
