@@ -230,7 +230,7 @@ class TestOwnPictures:
 def test_the_picture_for_places_without_a_kernel_shows_all(make):
     widget = make(steps=1)
     widget.run()
-    assert Image.open(io.BytesIO(widget.picture())).size == (6 * 100 - 4, 24 + 96)
+    assert Image.open(io.BytesIO(widget.picture())).size == (6 * 114 - 4, 24 + 110)
 
 
 @pytest.mark.parametrize(

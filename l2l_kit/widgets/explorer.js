@@ -233,7 +233,7 @@ function watch(model, el, changed) {
   };
   const live = () =>
     setTimeout(() => {
-      know.gone = Boolean(el.closest(".jupyter-widgets-disconnected"));
+      know.gone ||= el.classList.contains("jupyter-widgets-disconnected");
       say();
     });
   kernel?.iopubMessage?.connect(message);
@@ -280,7 +280,10 @@ function render({ model, el }) {
   function showControls() {
     const working = Boolean(model.get("state").working);
     const groups = model.get("groups");
-    if (panel.childElementCount !== groups.length) {
+    const names = JSON.stringify(groups.map(({ title, rows }) => [title, rows.map((row) => row.map(({ name }) => name))]));
+    const focused = [...controls].find(([, { input }]) => input && input === document.activeElement)?.[0];
+    if (panel.dataset.names !== names) {
+      panel.dataset.names = names;
       panel.replaceChildren(
         ...groups.map((group) => {
           const rows = group.rows.map((row) => {
@@ -314,6 +317,7 @@ function render({ model, el }) {
       control.show({ ...spec, off }, values[spec.name], `${unique}-${spec.name}`, working);
       if (control.input && spec.kind !== "button") control.input.disabled = off;
     }
+    if (focused && controls.get(focused)?.input !== document.activeElement) controls.get(focused)?.input.focus();
     for (const fieldset of panel.children) fieldset.disabled = kernel.gone;
   }
 
@@ -343,14 +347,12 @@ function render({ model, el }) {
   }
 
   function tell() {
-    const { text, errors = [], progress, working } = model.get("state");
+    const { text, errors = [], progress } = model.get("state");
     const lines = [];
     const note = (words) => lines.push(make("div", { class: "l2l-kernel", role: "status" }, words));
     if (kernel.gone) note("The kernel that drew this is gone. Run this cell again.");
-    else if (waits() && kernel.busy)
-      note(`${kernel.cell ? `Waits for cell [${kernel.cell}]` : "Waits for the cell"} that the kernel is running; then it follows.`);
-    else if (waits() && performance.now() - moved > 1500) note("Waits for the kernel.");
-    else if (kernel.busy && !working) note(`${kernel.cell ? `Cell [${kernel.cell}]` : "A cell"} is running; this figure follows when it is done.`);
+    else if (waits() && performance.now() - moved > 300)
+      note(kernel.busy && kernel.cell ? `Waits for cell [${kernel.cell}], which is running.` : "Waits for the kernel.");
     for (const error of complaint ? [complaint] : errors) lines.push(make("div", { role: "alert" }, error));
     const line = make("div", { role: "status" });
     if (progress !== null && progress !== undefined && !kernel.gone) {
@@ -399,7 +401,8 @@ function render({ model, el }) {
         const { color } = getComputedStyle(el);
         const hover = { bgcolor: dark ? "#222" : "#fff", font: { color: dark ? "#eee" : "#333" } };
         const layout = { hovermode: "x unified", uirevision: "kept", ...figure.layout, width, height, hoverlabel: hover, font: { ...figure.layout.font, color } };
-        const config = { displaylogo: false, doubleClick: "reset+autosize", modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+        const draws = layout.dragmode === "drawopenpath" ? ["drawopenpath", "eraseshape"] : ["zoom2d", "pan2d", "resetScale2d"];
+        const config = { displaylogo: false, modeBarButtons: [["toImage", ...draws]] };
         await library.react(plot, figure.data, layout, config);
         plot.setAttribute("aria-label", `${figure.layout.title?.text ?? "Figure"}. ${model.get("state").text ?? ""}`.replace(/<[^>]+>/g, " "));
         if (!plot.dataset.heard) {

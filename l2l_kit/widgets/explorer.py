@@ -136,24 +136,24 @@ class Explorer(anywidget.AnyWidget):
 
     compares: ClassVar[bool] = True
     """Whether lines can be pinned and compared with those before the last move."""
+    _thread: threading.Thread | None = None
 
     def __init__(self, **values: Any) -> None:
         self.view, self.cancelled = View(""), False
         self._initial, self._last = values, dict[str, Any]()
-        self._thread: threading.Thread | None = None
         self._left, self._busy = threading.Event(), False
         self._choosing, self._sending = threading.RLock(), threading.RLock()
         self._moved, self._lines, self._before = "", Lines(), Lines()
         self._pins: list[Lines] = []
         self._held: tuple[float, float] | None = None
-        self._check(values)
+        values = self._settled(values)
         super().__init__(plotly=_plotly())
-        self.observe(lambda _: self._follow(self.values), "moves")
+        self.observe(lambda _: self._answer(), "moves")
         self.on_msg(self._hear)
         self._follow(values)
 
     def controls(self, values: Values) -> Mapping[str, Rows]:
-        """The controls by heading, as they are when their values are these. Their names are always the same."""
+        """The controls by heading, as they are when their values are these."""
         raise NotImplementedError
 
     def draw(self, values: Values) -> View | Steps:
@@ -193,9 +193,8 @@ class Explorer(anywidget.AnyWidget):
         Raises:
             ValueError: for values that the controls cannot have.
         """
-        moved = {**self.values, **values}
-        self._check(moved)
-        self._follow(moved)
+        with self._choosing:  # a page and a cell may move at the same time
+            self._follow(self._settled({**self.values, **values}))
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until what is shown is finished, for at most `timeout` seconds."""
@@ -204,7 +203,8 @@ class Explorer(anywidget.AnyWidget):
 
     def close(self) -> None:
         """Stop the work, and take it off the page and out of the kernel."""
-        self._leave()
+        if self._thread is not None:  # Python closes also what was never finished
+            self._leave()
         super().close()
 
     def picture(self) -> bytes:
@@ -237,28 +237,37 @@ class Explorer(anywidget.AnyWidget):
         self._busy = False
         self._tell(View("", errors=[error]))
 
-    def _check(self, values: Values) -> None:
-        for control in _all(self.controls(values)):
-            if control.name in values:
-                control.check(values[control.name])
+    def _settled(self, values: Values) -> dict[str, Any]:
+        settled = dict(self.settle(values))
+        for control in [each for rows in self.controls(settled).values() for row in rows for each in _row(row)]:
+            if control.name in settled:
+                control.check(settled[control.name])
+        return settled
 
-    def _follow(self, values: Values) -> None:
-        with self._choosing:  # a page and a cell may move at the same time
-            self._leave()
+    def _answer(self) -> None:
+        """Do what the page asks for."""
+        with self._choosing:
             self.answered = self.moves
             try:
-                self._check(values)
-                moved = next((name for name in values if values[name] != self._last.get(name)), self._moved)
-                if moved != self._moved:
-                    self._moved, self._before = moved, self._lines
-                self.values = self._last = dict(self.settle(values))
-                drawn = self.draw(self.values)
-                if isinstance(drawn, View):
-                    self._show(drawn)
-                else:
-                    self.start(drawn)
+                self._follow(self._settled(self.values))
             except Exception as error:  # the kernel would only log it
                 self.fail(error)
+
+    def _follow(self, values: dict[str, Any]) -> None:
+        self._leave()
+        moved = next((name for name in values if values[name] != self._last.get(name)), self._moved)
+        if moved != self._moved:
+            self._moved, self._before = moved, self._lines
+        self.values = self._last = values
+        self._describe()
+        try:
+            drawn = self.draw(values)
+            if isinstance(drawn, View):
+                self._show(drawn)
+            else:
+                self.start(drawn)
+        except Exception as error:  # the kernel would only log it
+            self.fail(error)
 
     def _leave(self) -> None:
         """Stop the work after the step under way."""
@@ -309,19 +318,23 @@ class Explorer(anywidget.AnyWidget):
         with self._sending, self.hold_sync():
             errors = [message(error) for error in view.errors]
             self.state = {"text": view.text, "errors": errors, "progress": view.progress, "working": self._busy}
-            self.groups = [
-                {"title": title, "rows": [[_described(each) for each in _row(row)] for row in rows]}
-                for title, rows in self.controls(self.values).items()
-            ]
+            self._describe()
+
+    def _describe(self) -> None:
+        self.groups = [
+            {"title": title, "rows": [[_described(each) for each in _row(row)] for row in rows]}
+            for title, rows in self.controls(self.values).items()
+        ]
 
     def _compare(self, figure: dict[str, Any], now: Lines) -> None:
         """Draw what was before the last move behind a figure, and pinned lines, and let its vertical axis only grow."""
-        colors = {trace["name"]: trace["line"]["color"] for trace in figure["data"] if trace["name"] in now}
+        colors = {name: style.color for name, style in plots.STYLES.items()}
+        colors |= {trace["name"]: trace["line"]["color"] for trace in figure["data"] if trace["name"] in now}
         ghosts = {name: line for name, line in self._before.items() if name in now and line != now[name]}
         for label, lines in [("before", ghosts), *((f"pin {k}", pin) for k, pin in enumerate(self._pins, 1))]:
             for name, (x, y) in lines.items():
                 line = {"color": colors.get(name, plots.GREY), "width": 1.5, "dash": "dot"}
-                faint = {"opacity": 0.45 if label == "before" else 0.8, "showlegend": False}
+                faint = {"opacity": 0.45, **plots.QUIET} if label == "before" else {"opacity": 0.8, "showlegend": False}
                 trace = {"type": "scatter", "name": f"{name}, {label}", "x": x, "y": y, "mode": "lines", "line": line}
                 figure["data"].append(trace | faint)
         axis = figure["layout"]["yaxis"]
@@ -365,10 +378,6 @@ def _plotly() -> _Plotly:
 
 def _row(row: Control | tuple[Control, ...]) -> tuple[Control, ...]:
     return row if isinstance(row, tuple) else (row,)
-
-
-def _all(groups: Mapping[str, Rows]) -> list[Control]:
-    return [control for rows in groups.values() for row in rows for control in _row(row)]
 
 
 def _described(control: Control) -> dict[str, Any]:

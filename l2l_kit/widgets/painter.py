@@ -29,7 +29,7 @@ SWEEPS = {64: "sweeps/neural-art", 128: "sweeps/neural-art-new-style"}
 """Where the learning rates for pictures of that size come from."""
 NAMES = (LEARNED, "Adam", "NAG", LBFGS)
 STEPS = (16, 32, 64, 128, 256)
-THUMBNAIL = 96
+THUMBNAIL = 110
 """Pixels a side at which content and style are shown."""
 KINDS = {"content": data.content, "style": data.style}
 

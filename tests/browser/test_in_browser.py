@@ -124,7 +124,7 @@ def test_what_a_reader_can_do(explorer_page, tmp_path):
     page = explorer_page
     page.get_by_role("checkbox", name="SGD").click()
     page.wait_for_function(f"document.querySelectorAll('{LINES}').length === 4")
-    page.get_by_text("median", exact=True).click()
+    page.get_by_role("radio", name="median").click()
     page.wait_for_function(f"{TITLE}.startsWith('Median')")
     button(page, "Pin").click()
     seed = page.get_by_role("spinbutton", name="Seed")
@@ -179,10 +179,11 @@ def test_what_a_reader_can_do(explorer_page, tmp_path):
 
 
 LONG = "print('\\n'.join('a lesson goes on' for _ in range(60)))"  # so that the page has a scroll bar
-BUSY = "import time\ntime.sleep(6)"
+BUSY = "import ctypes, time\ntime.sleep(1)\nctypes.PyDLL(None).sleep(8)"  # in the end no thread of Python can answer
 BREAK = """
 works, explorer._view = explorer._view, lambda *_: 1 / 0
 explorer.move(dimension=5)
+explorer.wait()
 explorer._view = works
 """
 
@@ -199,9 +200,9 @@ def test_it_says_what_state_it_is_in(open_notebook, tmp_path):
     page.evaluate(
         "code => { window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestExecute({code}); }", BUSY
     )
-    says(page, "Cell [4] is running")
     before = lines(page)
     slider(page, "Learning rate of Adam").focus()
+    page.wait_for_timeout(2000)
     for _ in range(3):
         page.keyboard.press("ArrowLeft")
     says(page, "Waits for cell [4]")
