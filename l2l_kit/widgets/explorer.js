@@ -30,7 +30,7 @@ const kinds = {
   slider(send, play) {
     const input = make("input", { type: "range", min: "0", step: "1" });
     const track = make("span", { class: "l2l-track" }, input);
-    const output = make("output");
+    const output = make("span", { class: "l2l-value" });
     const buttons = ["‹", "▶", "›"].map((text) => make("button", { type: "button", class: "l2l-step" }, text));
     let spec, timer;
     const go = (index) => {
@@ -236,11 +236,14 @@ function watch(model, el, changed) {
       know.gone ||= el.classList.contains("jupyter-widgets-disconnected");
       say();
     });
+  const end = () => status(kernel, "dead");
   kernel?.iopubMessage?.connect(message);
+  kernel?.disposed?.connect(end);
   kernel?.statusChanged?.connect(status);
   model.on("comm_live_update", live);
   return () => {
     kernel?.iopubMessage?.disconnect(message);
+    kernel?.disposed?.disconnect(end);
     kernel?.statusChanged?.disconnect(status);
     model.off("comm_live_update", live);
   };
