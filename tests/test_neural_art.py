@@ -9,12 +9,11 @@ from torch.nn import functional
 
 from l2l_kit import data
 from l2l_kit.errors import DataError, WeightsFileError
-from l2l_kit.optimizers import baseline
 from l2l_kit.problems import NeuralArt, NeuralArtTasks, neural_art
 from l2l_kit.problems.features import SMALL, VGG16, FeatureNetwork, gram
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, ravel
-from l2l_kit.training import MetaTraining, rollout, validation_batch
+from l2l_kit.training import MetaTraining, validation_batch
 
 TINY = ((2, 3), (4, 2), (3, 3), (5,))
 LAYERS = {"conv3_1", *neural_art.STYLE_LAYERS}
@@ -70,17 +69,11 @@ class TestFeatures:
 
     def test_names_and_shapes_are_those_of_torchvision(self):
         """The first convolutions of torchvision's vgg16().features, as its documentation prints them."""
-        convolutions = {
-            0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128), 10: (128, 256), 12: (256, 256), 14: (256, 256),
-            17: (256, 512),
-        }  # fmt: skip
         with torch.device("meta"):
             found = {name: tuple(weight.shape) for name, weight in FeatureNetwork(VGG16).state_dict().items()}
-        assert found == {
-            f"features.{place}.{kind}": shape
-            for place, (inputs, outputs) in convolutions.items()
-            for kind, shape in (("weight", (outputs, inputs, 3, 3)), ("bias", (outputs,)))
-        }
+        places = (0, 2, 5, 7, 10, 12, 14, 17)
+        assert list(found) == [f"features.{place}.{kind}" for place in places for kind in ("weight", "bias")]
+        assert [found["features.5.weight"], found["features.17.weight"]] == [(128, 64, 3, 3), (512, 256, 3, 3)]
 
     def test_weights_may_be_those_of_a_deeper_network(self):
         network = FeatureNetwork.of(TINY[:3], 1.0, tiny_weights())
@@ -212,16 +205,11 @@ class TestProblem:
 
     def test_people_bring_their_own_content_and_style(self):
         content = torch.randint(256, (1, 3, 50, 40), generator=generator(0, "content"), dtype=torch.uint8)
-        style = data.style("woodcut")
-        problem = art(size=32)
-        found = problem.tasks(content, generator(0, "noise"), style)
+        found = art(size=32).tasks(content, generator(0, "noise"), data.style("woodcut"))
         assert found.initial_params["pixels"].shape == (1, 3, 32, 32)
-        named = replace(problem, style="woodcut").tasks(content, generator(0, "noise"))
+        named = art(size=32, style="woodcut").tasks(content, generator(0, "noise"))
         assert all(torch.equal(a, b) for a, b in zip(found.style, named.style, strict=True))
-
-    def test_pixels_and_pictures_are_inverse(self):
-        pictures = torch.randint(256, (2, 3, 4, 5), generator=generator(0, "pictures"), dtype=torch.uint8)
-        assert torch.equal(neural_art.to_pictures(neural_art.to_pixels(pictures.float())), pictures)
+        assert torch.equal(neural_art.to_pictures(neural_art.to_pixels(content.float())), content)
 
     def test_auto_says_what_it_found(self, monkeypatch, tmp_path):
         monkeypatch.setenv("L2L_DATA_DIR", str(tmp_path))
@@ -234,10 +222,6 @@ class TestProblem:
             NeuralArt(network="vgg16").sample(1, generator(0, "test"))
         for name in ("_full", "_embedded"):
             getattr(data, name).cache_clear()
-
-    def test_adam_paints(self):
-        losses = rollout(baseline("adam", 0.1), art().sample(2, generator(0, "test")), 30)
-        assert (losses[:, -1] < 0.5 * losses[:, 0]).all()
 
 
 def test_vgg_tells_the_same_photograph_from_another():

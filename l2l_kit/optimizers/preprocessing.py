@@ -44,11 +44,7 @@ class Identity(Preprocessing):
 
 @dataclass(frozen=True)
 class Scale(Preprocessing):
-    """The gradient times a constant that all coordinates share (appendix A, first paragraph).
-
-    Args:
-        factor: should bring typical gradients to order 1.
-    """
+    """The gradient times a constant, which should bring typical gradients to order 1 (appendix A, first paragraph)."""
 
     name: ClassVar[str] = "scale"
     features: ClassVar[int] = 1
@@ -65,13 +61,7 @@ class Scale(Preprocessing):
 
 @dataclass(frozen=True)
 class LogSign(Preprocessing):
-    """Logarithm and sign of the gradient, which makes gradients of very different sizes comparable (appendix A).
-
-    (log|∇| / p, sgn ∇) where |∇| ≥ e^-p, else (-1, e^p ∇).
-
-    Args:
-        p: gradients below e^-p count as small; the paper uses 10.
-    """
+    """(log|∇| / p, sgn ∇) where |∇| ≥ e^-p, else (-1, e^p ∇), so that sizes are comparable (appendix A, p = 10)."""
 
     name: ClassVar[str] = "log-sign"
     features: ClassVar[int] = 2
@@ -91,19 +81,15 @@ class LogSign(Preprocessing):
         return torch.stack([magnitude.log() / self.p, direction])
 
 
-_PREPROCESSINGS: dict[object, type[Preprocessing]] = {kind.name: kind for kind in (Identity, Scale, LogSign)}
+_KINDS: dict[object, type[Preprocessing]] = {kind.name: kind for kind in (Identity, Scale, LogSign)}
 
 
 def make_preprocessing(choice: str | Preprocessing | Mapping[str, object]) -> Preprocessing:
-    """A preprocessing from its name, its configuration or itself.
-
-    Raises:
-        UnknownNameError: if there is no preprocessing of that name.
-    """
+    """A preprocessing from its name, its configuration or itself; an `UnknownNameError` if there is none."""
     if isinstance(choice, Preprocessing):
         return choice
     fields = {"name": choice} if isinstance(choice, str) else dict(choice)
     name = fields.pop("name", None)
-    if name not in _PREPROCESSINGS:
-        raise UnknownNameError("preprocessing", name, map(str, _PREPROCESSINGS))
-    return _PREPROCESSINGS[name](**fields)
+    if name not in _KINDS:
+        raise UnknownNameError("preprocessing", name, map(str, _KINDS))
+    return _KINDS[name](**fields)

@@ -18,13 +18,9 @@ SMALL = ((16, 16), (32, 32), (64, 64), (128,))
 class FeatureNetwork(nn.Module):
     """The convolutions of a VGG network: blocks of 3×3 convolutions and ReLUs, with max pooling between them.
 
-    Layers are called as in Gatys et al., "conv1_1" being the first convolution of the first block, and give what comes
-    out of their ReLU; parameters are called as in torchvision ("features.0.weight"). Weights are constants: gradients
-    flow to the input alone. (Gatys et al. pooled by averages instead; VGG was trained with maxima.)
-
-    Args:
-        blocks: channels of the convolutions in each block.
-        scale: factor on the input.
+    `blocks` has the channels of the convolutions in each block, and `scale` is a factor on the input. Layers are called
+    as in Gatys et al., "conv1_1" being the first convolution of the first block, and give what comes out of their ReLU;
+    parameters are called as in torchvision ("features.0.weight"). Weights are constants.
     """
 
     def __init__(self, blocks: tuple[tuple[int, ...], ...], scale: float = 1.0) -> None:

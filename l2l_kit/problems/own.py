@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +19,7 @@ Batches = Callable[[torch.Generator], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class FunctionTasks(TaskBatch):
-    """``n`` tasks whose loss is written for one, ``loss(params, data, *minibatch)``.
-
-    Where there are minibatches, `batches` draws one of one task, and `seeds` has the seed of each task's.
-    """
+    """``n`` tasks whose loss is written for one, ``loss(params, data, *minibatch)``; `seeds` are their minibatches'."""
 
     name: str
     initial: Tensors
@@ -62,10 +58,20 @@ class FunctionTasks(TaskBatch):
 
 
 @dataclass(frozen=True)
-class FunctionProblem(Problem):
-    """See `Problem.from_functions`."""
+class _Named(Problem):
+    """A problem of which files record the name alone."""
 
     name: str  # type: ignore[misc]  # of each problem, and not of the class
+
+    @override
+    def config(self) -> dict[str, object]:
+        return {"name": self.name}
+
+
+@dataclass(frozen=True)
+class FunctionProblem(_Named):
+    """See `Problem.from_functions`."""
+
     init: Callable[[torch.Generator], tuple[Tensors, Tensors]]
     loss: Callable[[Tensors, Tensors], Tensor]
 
@@ -77,16 +83,15 @@ class FunctionProblem(Problem):
                 raise TypeError(
                     f"{self.name}: expected init to give two dicts of tensors, params and data, got {task!r}."
                 )
-        params, data = (_stacked(each, device) for each in zip(*drawn, strict=True))
+        params, data = (
+            {name: torch.stack([task[name] for task in tasks]).to(device) for name in tasks[0]}
+            for tasks in zip(*drawn, strict=True)
+        )
         return FunctionTasks(self.name, params, data, self.loss)
-
-    @override
-    def config(self) -> dict[str, Any]:
-        return {"name": self.name}
 
 
 @dataclass(frozen=True)
-class ModuleProblem(Problem):
+class ModuleProblem(_Named):
     """A network of one's own on minibatches: any `nn.Module`, from fresh weights for each task.
 
     A parameter's name decides which of several LSTMs looks after it, by the part before its first dot: what belongs to
@@ -102,10 +107,9 @@ class ModuleProblem(Problem):
         loss: ``loss(model(inputs), targets)``, a scalar tensor, such as `torch.nn.functional.cross_entropy`.
     """
 
-    name: str  # type: ignore[misc]  # of each problem, and not of the class
     make_model: Callable[[], nn.Module]
     batches: Batches
-    loss: Callable[[Any, Tensor], Tensor]
+    loss: Callable[[Tensor, Tensor], Tensor]
 
     @override
     def sample(self, num_tasks: int, generator: torch.Generator, device: torch.device | None = None) -> FunctionTasks:
@@ -126,12 +130,3 @@ class ModuleProblem(Problem):
         with torch.random.fork_rng(devices=()):
             torch.default_generator.manual_seed(seed)
             return self.make_model()
-
-    @override
-    def config(self) -> dict[str, Any]:
-        return {"name": self.name}
-
-
-def _stacked(tasks: tuple[Tensors, ...], device: torch.device | None) -> Tensors:
-    """Named tensors of several tasks with a leading axis that counts them."""
-    return {name: torch.stack([task[name] for task in tasks]).to(device) for name in tasks[0]}
