@@ -18,6 +18,15 @@ from l2l_kit.problems import (
 )
 
 
+def same_bits(found, expected):
+    return all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def assert_close(found, expected, **tolerance):
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, **tolerance)
+
+
 def lstm(**arguments):
     return lambda **more: LSTMRule(**{"hidden_size": 5, **arguments, **more})
 

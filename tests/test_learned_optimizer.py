@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from small import assert_close, same_bits
 from torch import nn
 
 from l2l_kit import LearnedOptimizer, learned_optimizer, parameter_groups, zoo
@@ -82,15 +83,6 @@ class Run:
 
     def kept(self):
         return [values for state in self.optimizer.state.values() for values in state.values()]
-
-
-def same_bits(found, expected):
-    return all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-
-
-def assert_close(found, expected, **tolerance):
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, **tolerance)
 
 
 def reference(run, rule, clip):

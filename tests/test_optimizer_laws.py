@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from small import assert_close, same_bits
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -101,15 +102,6 @@ class Run:
     @property
     def rates(self):
         return [group["lr"] for group in self.optimizer.param_groups]
-
-
-def same_bits(found, expected):
-    return all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-
-
-def assert_close(found, expected):
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other)
 
 
 def moved(found, before):

@@ -131,7 +131,7 @@ WRONG = [
     (MNIST, "init_scale", (0, NAN, INF, "0.1", (), (0.1,), (1, 0.1), (0, 1), (0.1, INF)), "a positive number, or"),
     (CIFAR, "labels", ((), (1,), (1, 1), (1, 10), (-1, 2), "12", 5, ("1", "2")), "two or more different ones"),
     (CIFAR, "batch_size", (0, 1), "a whole number of at least 2"),
-    (CIFAR, "init_scale", (0, NAN, "0.1"), "a number above 0"),
+    (CIFAR, "init_scale", (0, NAN, "0.1"), "a positive number"),
     (NeuralArt, "size", (8, 64.0), "a whole number of at least 16"),
     (NeuralArt, "style_weight", (-1, NAN), "a number of at least 0"),
 ]

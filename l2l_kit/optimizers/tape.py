@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from typing import cast
 
 import torch
 from torch import Tensor
-from typing_extensions import override
 
 from l2l_kit.optimizers.base import Memory
 from l2l_kit.optimizers.lstm import LSTMLayer, LSTMRule, step_in_place
@@ -18,41 +16,6 @@ from l2l_kit.tensors import Tensors
 
 ACTIVATIONS = 10
 """Numbers that autograd keeps of a step for each number in the network's state, roughly."""
-
-
-class Tape(ABC):
-    """A window of a network's steps: call `step` for each gradient and then `backward` once.
-
-    In place of `backward` one can go back a step at a time: `step_back` for each, the last one first, and then
-    `weight_gradients`. The state in which the window began counts as constant: this is truncated backpropagation.
-    """
-
-    @property
-    @abstractmethod
-    def state(self) -> Memory:
-        """The state after the last step."""
-
-    @abstractmethod
-    def step(self, gradients: Tensor) -> Tensor:
-        """Updates for gradients, both of one shape and detached. The gradients are kept, not copied."""
-
-    @abstractmethod
-    def step_back(self, upstream: Tensor) -> None:
-        """Go back through a step; `upstream` is the gradient with respect to its updates."""
-
-    @abstractmethod
-    def by_gradients(self) -> Tensor:
-        """The gradient with respect to the gradients that this step was given."""
-
-    @abstractmethod
-    def weight_gradients(self) -> Tensors:
-        """The gradients with respect to the network's weights by their names, after all steps."""
-
-    def backward(self, upstream: Tensor) -> Tensors:
-        """Gradients of Σ_t upstream(t) · g(t) with respect to the network's weights, by their names."""
-        for each in reversed(upstream.unbind()):
-            self.step_back(each)
-        return self.weight_gradients()
 
 
 def bytes_per_step(rule: LSTMRule) -> int:
@@ -124,13 +87,17 @@ class _LayerTape:
         tanh_backward(d_candidate, candidate, grad_input=candidate)
 
 
-class LSTMTape(Tape):
-    """The fast twin of autograd through `LSTMRule.forward`, for up to `steps` steps of `coordinates` coordinates.
+class LSTMTape:
+    """Records up to `steps` steps of an `LSTMRule` on `coordinates` coordinates and backpropagates through them.
 
-    Every step is the same recurrence, so the backward pass fits on a page. The coordinates are the last axis, so that
-    each gate is one contiguous block. All work is in place, in buffers that every window reuses: `start` begins one
-    and reads the weights. The gradients with respect to the gates overwrite the gates, so that one batched product over
-    all steps gives the gradient of each weight at the end.
+    Usage: `start` a window, call `step` for each gradient and then `backward` once; or, in its place, `step_back` for
+    each step, the last one first, and `weight_gradients`. The state in which the window began counts as constant: this
+    is truncated backpropagation through time.
+
+    It is the fast twin of autograd through `LSTMRule.forward`. Every step is the same recurrence, so the backward pass
+    fits on a page. The coordinates are the last axis, so that each gate is one contiguous block. All work is in place,
+    in buffers that every window reuses. The gradients with respect to the gates overwrite the gates, so that a batched
+    product over all steps gives the gradient of each weight at the end.
     """
 
     def __init__(self, rule: LSTMRule, coordinates: int, steps: int) -> None:
@@ -142,7 +109,7 @@ class LSTMTape(Tape):
 
     @torch.no_grad()
     def start(self, state: Memory) -> None:
-        """Begin a window at a state of the rule."""
+        """Begin a window at a state of the rule, and with the weights that it has now."""
         self._seen: list[Tensor] = []
         self._back = 0  # steps that `step_back` has gone
         self._state = state
@@ -154,17 +121,16 @@ class LSTMTape(Tape):
             tape.d_cell.zero_()
 
     @property
-    @override
     def state(self) -> Memory:
-        """In new tensors."""
+        """The state after the last step, in new tensors."""
         t, first = len(self._seen), self._state
         hidden = torch.stack([tape.output_at[t] for tape in self._layers])
         cell = torch.stack([tape.cell_at[t] for tape in self._layers])
         return type(first)(*(part.view(first[0].shape) for part in (hidden, cell)))
 
-    @override
     @torch.no_grad()
     def step(self, gradients: Tensor) -> Tensor:
+        """Updates for gradients, both of one shape and detached. The gradients are kept, not copied."""
         rule, t = self._rule, len(self._seen)
         seen = rule.both_sides(gradients)
         signal = rule.preprocessing(seen.flatten())
@@ -176,9 +142,15 @@ class LSTMTape(Tape):
         update = rule.one_side(update.view_as(seen))
         return update if rule.output_scale == 1.0 else update.mul_(rule.output_scale)
 
-    @override
+    def backward(self, upstream: Tensor) -> Tensors:
+        """Gradients of Σ_t upstream(t) · g(t) with respect to the rule's weights, by their names."""
+        for each in reversed(upstream.unbind()):
+            self.step_back(each)
+        return self.weight_gradients()
+
     @torch.no_grad()
     def step_back(self, upstream: Tensor) -> None:
+        """Go back through a step; `upstream` is the gradient with respect to its updates."""
         self._back += 1
         rule, last, t = self._rule, self._layers[-1], len(self._seen) - self._back
         by_output = self._upstream[t]
@@ -192,8 +164,8 @@ class LSTMTape(Tape):
             if index > 0:
                 self._layers[index - 1].d_hidden.addmm_(weight[: tape.width], tape.gates_at[t])
 
-    @override
     def by_gradients(self) -> Tensor:
+        """The gradient with respect to the gradients that this step was given."""
         first, t = self._layers[0], len(self._seen) - self._back
         by_signal = first.layer.weight.detach().T[: first.width] @ first.gates_at[t]
         with torch.enable_grad():
@@ -201,9 +173,9 @@ class LSTMTape(Tape):
             signal = self._rule.preprocessing(self._rule.both_sides(gradients).flatten())
         return torch.autograd.grad(signal, gradients, by_signal)[0]
 
-    @override
     @torch.no_grad()
     def weight_gradients(self) -> Tensors:
+        """What `backward` gives, after all steps."""
         steps, last = len(self._seen), self._layers[-1]
         upstream, outputs = self._upstream[:steps], last.inputs[1 : steps + 1, last.width :]
         result = {
@@ -218,35 +190,30 @@ class LSTMTape(Tape):
         return result
 
 
-class AutogradTape(Tape):
-    """For any network, by autograd through one step at a time.
+class AutogradTape:
+    """The same for a window of any network, which begins at `state`: by autograd, one step at a time.
 
     The graphs of the first steps are kept, as many as fit into `tape_bytes`. The other steps are taken again on the way
     back, each from the state in which it began.
     """
 
     def __init__(self, network: LSTMRule, state: Memory, tape_bytes: int) -> None:
-        self._network, self._state = network, state
+        self._network, self.state = network, state
         self._room = tape_bytes // (ACTIVATIONS * sum(part.numel() * part.element_size() for part in state))
         self._inputs: list[tuple[Tensor, Memory]] = []
         self._graphs: list[tuple[list[Tensor], list[Tensor]]] = []
         self._by_state: Memory = ()  # no gradient comes from beyond the window
         self._weight_gradients = {name: torch.zeros_like(weight) for name, weight in network.named_parameters()}
 
-    @property
-    @override
-    def state(self) -> Memory:
-        return self._state
-
-    @override
     def step(self, gradients: Tensor) -> Tensor:
-        self._inputs.append((gradients, self._state))
+        """As in `LSTMTape`."""
+        self._inputs.append((gradients, self.state))
         if len(self._graphs) < self._room:
-            self._graphs.append(self._graph(gradients, self._state))
+            self._graphs.append(self._graph(gradients, self.state))
             updates, *after = map(Tensor.detach, self._graphs[-1][1])
-            self._state = type(self._state)(*after)
+            self.state = type(self.state)(*after)
         else:
-            updates, self._state = self._network.step(gradients, self._state)
+            updates, self.state = self._network.step(gradients, self.state)
         return updates
 
     @torch.enable_grad()
@@ -256,22 +223,28 @@ class AutogradTape(Tape):
         updates, after = self._network(inputs[0], type(state)(*inputs[1:]))
         return inputs, [updates, *after]
 
-    @override
+    def backward(self, upstream: Tensor) -> Tensors:
+        """As in `LSTMTape`."""
+        for each in reversed(upstream.unbind()):
+            self.step_back(each)
+        return self.weight_gradients()
+
     def step_back(self, upstream: Tensor) -> None:
+        """As in `LSTMTape`."""
         before = self._inputs.pop()
         inputs, outputs = self._graphs.pop() if len(self._inputs) < len(self._graphs) else self._graph(*before)
         names, weights = zip(*self._network.named_parameters(), strict=True)
-        by_outputs = upstream, *(self._by_state or map(torch.zeros_like, self._state))
+        by_outputs = upstream, *(self._by_state or map(torch.zeros_like, self.state))
         found = torch.autograd.grad(outputs, (*inputs, *weights), by_outputs, materialize_grads=True)
         for name, gradient in zip(names, found[len(inputs) :], strict=True):
             self._weight_gradients[name] += gradient
         self._by_gradients, *by_state = found[: len(inputs)]
         self._by_state = tuple(by_state)
 
-    @override
     def by_gradients(self) -> Tensor:
+        """As in `LSTMTape`."""
         return self._by_gradients
 
-    @override
     def weight_gradients(self) -> Tensors:
+        """As in `LSTMTape`."""
         return self._weight_gradients

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from l2l_kit.problems.checks import checked_gradients, checked_start
 from l2l_kit.tensors import Layout, Tensors
@@ -56,6 +57,18 @@ class TaskBatch(ABC):
             mine, vectors = vectors[: len(point)], vectors[len(point) :]
             products += torch.autograd.grad(gradients, point, mine)
         return torch.cat(products)
+
+
+@dataclass(frozen=True)
+class StoredTasks(TaskBatch):
+    """A batch that keeps its starting points in a field."""
+
+    initial: Tensors
+
+    @property
+    @override
+    def initial_params(self) -> Tensors:
+        return self.initial
 
 
 @dataclass(frozen=True)

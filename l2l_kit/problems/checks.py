@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from l2l_kit.problems.base import Problem, TaskBatch
 
 
-def check_number(problem: Problem, field: str, kind: type[int] | type[float], low: float, above: bool = False) -> None:
-    """Refuse a field that is no finite number of at least `low`, or above it, by a ValueError."""
+def check_number(problem: Problem, field: str, kind: type[int] | type[float], low: float) -> None:
+    """Refuse a field that is no finite number of at least `low`, by a ValueError."""
     value = getattr(problem, field)
-    if not isinstance(value, kind | int) or not low <= value < math.inf or (above and value == low):
-        wanted = f"{'whole ' if kind is int else ''}number {'above' if above else 'of at least'} {low}"
-        raise ValueError(f"{type(problem).__name__}: {field} must be a {wanted}, got {value!r}.")
+    if not isinstance(value, kind | int) or not low <= value < math.inf:
+        whole = "whole " if kind is int else ""
+        raise ValueError(f"{type(problem).__name__}: {field} must be a {whole}number of at least {low}, got {value!r}.")
 
 
 def check_choice(problem: Problem, field: str, choices: object) -> None:

@@ -11,7 +11,7 @@ from torch.nn import functional
 from typing_extensions import override
 
 from l2l_kit import data
-from l2l_kit.problems.checks import check_number
+from l2l_kit.errors import check_positive
 from l2l_kit.problems.classifiers import ClassifierProblem, ClassifierTasks
 from l2l_kit.tensors import Tensors
 
@@ -93,7 +93,7 @@ class CIFAR(ClassifierProblem):
         labels = tuple(self.labels) if isinstance(self.labels, tuple | list) else ()
         if len(set(labels) & set(range(10))) < max(2, len(labels)):
             raise ValueError(f"CIFAR: labels must be two or more different ones of 0 to 9, got {self.labels!r}.")
-        check_number(self, "init_scale", float, 0, above=True)
+        check_positive("CIFAR", init_scale=self.init_scale)
         object.__setattr__(self, "labels", labels)  # from a file it comes as a list
         self._settle(smallest_batch=2)
 

@@ -14,17 +14,16 @@ from torch.nn import functional
 from typing_extensions import override
 
 from l2l_kit import data
-from l2l_kit.problems.base import Problem, TaskBatch
+from l2l_kit.problems.base import Problem, StoredTasks
 from l2l_kit.problems.checks import check_choice, check_number
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, Tensors
 
 
 @dataclass(frozen=True)
-class ClassifierTasks(TaskBatch):
+class ClassifierTasks(StoredTasks):
     """``n`` networks of one architecture, each with initial weights and an order of minibatches of its own."""
 
-    initial: Tensors
     images: Tensor  # what the minibatches are drawn from, as bytes, (images, *shape)
     labels: Tensor  # classes, counted from 0, (images,)
     test_images: Tensor  # what `test` looks at
@@ -40,11 +39,6 @@ class ClassifierTasks(TaskBatch):
     def images_at_once(self) -> int:
         """How many images networks together look at, at one time, where there are several networks."""
         return 2**14
-
-    @property
-    @override
-    def initial_params(self) -> Tensors:
-        return self.initial
 
     @override
     def losses(self, params: Tensors, step: int) -> Tensor:

@@ -26,14 +26,13 @@ class FeatureNetwork(nn.Module):
     def __init__(self, blocks: tuple[tuple[int, ...], ...], scale: float = 1.0) -> None:
         super().__init__()
         self.scale = scale
-        self._layer_after: dict[int, str] = {}  # what a layer is called, by the place of its ReLU
+        self._names = [f"conv{b}_{n}" for b, widths in enumerate(blocks, 1) for n in range(1, len(widths) + 1)]
         layers: list[nn.Module] = []
         channels = 3
-        for block, widths in enumerate(blocks, start=1):
-            layers += [nn.MaxPool2d(2)] * (block > 1)
-            for number, width in enumerate(widths, start=1):
+        for widths in blocks:
+            layers += [nn.MaxPool2d(2)] if layers else []
+            for width in widths:
                 layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
-                self._layer_after[len(layers)] = f"conv{block}_{number}"
                 channels = width
         self.features = nn.Sequential(*layers)
         self.requires_grad_(False)
@@ -50,11 +49,11 @@ class FeatureNetwork(nn.Module):
     def forward(self, pixels: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
         """Features ``(n, channels, height, width)`` of pictures ``(n, 3, height, width)`` in the layers so named."""
         found: dict[str, Tensor] = {}
-        signal = self.scale * pixels
-        for place, layer in enumerate(self.features, start=1):
+        signal, names = self.scale * pixels, iter(self._names)
+        for layer in self.features:
             signal = layer(signal)
-            if self._layer_after.get(place) in layers:
-                found[self._layer_after[place]] = signal
+            if isinstance(layer, nn.ReLU) and (name := next(names)) in layers:
+                found[name] = signal
             if len(found) == len(layers):
                 break
         return found

@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from l2l_kit import data
-from l2l_kit.problems.base import Problem, TaskBatch
+from l2l_kit.problems.base import Problem, StoredTasks
 from l2l_kit.problems.checks import check_choice, check_number
 from l2l_kit.problems.features import SMALL, VGG16, FeatureNetwork, gram
 from l2l_kit.tensors import Layout, Tensors
@@ -38,20 +38,14 @@ _AT_ONCE = 4 * 64 * 64
 
 
 @dataclass(frozen=True)
-class NeuralArtTasks(TaskBatch):
-    """``n`` pictures to paint, each of another content, in one style."""
+class NeuralArtTasks(StoredTasks):
+    """``n`` pictures to paint in one style, "pixels" ``(n, 3, size, size)`` as in `to_pixels`, each of one content."""
 
-    initial: Tensors  # starting points, "pixels" of shape (n, 3, size, size), in units of `to_pixels`
     content_layer: str  # where contents are compared
     content: Tensor  # the contents' features there, (n, channels, height, width)
     style: tuple[Tensor, ...]  # the style's Gram matrix in each style layer, (1, channels, channels)
     network: FeatureNetwork
     weights: tuple[float, float, float]  # of the content, style and total-variation terms
-
-    @property
-    @override
-    def initial_params(self) -> Tensors:
-        return self.initial
 
     @override
     def losses(self, params: Tensors, step: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, replace_all_batch_norm_modules_, stack_module_state, vmap
 from typing_extensions import override
 
-from l2l_kit.problems.base import Problem, TaskBatch
+from l2l_kit.problems.base import Problem, StoredTasks
 from l2l_kit.randomness import generator as make_generator
 from l2l_kit.tensors import Tensors
 
@@ -18,20 +18,14 @@ Batches = Callable[[torch.Generator], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class FunctionTasks(TaskBatch):
+class FunctionTasks(StoredTasks):
     """``n`` tasks whose loss is written for one, ``loss(params, data, *minibatch)``; `seeds` are their minibatches'."""
 
     name: str
-    initial: Tensors
     data: Tensors
     loss: Callable[..., Tensor]
     batches: Batches | None = None
     seeds: tuple[int, ...] = ()
-
-    @property
-    @override
-    def initial_params(self) -> Tensors:
-        return self.initial
 
     @override
     def losses(self, params: Tensors, step: int) -> Tensor:
@@ -87,7 +81,7 @@ class FunctionProblem(_Named):
             {name: torch.stack([task[name] for task in tasks]).to(device) for name in tasks[0]}
             for tasks in zip(*drawn, strict=True)
         )
-        return FunctionTasks(self.name, params, data, self.loss)
+        return FunctionTasks(params, self.name, data, self.loss)
 
 
 @dataclass(frozen=True)
@@ -114,7 +108,11 @@ class ModuleProblem(_Named):
     @override
     def sample(self, num_tasks: int, generator: torch.Generator, device: torch.device | None = None) -> FunctionTasks:
         seeds = tuple(torch.randint(2**62, (num_tasks,), generator=generator).tolist())
-        models = [replace_all_batch_norm_modules_(self._model(seed)) for seed in seeds]
+        models = []
+        for seed in seeds:
+            with torch.random.fork_rng(devices=()):
+                torch.default_generator.manual_seed(seed)
+                models.append(replace_all_batch_norm_modules_(self.make_model()))
         states = stack_module_state(models)
         weights, buffers = ({name: each.detach().to(device) for name, each in part.items()} for part in states)
         trained = {name for name, weight in models[0].named_parameters() if weight.requires_grad}
@@ -124,9 +122,4 @@ class ModuleProblem(_Named):
             return self.loss(functional_call(model, {**params, **data}, (inputs,)), targets)
 
         params = {name: weights.pop(name) for name in list(weights) if name in trained}
-        return FunctionTasks(self.name, params, weights | buffers, loss, self.batches, seeds)
-
-    def _model(self, seed: int) -> nn.Module:
-        with torch.random.fork_rng(devices=()):
-            torch.default_generator.manual_seed(seed)
-            return self.make_model()
+        return FunctionTasks(params, self.name, weights | buffers, loss, self.batches, seeds)

@@ -40,12 +40,13 @@ from typing_extensions import override
 from l2l_kit.errors import MetaTrainingDivergedError
 from l2l_kit.optimizers import UpdateRule
 from l2l_kit.optimizers.base import Memory, Part, map_state
-from l2l_kit.optimizers.tape import AutogradTape, LSTMTape, Tape, bytes_per_step
+from l2l_kit.optimizers.tape import AutogradTape, LSTMTape, bytes_per_step
 from l2l_kit.problems import TaskBatch
 from l2l_kit.problems.checks import first_evaluation
 from l2l_kit.tensors import Layout, Tensors, ravel
 from l2l_kit.training.rollout import Point, trajectory
 
+Tape = LSTMTape | AutogradTape
 TAPE_BYTES = 400 * 2**20
 """Memory for the recorded activations of a window; longer or wider windows are replayed in parts."""
 

@@ -307,11 +307,8 @@ class MetaTrainer:
 
     def _identity(self) -> dict[str, dict[str, object]]:
         """What a checkpoint must have in common with this run, to be continued."""
-        identity = {
-            "optimizer": self.rule.config(),
-            "problem": self.problem.config(),
-            "settings": asdict(self.settings),
-        }
+        rule, problem = self.rule.config(), self.problem.config()
+        identity = {"optimizer": rule, "problem": problem, "settings": asdict(self.settings)}
         plain: dict[str, dict[str, object]] = json.loads(json.dumps(identity))  # lists for tuples, as in a checkpoint
         return plain
 
