@@ -34,7 +34,7 @@ class TaskBatch(ABC):
         raise TypeError(f"{type(self).__name__} cannot be taken apart.")
 
     def points_and_losses(self, rows: Tensor, layout: Layout, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Parameters ``(tasks, coordinates)`` to differentiate by, and losses there; in parts, if memory needs it."""
+        """Parameters ``(tasks, coordinates)`` to differentiate by, and losses there; in parts, to bound the memory."""
         point = rows.detach().requires_grad_()
         yield point, self.losses(layout.unravel(point), step)
 
@@ -50,7 +50,7 @@ class TaskBatch(ABC):
 
     @torch.enable_grad()
     def hessian_products(self, rows: Tensor, layout: Layout, step: int, vectors: Tensor) -> Tensor:
-        """Products of every task's Hessian, which is never formed, at its parameters with its vector; all as `rows`."""
+        """Each task's Hessian at its parameters times its vector, like `rows`; the Hessian is never formed."""
         products: list[Tensor] = []
         for point, losses in self.points_and_losses(rows, layout, step):
             (gradients,) = torch.autograd.grad(losses.sum(), point, create_graph=True)
