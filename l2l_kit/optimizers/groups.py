@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class GroupedRule(UpdateRule):
     dot: "conv" for ``conv.weight0``.
     """
 
-    kind: ClassVar[str] = "groups"
+    kind = "groups"
 
     def __init__(self, groups: Mapping[str, Mapping[str, object]]) -> None:
         super().__init__()

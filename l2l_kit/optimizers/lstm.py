@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -125,7 +125,7 @@ class LSTMRule(UpdateRule):
         ValueError: for an unknown preprocessing (`UnknownNameError`), or a number that makes no sense.
     """
 
-    kind: ClassVar[str] = "lstm"
+    kind = "lstm"
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ coordinate, chooses the vectors that are multiplied by M and those whose outer p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ class NTMBFGS(LSTMRule):
     three write heads can do what BFGS does, if the network can compute any function of its coordinate.
     """
 
-    kind: ClassVar[str] = "ntm-bfgs"
+    kind = "ntm-bfgs"
 
     def __init__(
         self,

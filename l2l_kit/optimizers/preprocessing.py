@@ -15,11 +15,12 @@ from typing_extensions import override
 from l2l_kit.errors import UnknownNameError, check_positive
 
 
+@dataclass(frozen=True)
 class Preprocessing(ABC):
     """A map from gradients to the inputs of the LSTM."""
 
     name: ClassVar[str]
-    features: ClassVar[int]
+    features: ClassVar[int] = 1
 
     @abstractmethod
     def __call__(self, gradients: Tensor) -> Tensor:
@@ -27,15 +28,14 @@ class Preprocessing(ABC):
 
     def config(self) -> dict[str, object]:
         """The arguments from which `make_preprocessing` builds this again."""
-        return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]
+        return {"name": self.name, **asdict(self)}
 
 
 @dataclass(frozen=True)
 class Identity(Preprocessing):
     """The gradient itself; the paper's choice on the quadratics."""
 
-    name: ClassVar[str] = "none"
-    features: ClassVar[int] = 1
+    name = "none"
 
     @override
     def __call__(self, gradients: Tensor) -> Tensor:
@@ -46,8 +46,7 @@ class Identity(Preprocessing):
 class Scale(Preprocessing):
     """The gradient times a constant, which should bring typical gradients to order 1 (appendix A, first paragraph)."""
 
-    name: ClassVar[str] = "scale"
-    features: ClassVar[int] = 1
+    name = "scale"
 
     factor: float = 100.0
 
@@ -63,8 +62,8 @@ class Scale(Preprocessing):
 class LogSign(Preprocessing):
     """(log|∇| / p, sgn ∇) where |∇| ≥ e^-p, else (-1, e^p ∇), so that sizes are comparable (appendix A, p = 10)."""
 
-    name: ClassVar[str] = "log-sign"
-    features: ClassVar[int] = 2
+    name = "log-sign"
+    features = 2
 
     p: float = 10.0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -80,8 +79,8 @@ class CIFAR(ClassifierProblem):
         ValueError: for an unknown word (`UnknownNameError`), or a value that makes no sense.
     """
 
-    name: ClassVar[str] = "cifar"
-    data_set: ClassVar[str] = "cifar10"
+    name = "cifar"
+    data_set = "cifar10"
 
     labels: tuple[int, ...] = tuple(range(10))
     batch_size: int = 128

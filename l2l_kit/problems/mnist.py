@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -57,8 +57,8 @@ class MNIST(ClassifierProblem):
         ValueError: for an unknown word (`UnknownNameError`), sizes below 1, or a scale that is not positive.
     """
 
-    name: ClassVar[str] = "mnist"
-    data_set: ClassVar[str] = "mnist"
+    name = "mnist"
+    data_set = "mnist"
 
     hidden: tuple[int, ...] = (20,)
     activation: Activation = "sigmoid"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -122,7 +122,7 @@ class NeuralArt(Problem):
         ValueError: for an unknown word (`UnknownNameError`), a size below 16, or a negative weight or scale.
     """
 
-    name: ClassVar[str] = "neural_art"
+    name = "neural_art"
 
     style: str = "auto"
     size: int = 64

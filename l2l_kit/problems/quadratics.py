@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -44,7 +43,7 @@ class Quadratics(Problem):
     The mean over functions is ruled by the rare W that are nearly singular: look at medians and quantiles beside it.
     """
 
-    name: ClassVar[str] = "quadratics"
+    name = "quadratics"
 
     dim: int = 10
 
@@ -65,7 +64,7 @@ class ConditionedQuadratics(Quadratics):
     average; so that two problems of this kind differ by the condition number alone.
     """
 
-    name: ClassVar[str] = "conditioned-quadratics"
+    name = "conditioned-quadratics"
 
     condition: float = 100.0
 
