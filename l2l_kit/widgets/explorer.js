@@ -326,8 +326,8 @@ function render({ model, el }) {
 
   function showTools() {
     const { pins, code } = model.get("shown");
-    const button = (name, text, title, off = false) => {
-      const made = make("button", { type: "button", title, disabled: off || kernel.gone }, text);
+    const button = (name, text, title) => {
+      const made = make("button", { type: "button", title, value: name }, text);
       made.onclick = () => act({ press: name });
       return made;
     };
@@ -338,19 +338,20 @@ function render({ model, el }) {
     const text = make("pre", { tabindex: "0" }, code);
     const compare = [
       button("pin", "Pin", "Keep these curves while the controls are moved"),
-      button("unpin", "Unpin", "Remove the pinned curves", !pins),
+      button("unpin", "Unpin", "Remove the pinned curves"),
       button("fit", "Fit axes", "Axes only grow while controls are moved; this fits them to what is shown"),
     ];
     tools.replaceChildren(
       ...(pins === null ? [] : compare),
-      button("reset", "Reset", "Everything as it was at first", model.get("state").working),
+      button("reset", "Reset", "Everything as it was at first"),
       make("details", { class: "l2l-code", open }, make("summary", {}, "As code"), copy, text),
     );
     for (const each of tools.querySelectorAll("button, summary")) if (focus && each.textContent === focus) each.focus();
+    tell();
   }
 
   function tell() {
-    const { text, errors = [], progress } = model.get("state");
+    const { text, errors = [], progress, working } = model.get("state");
     const lines = [];
     const note = (words) => lines.push(make("div", { class: "l2l-kernel", role: "status" }, words));
     if (kernel.gone) note("The kernel that drew this is gone. Run this cell again.");
@@ -364,7 +365,8 @@ function render({ model, el }) {
     line.append(text ?? "");
     state.replaceChildren(...lines, line);
     for (const fieldset of panel.children) fieldset.disabled = kernel.gone;
-    for (const button of tools.querySelectorAll("button:not(details *)")) if (kernel.gone) button.disabled = true;
+    for (const each of tools.querySelectorAll(":scope > button"))
+      each.disabled = kernel.gone || (each.value === "unpin" && !model.get("shown").pins) || (each.value === "reset" && working);
   }
 
   const addresses = new Map();
