@@ -488,7 +488,7 @@ def _player(steps: int) -> Settings:
 
 
 def pictures(rows: Mapping[str, Mapping[str, Tensor]], *, side: int | None = None, gap: int = 4) -> PIL.Image.Image:
-    """Pictures in rows and columns on white, with the rows' names on the left and the columns' above.
+    """Pictures in rows and columns on nothing, with the rows' names on the left and the columns' above.
 
     Args:
         rows: by name of the row and of the column, bytes of shape ``(3, height, width)``, or ``(height, width)`` for
@@ -503,13 +503,13 @@ def pictures(rows: Mapping[str, Mapping[str, Tensor]], *, side: int | None = Non
     left = max(math.ceil(font.getlength(name)) for name in names) + 12 if names else 0
     top = 24 if any(columns) else 0
     size = left + (wide + gap) * len(columns) - gap, top + (high + gap) * len(rows) - gap
-    sheet = PIL.Image.new("RGB", size, "white")
+    sheet = PIL.Image.new("RGBA", size, (255, 255, 255, 0))  # white where a format knows no transparency
     draw = PIL.ImageDraw.Draw(sheet)
     for number, column in enumerate(columns):
-        draw.text((left + (wide + gap) * number, 4), column, fill="black", font=font)
+        draw.text((left + (wide + gap) * number, 4), column, fill=static.INK, font=font)
     for number, (name, row) in enumerate(rows.items()):
         y = top + (high + gap) * number
-        draw.text((4, y + high // 2 - 8), name, fill="black", font=font)
+        draw.text((4, y + high // 2 - 8), name, fill=static.INK, font=font)
         for column, picture in row.items():
             pixels = picture.expand(3, *picture.shape[-2:]).permute(1, 2, 0).contiguous()
             tile = PIL.Image.fromarray(pixels.numpy())
