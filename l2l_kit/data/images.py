@@ -29,7 +29,7 @@ PARTS = {"train": 1800, "validation": 20, "test": 100}
 
 @dataclass(frozen=True)
 class Images(Loaded):
-    """Labelled images, split into those to train on and those to test on.
+    """Labelled images, to train on and to test on.
 
     Attributes:
         classes: words for the classes, in their order.
@@ -50,11 +50,7 @@ class Images(Loaded):
 
 @dataclass(frozen=True)
 class Photographs(Loaded):
-    """Photographs in three parts, none of which has a picture of another.
-
-    Attributes:
-        train, validation, test: bytes, shape ``(photographs, 3, 128, 128)``.
-    """
+    """Photographs in three parts that have nothing in common: bytes, shape ``(photographs, 3, 128, 128)``."""
 
     train: Tensor
     validation: Tensor
