@@ -94,10 +94,7 @@ def proposals(optimizers: Optimizers, history: Tensor, gradients: Tensor) -> dic
 
 
 def responses(optimizers: Optimizers, gradients: Tensor) -> dict[str, Tensor]:
-    """The updates with which optimizers answer the gradients that coordinates meet one after the other.
-
-    Both are of shape ``(steps, coordinates)``; the updates are by name.
-    """
+    """By name, the updates ``(steps, coordinates)`` with which optimizers answer gradients of that shape."""
     found = {}
     for name, optimizer in optimizers.items():
         updates = [each[0] for each, _ in _answers(optimizer, gradients[:, None])]

@@ -39,7 +39,6 @@ def compare(
 
     Args:
         optimizers: by name. Modules are copied, and the caller's stay on the device where they are.
-        problem: where the optimizees come from.
         steps: updates per run.
         seed: of the optimizees.
         device: None for the best there is.
@@ -83,14 +82,9 @@ def metrics_on_test_set(
     seed: int = 0,
     device: Device = None,
 ) -> pd.DataFrame:
-    """Loss and accuracy on the test images, which no optimizee is trained on.
+    """Loss and accuracy on the test images, which no optimizee is trained on, after so many steps.
 
-    Args:
-        at: the numbers of steps after which the optimizees are tested.
-        optimizers, problem, num_tasks, seed, device: as in `compare`, which draws the same optimizees.
-
-    Returns:
-        Columns `optimizer`, `step`, `loss` and `accuracy`, both means over the optimizees.
+    The optimizees are those of `compare`. The columns are `optimizer`, `step`, `loss` and `accuracy`, both means.
 
     Raises:
         TypeError: if the problem's optimizees are not classifiers.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation import Claim, machine
 from l2l_kit.extras import needs
+from l2l_kit.making.plans import check_names
 from l2l_kit.making.work import parallel_map
 from l2l_kit.paths import NOTEBOOKS
 from l2l_kit.storage import write_atomically
@@ -45,9 +46,6 @@ class Lesson:
     Attributes:
         path: the executed notebook.
         title: its first heading.
-        seconds: how long it took.
-        claims: the claims that it measured.
-        pictures: its static figures, in order.
         machine: what it was executed on, and its `profile`; empty if it was not executed to its end.
         error: what failed, or None; the failing cell is marked in the notebook.
         made_from: checksum of the notebook and the parameters; empty if it was not executed to its end.
@@ -102,9 +100,7 @@ def check_parameters(lessons: Sequence[Path], given: Mapping[str, str]) -> dict[
     pick_device(given.get("device") or None)
     declared = {lesson: inspect_notebook(_literally(lesson)) for lesson in lessons}
     known = {"profile", "device"}.union(*declared.values())  # the command has these two, whatever the lessons declare
-    for name in given:
-        if name not in known:
-            raise UnknownNameError("parameter", name, known)
+    check_names("parameter", given, known)
     checked: dict[Path, dict[str, Any]] = {lesson: {} for lesson in lessons}
     for lesson, about in declared.items():
         for name in given.keys() & about.keys():
@@ -130,20 +126,10 @@ def execute_lessons(
     jobs: int = 1,
     on_lesson: Callable[[Lesson], object] = lambda _: None,
 ) -> list[Lesson]:
-    """Execute lessons, each in a process of its own.
+    """Execute lessons into a directory, so many at once, each in a process of its own; `on_lesson` is told of each.
 
     Parameters are checked against every notebook before the first one runs. A lesson that fails does not stop the
     others, and one that was finished before, with the same parameters, is not executed again.
-
-    Args:
-        lessons: notebooks, from `find_lessons`.
-        directory: where executed notebooks go.
-        parameters: as for `check_parameters`.
-        jobs: how many to execute at once, the cores shared among them.
-        on_lesson: called after each lesson.
-
-    Returns:
-        The lessons in the order in which they were given.
 
     Raises:
         ValueError: as `check_parameters`, `UnknownNameError` included.

@@ -120,11 +120,9 @@ def run_sweep(
     """Run what of a sweep is not there yet, print each run that is done, and record the table under both protocols.
 
     Args:
-        sweep: from `read_sweep`.
         data: where ``results/`` and ``cache/`` are.
         only: optimizers to run, without a table of them yet; None for all.
         jobs: optimizers at once, each in one setting.
-        device: None for the best there is.
 
     Returns:
         Path of the table, whose attributes say, by baseline, which learning rates were `tried` in each setting; None
@@ -186,15 +184,10 @@ def _measure(
 
 
 def further_rates(rates: Sequence[float], means: Tensor) -> list[float]:
-    """What a grid of learning rates lacks: one more beyond each end where a best one is, which might be better still.
+    """What an ascending grid of learning rates lacks: one beyond each end where the best one is, for any of the steps.
 
-    Args:
-        rates: what was tried, in ascending order.
-        means: the losses, shape ``(learning rates, steps)``, infinite where a run diverged.
-
-    Returns:
-        The nearest of 1, 2, 5, 10, 20, ... that differs by a quarter or more; nothing if at each of the steps the best
-        is inside.
+    Losses are of shape ``(learning rates, steps)``, infinite where a run diverged. What is offered is the nearest of 1,
+    2, 5, 10, 20, ... that differs by a quarter or more.
 
     Raises:
         ValueError: if there is none from 1e-9 to 5e6, as where every run diverges.

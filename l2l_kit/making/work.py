@@ -73,16 +73,10 @@ def parallel_map(
     *,
     apart: bool = False,
 ) -> list[Result]:
-    """The results of calls in their order, from processes that share the cores.
+    """The results of calls of an importable function, in their order, from so many processes that share the cores.
 
-    The processes end when this one does, or when it is interrupted: what they have made by then is in their files.
-
-    Args:
-        function: importable, since other processes import it.
-        calls: its arguments, call by call.
-        jobs: processes at once; with one, all is done in this process.
-        on_result: called with each result as soon as it is there.
-        apart: never use this process.
+    The processes end when this one does, or when it is interrupted: what they have made by then is in their files. For
+    a single job there are none, unless it is to be run `apart`. `on_result` is called as soon as a result is there.
     """
     jobs, results = max(1, min(jobs, len(calls))), []
     if jobs == 1 and not apart:
