@@ -395,7 +395,7 @@ class TestCommand:
     def test_fetches_then_has_it(self, official, cached):
         cut(100)(cached)
         output = self.run("small")
-        for part in (f"{cached}: truncated, damaged", f"downloading from {official.url}", f"written to {cached}"):
+        for part in (f"{cached}: truncated, damaged", f"Downloading from {official.url}", f"written to {cached}"):
             assert part in output
         assert f"small: already in {cached}" in self.run("small")
         assert official.downloads == list(FILES)
@@ -502,7 +502,7 @@ class TestPhotographs:
         def picture(number):
             """Its colour tells its number."""
             content = io.BytesIO()
-            Image.new("RGB", (200, 160), (number % 251, number // 251, 100)).save(content, "PNG")
+            Image.new("RGB", (20, 16), (number % 251, number // 251, 100)).save(content, "PNG")
             return content.getvalue()
 
         archive = tar(
