@@ -485,14 +485,13 @@ class TestPhotoPatches:
         means = torch.stack([found.x_train[found.y_train == label].float().mean(dim=(0, 2, 3)) for label in range(10)])
         assert torch.pdist(means).min() > 1, "each photograph is another one"
 
-    def test_no_pixel_is_both_in_training_and_in_testing(self):
-        """A photograph whose pixels are their own row and column."""
+    def test_no_pixel_is_both_in_training_and_in_testing(self, monkeypatch):
+        """Of photographs whose pixels are their own row and column."""
         rows, columns = np.mgrid[:184, :288]
-        train, test = images._patches(np.stack([rows, columns, rows], axis=2))
-        assert train.shape == (500, 32, 32, 3)
-        assert test.shape == (100, 32, 32, 3)
-        assert train[..., 1].max() < test[..., 1].min()
-        for patches in (train, test):
+        monkeypatch.setattr(images, "photograph", lambda *_: np.stack([rows, columns, rows], axis=2))
+        arrays = images._embedded_cifar10()
+        assert arrays["x_train"][..., 1].max() < arrays["x_test"][..., 1].min()
+        for patches in (arrays["x_train"][:500], arrays["x_test"][:100]):
             assert len(np.unique(patches[:, 0, 0], axis=0)) == len(patches)
             assert (patches[:, 31, 31] - patches[:, 0, 0] == 31).all()
 

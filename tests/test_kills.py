@@ -108,8 +108,8 @@ def reproduced(folder):
 
 
 COMMANDS = {
-    "train": (train, trained, 14),
-    "fetch": (fetch, fetched, 12),
+    "train": (train, trained, 10),
+    "fetch": (fetch, fetched, 16),
     "tune": (tune, tuned, 8),
     "sweep": (sweep, tuned, 12),
     "reproduce": (reproduce, reproduced, 4),

@@ -142,10 +142,8 @@ def execute_lessons(
         on_lesson(earlier)
     left = [lesson for lesson in lessons if lesson not in done]
     calls = [(lesson, directory, checked[lesson]) for lesson in left]
-    try:  # papermill changes the working directory and handles Ctrl-C itself, so it is never run in this process
-        done |= zip(left, parallel_map(execute_lesson, calls, jobs, on_lesson, apart=True), strict=True)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("The same command goes on where it was.") from None
+    # papermill changes the working directory and handles Ctrl-C itself, so it is never run in this process.
+    done |= zip(left, parallel_map(execute_lesson, calls, jobs, on_lesson, apart=True), strict=True)
     return [done[lesson] for lesson in lessons]
 
 

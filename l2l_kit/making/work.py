@@ -91,9 +91,11 @@ def parallel_map(
             for future in as_completed(futures):
                 on_result(future.result())
             return [future.result() for future in futures]
-        except BaseException:  # such as Ctrl-C: what was begun may take hours
+        except BaseException as error:  # what was begun may take hours
             for worker in set(active_children()) - others:
                 worker.kill()
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt("The same command goes on where it was.") from None
             raise
 
 
