@@ -36,14 +36,12 @@ def test_workers_share_one_core_unless_the_user_says_how_many_threads(one_core, 
     assert parallel_map(threads, [(), ()], jobs=2) == [(found, asked or "1")] * 2
 
 
-def test_results_come_in_the_order_of_the_calls(tmp_path):
+def test_results_come_in_the_order_of_the_calls():
     told = []
-    for jobs in (1, 3):
+    for jobs in (1, 2):
         assert parallel_map(pow, [(2, 1), (2, 2), (2, 3)], jobs, told.append) == [2, 4, 8]
     assert (told[:3], sorted(told[3:])) == ([2, 4, 8], [2, 4, 8])
-    assert parallel_map(os.getpid, [()], 1) == [os.getpid()]
-    assert parallel_map(os.getpid, [()], 1, apart=True) != [os.getpid()]
-    assert parallel_map(os.getpid, [], 2, apart=True) == []
+    assert parallel_map(pow, [], 2, apart=True) == []
 
 
 def test_the_number_of_jobs_is_said_by_the_environment(monkeypatch):

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +120,14 @@ def find_recipe(name: str) -> Recipe:
     Raises:
         UnknownNameError: if no file of data/recipes makes an optimizer of that name; the message offers the nearest.
     """
-    known = {recipe.name: recipe for path in sorted(RECIPES.glob("*.toml")) for recipe in read_recipes(path)}
-    check_names("recipe", [name], known)
-    return known[name]
+    check_names("recipe", [name], _shipped())
+    return _shipped()[name]
+
+
+@cache
+def _shipped() -> dict[str, Recipe]:
+    """All recipes of data/recipes by name."""
+    return {recipe.name: recipe for path in sorted(RECIPES.glob("*.toml")) for recipe in read_recipes(path)}
 
 
 def _family(stem: str, content: dict[str, Any]) -> list[Recipe]:
