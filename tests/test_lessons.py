@@ -27,7 +27,8 @@ from l2l_kit.making.lessons import (
 
 # A claim needs no l2l_kit here, so that a kernel is ready at once.
 CLAIM = """
-fields = {"source": "figure 0", "text": "a < b", "measured": f"{seed}", "conditions": "nothing", "holds": holds}
+fields = {"group": "paper", "source": "figure 0", "text": "a < b", "measured": f"{seed}"}
+fields["verdict"] = "holds" if holds else "refuted"
 display({"text/plain": ""}, raw=True, metadata={"l2l_claim": fields})
 """
 PARAMETERS = """
@@ -101,7 +102,7 @@ def test_finished_lessons_are_not_executed_again(lessons: Path, tmp_path: Path) 
         assert "on purpose" in bad.error
         for lesson in done:
             assert [claim.measured for claim in lesson.claims] == [(parameters or {}).get("seed", "0")]
-            assert lesson.claims[0].holds != ("holds" in (parameters or {}))
+            assert lesson.claims[0].verdict == ("refuted" if "holds" in (parameters or {}) else "holds")
             assert lesson.seconds > 0
         cells = nbformat.read(bad.path, as_version=4).cells
         assert any(output.output_type == "error" for cell in cells for output in cell.get("outputs", []))

@@ -12,15 +12,17 @@ from l2l_kit.evaluation.analysis import (
     recorded_gradients,
     responses,
 )
-from l2l_kit.evaluation.claims import Claim, beats_baselines, falls_behind, ratio_to, wins_sweep
+from l2l_kit.evaluation.claims import GROUPS, VERDICTS, Claim, claim, ratio_table, summary, tally
 from l2l_kit.evaluation.comparison import Trajectories, compare, losses_at, metrics_on_test_set, trajectories
-from l2l_kit.evaluation.curves import Curves, Statistic
+from l2l_kit.evaluation.curves import Curves, Statistic, paired_ratio
 from l2l_kit.evaluation.results import (
     EACH_STEP,
     ONE_RATE,
     machine,
+    provenance,
     read_result,
     swept_baselines,
+    training_of,
     under,
     write_result,
 )
@@ -35,19 +37,20 @@ from l2l_kit.evaluation.tuning import (
 
 __all__ = [
     "EACH_STEP",
+    "GROUPS",
     "LBFGS",
     "LEARNING_RATES",
     "ONE_RATE",
+    "VERDICTS",
     "Claim",
     "Curves",
     "Statistic",
     "TensorMemory",
     "Trajectories",
     "Tuning",
-    "beats_baselines",
     "bfgs_losses",
+    "claim",
     "compare",
-    "falls_behind",
     "hidden_units",
     "lbfgs",
     "learning_rates",
@@ -56,17 +59,21 @@ __all__ = [
     "memories",
     "meta_gradient_bias",
     "metrics_on_test_set",
+    "paired_ratio",
     "proposals",
     "proposed_steps",
-    "ratio_to",
+    "provenance",
+    "ratio_table",
     "read_result",
     "recorded_gradients",
     "responses",
+    "summary",
     "swept_baselines",
+    "tally",
+    "training_of",
     "trajectories",
     "tune",
     "tuned_baselines",
     "under",
-    "wins_sweep",
     "write_result",
 ]
