@@ -92,10 +92,10 @@ def tally(claims: Sequence[Claim]) -> str:
 
 
 def summary(claims: Sequence[Claim]) -> str:
-    """How many claims of each group have each verdict, a line each, and what the verdicts mean."""
+    """How many claims of each group have each verdict, a line each, and what each of them means."""
     groups = {title: [each for each in claims if each.group == group] for group, (title, _) in GROUPS.items()}
     lines = [f"{title}: {tally(members)}" for title, members in groups.items() if members]
-    return "\n".join([*lines, "; ".join(f"{verdict}: {meaning}" for verdict, meaning in VERDICTS.items())])
+    return "\n".join([*lines, *(f"{verdict}: {meaning}" for verdict, meaning in VERDICTS.items())])
 
 
 def ratio_table(
@@ -140,7 +140,7 @@ def ratio_table(
     table = pd.concat(frames, ignore_index=True)
     table.attrs = {"problem": dict(curves.problem), "num_tasks": curves.num_tasks, "seed": curves.seed}
     table.attrs |= {"learned": [learned], "trained": {learned: trained}, "tuning_tasks": tuning_tasks}
-    table.attrs |= provenance(curves.problem)
+    table.attrs |= {**provenance(curves.problem)}
     return table
 
 
@@ -206,7 +206,7 @@ def claim(
         text,
         "holds" if holds else "refuted" if refuted else "undecided",
         f"{learned} / {labels[decisive]}: {value:.3g} (95% CI {low:.3g} to {high:.3g}){among}",
-        f"holds if {which} is {side} {margin:g} ({because}); {problems} problems would show a difference of "
+        f"Holds if {which} is {side} {margin:g} ({because}); {problems} problems would show a difference of "
         f"{resolution:.2g}% from that in four cases of five",
         _conditions(table, learned),
         effect,
@@ -253,7 +253,8 @@ def _conditions(table: pd.DataFrame, learned: str) -> str:
     """What was measured on, in words: problems, data, training and tuning."""
     about = table.attrs
     config = about.get("problem", {})
-    fields = ", ".join(f"{name}={value}" for name, value in config.items() if name != "name")
+    same = {name: table[name].iloc[0] for name in table if name not in _MEASURES and len(set(table[name])) == 1}
+    fields = ", ".join(f"{name}={value}" for name, value in {**config, **same}.items() if name != "name")
     trained, tuned = about.get("trained", {}).get(learned), about.get("tuning_tasks")
     protocol = table["protocol"].iloc[0] if "protocol" in table else ""
     few = f" (fewer than the {FEWEST_TO_TUNE_ON} of the protocol)" if tuned and tuned < FEWEST_TO_TUNE_ON else ""
