@@ -136,7 +136,7 @@ def ratio_table(
     for name in others:
         interval = paired_ratio(curves[learned][:, at], curves[name][:, at], typical=typical)
         columns = dict(zip(("ratio", "ratio_low", "ratio_high"), (part.numpy() for part in interval), strict=True))
-        frames.append(pd.DataFrame({"step": at, "optimizer": name, **columns}))
+        frames.append(pd.DataFrame({**({"step": at} if curves.steps else {}), "optimizer": name, **columns}))
     table = pd.concat(frames, ignore_index=True)
     table.attrs = {"problem": dict(curves.problem), "num_tasks": curves.num_tasks, "seed": curves.seed}
     table.attrs |= {"learned": [learned], "trained": {learned: trained}, "tuning_tasks": tuning_tasks}
