@@ -138,9 +138,9 @@ def ratio_table(
         columns = dict(zip(("ratio", "ratio_low", "ratio_high"), (part.numpy() for part in interval), strict=True))
         frames.append(pd.DataFrame({**({"step": at} if curves.steps else {}), "optimizer": name, **columns}))
     table = pd.concat(frames, ignore_index=True)
-    table.attrs = {"problem": dict(curves.problem), "num_tasks": curves.num_tasks, "seed": curves.seed}
-    table.attrs |= {"learned": [learned], "trained": {learned: trained}, "tuning_tasks": tuning_tasks}
-    table.attrs |= {**provenance(curves.problem)}
+    about: dict[Any, Any] = {"problem": dict(curves.problem), "num_tasks": curves.num_tasks, "seed": curves.seed}
+    about |= {"learned": [learned], "trained": {learned: trained}, "tuning_tasks": tuning_tasks}
+    table.attrs = about | provenance(curves.problem)
     return table
 
 
