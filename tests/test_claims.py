@@ -111,8 +111,7 @@ def test_each_kind_of_claim_has_each_verdict(kind, ratio, verdict):
     assert found.verdict == verdict
     assert found.low <= found.effect <= found.high
     assert found.effect == pytest.approx(1 / ratio if "above" in kind else ratio, rel=0.05)
-    against, right = (found.low, found.high) if "above" in kind else (found.high, found.low)
-    assert (found.low <= 1 <= found.high) == (verdict == "undecided"), (against, right)
+    assert (found.low <= 1 <= found.high) == (verdict == "undecided")
 
 
 @pytest.mark.parametrize(("margin", "verdict"), [(0.7, "refuted"), (0.8, "undecided"), (0.95, "holds")])
@@ -195,7 +194,6 @@ def test_a_sweep_is_judged_under_one_protocol():
     ("wrong", "error", "match"),
     [
         (lambda: ratio_table(Curves({"LSTM": torch.rand(3, 30)}, {}, 0)), ValueError, "something to compare with"),
-        (lambda: ratio_table(made(1.0), steps=[41]), ValueError, "at least 41 steps, got 0"),
         (lambda: ratio_table(made(1.0), against=["Adan"]), UnknownNameError, "Did you mean 'Adam'"),
         (lambda: judged(swept(0.8).query("lr.isna()")), ValueError, "needs baselines"),
         (
@@ -204,7 +202,7 @@ def test_a_sweep_is_judged_under_one_protocol():
             "optimizer in this table 'sub'",
         ),
     ],
-    ids=["nothing", "steps", "curves", "baselines", "table"],
+    ids=["nothing", "curves", "baselines", "table"],
 )
 def test_there_must_be_something_to_compare(wrong, error, match):
     with pytest.raises(error, match=match):

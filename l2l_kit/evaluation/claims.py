@@ -121,7 +121,7 @@ def ratio_table(
 
     Raises:
         UnknownNameError: if one of the optimizers is not in the curves.
-        ValueError: if there is nothing to compare with, or the curves end before one of the steps.
+        ValueError: if there is nothing to compare with.
     """
     with needs("lessons"):
         import pandas as pd
@@ -130,8 +130,6 @@ def ratio_table(
     others = against or [name for name in curves.losses if name != learned]
     if not others:
         raise ValueError(f"claim: needs something to compare with, got only {learned}.")
-    if max(at) > curves.steps:
-        raise ValueError(f"claim: needs at least {max(at)} steps, got {curves.steps}.")
     frames = []
     for name in others:
         interval = paired_ratio(curves[learned][:, at], curves[name][:, at], typical=typical)
@@ -205,9 +203,9 @@ def claim(
         source,
         text,
         "holds" if holds else "refuted" if refuted else "undecided",
-        f"{learned} / {labels[decisive]}: {value:.3g} (95% CI {low:.3g} to {high:.3g}){among}",
+        f"{learned} / {labels[decisive]}: {value:#.3g} (95% CI {low:#.3g} to {high:#.3g}){among}",
         f"Holds if {which} is {side} {margin:g} ({because}); {problems} problems would show a difference of "
-        f"{resolution:.2g}% from that in four cases of five",
+        f"{resolution:.1f}% from that in four cases of five",
         _conditions(table, learned),
         effect,
         lower,
