@@ -23,10 +23,7 @@ GROUPS: dict[Group, tuple[str, str]] = {
     "paper": ("The paper's claims", "What the paper says, in words close to its own, under its own protocol."),
     "stricter": ("Stricter versions", "More than the paper says: other scales, every number of steps, harder tuning."),
     "ours": ("Our own questions", "Asked in the lessons; the paper does not answer them."),
-    "stand-in": (
-        "Claims on stand-in data",
-        "Measured on the small data that come with the kit: no replication.",
-    ),
+    "stand-in": ("Claims on stand-in data", "Measured on the small data that come with the kit: no replication."),
 }
 """Whose claims they are: title and meaning, in the order of the report."""
 Verdict = Literal["holds", "refuted", "undecided"]
