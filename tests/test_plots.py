@@ -159,17 +159,6 @@ def test_a_band_leaves_out_what_a_logarithmic_axis_cannot_show():
     assert plots.lines(table, "step", title="").data[0].x == (0, 3, 3, 0)
 
 
-def test_what_was_measured_along_the_way_is_shown(figures):
-    for name, column in (("accuracy", [0.1, 0.55, 0.85]), ("loss held out", [2.3, 1.15, 0.38333])):
-        assert [line.name for line in figures[name].data] == NAMES
-        for line in figures[name].data:
-            assert list(line.x) == [0, 1, 5]
-            np.testing.assert_allclose(line.y, column, rtol=1e-4)
-    assert figures["accuracy"].layout.yaxis.type is None
-    assert figures["accuracy"].layout.yaxis.title.text == "accuracy"
-    assert figures["loss held out"].layout.yaxis.type == "log"
-
-
 def test_architectures_stand_in_groups_by_layers(figures):
     """In whatever order the sweep went: by number of layers, then by width."""
     table = swept("hidden", ARCHITECTURES).sample(frac=1, random_state=0)
@@ -280,11 +269,6 @@ def test_ticks_of_a_narrow_axis_go_when_it_is_wide():
     assert (axis.tickvals, axis.dtick, axis.minor.ticks) == (None, 1, "outside")
 
 
-def test_rounded():
-    assert plots.rounded([1.23456789, math.inf, math.nan]) == [1.2346, None, None]
-    assert plots.rounded(torch.tensor([0.1])) == [0.1]
-
-
 def test_landscape_is_small_and_walks_along_the_steps(figures, paths):
     figure = figures["landscape"]
     assert len(figure.to_json()) < 400_000
@@ -318,12 +302,6 @@ def test_trajectories_meet_the_same_function(paths):
     assert (starts == starts[0]).all()
     assert paths.steps == 60
     torch.testing.assert_close(paths.losses_at(paths.positions["Adam"]), paths.losses["Adam"], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(("optimizers", "steps"), [({}, 5), (DIVERGING, 0)])
-def test_trajectories_of_nothing_are_refused(optimizers, steps):
-    with pytest.raises(ValueError, match=r"no optimizers given|must be at least 1"):
-        trajectories(optimizers, Quadratics(2), steps=steps)
 
 
 def axes_of(figure):

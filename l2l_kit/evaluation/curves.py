@@ -81,8 +81,6 @@ class Curves:
         """A statistic at each step with its confidence interval: a ratio of means as `paired_ratio`, else by bootstrap.
 
         Args:
-            name: the optimizer.
-            statistic: "mean" or "median".
             over: divide by the same statistic of this optimizer, on the same optimizees (a paired ratio).
             level: coverage of the interval.
             resamples: number of bootstrap samples.
