@@ -228,7 +228,8 @@ def read_executed(path: Path) -> Lesson:
         if cell.cell_type == "markdown":
             headings += re.findall(r"^#+ +(.+)$", cell.source, re.MULTILINE)
         for output in cell.get("outputs", []):
-            if claim := output.get("metadata", {}).get("l2l_claim"):
+            claim = output.get("metadata", {}).get("l2l_claim", {})
+            if "verdict" in claim:  # not one of an older version of the kit, which knew only what holds
                 claims.append(Claim(**claim))
             if png := output.get("data", {}).get("image/png"):
                 title = output["data"].get(_PLOTLY, {}).get("layout", {}).get("title", {}).get("text")
