@@ -14,11 +14,11 @@ import torch
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 ASKED = re.compile(r"^(\w+) = None .*replace None$", re.MULTILINE)
 BEFORE = {
-    "00b_from_scratch": "{functions}\nphi = new_phi()",
-    "01_quadratics": "lstm = l2l.load('quadratics')",
-    "02_mnist": "lstm = l2l.load('mnist')",
-    "06_inside": "",
-    "07_information_sharing": "rules = {'NTM-BFGS': l2l.load('quadratics-ntm')}",
+    "01_from_scratch": "{functions}\nphi = new_phi()",
+    "02_quadratics": "lstm = l2l.load('quadratics')",
+    "03_mnist": "lstm = l2l.load('mnist')",
+    "07_inside": "",
+    "08_information_sharing": "rules = {'NTM-BFGS': l2l.load('quadratics-ntm')}",
 }
 """What the exercises use of their lessons, besides parameters and imports; `{functions}` are those of the lesson."""
 
