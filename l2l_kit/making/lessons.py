@@ -62,7 +62,7 @@ class Lesson:
 
     @property
     def name(self) -> str:
-        """Its file name without the ending, such as ``01_quadratics``."""
+        """Its file name without the ending, such as ``02_quadratics``."""
         return self.path.stem
 
 

@@ -386,7 +386,7 @@ def test_play_moves_along_the_landscape(open_notebook, tmp_path):
     assert label.text_content() == paused
 
 
-def test_the_explorers_of_lesson_6(open_notebook, tmp_path, record_property):
+def test_the_explorers_of_lesson_7(open_notebook, tmp_path, record_property):
     """Of gradients as many as those of a network, made up here."""
     page = open_notebook("preprocessing.ipynb", INSIDE, "l2l.widgets.preprocessing_explorer(weights)")
     page.wait_for_selector(LINES, timeout=30_000, state="attached")
