@@ -14,7 +14,7 @@ help:
 	@echo "make test        ruff, mypy, pytest (with a real browser where there is one) and nbval"
 	@echo "make notebooks   execute the lessons in place, to commit them with fresh outputs"
 	@echo "make gallery     extract the paper's figures from the executed lessons into docs/figures"
-	@echo "make diagrams    draw the diagrams of the lessons in docs/diagrams"
+	@echo "make diagrams    draw the diagrams of the lessons in notebooks/diagrams"
 	@echo "make benchmark   speed as ratios in one run"
 	@echo "make clean       remove the environment and what was built"
 
@@ -49,7 +49,7 @@ gallery: setup
 	$(BIN)/l2l gallery
 
 diagrams: setup
-	$(BIN)/python docs/diagrams/draw.py
+	$(BIN)/python notebooks/diagrams/draw.py
 
 benchmark: setup
 	$(BIN)/python benchmarks/episode.py quadratics

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / "docs" / "diagrams"
+FOLDER = ROOT / "notebooks" / "diagrams"
 DIAGRAMS = runpy.run_path(str(FOLDER / "draw.py"))["DIAGRAMS"]
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -48,6 +48,8 @@ def write(path: Path, *code: str) -> Path:
 def lessons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write(tmp_path / "notebooks" / "01_good.ipynb", CLAIM)
     write(tmp_path / "notebooks" / "02_bad.ipynb", CLAIM, "raise RuntimeError('on purpose')")
+    (tmp_path / "notebooks" / "diagrams").mkdir()
+    (tmp_path / "notebooks" / "diagrams" / "loop.svg").write_text("<svg/>")
     monkeypatch.setattr(module, "NOTEBOOKS", tmp_path / "notebooks")
     return tmp_path / "notebooks"
 
@@ -94,6 +96,7 @@ def test_finished_lessons_are_not_executed_again(lessons: Path, tmp_path: Path) 
         return {path.stem for path in out.glob("*.ipynb") if path.stat().st_mtime_ns != before.get(path.stem)}
 
     assert run() == {"01_good", "02_bad"}
+    assert (out / "diagrams" / "loop.svg").is_file(), "executed lessons show the same diagrams"
     assert run() == {"02_bad"}
     good, bad = (read_executed(out / f"{name}.ipynb") for name in ("01_good", "02_bad"))
     assert [good.name, good.title, good.error] == ["01_good", "01_good, *a lesson*", None]
@@ -209,7 +212,7 @@ def test_a_full_disk_leaves_no_half_of_a_notebook(
     with pytest.raises(OSError, match="01_good") as caught:
         execute_lesson(lessons / "01_good.ipynb", tmp_path / "out", {})
     assert caught.value.errno == errno.ENOSPC
-    assert list((tmp_path / "out").iterdir()) == []
+    assert list((tmp_path / "out").glob("*.ipynb")) == []
 
 
 COMMAND = """

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,6 +160,8 @@ def execute_lesson(lesson: Path, directory: Path, parameters: Mapping[str, Any])
     path, failure, marked = directory / lesson.name, None, False
     directory.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
+    if (diagrams := lesson.parent / "diagrams").is_dir():  # which the lesson shows
+        shutil.copytree(diagrams, directory / "diagrams", dirs_exist_ok=True)
     try:
         papermill.execute_notebook(
             _literally(lesson),
