@@ -137,20 +137,20 @@ class Trainer(Explorer):
         rule = LSTMRule(**{**self._optimizer, "preprocessing": preprocessing})
         trainer = MetaTrainer(rule, self._problem, self._chosen(values))
         yield partial(self._view, "Training begins.", 0.0)
-        best: list[float] = []
+        lowest: list[float] = []
         try:
             with closing(trainer.run()) as run:
                 for event in run:
                     if event.validation_losses is not None:
                         line = self._losses[LEARNED] = event.validation_losses.mean(dim=0).tolist()
-                        best = line if not best or not line[-1] > best[-1] else best
+                        lowest = line if not lowest or not line[-1] > lowest[-1] else lowest
                     if self.cancelled:
                         break
                     yield partial(self._progress, trainer, event.epoch, event.episode)
         except KeyboardInterrupt:
             self.cancelled = True
         finally:
-            self._losses[LEARNED] = best or self._losses[LEARNED]
+            self._losses[LEARNED] = lowest or self._losses[LEARNED]
             if len(trainer.history.records) > 1:
                 self.trained, self.history = rule, trainer.history
                 about = f"unroll {values['unroll']}, {values['preprocessing']}, epoch {self.history.best.epoch}"
@@ -165,7 +165,7 @@ class Trainer(Explorer):
         steps, seed = self._settings.horizon, self._settings.seed
         found = compare({LEARNED: rule, **self._baselines}, self._problem, steps=steps, num_tasks=tests, seed=seed)
         ratios = ratio_table(found, LEARNED)
-        best = ratios.sort_values("ratio").to_dict("records")[-1]
+        best: dict[Any, Any] = dict(ratios.sort_values("ratio").iloc[-1])
         beats = "beats" if best["ratio_high"] < 1 else "does not beat"
         ends = f"{best['ratio_low']:.2f} to {best['ratio_high']:.2f}, 95%"
         text = (
