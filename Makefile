@@ -36,8 +36,7 @@ test: setup
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --nbval --nbval-current-env --nbval-cell-timeout 300 \
 		--nbval-sanitize-with tests/nbval_sanitize.cfg notebooks tests
 
-# .jupyter raises what an upload may weigh, since at a message of over 10 MB the server drops the connection without a
-# word, and turns off the pop-up that asks about Jupyter's news.
+# .jupyter turns off the pop-up that asks about Jupyter's news.
 lab: setup
 	JUPYTER_CONFIG_PATH=$(CURDIR)/.jupyter $(BIN)/jupyter lab notebooks/00_start_here.ipynb
 

@@ -88,8 +88,7 @@ def styles(names: Iterable[str]) -> dict[str, Style]:
 class Figure(go.Figure):  # type: ignore[misc]  # plotly has no types
     """A plotly figure that shows itself in JupyterLab, on GitHub (a picture) and in a terminal (a word).
 
-    JupyterLab shows the picture until the pointer touches it, and then the live figure, which has the same size: that
-    is what plotly's renderer does with a figure that comes with a picture.
+    The picture is a JPEG: if a PNG comes with a figure, plotly's renderer shows that until the pointer touches it.
     """
 
     # IPython asks for these before the bundle, and plotly's answers load a script from the network.
@@ -99,7 +98,7 @@ class Figure(go.Figure):  # type: ignore[misc]  # plotly has no types
     def _repr_mimebundle_(self, include: object = None, exclude: object = None, **_: object) -> Settings:
         return {
             "application/vnd.plotly.v1+json": {**json.loads(self.to_json()), "config": {"displaylogo": False}},
-            "image/png": base64.b64encode(static.png(self)).decode(),
+            "image/jpeg": base64.b64encode(static.jpeg(self)).decode(),
             "text/plain": "Figure",
         }
 
@@ -138,7 +137,7 @@ def loss_axis(curves: Iterable[Values]) -> Settings:
 
     The range ends at half decades, or eighths where the losses are close, so that it stays put while a slider moves
     the curves a little. It ends ten times above the highest first loss, so that a diverging run does not flatten the
-    others. Where it is narrow, powers of ten are too few, and ticks between them are labelled.
+    others.
     """
     positive = [[value for value in curve if value is not None and value > 0] for curve in curves]
     positive = [curve for curve in positive if curve]
@@ -149,6 +148,11 @@ def loss_axis(curves: Iterable[Values]) -> Settings:
         parts = 2 if top - bottom > WIDE else 8
         low, high = math.floor(parts * bottom) / parts, math.ceil(parts * top) / parts
         low, high = min(low, high - 0.5), high + 0.02  # half a decade at least, so that it shows two ticks
+    return log_axis(low, high)
+
+
+def log_axis(low: float, high: float) -> Settings:
+    """A logarithmic axis between two powers of ten. Where it is narrow, ticks between powers of ten are labelled."""
     if high - low > WIDE:
         return {**LOGARITHMIC, "range": [low, high], "tickvals": None, "ticktext": None, "minor": {"ticks": "outside"}}
     digits = (1, 1.5, 2, 3, 5, 7) if high - low < 1.2 else (1, 2, 5)
@@ -212,6 +216,20 @@ def graph(
     if "y" in log:
         figure.update_yaxes(loss_axis(line.y for line in lines))
     return figure
+
+
+def losses(lines: Mapping[str, Values], steps: int, title: str, in_range: Sequence[Values] = ()) -> Figure:
+    """Losses by step of optimizers by name; the axis holds them and what must be in range anyway."""
+    data: list[Settings] = []
+    for name, style in styles(lines).items():
+        y = rounded(math.inf if loss is None else loss for loss in lines[name])
+        line = {"type": "scatter", "mode": "lines", "line": style.line}
+        data.append({**line, "name": name, "x": list(range(len(y))), "y": y})
+    figure_layout = layout(title, "step", "loss")
+    figure_layout.update(
+        showlegend=True, xaxis_range=[0, steps], yaxis=loss_axis([*(each["y"] for each in data), *in_range])
+    )
+    return Figure(data, figure_layout)
 
 
 def lines(
@@ -449,7 +467,7 @@ def _player(steps: int) -> Settings:
 
 
 def pictures(rows: Mapping[str, Mapping[str, Tensor]], *, side: int | None = None, gap: int = 4) -> PIL.Image.Image:
-    """Pictures in rows and columns on white, with the rows' names on the left and the columns' above.
+    """Pictures in rows and columns on nothing, with the rows' names on the left and the columns' above.
 
     Args:
         rows: by name of the row and of the column, bytes of shape ``(3, height, width)``, or ``(height, width)`` for
@@ -463,13 +481,13 @@ def pictures(rows: Mapping[str, Mapping[str, Tensor]], *, side: int | None = Non
     left = max(math.ceil(font.getlength(name)) for name in names) + 12 if names else 0
     top = 24 if any(columns) else 0
     size = left + (wide + gap) * len(columns) - gap, top + (high + gap) * len(rows) - gap
-    sheet = PIL.Image.new("RGB", size, "white")
+    sheet = PIL.Image.new("RGBA", size, (255, 255, 255, 0))  # white where a format knows no transparency
     draw = PIL.ImageDraw.Draw(sheet)
     for number, column in enumerate(columns):
-        draw.text((left + (wide + gap) * number, 4), column, fill="black", font=font)
+        draw.text((left + (wide + gap) * number, 4), column, fill=static.INK, font=font)
     for number, (name, row) in enumerate(rows.items()):
         y = top + (high + gap) * number
-        draw.text((4, y + high // 2 - 8), name, fill="black", font=font)
+        draw.text((4, y + high // 2 - 8), name, fill=static.INK, font=font)
         for column, picture in row.items():
             pixels = picture.expand(3, *picture.shape[-2:]).permute(1, 2, 0).contiguous()
             tile = PIL.Image.fromarray(pixels.numpy())

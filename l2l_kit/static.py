@@ -1,7 +1,7 @@
-"""A plotly figure drawn by matplotlib, as a PNG for GitHub and other places where no JavaScript runs.
+"""A plotly figure drawn by matplotlib, as a picture for GitHub and other places where no JavaScript runs.
 
-It knows lines, markers and areas, and refuses other traces. It draws on white, and not with pyplot, which keeps global
-state and belongs to the main thread.
+It knows lines, markers and areas, and refuses other traces. It does not use pyplot, which keeps global state and
+belongs to the main thread.
 """
 
 from __future__ import annotations
@@ -22,18 +22,25 @@ DPI = 100  # pixels of plotly's sizes per inch
 POINT = 72 / DPI  # of matplotlib's sizes, per pixel
 DASHES = {"solid": "-", "dot": ":", "dash": "--", "dashdot": "-.", "longdash": (0, (7, 3))}
 SYMBOLS = {"circle": "o", "star": "*", "x": "x"}
-INK = "#333333"
-ANIMATED = "In JupyterLab, point at this picture and it can be played."
+INK = "#767676"  # can be read on white and on black
+ANIMATED = "In JupyterLab, this can be played."
 
 
 def png(figure: go.Figure) -> bytes:
-    """A plotly figure as a PNG of its size; the same figure gives the same bytes.
+    """A plotly figure as a PNG of its size with no background; the same figure gives the same bytes.
 
     Raises:
         TypeError: for traces that are not scatter traces.
     """
     stream = io.BytesIO()
-    draw(figure).savefig(stream, format="png", metadata={"Software": None})
+    draw(figure).savefig(stream, format="png", transparent=True, metadata={"Software": None})
+    return stream.getvalue()
+
+
+def jpeg(figure: go.Figure) -> bytes:
+    """The same on white, as a JPEG; raises as `png` does."""
+    stream = io.BytesIO()
+    draw(figure).savefig(stream, format="jpeg", pil_kwargs={"quality": 92, "subsampling": 0})
     return stream.getvalue()
 
 

@@ -1,16 +1,13 @@
 """The explorers of lesson 07: what they draw is what the optimizers and the preprocessing give."""
 
-import re
-
 import pytest
 import torch
 
 from l2l_kit import baseline
-from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation import proposals, recorded_gradients
 from l2l_kit.optimizers import LogSign, LSTMRule
 from l2l_kit.problems import Quadratics
-from l2l_kit.widgets import preprocessing_explorer, proposal_explorer
+from l2l_kit.widgets import PreprocessingExplorer, ProposalExplorer
 
 OPTIMIZERS = {"LSTM": LSTMRule(hidden_size=4), "NAG": baseline("nag", 0.01), "Adam": baseline("adam", 0.1)}
 
@@ -21,66 +18,53 @@ def gradients():
     return {"theta": recorded["theta"], "other": 10 * recorded["theta"][:, :3]}
 
 
-def text(widget):
-    return re.sub("<[^>]+>", "", widget.status.value).replace("&#x27;", "'")
+def drawn(widget):
+    return {trace.name: (trace.x, trace.y) for trace in widget.view.figure.data}
 
 
 class TestProposals:
-    def drawn(self, widget):
-        return {trace.name: trace.y for trace in widget.figure.data}
-
     def test_shows_what_the_optimizers_propose(self, gradients):
-        widget = proposal_explorer(OPTIMIZERS, gradients, coordinate=2, step=3)
-        for trace in widget.figure.data[:-1]:
+        widget = ProposalExplorer(OPTIMIZERS, gradients, coordinate=2, step=3)
+        *lines, here = widget.view.figure.data
+        for trace in lines:
             expected = proposals(OPTIMIZERS, gradients["theta"][:-1, 2], torch.tensor(trace.x))[trace.name][3]
             assert trace.y == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-6)
         actual = gradients["theta"][3, 2].item()
-        assert widget.figure.data[-1].x == pytest.approx([actual] * 2)
-        assert f"{actual:.3g}" in text(widget)
-        assert widget.figure.layout.title.text == "theta, coordinate 2: proposed update at step 3"
+        assert here.x == pytest.approx([actual] * 2)
+        assert f"{actual:.3g}" in widget.state["text"]
+        assert widget.view.figure.layout.title.text == "theta, coordinate 2: proposed update at step 3"
 
     def test_begins_in_the_middle(self, gradients):
-        widget = proposal_explorer(OPTIMIZERS, gradients)
-        assert (widget.parameter.value, widget.step.value) == ("theta", 4)
+        values = ProposalExplorer(OPTIMIZERS, gradients).values
+        assert (values["parameter"], values["step"]) == ("theta", 4)
         largest = gradients["theta"].abs().amax(dim=0)
-        assert largest[widget.coordinate.value] == largest.median()
+        assert largest[values["coordinate"]] == largest.median()
 
     def test_each_control_moves_the_curves(self, gradients):
-        widget = proposal_explorer(OPTIMIZERS, gradients, coordinate=1, step=2)
-        shown = [self.drawn(widget)]
-        for control, value in (("step", 5), ("coordinate", 3), ("parameter", "other")):
-            getattr(widget, control).value = value
-            shown.append(self.drawn(widget))
+        widget = ProposalExplorer(OPTIMIZERS, gradients, coordinate=1, step=2)
+        shown = [drawn(widget)]
+        for move in ({"step": 5}, {"coordinate": 3}, {"parameter": "other"}):
+            widget.move(**move)
+            shown.append(drawn(widget))
         assert len({each["Adam"] for each in shown}) == 4
-        assert widget.coordinate.max == 2
+        assert widget.values["coordinate"] < 3
 
-    @pytest.mark.parametrize(
-        ("arguments", "error"),
-        [
-            ({"parameter": "weights"}, UnknownNameError),
-            ({"coordinate": 5}, ValueError),
-            ({"step": 9}, ValueError),
-            ({"step": -1}, ValueError),
-        ],
-    )
-    def test_what_there_is_not(self, gradients, arguments, error):
-        with pytest.raises(error):
-            proposal_explorer(OPTIMIZERS, gradients, **arguments)
+    @pytest.mark.parametrize("wrong", [{"parameter": "weights"}, {"coordinate": 5}, {"step": 9}, {"step": -1}], ids=str)
+    def test_what_there_is_not(self, gradients, wrong):
+        with pytest.raises(ValueError, match=r"unknown|whole number"):
+            ProposalExplorer(OPTIMIZERS, gradients, **wrong)
 
 
 class TestPreprocessing:
-    def drawn(self, widget):
-        return {trace.name: (trace.x, trace.y) for trace in widget.figure.data}
-
     def test_shows_the_inputs_for_gradients_of_every_size(self, gradients):
-        drawn = self.drawn(preprocessing_explorer(gradients["theta"], p=4.0, step=1))
-        places = torch.tensor(drawn["first input"][0], dtype=torch.float64)
+        shown = drawn(PreprocessingExplorer(gradients["theta"], p=4.0, step=1))
+        places = torch.tensor(shown["first input"][0], dtype=torch.float64)
         for name, expected in zip(("first input", "second input (for ∇ > 0)"), LogSign(4.0)(10**places), strict=True):
-            assert drawn[name][1] == pytest.approx(expected.tolist(), abs=1e-3)
+            assert shown[name][1] == pytest.approx(expected.tolist(), abs=1e-3)
 
     def test_shows_where_the_gradients_are(self):
         gradients = torch.tensor([[1e-3] * 4 + [-1e-6] * 2 + [0.0]])
-        x, y = self.drawn(preprocessing_explorer(gradients))["the gradients there are"]
+        x, y = drawn(PreprocessingExplorer(gradients))["the gradients there are"]
         heights = {
             round(at): max(top for place, top in zip(x, y, strict=True) if abs(place - at) < 0.3) for at in (-3, -6)
         }
@@ -88,21 +72,12 @@ class TestPreprocessing:
         assert max(top for place, top in zip(x, y, strict=True) if abs(place + 4.5) < 1) == -1
 
     def test_says_how_many_are_in_which_branch(self):
-        gradients = torch.tensor([[1.0, 0.5, 1e-3, -1e-4]])
-        widget = preprocessing_explorer(gradients, p=5.0)
-        assert "50.0% of the gradients are at least as large" in text(widget)
-        widget.p.value = 8.0
-        assert "75.0% of the gradients are at least as large" in text(widget)
+        widget = PreprocessingExplorer(torch.tensor([[1.0, 0.5, 1e-3, -1e-4]]), p=5.0)
+        assert "50.0% of the gradients are at least as large" in widget.state["text"]
+        widget.move(p=8.0)
+        assert "75.0% of the gradients are at least as large" in widget.state["text"]
 
-    def test_steps(self, gradients):
-        widget = preprocessing_explorer(gradients["theta"])
-        before = self.drawn(widget)
-        widget.step.value = 5
-        after = self.drawn(widget)
-        assert after.pop("the gradients there are") != before.pop("the gradients there are")
-        assert after == before
-
-    @pytest.mark.parametrize("arguments", [{"p": 0}, {"p": 21}, {"step": 9}])
-    def test_what_there_is_not(self, gradients, arguments):
-        with pytest.raises(ValueError, match="p must lie in"):
-            preprocessing_explorer(gradients["theta"], **arguments)
+    @pytest.mark.parametrize("wrong", [{"p": 0}, {"p": 21}, {"step": 9}], ids=str)
+    def test_what_there_is_not(self, gradients, wrong):
+        with pytest.raises(ValueError, match="unknown"):
+            PreprocessingExplorer(gradients["theta"], **wrong)

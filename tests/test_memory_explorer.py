@@ -13,7 +13,7 @@ from l2l_kit.optimizers import NTMBFGS
 from l2l_kit.problems import ConditionedQuadratics
 from l2l_kit.randomness import generator
 from l2l_kit.training import rollout
-from l2l_kit.widgets import memory_explorer
+from l2l_kit.widgets import MemoryExplorer
 
 MEMORY = NTMBFGS(hidden_size=4, history=3)
 OTHERS = {"NAG": baseline("nag", 0.01)}
@@ -21,57 +21,46 @@ OTHERS = {"NAG": baseline("nag", 0.01)}
 
 @pytest.fixture(scope="module")
 def widget():
-    return memory_explorer(MEMORY, OTHERS, seed=2)
+    return MemoryExplorer(MEMORY, OTHERS, seed=2)
 
 
-def drawn(widget):
-    return {trace.name: trace.y for trace in widget.figure.data}
-
-
-def show(widget, condition, function, step):
-    widget.condition.value, widget.function.value, widget.step.value = condition, function, step
+def drawn(widget, **move):
+    widget.move(**{"condition": 300, "function": 4, "step": 7, **move})
+    return {trace.name: trace.y for trace in widget.view.figure.data if trace.name != "here"}
 
 
 def test_shows_the_losses_of_the_function_that_is_chosen(widget):
-    show(widget, 300, 4, 7)
     functions = ConditionedQuadratics(condition=300).sample(10, generator(2, "test"))
     expected = {name: rollout(rule, functions, 100)[4] for name, rule in {**OTHERS, "NTM-BFGS": MEMORY}.items()}
     expected["BFGS"] = bfgs_losses(functions, 100)[4]
-    assert set(drawn(widget)) == {*expected, "here"}
+    shown = drawn(widget)
+    assert set(shown) == set(expected)
     for name, losses in expected.items():
-        assert drawn(widget)[name] == pytest.approx(losses.clamp_min(1e-6).tolist(), rel=1e-3)
-    assert widget.figure.data[-1].x == (7, 7)
+        assert shown[name] == pytest.approx(losses.clamp_min(1e-6).tolist(), rel=1e-3)
+    assert widget.view.figure.data[-1].x == (7, 7)
 
 
 def test_shows_the_memory_beside_the_inverse_hessian(widget):
-    show(widget, 300, 4, 7)
+    drawn(widget)
     functions = ConditionedQuadratics(condition=300).sample(10, generator(2, "test"))
     memory = memories(MEMORY, functions, 7)[4, 7]
     inverse = (2 * functions.W.mT @ functions.W).inverse()[4]
     cosine = torch.cosine_similarity(memory.flatten(), inverse.flatten(), dim=0).item()
-    assert f"{cosine:.2f}" in widget.status.value
-    shown = np.asarray(PIL.Image.open(io.BytesIO(widget.picture.value)))
-    expected = np.asarray(plots.matrices({"": {"memory": memory, "inverse Hessian": inverse}}, zoom=12))
-    assert abs(shown.astype(int) - expected).max() <= 2
+    assert f"{cosine:.2f}" in widget.state["text"]
+    picture = np.asarray(PIL.Image.open(io.BytesIO(widget.view.pictures[0].png)).convert("RGB"))
+    expected = plots.matrices({"": {"memory": memory, "inverse Hessian": inverse}}, zoom=12).convert("RGB")
+    assert abs(picture.astype(int) - np.asarray(expected)).max() <= 2
 
 
-@pytest.mark.parametrize(("control", "value"), [("condition", 10), ("function", 5)])
-def test_other_functions_have_other_curves(widget, control, value):
-    show(widget, 300, 4, 7)
-    before = drawn(widget)
-    getattr(widget, control).value = value
-    assert all(drawn(widget)[name] != before[name] for name in ("NAG", "NTM-BFGS", "BFGS"))
+def test_other_functions_have_other_curves_and_other_steps_another_memory(widget):
+    before, picture = drawn(widget), widget.view.pictures[0].png
+    for move in ({"condition": 10}, {"function": 5}):
+        assert all(drawn(widget, **move)[name] != before[name] for name in ("NAG", "NTM-BFGS", "BFGS"))
+    assert drawn(widget, step=8) == before
+    assert widget.view.pictures[0].png != picture
 
 
-def test_another_step_shows_another_memory_and_the_same_curves(widget):
-    show(widget, 300, 4, 7)
-    before, picture = drawn(widget), widget.picture.value
-    widget.step.value = 8
-    assert widget.picture.value != picture
-    assert all(drawn(widget)[name] == before[name] for name in ("NAG", "NTM-BFGS", "BFGS"))
-
-
-@pytest.mark.parametrize("arguments", [{"condition": 2}, {"function": 10}, {"step": 101}, {"step": -1}])
+@pytest.mark.parametrize("arguments", [{"condition": 2}, {"function": 10}, {"step": 101}, {"step": -1}], ids=str)
 def test_what_there_is_not(arguments):
-    with pytest.raises(ValueError, match="condition must be one of"):
-        memory_explorer(MEMORY, OTHERS, **arguments)
+    with pytest.raises(ValueError, match="unknown"):
+        MemoryExplorer(MEMORY, OTHERS, **arguments)

@@ -92,7 +92,7 @@ class TestInTenLines:
         assert pickle.loads(pickle.dumps(own)) == own, "another process imports the file"
 
     def test_in_the_trainer(self, own):
-        trainer = widgets.trainer(own, SETTINGS, baselines={"SGD": baseline("sgd", 0.1)})
+        trainer = widgets.Trainer(own, SETTINGS, baselines={"SGD": baseline("sgd", 0.1)})
         assert trainer.run() is trainer.trained
         trainer.close()
 

@@ -1,7 +1,6 @@
 """The explorer of lesson 05; what it shares with that of networks that learn digits is tested there."""
 
 import re
-import sys
 
 import pandas as pd
 import pytest
@@ -10,7 +9,7 @@ from l2l_kit import baseline, compare, zoo
 from l2l_kit.evaluation import EACH_STEP, ONE_RATE, read_result, write_result
 from l2l_kit.optimizers import GroupedRule, LSTMRule
 from l2l_kit.problems import CIFAR
-from l2l_kit.widgets import picture_explorer
+from l2l_kit.widgets import PictureExplorer, comparison
 
 TINY = {"hidden_size": 4, "preprocessing": "log-sign", "output_scale": 0.1}
 RATES = {
@@ -44,9 +43,9 @@ def recorded(monkeypatch, tmp_path):
         table = pd.concat([table.assign(protocol=EACH_STEP), other])
         about = {"baselines": {"decaying NAdam": {"name": "nadam", "decay": 50.0}}}
         write_result(f"sweeps/cifar{labels}", table, about, tmp_path)
-    module = sys.modules[picture_explorer.__module__]
-    monkeypatch.setattr(module, "read_result", lambda name: read_result(name, tmp_path))
-    monkeypatch.setattr(module, "STEPS", (2, 3, 8))
+    monkeypatch.setattr("l2l_kit.widgets.comparisons.read_result", lambda name: read_result(name, tmp_path))
+    monkeypatch.setattr(PictureExplorer, "lengths", (2, 3, 8))
+    monkeypatch.setattr(comparison.ComparisonExplorer, "_trained_here", {})
     return tmp_path
 
 
@@ -55,27 +54,26 @@ def make(recorded):
     made = []
 
     def few(**arguments):
-        widget = picture_explorer(**{"steps": 2, "images": "embedded", **arguments})
+        widget = PictureExplorer(**{"steps": 2, "images": "embedded", **arguments})
         made.append(widget)
         return widget
 
     yield few
     for widget in made:
         widget.close()
-        widget.wait(30)
 
 
 def lines(widget):
     widget.wait(60)
-    return {trace.name: trace.y for trace in widget.figure.data if trace.visible}
-
-
-def text(widget):
-    return re.sub("<[^>]+>", "", widget.status.value).replace("&#x27;", "'")
+    return {trace.name: trace.y for trace in widget.view.figure.data}
 
 
 def rates(widget):
-    return {BASELINES[name]: slider.value for name, slider in widget.learning_rates.items()}
+    return {name: widget.values[f"lr {label}"] for label, name in BASELINES.items()}
+
+
+def offered(widget):
+    return next(each for row in widget.groups[0]["rows"] for each in row if each["name"] == "optimizer")["values"]
 
 
 @pytest.mark.parametrize("labels", [10, 2])
@@ -86,60 +84,42 @@ def test_shows_what_compare_measures(make, labels):
     curves = compare(optimizers, problem, steps=2, num_tasks=2, seed=3, device="cpu")
     for name in optimizers:
         assert lines(widget)[name] == pytest.approx(curves.statistic(name).tolist(), rel=1e-3)
-    title, details = widget.figure.layout.title.text.split("<br>")
+    title, details = widget.view.figure.layout.title.text.split("<br>")
     assert title == problem.title
     assert "Mean loss of 2 networks: 16-16-16 channels, 32 units, minibatches of 128" in details
-    assert re.search(r"After 2 steps \w+ is best: mean loss [\d.]+; next is .* \(On one minibatch each", text(widget))
+    assert re.search(r"After 2 steps \w+ is best: mean loss [\d.]+; next is", widget.state["text"])
 
 
-@pytest.mark.parametrize(("control", "value"), [("labels", 5), ("seed", 7)])
-def test_each_control_moves_every_curve(make, control, value):
+def test_each_control_moves_every_curve(make):
     widget = make()
-    before = lines(widget)
-    getattr(widget, control).value = value
-    after = lines(widget)
-    assert all(before[name] != after[name] for name in before)
-    assert widget.figure.layout.title.text.startswith(f"{widget.labels.value} classes of photo patches")
-
-
-def test_steps(make):
-    widget = make()
-    before = lines(widget)
-    widget.steps.value = 3
-    after = lines(widget)
-    assert {len(line) for line in after.values()} == {4}
-    assert after["LSTM"][:3] == before["LSTM"]
+    drawn = [lines(widget)]
+    for move in ({"labels": 5}, {"seed": 7}):
+        widget.move(**move)
+        drawn.append(lines(widget))
+    assert all(len({each[name] for each in drawn}) == 3 for name in drawn[0])
 
 
 def test_which_lstm(make):
     widget = make(labels=5)
     shown = [lines(widget)]
     for optimizer in ("paper's method", "one LSTM", "LSTM-sub"):
-        widget.optimizer.value = optimizer
+        widget.move(optimizer=optimizer)
         shown.append(lines(widget))
     assert len({each["LSTM"] for each in shown}) == 4
     assert len({each["Adam"] for each in shown}) == 1
 
 
-def test_lstm_sub_is_offered_where_there_are_labels_to_leave_out(make):
+def test_an_lstm_is_offered_where_there_is_one(make, recorded):
     widget = make(labels=5, optimizer="LSTM-sub")
-    assert widget.optimizer.value == "LSTM-sub"
-    widget.labels.value = 10
-    assert widget.optimizer.options == ("two LSTMs", "paper's method", "one LSTM")
-    assert widget.optimizer.value == "two LSTMs"
-    fallen_back = lines(widget)
-    assert fallen_back == lines(make(labels=10)) == lines(make(labels=10, optimizer="LSTM-sub"))
-
-
-def test_the_choice_of_an_lstm_that_is_offered_stays(make):
-    widget = make(optimizer="one LSTM")
-    before = lines(widget)
-    widget.labels.value = 5
-    assert widget.optimizer.options == ("two LSTMs", "paper's method", "one LSTM", "LSTM-sub")
-    assert widget.optimizer.value == "one LSTM"
-    widget.labels.value = 10
-    assert widget.optimizer.value == "one LSTM"
-    assert lines(widget) == before
+    widget.move(labels=10)
+    assert offered(widget) == ["two LSTMs", "paper's method", "one LSTM"]
+    assert widget.values["optimizer"] == "two LSTMs"
+    assert lines(widget) == lines(make(labels=10, optimizer="LSTM-sub"))
+    widget.move(optimizer="one LSTM")
+    widget.move(labels=5)
+    assert widget.values["optimizer"] == "one LSTM"
+    (recorded / "cifar-single.safetensors").unlink()
+    assert offered(make(labels=2, optimizer="LSTM-sub")) == ["two LSTMs", "paper's method"]
 
 
 @pytest.mark.parametrize(("steps", "swept"), [(1, 2), (2, 2), (3, 5), (8, 5)])
@@ -149,61 +129,41 @@ def test_learning_rates_are_tuned_for_the_next_number_of_steps_that_was_swept(ma
 
 def test_learning_rates_follow_until_they_are_moved(make):
     widget = make()
-    widget.labels.value = 5
+    widget.move(labels=5)
     assert rates(widget) == RATES[5, 2]
-    widget.steps.value = 3
+    widget.move(steps=3)
     assert rates(widget) == RATES[5, 5]
-    widget.learning_rates["Adam"].value = 0.1
-    widget.labels.value = 2
+    widget.move(**{"lr Adam": 0.1})
+    widget.move(labels=2)
     assert rates(widget) == {**RATES[2, 5], "adam": 0.1}
-    widget.tuned.click()
+    widget.press("tuned")
     assert rates(widget) == RATES[2, 5]
-    widget.labels.value, widget.steps.value = 10, 2
-    assert rates(widget) == RATES[10, 2]
-    assert lines(widget) == lines(make())
-
-
-def test_only_what_is_pretrained_is_offered(make, recorded):
-    (recorded / "cifar-single.safetensors").unlink()
-    widget = make(labels=2, optimizer="LSTM-sub")
-    assert widget.optimizer.options == ("two LSTMs", "paper's method")
-    assert len(widget.optimizer.tooltips) == 2
-    assert widget.optimizer.value == "two LSTMs"
-    widget.labels.value = 5
-    assert widget.optimizer.options == ("two LSTMs", "paper's method", "LSTM-sub")
 
 
 def test_a_missing_pretrained_optimizer_is_said_and_the_others_shown(make, recorded):
     (recorded / "cifar.safetensors").unlink()
     widget = make()
     assert sorted(lines(widget)) == ["Adam", "NAG", "RMSprop", "SGD"]
-    assert "unknown pretrained optimizer 'cifar'" in text(widget)
-    assert "is best" in text(widget)
-    widget.optimizer.value = "paper's method"
+    assert "unknown pretrained optimizer 'cifar'" in widget.state["errors"][0]
+    widget.move(optimizer="paper's method")
     assert "LSTM" in lines(widget)
-    assert "unknown" not in text(widget)
+    assert not widget.state["errors"]
 
 
 def test_learning_rates_for_all_labels_where_fewer_were_not_swept(make, recorded):
     (recorded / "sweeps" / "cifar5.csv").unlink()
-    widget = make(labels=2)
-    assert "10 labels" not in widget.tuned_on.value
-    widget.labels.value = 5
+    widget = make(labels=5)
     assert rates(widget) == RATES[10, 2]
-    assert "10 labels" in widget.tuned_on.value
-    widget.labels.value = 10
-    assert "10 labels" not in widget.tuned_on.value
-
-
-def test_a_missing_sweep_of_all_labels_is_said(make, recorded):
+    lines(widget)
+    assert "tuned for 10 labels" in widget.state["text"]
     (recorded / "sweeps" / "cifar10.csv").unlink()
     with pytest.raises(FileNotFoundError, match="no recorded result 'sweeps/cifar10'"):
         make()
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"labels": 3}, {"optimizer": "LSTM"}, {"images": "all"}, {"networks": 0}, {"steps": 0}]
+    "wrong", [{"labels": 3}, {"optimizer": "LSTM"}, {"images": "all"}, {"networks": 0}, {"steps": 0}], ids=str
 )
-def test_wrong_arguments_are_refused(make, wrong):
+def test_what_there_is_not(make, wrong):
     with pytest.raises(ValueError, match=r"unknown|at least 1"):
         make(**wrong)

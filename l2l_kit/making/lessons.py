@@ -234,10 +234,11 @@ def read_executed(path: Path) -> Lesson:
             claim = output.get("metadata", {}).get("l2l_claim", {})
             if "verdict" in claim:  # not one of an older version of the kit, which knew only what holds
                 claims.append(Claim(**claim))
-            if png := output.get("data", {}).get("image/png"):
+            data = output.get("data", {})
+            if encoded := data.get("image/png") or (_PLOTLY in data and data.get("image/jpeg")):
                 title = output["data"].get(_PLOTLY, {}).get("layout", {}).get("title", {}).get("text")
                 caption = title or (headings[-1] if headings else path.stem)
-                pictures.append(Picture(re.sub(r"<[^>]+>|[*`$]", "", caption), base64.b64decode(png)))
+                pictures.append(Picture(re.sub(r"<[^>]+>|[*`$]", "", caption), base64.b64decode(encoded)))
     about = notebook.metadata
     return Lesson(
         path,

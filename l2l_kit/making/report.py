@@ -197,13 +197,14 @@ def embedded(png: bytes) -> str:
 
 
 def smaller(png: bytes, limit: int) -> bytes:
-    """The same picture in at most so many bytes: with fewer colours, and as far as that does not do, fewer pixels."""
+    """The same picture as a PNG of at most so many bytes: with fewer colours, if that does not do with fewer pixels."""
     with needs("lessons"):
         import PIL.Image
 
-    picture = PIL.Image.open(io.BytesIO(png)).convert("RGB")
+    picture = PIL.Image.open(io.BytesIO(png)).convert("RGBA")
+    picture = PIL.Image.alpha_composite(PIL.Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     scale = 1.0
-    while len(png) > limit:
+    while len(png) > limit or not png.startswith(b"\x89PNG"):
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
         buffer = io.BytesIO()
         picture.resize(size, PIL.Image.Resampling.LANCZOS).quantize(256).save(buffer, "png", optimize=True)

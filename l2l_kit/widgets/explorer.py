@@ -1,114 +1,400 @@
-"""Learned against hand-designed optimizers on random quadratics, with a slider for all that may change."""
+"""The base of all explorers: controls, a function of their values, and what it draws. A script in the page shows it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import lru_cache
+import base64
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
 
+import anywidget
 import ipywidgets
-from torch import Tensor
-from typing_extensions import override
+import plotly
+import traitlets
 
-from l2l_kit import zoo
-from l2l_kit.errors import UnknownNameError, WeightsFileError
-from l2l_kit.evaluation import Curves, compare, tuned_baselines
-from l2l_kit.optimizers import Baseline
-from l2l_kit.problems import Quadratics
-from l2l_kit.widgets.base import BaseExplorer, summary
-from l2l_kit.widgets.live_figure import (
-    UNROLLS,
-    described,
-    error_message,
-    heading,
-    labelled,
-    message,
-    preprocessing_toggle,
-    selection,
-    toggle,
-)
+from l2l_kit import errors, plots, static
+from l2l_kit.errors import UnknownNameError
 
-FUNCTIONS = 64
-STEPS = (50, 100, 200)
-PRETRAINED_PREPROCESSINGS = ("none", "log-sign")
+INTERVAL = 0.12
+"""Seconds between two drawings of what is still being computed."""
+HERE = Path(__file__).parent
+Values = Mapping[str, Any]
+"""What the controls of an explorer say, by name."""
+Lines = dict[str, plots.Points]
 
 
-def explorer(seed: int = 0, unroll: int = 20, preprocessing: str = "none") -> Explorer:
-    """Compare optimizers on random quadratics: end a notebook cell with it.
+@dataclass(frozen=True)
+class Control:
+    """One control.
 
-    Args:
-        seed: of the functions, to begin with.
-        unroll: unroll length that the learned optimizer was trained with, to begin with.
-        preprocessing: of the learned optimizer, "none" or "log-sign", to begin with.
+    Attributes:
+        name: of its value.
+        kind: a "slider" over values in order; a "player", which is a slider that can be played; a "choice" or a "menu"
+            of names; a whole "number"; a "check" box; a "button", which `Explorer.press` is told of; an "upload" of a
+            picture, which `Explorer.receive` is given.
+        label: what a reader calls it.
+        values: to choose from, or the lowest and the highest number.
+        help: one sentence more; for a choice, one for each name.
+        marks: values to which a slider has a tick.
+        off: whether it cannot be moved at present.
+        more: of a button, "first" if a reader will press it first, or "working" if it can be pressed only while the
+            explorer works; of a number, what a button says that goes on to the next one; otherwise its colour.
+    """
+
+    name: str
+    kind: Literal["slider", "player", "choice", "menu", "number", "check", "button", "upload"]
+    label: str
+    values: Sequence[Any] = ()
+    help: str | Sequence[str] = ""
+    marks: Sequence[float] = ()
+    off: bool = False
+    more: str = ""
+
+    def check(self, value: Any) -> None:
+        """Refuse a value that the control cannot have.
+
+        Raises:
+            ValueError: which says what it can have.
+        """
+        if self.kind == "number":
+            low, high = self.values
+            if not isinstance(value, int) or not low <= value <= high:
+                raise ValueError(f"{self.label} must be a whole number from {low} to {high}, got {value!r}.")
+        elif self.values and value not in self.values:
+            raise UnknownNameError(self.label.lower(), value, map(str, self.values))
+
+
+Rows = Sequence[Control | tuple[Control, ...]]
+"""Controls one below the other, or side by side in a tuple."""
+
+
+def seed_control() -> Control:
+    """The seed, with a button for another draw."""
+    return Control("seed", "number", "Seed", (0, 2**31), "Of all that is drawn", more="New draw")
+
+
+def ordered(values: Iterable[float], *more: float) -> tuple[float, ...]:
+    """Values of a slider in order, with those that it must be able to show."""
+    return tuple(sorted({*values, *more}))
+
+
+class Picture(NamedTuple):
+    """A picture below the figure, as a PNG; `caption` is shown beside its name, `side` is its width in pixels."""
+
+    name: str
+    png: bytes
+    caption: str = ""
+    color: str = ""
+    side: int = 150
+
+
+class View(NamedTuple):
+    """What an explorer shows: a sentence or two, a figure, pictures below it, and what cannot be shown.
+
+    `progress` is how much of the work is done, from 0 to 1, or None where nothing is to be waited for.
+    """
+
+    text: str
+    figure: plots.Figure | None = None
+    pictures: Sequence[Picture] = ()
+    errors: Sequence[Exception] = ()
+    progress: float | None = None
+
+
+Steps = Generator[Callable[[], View], None, None]
+"""Work in small steps. Each makes what there is to see then, if it is time to look."""
+
+
+class Explorer(anywidget.AnyWidget):
+    """An interactive figure: end a notebook cell with it. Without a kernel it is a picture.
+
+    A subclass says which controls there are, what they begin with (the arguments of this constructor), and what is
+    drawn for their values: at once, or in steps, which are done in a thread and left when a control is moved.
+
+    Attributes:
+        values: what the controls say; `move` sets them.
+        view: what is shown.
 
     Raises:
-        FileNotFoundError: if no tuned learning rates for the quadratics are recorded.
-        UnknownNameError: for an unroll length or preprocessing that no pretrained optimizer has.
+        ValueError: for values that the controls cannot have.
     """
-    return Explorer(seed, unroll, preprocessing)
 
+    _esm = traitlets.Unicode((HERE / "explorer.js").read_text(encoding="utf-8")).tag(sync=True)
+    _css = traitlets.Unicode((HERE / "explorer.css").read_text(encoding="utf-8")).tag(sync=True)
+    plotly = traitlets.Instance(ipywidgets.Widget).tag(sync=True, **ipywidgets.widget_serialization)
+    groups: traitlets.List[Any] = traitlets.List().tag(sync=True)
+    values = traitlets.Dict().tag(sync=True)
+    shown = traitlets.Dict().tag(sync=True)
+    state = traitlets.Dict().tag(sync=True)
+    moves = traitlets.Int(0).tag(sync=True)  # counted by the page
+    answered = traitlets.Int(0).tag(sync=True)  # how many of them were followed
 
-class Explorer(BaseExplorer):
-    """See `explorer`. Its controls are attributes; setting their `value` does what a reader's hand does."""
+    compares: ClassVar[bool] = True
+    """Whether lines can be pinned and compared with those before the last move."""
+    _thread: threading.Thread | None = None
 
-    def __init__(self, seed: int = 0, unroll: int = 20, preprocessing: str = "none") -> None:
-        if unroll not in UNROLLS:
-            raise UnknownNameError("unroll length", unroll, map(str, UNROLLS))
-        if preprocessing not in PRETRAINED_PREPROCESSINGS:
-            raise UnknownNameError("preprocessing", preprocessing, PRETRAINED_PREPROCESSINGS)
-        self._run = lru_cache(maxsize=256)(_run)
-        lengths = [(str(length), length) for length in UNROLLS]
-        self.unroll = selection("Unroll", lengths, unroll, "Steps that it was trained to look ahead")
-        self.preprocessing = preprocessing_toggle(PRETRAINED_PREPROCESSINGS, preprocessing)
-        self.dimension = ipywidgets.IntSlider(
-            10, 2, 20, description="Dimension", tooltip="Number of parameters", **described("300px")
-        )
-        lengths = [(str(steps), steps) for steps in STEPS]
-        self.steps = selection("Steps", lengths, 100, "Updates per run; the LSTMs were trained on 100")
-        self.seed = ipywidgets.BoundedIntText(seed, 0, 2**31, description="Seed", **described("300px"))
-        self.statistic = toggle(("mean", "median"), "mean", ("Over the functions", "Half the functions are below"))
-        functions = [self.dimension, self.steps, self.seed]
-        super().__init__(
-            learned=[self.unroll, labelled("Preprocessing", self.preprocessing)],
-            task=[heading("Functions"), *functions, labelled("Show the", self.statistic)],
-            controls=[self.unroll, self.preprocessing, *functions, self.statistic],
-            tuned_for="Those with the lowest final loss of the kind shown, mean or median, in 10 dimensions",
-        )
-        self._update()
+    def __init__(self, **values: Any) -> None:
+        self.view, self.cancelled = View(""), False
+        self._initial, self._last = values, dict[str, Any]()
+        self._left, self._seen, self._busy = threading.Event(), threading.Event(), False
+        self._choosing, self._sending = threading.RLock(), threading.RLock()
+        self._moved, self._lines, self._before = "", Lines(), Lines()
+        self._pins: list[Lines] = []
+        self._held: tuple[float, float] | None = None
+        values = self._settled(values)
+        super().__init__(plotly=_plotly())
+        self.observe(lambda _: self._answer(), "moves")
+        self.on_msg(self._hear)
+        self._follow(values)
 
-    @override
-    def _tuned_baselines(self) -> Mapping[str, Baseline]:
-        return tuned_baselines("quadratics", self.statistic.value)
+    def controls(self, values: Values) -> Mapping[str, Rows]:
+        """The controls by heading, as they are when their values are these."""
+        raise NotImplementedError
 
-    @property
-    @override
-    def _pretrained(self) -> str:
-        return f"quadratics-{self.preprocessing.value}-unroll{self.unroll.value}"
+    def draw(self, values: Values) -> View | Steps:
+        """What is shown for these values, or the work that leads there. Errors are shown, too."""
+        raise NotImplementedError
 
-    @override
-    def _redraw(self) -> None:
-        losses, missing = self._losses()
-        dimension, steps, statistic = self.dimension.value, self.steps.value, self.statistic.value
-        curves = Curves(losses, Quadratics(dimension).config(), self.seed.value)
-        lines = {name: curves.statistic(name, statistic) for name in losses}
-        title = f"{statistic.capitalize()} loss over {FUNCTIONS} random quadratics of dimension {dimension}"
-        self._draw(lines, steps, title)
-        finals = {name: line[-1].item() for name, line in lines.items()}
-        self.status.value = "".join(map(error_message, missing)) + message(summary(finals, steps, statistic))
+    def code(self, values: Values) -> str:
+        """Lines of Python that do the same; empty for none."""
+        raise NotImplementedError
 
-    def _losses(self) -> tuple[dict[str, Tensor], list[Exception]]:
-        """Losses of the optimizers that are ticked, and what is wrong with those that cannot be had."""
-        losses: dict[str, Tensor] = {}
-        missing: list[Exception] = []
-        for name, optimizer in self._ticked.items():
+    def settle(self, values: Values) -> Values:
+        """The values, with those that follow from the one that was moved."""
+        return values
+
+    def press(self, button: str) -> None:
+        """Do what a button says."""
+        if button == "pin":
+            self._pins.append(self._lines)
+        if button in ("unpin", "reset"):
+            self._pins.clear()
+        if button in ("fit", "reset"):
+            self._held = None
+        if button == "reset":
+            self.move(**self._initial)
+        else:
+            self._show(self.view)
+
+    def receive(self, control: str, name: str, content: bytes) -> None:
+        """Take in a file that was uploaded; its name is only a name."""
+
+    def point(self, line: str, x: float) -> None:
+        """Someone chose a point of a line."""
+
+    def move(self, **values: Any) -> None:
+        """Set some controls, as a reader's hand does.
+
+        Raises:
+            ValueError: for values that the controls cannot have.
+        """
+        with self._choosing:  # a page and a cell may move at the same time
+            self._follow(self._settled({**self.values, **values}))
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until what is shown is finished, for at most `timeout` seconds."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def close(self) -> None:
+        """Stop the work, and take it off the page and out of the kernel."""
+        if self._thread is not None:  # Python closes also what was never finished
+            self._leave()
+        super().close()
+
+    def picture(self) -> bytes:
+        """What stands in for it where there is no kernel, as a PNG."""
+        return static.png(self.view.figure)
+
+    def start(self, steps: Steps, *, busy: bool = False) -> None:
+        """Leave the work under way and begin another in the background; `busy` turns the controls off meanwhile."""
+        with self._choosing:
+            self._leave()
+            self._left.clear()
+            self._seen.clear()
+            self.cancelled, self._busy = False, busy
+            self._thread = threading.Thread(target=self._work, args=(steps,), daemon=True)
+            self._thread.start()
+
+    def finish(self, steps: Steps) -> None:
+        """Do the work here and now.
+
+        Raises:
+            RuntimeError: if something is being computed already.
+        """
+        if self._thread is not None and self._thread.is_alive():
+            raise RuntimeError("this explorer is working already.")
+        self._left.clear()
+        self.cancelled = False
+        self._do(steps)
+
+    def fail(self, error: Exception) -> None:
+        """Show what went wrong. The next view that is shown clears it."""
+        self._busy = False
+        self._tell(View("", errors=[error]))
+
+    def _settled(self, values: Values) -> dict[str, Any]:
+        settled = dict(self.settle(values))
+        for control in [each for rows in self.controls(settled).values() for row in rows for each in _row(row)]:
+            if control.name in settled:
+                control.check(settled[control.name])
+        return settled
+
+    def _answer(self) -> None:
+        """Do what the page asks for."""
+        if self._thread is not None and self._thread.is_alive():
+            self._seen.wait(1.5 * INTERVAL)  # or a fast drag would leave all work before anything of it is seen
+        with self._choosing:
+            self.answered = self.moves
             try:
-                losses[name] = self._run(optimizer, self.dimension.value, self.steps.value, self.seed.value)
-            except (UnknownNameError, WeightsFileError) as error:
-                missing.append(error)
-        return losses, missing
+                self._follow(self._settled(self.values))
+            except Exception as error:  # the kernel would only log it
+                self.fail(error)
+
+    def _follow(self, values: dict[str, Any]) -> None:
+        self._leave()
+        moved = next((name for name in values if values[name] != self._last.get(name)), self._moved)
+        if moved != self._moved:
+            self._moved, self._before = moved, self._lines
+        self.values = self._last = values
+        self._describe()
+        try:
+            drawn = self.draw(values)
+            if isinstance(drawn, View):
+                self._show(drawn)
+            else:
+                self.start(drawn)
+        except Exception as error:  # the kernel would only log it
+            self.fail(error)
+
+    def _leave(self) -> None:
+        """Stop the work after the step under way."""
+        self._left.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _work(self, steps: Steps) -> None:
+        try:
+            self._do(steps)
+        except Exception as error:  # the thread would only end
+            self.fail(error)
+
+    def _do(self, steps: Steps) -> None:
+        """Show the last step, and as many of those before as there is time for."""
+        told, step = time.monotonic(), None
+        with closing(steps):
+            for step in steps:
+                if self._left.is_set():
+                    return
+                if time.monotonic() - told >= INTERVAL:
+                    self._show(step())
+                    told = time.monotonic()
+        self._busy = False
+        if step is not None:
+            self._show(step())
+
+    def _show(self, view: View) -> None:
+        with self._sending, self.hold_sync():
+            self.view = view
+            if view.figure is None:
+                figure = None
+            else:
+                if view.progress is None:
+                    self._lines = _lines(view.figure)
+                figure = view.figure.to_plotly_json()
+                if self.compares:
+                    self._compare(figure, _lines(view.figure))
+            self.shown = {
+                "figure": figure,
+                "pictures": [picture._asdict() for picture in view.pictures],
+                "code": self.code(self.values),
+                "pins": len(self._pins) if self.compares else None,
+            }
+            self._tell(view)
+
+    def _tell(self, view: View) -> None:
+        with self._sending, self.hold_sync():
+            errors = [message(error) for error in view.errors]
+            self.state = {"text": view.text, "errors": errors, "progress": view.progress, "working": self._busy}
+            self._describe()
+            self._seen.set()
+
+    def _describe(self) -> None:
+        self.groups = [
+            {"title": title, "rows": [[_described(each) for each in _row(row)] for row in rows]}
+            for title, rows in self.controls(self.values).items()
+        ]
+
+    def _compare(self, figure: dict[str, Any], now: Lines) -> None:
+        """Draw what was before the last move behind a figure, and pinned lines, and let its vertical axis only grow."""
+        colors = {name: style.color for name, style in plots.STYLES.items()}
+        colors |= {trace["name"]: trace["line"]["color"] for trace in figure["data"] if trace["name"] in now}
+        ghosts = {name: line for name, line in self._before.items() if name in now and line != now[name]}
+        for label, lines in [("before", ghosts), *((f"pin {k}", pin) for k, pin in enumerate(self._pins, 1))]:
+            for name, (x, y) in lines.items():
+                line = {"color": colors.get(name, plots.GREY), "width": 1.5, "dash": "dot"}
+                faint = {"opacity": 0.45, **plots.QUIET} if label == "before" else {"opacity": 0.8, "showlegend": False}
+                trace = {"type": "scatter", "name": f"{name}, {label}", "x": x, "y": y, "mode": "lines", "line": line}
+                figure["data"].append(trace | faint)
+        axis = figure["layout"]["yaxis"]
+        if "range" in axis:
+            low, high = axis["range"]
+            if self._held is not None:
+                low, high = min(low, self._held[0]), max(high, self._held[1])
+            self._held = low, high
+            axis |= plots.log_axis(low, high) if axis.get("type") == "log" else {"range": [low, high]}
+
+    def _hear(self, _: object, content: dict[str, Any], buffers: Sequence[memoryview]) -> None:
+        """What the page says beside values."""
+        try:
+            if "press" in content:
+                self.press(content["press"])
+            elif "upload" in content:
+                self.receive(content["upload"], content["name"], bytes(buffers[0]))
+            elif "line" in content:
+                self.point(content["line"], content["x"])
+        except Exception as error:  # the kernel would only log it
+            self.fail(error)
+
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        self.wait()  # the picture is for good
+        live, about = super()._repr_mimebundle_() or ({}, {})
+        picture = base64.b64encode(self.picture()).decode()
+        words = "Interactive figure: run this cell in JupyterLab to use it."
+        return {**live, "image/png": picture, "text/plain": words}, about
 
 
-def _run(optimizer: str | Baseline, dimension: int, steps: int, seed: int) -> Tensor:
-    """Losses of an optimizer, ``(functions, steps + 1)``. So few, small functions are fastest on the CPU."""
-    rule = zoo.load(optimizer) if isinstance(optimizer, str) else optimizer
-    problem = Quadratics(dimension)
-    return compare({"it": rule}, problem, steps=steps, num_tasks=FUNCTIONS, seed=seed, device="cpu")["it"]
+class _Plotly(ipywidgets.Widget):  # type: ignore[misc]  # ipywidgets has no types
+    """plotly's script, 5 MB, which a page gets once for all explorers."""
+
+    source = traitlets.Bytes().tag(sync=True)
+
+
+@cache
+def _plotly() -> _Plotly:
+    return _Plotly(source=(Path(plotly.__file__).parent / "package_data" / "plotly.min.js").read_bytes())
+
+
+def _row(row: Control | tuple[Control, ...]) -> tuple[Control, ...]:
+    return row if isinstance(row, tuple) else (row,)
+
+
+def _described(control: Control) -> dict[str, Any]:
+    return {**asdict(control), "values": list(control.values), "marks": list(control.marks)}
+
+
+def _lines(figure: plots.Figure) -> Lines:
+    """The lines of a figure that say something, by name."""
+    lines = [trace for trace in figure.data if trace.mode == "lines" and not trace.fill and trace.hoverinfo != "skip"]
+    return {trace.name: (trace.x, trace.y) for trace in lines}
+
+
+def message(error: BaseException) -> str:
+    """An error in words; the kit's own ones are sentences already."""
+    known = (FileNotFoundError, errors.UnknownNameError, errors.WeightsFileError, errors.DataError)
+    return str(error) if isinstance(error, known) else f"{type(error).__name__}: {error}"

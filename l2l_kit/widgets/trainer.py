@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
-import ipywidgets
-from torch import Tensor
-
 from l2l_kit import plots
-from l2l_kit.evaluation import Curves, compare
-from l2l_kit.optimizers import Baseline, LSTMRule, Optimizer
-from l2l_kit.problems import MNIST, Problem, Quadratics
-from l2l_kit.training import History, MetaTrainer, MetaTraining, Progress, rollout, validation_batch
-from l2l_kit.widgets.base import LEARNED, baselines_for
-from l2l_kit.widgets.job import Job, Outcome
-from l2l_kit.widgets.live_figure import (
-    CONTROLS_WIDTH,
-    FIGURE_WIDTH,
+from l2l_kit.evaluation import compare, ratio_table
+from l2l_kit.optimizers import Baseline, LSTMRule
+from l2l_kit.problems import Problem, Quadratics
+from l2l_kit.training import History, MetaTrainer, MetaTraining, rollout, validation_batch
+from l2l_kit.widgets.comparison import (
+    LEARNED,
     PREPROCESSINGS,
-    UNROLLS,
-    LiveFigure,
-    WithPicture,
-    error_message,
-    heading,
-    labelled,
-    message,
-    options,
-    preprocessing_toggle,
-    selection,
-)
+    ComparisonExplorer,
+    constructor,
+    preprocessing_control,
+    recorded_for,
+)  # fmt: skip
+from l2l_kit.widgets.comparisons import UNROLLS
+from l2l_kit.widgets.explorer import Control, Explorer, Rows, Steps, Values, View, ordered
 
 EPOCHS = (5, 10, 25, 50, 100)
 META_LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -39,147 +31,75 @@ TESTS_PER_VALIDATION = 2
 """Fresh optimizees that the result is tried on, for each one that it is validated on."""
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """What live training of one kind of problem begins with; with these settings it takes about a minute.
-
-    Attributes:
-        tasks: what figures call them.
-        settings: arguments of `MetaTraining`.
-        optimizer: arguments of `LSTMRule`.
-        preprocessings: to choose from.
-    """
-
-    tasks: str
-    settings: Mapping[str, Any]
-    optimizer: Mapping[str, Any]
-    preprocessings: tuple[str, ...]
-
-
-_ANY = _Kind("optimizees", {"epochs": 25, "episodes_per_epoch": 10, "meta_lr": 0.01}, {}, tuple(PREPROCESSINGS))
-_KINDS = {
-    Quadratics.name: replace(_ANY, tasks="functions", preprocessings=("none", "log-sign")),
-    MNIST.name: _Kind(
-        "networks",
-        {"epochs": 6, "episodes_per_epoch": 10, "batch_size": 1, "validation_tasks": 4, "meta_lr": 0.01},
-        {"preprocessing": "log-sign", "output_scale": 0.1},
-        tuple(PREPROCESSINGS),
-    ),
-}
-
-
-def trainer(
-    problem: Problem | None = None,
-    settings: MetaTraining | None = None,
-    seed: int = 0,
-    *,
-    optimizer: Mapping[str, Any] | None = None,
-    baselines: Mapping[str, Baseline] | None = None,
-) -> Trainer:
-    """Meta-train an optimizer and watch it learn: end a notebook cell with it.
+class Trainer(Explorer):
+    """Meta-train an optimizer and watch it learn. The explorers of the same problem offer what was trained.
 
     Args:
         problem: what to train on; None for the quadratics in 10 dimensions.
-        settings: how; the controls begin there. None for what takes about a minute on two cores: on the quadratics 25
-            epochs of 10 episodes, on MNIST 6 epochs of 10 episodes with one network each.
+        settings: how; the controls begin there. None for what takes a minute or two on two cores on the quadratics: 25
+            epochs of 10 episodes.
         seed: of the LSTM's initial weights and, if no settings are given, of all draws.
-        optimizer: arguments of `LSTMRule`; the preprocessing is where its control begins. None for those of the
-            paper: on MNIST the preprocessing "log-sign" and an output factor of 0.1, on the quadratics none of either.
+        optimizer: arguments of `LSTMRule`; the preprocessing is where its control begins.
         baselines: what to compare with; None for the tuned ones recorded for this problem.
-
-    Raises:
-        FileNotFoundError: if no tuned baselines are recorded for this problem and none are given.
-        UnknownNameError: for an unknown preprocessing.
-        ValueError: if the optimizer's arguments make no sense.
-    """
-    problem = Quadratics() if problem is None else problem
-    kind = _KINDS.get(problem.name, _ANY)
-    if settings is None:
-        settings = MetaTraining(**kind.settings, seed=seed)
-    if baselines is None:
-        baselines = baselines_for(problem.name, settings.horizon)
-    return Trainer(problem, settings, {"seed": seed, **(kind.optimizer if optimizer is None else optimizer)}, baselines)
-
-
-class Trainer(WithPicture):
-    """See `trainer`. Its controls are attributes; `run` does in a script what the Train button does in a page.
 
     Attributes:
         trained: the optimizer that came out of the last run that got through an epoch, with its best weights; or None.
         history: of that run, or None.
+
+    Raises:
+        FileNotFoundError: if no tuned baselines are recorded for this problem and none are given.
+        ValueError: if the optimizer's arguments make no sense.
     """
 
     def __init__(
         self,
-        problem: Problem,
-        settings: MetaTraining,
-        optimizer: Mapping[str, Any],
-        baselines: Mapping[str, Baseline],
+        problem: Problem | None = None,
+        settings: MetaTraining | None = None,
+        seed: int = 0,
+        *,
+        optimizer: Mapping[str, Any] | None = None,
+        baselines: Mapping[str, Baseline] | None = None,
     ) -> None:
         self.trained: LSTMRule | None = None
         self.history: History | None = None
-        self._problem, self._settings, self._baselines = problem, settings, dict(baselines)
-        self._kind, self._optimizer = _KINDS.get(problem.name, _ANY), optimizer
-        self._first_preprocessing = LSTMRule(**optimizer).preprocessing
-        self._result = ""
-        self._trainer: MetaTrainer | None = None
-        self._best: list[float | None] | None = None
-        self._lines: dict[str, list[float | None]] = {}
-        self._job = Job(self._train, self._show, self._end, important=lambda event: event.validation_losses is not None)
-        self._make_controls()
-        super().__init__(self._make_figure(), self._column())
-
-    def _make_controls(self) -> None:
-        settings = self._settings
-        self.unroll = selection(
-            "Unroll",
-            [(label, int(length)) for label, length in options(UNROLLS, settings.unroll) if length <= settings.horizon],
-            settings.unroll,
-            "Steps that are backpropagated through at once",
-        )
-        first = self._first_preprocessing.name
-        choices = [name for name in PREPROCESSINGS if name in (*self._kind.preprocessings, first)]
-        self.preprocessing = preprocessing_toggle(choices, first)
-        rates = options(META_LEARNING_RATES, settings.meta_lr)
-        self.meta_lr = selection("Meta rate", rates, settings.meta_lr, "Learning rate of Adam, the meta-optimizer")
-        epochs = [(label, int(number)) for label, number in options(EPOCHS, settings.epochs)]
-        self.epochs = selection("Epochs", epochs, settings.epochs, f"Of {settings.episodes_per_epoch} episodes each")
-        self.train = ipywidgets.Button(description="Train", button_style="primary", layout={"width": "145px"})
-        self.cancel = ipywidgets.Button(description="Cancel", disabled=True, layout={"width": "145px"})
-        self.train.on_click(lambda _: self.start())
-        self.cancel.on_click(lambda _: self._cancel())
-        self.bar = ipywidgets.IntProgress(0, 0, settings.episodes, layout={"width": "300px"})
-        self.status = ipywidgets.HTML(layout={"width": f"{CONTROLS_WIDTH - 20}px"})
-        self._set_status(message("Choose, then press Train."))
-
-    def _column(self) -> list[ipywidgets.Widget]:
-        buttons = ipywidgets.HBox([self.train, self.cancel])
-        settings = [self.unroll, labelled("Preprocessing", self.preprocessing), self.meta_lr, self.epochs]
-        return [heading("Meta-training"), *settings, buttons, self.bar, self.status]
-
-    def _make_figure(self) -> LiveFigure:
-        settings = self._settings
-        title = f"Mean loss over {settings.validation_tasks} validation {self._kind.tasks}"
-        if isinstance(self._problem, MNIST):
-            title += f", {self._problem.images.title}"
-        figure = LiveFigure(layout=plots.layout(title, "step", "loss", width=FIGURE_WIDTH))
+        self._problem = problem = problem or Quadratics()
+        self._settings = settings or MetaTraining(epochs=25, episodes_per_epoch=10, meta_lr=0.01, seed=seed)
+        self._optimizer = {"seed": seed, **(optimizer or {})}
+        self._first = LSTMRule(**self._optimizer).preprocessing
+        horizon = self._settings.horizon
+        self._baselines = recorded_for(problem.name, horizon) if baselines is None else dict(baselines)
         # The very optimizees that meta-training validates on: on others, the rare hard ones would decide.
-        tasks = validation_batch(self._problem, settings)
-        for name, baseline in self._baselines.items():
-            self._lines[name] = _mean(rollout(baseline, tasks, settings.horizon))
-        steps, by_name = list(range(settings.horizon + 1)), plots.styles([LEARNED, *self._baselines])
-        for name in (LEARNED, *self._baselines):
-            figure.add_scatter(name=name, x=steps, y=self._lines.get(name, []), mode="lines", line=by_name[name].line)
-        figure.update_layout(showlegend=True)
-        figure.update_xaxes(range=[0, settings.horizon])
-        figure.update_yaxes(plots.loss_axis(self._lines.values()))
-        return figure
+        tasks = validation_batch(problem, self._settings)
+        self._losses: dict[str, list[float]] = {LEARNED: []}
+        for name, rule in self._baselines.items():
+            self._losses[name] = rollout(rule, tasks, horizon).mean(dim=0).tolist()
+        chosen = {"unroll": self._settings.unroll, "meta_lr": self._settings.meta_lr, "epochs": self._settings.epochs}
+        super().__init__(preprocessing=self._first.name, **chosen)
 
-    def start(self) -> None:
-        """Train in the background, as the Train button does."""
-        if not self._job.running:
-            self._begin()
-            self._job.start()
+    def controls(self, values: Values) -> Mapping[str, Rows]:
+        settings = self._settings
+        unrolls = [length for length in ordered(UNROLLS, settings.unroll) if length <= settings.horizon]
+        rates, epochs = ordered(META_LEARNING_RATES, settings.meta_lr), ordered(EPOCHS, settings.epochs)
+        rows = [
+            Control("unroll", "slider", "Unroll", unrolls, "Steps that are backpropagated through at once"),
+            preprocessing_control(tuple(PREPROCESSINGS)),
+            Control("meta_lr", "slider", "Meta rate", rates, "Learning rate of Adam, the meta-optimizer"),
+            Control("epochs", "slider", "Epochs", epochs, f"Of {settings.episodes_per_epoch} episodes each"),
+        ]
+        train = Control("train", "button", "Train", more="first")
+        cancel = Control("cancel", "button", "Cancel", help="Keeps the best weights so far", more="working")
+        return {"Meta-training": [*rows, (train, cancel)]}
+
+    def draw(self, values: Values) -> View:
+        return self._view("Choose, then press Train.")
+
+    def press(self, button: str) -> None:
+        if button == "train" and not self._busy:
+            self.start(self._train(self.values), busy=True)
+        elif button == "cancel":
+            self.cancelled = True
+        else:
+            super().press(button)
 
     def run(self) -> LSTMRule:
         """Train here and now, without a page, and return the optimizer with its best weights. Ctrl-C stops early.
@@ -190,129 +110,82 @@ class Trainer(WithPicture):
             ValueError: for settings that make no sense.
         """
         before = self.trained
-        self._begin()
-        self._job.run()
-        if self._job.error is not None:
-            raise self._job.error
+        self.finish(self._train(self.values))
         if self.trained is None or self.trained is before:
             raise RuntimeError("the training was stopped before it got through an epoch.")
         return self.trained
 
-    def wait(self, timeout: float | None = None) -> None:
-        """Wait until training in the background has ended, for at most `timeout` seconds."""
-        self._job.join(timeout)
-
-    def close(self) -> None:
-        """Stop training, and take it off the page and out of the kernel."""
-        self._job.cancel()
-        super().close()
-
-    def _cancel(self) -> None:
-        """What the Cancel button does; the training ends when the episode under way does."""
-        self._job.cancel()
-        self.cancel.disabled = True
-        self._set_status(message("Cancelling after the episode under way."))
-
-    def _begin(self) -> None:
-        self._set_running(True)
-        self._result, self._best = "", None
-        self.bar.value, self.bar.bar_style = 0, ""
-        self.bar.max = self.epochs.value * self._settings.episodes_per_epoch
-        self._set_status(message("Training begins."))
-
-    def _train(self) -> Generator[Progress, None, None]:
-        """The work of the job: train as the controls say, then try the result on fresh optimizees."""
-        settings = replace(
-            self._settings, unroll=self.unroll.value, meta_lr=self.meta_lr.value, epochs=self.epochs.value
+    def code(self, values: Values) -> str:
+        default, chosen = asdict(MetaTraining()), asdict(self._chosen(values))
+        changed = {name: value for name, value in chosen.items() if value != default[name]}
+        optimizer, settings = (
+            ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+            for arguments in ({**self._optimizer, "preprocessing": values["preprocessing"]}, changed)
         )
-        first = self._first_preprocessing  # as the caller gave it, perhaps with settings of its own
-        preprocessing = first if self.preprocessing.value == first.name else self.preprocessing.value
-        optimizer = LSTMRule(**{**self._optimizer, "preprocessing": preprocessing})
-        meta_trainer = self._trainer = MetaTrainer(optimizer, self._problem, settings)
+        return (
+            f"import l2l_kit as l2l\n\nlstm = l2l.LSTMRule({optimizer})\nsettings = l2l.MetaTraining({settings})\n"
+            f"history = l2l.meta_train(lstm, {constructor(self._problem)}, settings)"
+        )
+
+    def _chosen(self, values: Values) -> MetaTraining:
+        return replace(self._settings, **{name: values[name] for name in ("unroll", "meta_lr", "epochs")})
+
+    def _train(self, values: Values) -> Steps:
+        """Train as the controls say, then try the result on fresh optimizees."""
+        # The first preprocessing is as the caller gave it, perhaps with settings of its own.
+        preprocessing = self._first if values["preprocessing"] == self._first.name else values["preprocessing"]
+        rule = LSTMRule(**{**self._optimizer, "preprocessing": preprocessing})
+        trainer = MetaTrainer(rule, self._problem, self._chosen(values))
+        yield partial(self._view, "Training begins.", 0.0)
+        lowest: list[float] = []
         try:
-            yield from meta_trainer.run()
+            with closing(trainer.run()) as run:
+                for event in run:
+                    if event.validation_losses is not None:
+                        line = self._losses[LEARNED] = event.validation_losses.mean(dim=0).tolist()
+                        lowest = line if not lowest or not line[-1] > lowest[-1] else lowest
+                    if self.cancelled:
+                        break
+                    yield partial(self._progress, trainer, event.epoch, event.episode)
+        except KeyboardInterrupt:
+            self.cancelled = True
         finally:
-            history = meta_trainer.history
-            if len(history.records) > 1:
-                self.trained, self.history = optimizer, history
-                self._result = f"The best weights so far, of epoch {history.best.epoch}, are in .trained."
-        contenders: dict[str, Optimizer[Any]] = {LEARNED: optimizer, **self._baselines}
-        tests = TESTS_PER_VALIDATION * settings.validation_tasks
-        fresh = f"{tests} fresh {self._kind.tasks}"
-        self._set_status(message(f"Trained. Now it is tried on {fresh}."))
-        curves = compare(contenders, self._problem, steps=settings.horizon, num_tasks=tests, seed=settings.seed)
-        self._result = _verdict(curves, fresh)
-
-    def _show(self, event: Progress) -> None:
-        self.bar.value = event.episode
-        if event.validation_losses is not None:
-            line = _mean(event.validation_losses)
-            self._draw(line)
-            if self._best is None or _final(line) <= _final(self._best):
-                self._best = line
-        if self._job.cancelling or self._trainer is None:
+            self._losses[LEARNED] = lowest or self._losses[LEARNED]
+            if len(trainer.history.records) > 1:
+                self.trained, self.history = rule, trainer.history
+                about = f"unroll {values['unroll']}, {values['preprocessing']}, epoch {self.history.best.epoch}"
+                ComparisonExplorer.offer(self._problem.name, f"trained here: {about}", rule)
+        if self.cancelled:
+            epoch = trainer.history.best.epoch if self.trained is rule else 0
+            kept = f"The best weights so far, of epoch {epoch}, are kept as `trained`, and the explorers offer them."
+            yield partial(self._view, f"Cancelled. {kept if epoch else 'No epoch was done.'}")
             return
-        trainer, settings = self._trainer, self._trainer.settings
-        self._set_status(
-            message(
-                f"Epoch {event.epoch} of {settings.epochs}, episode {event.episode} of {settings.episodes}, "
-                f"{trainer.seconds:.0f} s. Lowest loss after {settings.horizon} steps so far: "
-                f"{trainer.history.best.validation_loss:.3g}{self._to_beat}."
-            )
+        tests = TESTS_PER_VALIDATION * self._settings.validation_tasks
+        yield partial(self._view, f"Trained. Now it is tried on {tests} fresh optimizees.", 1.0)
+        steps, seed = self._settings.horizon, self._settings.seed
+        found = compare({LEARNED: rule, **self._baselines}, self._problem, steps=steps, num_tasks=tests, seed=seed)
+        ratios = ratio_table(found, LEARNED)
+        best: dict[Any, Any] = dict(ratios.sort_values("ratio").iloc[-1])
+        beats = "beats" if best["ratio_high"] < 1 else "does not beat"
+        ends = f"{best['ratio_low']:.2f} to {best['ratio_high']:.2f}, 95%"
+        text = (
+            f"Trained. On {tests} fresh optimizees its mean loss after {steps} steps is {best['ratio']:.2f} times that"
         )
+        yield partial(self._view, f"{text} of {best['optimizer']} ({ends}). It {beats} every baseline.")
 
-    def _draw(self, line: list[float | None]) -> None:
-        self._lines[LEARNED] = line
-        with self.figure.batch_update():
-            self.figure.data[0].y = self._lines[LEARNED]
-            self.figure.layout.yaxis.update(plots.loss_axis(self._lines.values()))
+    def _progress(self, trainer: MetaTrainer, epoch: int, episode: int) -> View:
+        settings, best = trainer.settings, trainer.history.best.validation_loss
+        left = f", about {trainer.seconds * (settings.episodes / episode - 1):.0f} s left" if episode else ""
+        finals = [
+            (line[-1], name) for name, line in self._losses.items() if name != LEARNED and math.isfinite(line[-1])
+        ]
+        beat = " ({1}: {0:.3g})".format(*min(finals)) if finals else ""
+        text = (
+            f"Epoch {epoch} of {settings.epochs}, episode {episode} of {settings.episodes}, "
+            f"{trainer.seconds:.0f} s{left}. Lowest loss after {settings.horizon} steps so far: {best:.3g}{beat}."
+        )
+        return self._view(text, episode / settings.episodes)
 
-    def _end(self, outcome: Outcome) -> None:
-        self._set_running(False)
-        if self._best is not None:
-            self._draw(self._best)
-        self.bar.bar_style = {"finished": "success", "cancelled": "warning", "failed": "danger"}[outcome]
-        if self._job.error is not None:
-            self._set_status(error_message(self._job.error))
-        elif outcome == "cancelled":
-            self._set_status(message(f"Cancelled. {self._result}"))
-        else:
-            self._set_status(message(self._result))
-
-    @property
-    def _to_beat(self) -> str:
-        """The best baseline on the validation optimizees."""
-        lines = ((line[-1], name) for name, line in self._lines.items() if name != LEARNED)
-        finals = [(loss, name) for loss, name in lines if loss is not None]
-        return " ({1}: {0:.3g})".format(*min(finals)) if finals else ""
-
-    def _set_running(self, running: bool) -> None:
-        self.train.disabled, self.cancel.disabled = running, not running
-        for control in (self.unroll, self.preprocessing, self.meta_lr, self.epochs):
-            control.disabled = running
-
-    def _set_status(self, text: str) -> None:
-        self.status.value = text
-
-
-def _mean(losses: Tensor) -> list[float | None]:
-    return plots.rounded(losses.mean(dim=0))
-
-
-def _final(line: list[float | None]) -> float:
-    return math.inf if line[-1] is None else line[-1]
-
-
-def _verdict(curves: Curves, fresh: str) -> str:
-    """Whether the learned optimizer ends below the best of the others, and how sure that is."""
-    finals = {name: curves.statistic(name)[-1].item() for name in curves.losses}
-    mine = finals.pop(LEARNED)
-    text = f"Trained: after {curves.steps} steps on {fresh} the mean loss is {mine:.3g}"
-    if not finals:
-        return f"{text}."
-    best = min(finals, key=lambda name: finals[name])
-    low, high = (bound[-1].item() for bound in curves.interval(LEARNED, over=best)[1:])
-    verdict = "beats every baseline" if high < 1 else "does not beat every baseline"
-    return (
-        f"{text}, of {best}, the best baseline, {finals[best]:.3g} (ratio {low:.2f} to {high:.2f}, 95%): it {verdict}."
-    )
+    def _view(self, text: str, progress: float | None = None) -> View:
+        title = f"{self._problem.name}: mean loss over {self._settings.validation_tasks} optimizees for validation"
+        return View(text, plots.losses(self._losses, self._settings.horizon, title), progress=progress)

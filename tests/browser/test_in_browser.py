@@ -1,7 +1,8 @@
-"""What a reader sees and does: the widgets and the live figures in a real page."""
+"""What a reader sees and does: the explorers and the live figures in a real page."""
 
 import base64
 import io
+import re
 import statistics
 
 import nbformat
@@ -19,6 +20,7 @@ RUN_ALL = """milliseconds => Promise.race([
     new Promise(resolve => setTimeout(() => resolve('timeout'), milliseconds))])"""
 IMPORT = "import l2l_kit as l2l"
 LINES = ".js-plotly-plot .scatterlayer path.js-line"
+TITLE = "document.querySelector('.js-plotly-plot .gtitle').textContent"
 # On a busy machine Lab may miss the kernel's answer to a reloaded page: a reader reloads again, and so do we.
 RELOADS = 3
 # Notes when a key goes down and when the first line of the figure changes after it.
@@ -34,8 +36,24 @@ def lines(page):
     return page.eval_on_selector_all(LINES, "paths => paths.map(path => path.getAttribute('d'))")
 
 
-def handle(page, tooltip):
-    return page.locator(f".widget-slider:has([title='{tooltip}']) .noUi-handle").first
+def slider(page, name):
+    return page.get_by_role("slider", name=name).first
+
+
+def button(page, name):
+    return page.get_by_role("button", name=name, exact=True)
+
+
+def says(page, text, seconds=30):
+    page.wait_for_function("text => document.body.innerText.includes(text)", arg=text, timeout=1000 * seconds)
+
+
+def finished(page):
+    """Until the curves are all there."""
+    page.wait_for_selector(LINES, timeout=30_000, state="attached")
+    page.wait_for_timeout(300)
+    page.wait_for_function("document.querySelector('.l2l-state').innerText.includes('is best')", timeout=90_000)
+    page.wait_for_timeout(300)
 
 
 def press(page, key):
@@ -48,48 +66,102 @@ def press(page, key):
     return latency
 
 
-@pytest.fixture
-def explorer_page(open_notebook):
-    page = open_notebook("explorer.ipynb", IMPORT, "explorer = l2l.widgets.explorer()\nexplorer")
-    page.wait_for_selector(LINES, timeout=30_000, state="attached")
-    return page
-
-
-def test_a_slider_moves_the_curve(explorer_page, tmp_path, record_property):
-    page = explorer_page
-    page.wait_for_timeout(500)
-    page.screenshot(path=tmp_path / "explorer.png")
-    assert len(lines(page)) == 5
-    before = lines(page)
-    handle(page, "Learning rate of Adam").focus()
-    page.evaluate(WATCH)
-    latencies = [press(page, "ArrowLeft") for _ in range(10)]
-    after = lines(page)
-    assert [a == b for a, b in zip(before, after, strict=True)] == [True, True, True, True, False]
-    record("lr slider, curves computed", latencies, record_property)
-    record("lr slider, curves cached", [press(page, "ArrowRight") for _ in range(8)], record_property)
-    handle(page, "Number of parameters").focus()
-    record("dimension slider, all curves computed", [press(page, "ArrowLeft") for _ in range(8)], record_property)
-    page.screenshot(path=tmp_path / "explorer_moved.png")
-
-
 def record(what, latencies, record_property):
     """Times depend on the machine, so they are told and not asserted."""
     text = f"{what}: median {statistics.median(latencies):.0f} ms of {[round(each) for each in latencies]}"
     record_property(what, text)  # tests/conftest.py tells it at the end
 
 
-def test_ticking_and_choosing(explorer_page, tmp_path):
+def set_theme(page, theme):
+    page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", theme)
+    light = str(theme.endswith("Light")).lower()
+    page.wait_for_function(f"document.body.dataset.jpThemeLight === '{light}'", timeout=20_000)
+    page.wait_for_timeout(1000)
+
+
+def show_file_browser(page, wanted):
+    if page.locator(".jp-FileBrowser").is_visible() != wanted:
+        page.evaluate("window.jupyterapp.commands.execute('filebrowser:toggle-main')")
+
+
+@pytest.fixture
+def explorer_page(open_notebook):
+    page = open_notebook("explorer.ipynb", IMPORT, "explorer = l2l.widgets.QuadraticsExplorer()\nexplorer")
+    finished(page)
+    return page
+
+
+def test_a_slider_moves_the_curve(explorer_page, tmp_path, record_property):
     page = explorer_page
-    page.get_by_label("SGD").click()
+    before = lines(page)
+    assert len(before) == 5
+    slider(page, "Learning rate of Adam").focus()
+    page.evaluate(WATCH)
+    record("lr slider, curve computed", [press(page, "ArrowLeft") for _ in range(8)], record_property)
+    after = lines(page)
+    assert [a == b for a, b in zip(before, after[:5], strict=True)] == [True, True, True, True, False]
+    assert len(after) == 6, "the curve before the move is there, too"
+    record("lr slider, curves cached", [press(page, "ArrowRight") for _ in range(7)], record_property)
+    slider(page, "Dimension").focus()
+    record("dimension slider, all curves computed", [press(page, "ArrowLeft") for _ in range(4)], record_property)
+    finished(page)
+
+    box = slider(page, "Dimension").bounding_box()
+    page.mouse.move(box["x"] + 10, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.evaluate("window.redraws = 0; window.began = performance.now()")
+    for k in range(40):
+        page.mouse.move(box["x"] + 10 + k * (box["width"] - 20) / 40, box["y"] + box["height"] / 2)
+        page.wait_for_timeout(25)
+    redraws, seconds = page.evaluate("[window.redraws, (performance.now() - window.began) / 1000]")
+    page.mouse.up()
+    record_property("drag", f"fast drag, all curves computed: {redraws / seconds:.1f} redraws a second")
+    assert redraws > 1
+    page.screenshot(path=tmp_path / "explorer_moved.png")
+
+
+def test_what_a_reader_can_do(explorer_page, tmp_path):
+    page = explorer_page
+    page.get_by_role("checkbox", name="SGD").click()
     page.wait_for_function(f"document.querySelectorAll('{LINES}').length === 4")
-    page.get_by_role("button", name="median", exact=True).click()
-    page.wait_for_function("document.querySelector('.js-plotly-plot .gtitle').textContent.startsWith('Median')")
-    page.wait_for_function("document.body.innerText.includes('is best: median loss')")
-    page.screenshot(path=tmp_path / "median.png")
+    page.get_by_role("radio", name="median").click()
+    page.wait_for_function(f"{TITLE}.startsWith('Median')")
+    button(page, "Pin").click()
+    seed = page.get_by_role("spinbutton", name="Seed")
+    for wrong in ("3.7", "-1", ""):  # none of them is 37
+        seed.fill(wrong)
+        seed.press("Tab")
+        assert seed.evaluate("input => !input.checkValidity()")
+    seed.fill("37")
+    seed.press("Tab")
+    page.wait_for_function(f"document.querySelectorAll('{LINES}').length >= 8")  # now, and the pinned ones
+    page.get_by_text("As code").click()
+    assert "seed=37" in page.locator(".l2l-code pre").inner_text()
+    assert "seed=3," not in page.locator(".l2l-code pre").inner_text()
+    button(page, "Unpin").click()
+    finished(page)
+    # A reader without a mouse: all that can be moved can be focused and has a name of its own.
+    names = page.eval_on_selector_all(
+        ".l2l-controls :is(input, select, button)",
+        """all => all.map(each => [each.tabIndex, each.getAttribute('aria-label') || each.textContent
+            || each.closest('label')?.textContent || ''])""",
+    )
+    assert all(index == 0 and name.strip() for index, name in names)
+    assert len({name for _, name in names}) == len(names)
+    page.locator(".l2l-plot").focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector(".js-plotly-plot .hoverlayer .legend, .js-plotly-plot .hoverlayer .hovertext", timeout=5000)
 
+    set_theme(page, "JupyterLab Dark")
+    page.screenshot(path=tmp_path / "dark.png")
+    svg = page.locator(".js-plotly-plot .main-svg").first
+    assert svg.evaluate("svg => getComputedStyle(svg).backgroundColor") == "rgba(0, 0, 0, 0)"
+    title = page.locator(".js-plotly-plot .gtitle").first
+    red, *_ = title.evaluate("text => getComputedStyle(text).fill.match(/[0-9]+/g).map(Number)")
+    assert red > 200, "titles are as bright as the page's text"
+    set_theme(page, "JupyterLab Light")
 
-def save_and_reload(page, curves):
+    before = lines(page)
     page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
     page.wait_for_timeout(1000)
     for attempt in range(RELOADS):
@@ -100,22 +172,51 @@ def save_and_reload(page, curves):
         except playwright.TimeoutError:
             if attempt == RELOADS - 1:
                 raise
-    page.wait_for_function(f"document.querySelectorAll('{LINES}').length === {curves}", timeout=20_000)
-
-
-def test_a_reload_shows_the_present_state(explorer_page, tmp_path):
-    page = explorer_page
-    for _ in range(3):  # a reader runs a cell more than once, and all its widgets live on
-        assert page.evaluate(RUN_ALL, 60_000) == "done"
-    page.wait_for_selector(LINES, timeout=30_000, state="attached")
-    page.get_by_label("RMSprop").click()
-    page.get_by_role("button", name="median", exact=True).click()
-    page.wait_for_function("document.querySelector('.js-plotly-plot .gtitle').textContent.startsWith('Median')")
-    before = lines(page)
-    save_and_reload(page, curves=4)
-    page.screenshot(path=tmp_path / "reloaded.png")
-    assert page.locator(".js-plotly-plot .gtitle").first.text_content().startswith("Median")
+    page.wait_for_function(f"document.querySelectorAll('{LINES}').length === {len(before)}", timeout=20_000)
+    assert page.get_by_role("spinbutton", name="Seed").input_value() == "37"
     assert lines(page) == before
+    page.screenshot(path=tmp_path / "reloaded.png")
+
+
+LONG = "print('\\n'.join('a lesson goes on' for _ in range(60)))"  # so that the page has a scroll bar
+BUSY = "import ctypes, time\ntime.sleep(1)\nctypes.PyDLL(None).sleep(8)"  # in the end no thread of Python can answer
+BREAK = """
+works, explorer._view = explorer._view, lambda *_: 1 / 0
+explorer.move(dimension=5)
+explorer.wait()
+explorer._view = works
+"""
+
+
+def test_it_says_what_state_it_is_in(open_notebook, tmp_path):
+    page = open_notebook("states.ipynb", IMPORT, "explorer = l2l.widgets.QuadraticsExplorer()\nexplorer", BREAK)
+    page.wait_for_selector(".l2l [role=alert]", timeout=30_000)
+    assert page.locator(".l2l [role=alert]").inner_text() == "ZeroDivisionError: division by zero"
+    slider(page, "Dimension").focus()
+    page.keyboard.press("ArrowRight")
+    finished(page)
+    assert page.locator(".l2l [role=alert]").count() == 0
+
+    page.evaluate(
+        "code => { window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestExecute({code}); }", BUSY
+    )
+    before = lines(page)
+    slider(page, "Learning rate of Adam").focus()
+    page.wait_for_timeout(2000)
+    for _ in range(3):
+        page.keyboard.press("ArrowLeft")
+    says(page, "Waits for cell [4]")
+    page.screenshot(path=tmp_path / "busy.png")
+    page.wait_for_function("!document.body.innerText.includes('Waits for')", timeout=30_000)
+    finished(page)
+    assert lines(page)[4] != before[4]
+    assert page.locator(".l2l-state").inner_text().startswith("After 100 steps")
+
+    page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+    says(page, "is gone. Run this cell again.")
+    assert slider(page, "Dimension").is_disabled()
+    assert button(page, "Reset").is_disabled()
+    page.screenshot(path=tmp_path / "gone.png")
 
 
 def test_a_notebook_that_was_not_run_shows_the_picture(lab, page, tmp_path):
@@ -129,38 +230,27 @@ def test_a_notebook_that_was_not_run_shows_the_picture(lab, page, tmp_path):
     page.screenshot(path=tmp_path / "picture.png")
 
 
-def test_an_error_is_shown(open_notebook):
-    page = open_notebook("error.ipynb", IMPORT, "explorer = l2l.widgets.explorer()\nexplorer", BREAK)
-    page.wait_for_selector(".js-plotly-plot [role=alert], .widget-html [role=alert]", timeout=20_000)
-    assert "no such optimizer" in page.locator("[role=alert]").first.inner_text()
-
-
-BREAK = """
-def broken(*_):
-    raise ValueError("no such optimizer")
-explorer._run = broken
-explorer.dimension.value = 5
-"""
-
-
-def test_training_shows_progress_and_cancels(open_notebook, tmp_path):
-    cells = [IMPORT, "trainer = l2l.widgets.trainer()\ntrainer"]
-    page = open_notebook("trainer.ipynb", *cells)
-    page.wait_for_selector(LINES, timeout=30_000, state="attached")
-    page.wait_for_timeout(500)
-    page.screenshot(path=tmp_path / "trainer.png")
-    assert len(lines(page)) == 4
-    page.get_by_role("button", name="Train", exact=True).click()
-    page.wait_for_function("document.body.innerText.match(/Epoch 2 of 25/)", timeout=120_000)
-    assert len(lines(page)) == 5
-    curve = lines(page)
-    page.screenshot(path=tmp_path / "training.png")
-    page.wait_for_function("document.body.innerText.match(/Epoch 4 of 25/)", timeout=120_000)
-    assert lines(page) != curve
-    page.get_by_role("button", name="Cancel", exact=True).click()
-    page.wait_for_function("document.body.innerText.includes('Cancelled. The best weights')", timeout=20_000)
-    assert page.get_by_role("button", name="Train", exact=True).is_enabled()
-    page.screenshot(path=tmp_path / "cancelled.png")
+def test_training_shows_progress_and_cancels(open_notebook, tmp_path, record_property):
+    page = open_notebook("trainer.ipynb", IMPORT, "l2l.widgets.QuadraticsExplorer()", "l2l.widgets.Trainer()")
+    finished(page)
+    trainer = page.locator(".l2l").nth(1)
+    count = "document.querySelectorAll('.l2l')[1].querySelectorAll('.scatterlayer path.js-line').length"
+    page.wait_for_function(f"{count} === 4")
+    button(page, "Train").click()
+    page.wait_for_function("document.body.innerText.match(/Epoch 2 of 25.* s left/)", timeout=120_000)
+    page.wait_for_function(f"{count} === 5")
+    assert slider(page, "Meta rate").is_disabled()
+    trainer.screenshot(path=tmp_path / "training.png")
+    page.evaluate(WATCH)
+    slider(page, "Learning rate of Adam").focus()
+    record("lr slider while training", [press(page, "ArrowLeft") for _ in range(4)], record_property)
+    button(page, "Cancel").click()
+    says(page, "Cancelled. The best weights")
+    assert button(page, "Train").is_enabled()
+    learned = page.get_by_role("combobox", name="by")
+    learned.select_option(index=1)
+    finished(page)
+    page.screenshot(path=tmp_path / "trained_here.png")
 
 
 # What the MNIST widgets need, made here, so that these tests need no recorded ones: the curves' shapes don't matter.
@@ -176,188 +266,106 @@ rates = {"sgd": 3.2, "nag": 1.0, "rmsprop": 0.01, "adam": 0.032}
 table = pd.DataFrame([{"baseline": name, "step": 100, "lr": lr, "mean": 1, "median": 1} for name, lr in rates.items()])
 tuning.read_result = lambda name: table
 """
-TITLE = "document.querySelector('.js-plotly-plot .gtitle').textContent"
-
-
-def wait_until_finished(page, title):
-    """Until the curves of these networks are all there; title and status follow a choice one after the other."""
-    page.wait_for_function(f"{TITLE}.includes('{title}')", timeout=20_000)
-    page.wait_for_timeout(300)
-    page.wait_for_function("document.body.innerText.includes('is best: mean loss')", timeout=60_000)
-    page.wait_for_timeout(300)
-
-
-NETWORKS = "explorer = l2l.widgets.network_explorer(networks=1, steps=50, digits='embedded')\nexplorer"
+NETWORKS = "explorer = l2l.widgets.NetworkExplorer(networks=1, steps=50, digits='embedded')\nexplorer"
 # From here on the computation takes its time, so that the page can be quicker.
 SLOW = """
-import sys, time
-module = sys.modules["l2l_kit.widgets.running_explorer"]
-def slow(*arguments, trajectory=module.trajectory):
+import time
+from l2l_kit.widgets import comparison
+def slow(*arguments, trajectory=comparison.trajectory):
     for point in trajectory(*arguments):
         time.sleep(0.05)
         yield point
-module.trajectory = slow
+comparison.trajectory = slow
 """
 
 
-@pytest.fixture
-def networks_page(open_notebook, request):
-    page = open_notebook("networks.ipynb", STAND_INS, NETWORKS, *getattr(request, "param", []))
-    page.wait_for_selector(LINES, timeout=30_000, state="attached")
-    wait_until_finished(page, "784-20-10, sigmoid")
-    return page
-
-
-def test_the_curves_of_networks_follow(networks_page, tmp_path, record_property):
-    page = networks_page
-    page.screenshot(path=tmp_path / "networks.png")
+def test_the_curves_of_networks_follow(open_notebook, tmp_path, record_property):
+    page = open_notebook("networks.ipynb", STAND_INS, NETWORKS, SLOW)
+    finished(page)
     before = lines(page)
-    assert len(before) == 5
     page.evaluate(WATCH)
-    handle(page, "Learning rate of Adam").focus()
-    record("networks, lr slider, first of a curve", [press(page, "ArrowLeft") for _ in range(4)], record_property)
-    record("networks, lr slider, known curves", [press(page, "ArrowRight") for _ in range(4)], record_property)
-    assert lines(page) == before
-    handle(page, "Units of each hidden layer").focus()
+    slider(page, "Units").focus()
     record("networks, units slider, first of all curves", [press(page, "ArrowLeft")], record_property)
-    wait_until_finished(page, "784-10-10")
-    assert all(now != then for now, then in zip(lines(page), before, strict=True))
-    record("networks, units slider, known curves", [press(page, "ArrowRight")], record_property)
-    assert lines(page) == before
-
-
-@pytest.mark.parametrize("networks_page", [[SLOW]], indirect=True, ids=["slow"])
-def test_a_choice_while_networks_are_computed(networks_page, tmp_path, record_property):
-    page = networks_page
-    handle(page, "Hidden layers").focus()
-    page.keyboard.press("End")
     page.wait_for_function("document.body.innerText.match(/Computing: step [1-9]/)", timeout=60_000)
-    page.evaluate(WATCH)
-    latencies = [press(page, "Home")]
-    record("networks, back to known curves while others are computed", latencies, record_property)
-    wait_until_finished(page, "784-20-10, sigmoid")
-    unroll = "Steps that it was trained to look ahead"
-    page.get_by_label("the main one, fully trained").click()
-    page.wait_for_selector(f".widget-slider:has([title='{unroll}']) .noUi-target:not([disabled])")
-    handle(page, unroll).focus()
-    page.keyboard.press("ArrowRight")
-    page.wait_for_selector("[role=alert]", timeout=20_000)
-    assert "unknown pretrained optimizer 'mnist-log-sign-unroll50'" in page.locator("[role=alert]").first.inner_text()
-    page.wait_for_function(f"document.querySelectorAll('{LINES}').length === 4")
+    page.screenshot(path=tmp_path / "networks_computing.png")
+    back = press(page, "ArrowRight")
+    record("networks, back to known curves while others are computed", [back], record_property)
+    finished(page)
+    assert lines(page)[:5] == before
+    page.get_by_role("checkbox", name="the main one").click()
+    slider(page, "Unroll").press("ArrowRight")
+    page.wait_for_selector(".l2l [role=alert]", timeout=20_000)
+    assert "unknown pretrained optimizer 'mnist-log-sign-unroll50'" in page.locator(".l2l [role=alert]").inner_text()
     page.screenshot(path=tmp_path / "networks_error.png")
-
-
-def test_a_reload_shows_the_present_networks(networks_page, tmp_path):
-    page = networks_page
-    page.get_by_label("RMSprop").click()
-    page.get_by_role("button", name="tanh", exact=True).click()
-    wait_until_finished(page, "tanh")
-    before = lines(page)
-    save_and_reload(page, curves=4)
-    wait_until_finished(page, "784-20-10, tanh")
-    page.screenshot(path=tmp_path / "networks_reloaded.png")
-    assert lines(page) == before
-
-
-def test_training_on_digits_shows_each_episode_and_cancels(open_notebook, tmp_path, record_property):
-    cell = (
-        "settings = l2l.MetaTraining(horizon=20, unroll=10, epochs=50, episodes_per_epoch=5, batch_size=1,"
-        " validation_tasks=2)\n"
-        "trainer = l2l.widgets.trainer(l2l.problems.MNIST(source='embedded'), settings)\ntrainer"
-    )
-    page = open_notebook("digits.ipynb", STAND_INS, cell)
-    page.wait_for_selector(LINES, timeout=30_000, state="attached")
-    page.get_by_role("button", name="Train", exact=True).click()
-    for episode in (1, 2, 7):
-        page.wait_for_function(f"document.body.innerText.includes('episode {episode} of 250')", timeout=60_000)
-    assert len(lines(page)) == 5
-    page.screenshot(path=tmp_path / "digits_training.png")
-    pressed = page.evaluate("performance.now()")
-    page.get_by_role("button", name="Cancel", exact=True).click()
-    page.wait_for_function("document.body.innerText.includes('Cancelled. The best weights')", timeout=30_000)
-    record("digits, cancel", [page.evaluate("performance.now()") - pressed], record_property)
-    assert page.get_by_role("button", name="Train", exact=True).is_enabled()
 
 
 # A small network, small pictures, and an optimizer and learning rates that are made here.
 PAINTER = """
-import sys, tempfile
+import tempfile
 from pathlib import Path
 import pandas as pd
 import l2l_kit as l2l
+from l2l_kit.widgets import painter
 
 l2l.zoo.PRETRAINED = Path(tempfile.mkdtemp())
 rule = l2l.LSTMRule(hidden_size=4, preprocessing="log-sign", output_scale=0.1)
 l2l.save(rule, l2l.zoo.PRETRAINED / "neural-art-small")
-module = sys.modules[l2l.widgets.painter.__module__]
 rates = {"SGD": 20.0, "NAG": 5.0, "RMSprop": 0.02, "Adam": 0.2}
-module.read_result = lambda name: pd.DataFrame(
+painter.read_result = lambda name: pd.DataFrame(
     [{"protocol": "one rate", "step": 128, "optimizer": name, "lr": lr} for name, lr in rates.items()]
 )
-module.SWEEPS = {32: "sweeps/neural-art"}
-painter = l2l.widgets.painter(content="cat", style="mosaic", size=32, steps=16, network="small")
-painter
+painter.SWEEPS = {32: "sweeps/neural-art"}
+l2l.widgets.Painter(content="cat", style="mosaic", size=32, steps=16, network="small")
 """
-CANVASES = "[...document.querySelectorAll('img.widget-image')].map(image => image.src)"
+
+
+def photograph(side):
+    """Of noise, which no format makes small."""
+    content = io.BytesIO()
+    PIL.Image.effect_noise((side, side), 80).convert("RGB").save(content, "PNG")
+    return content.getvalue()
 
 
 def test_pictures_are_painted_and_own_ones_taken(open_notebook, tmp_path):
     page = open_notebook("painter.ipynb", PAINTER)
-    page.wait_for_selector("img.widget-image", timeout=30_000)
-    *canvases, content, style = page.evaluate(CANVASES)
-    assert len(canvases) == 4
-    assert len(set(canvases)) == 4  # blank, but each an image of its own
-    page.get_by_role("button", name="Paint", exact=True).click()
-    page.wait_for_function("document.body.innerText.includes('After 16 steps, from the lowest loss')", timeout=90_000)
-    page.screenshot(path=tmp_path / "painter.png")
+    page.wait_for_selector(".l2l-pictures img", timeout=30_000)
+    assert page.locator(".l2l-pictures img").count() == 2
+    button(page, "Paint").click()
+    says(page, "After 16 steps, from the lowest loss", 90)
     assert len(lines(page)) == 4
-    painted = page.evaluate(CANVASES)
-    assert painted[-2:] == [content, style]
-    assert not set(painted[:-2]) & set(canvases)
+    assert page.locator(".l2l-pictures img").count() == 6
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Save Adam").click()
+    assert PIL.Image.open(download.value.path()).size == (32, 32)
+    page.screenshot(path=tmp_path / "painter.png")
 
-    handle(page, "Updates; the LSTM was trained on 128").focus()
-    page.keyboard.press("End")
-    page.get_by_role("button", name="Paint", exact=True).click()
+    slider(page, "Steps").press("End")
+    button(page, "Paint").click()
     page.wait_for_function("document.body.innerText.match(/Painting: step [1-9]/)", timeout=60_000)
-    page.get_by_role("button", name="Pause", exact=True).click()
-    page.wait_for_function("document.body.innerText.includes('Paused at step')", timeout=30_000)
-    page.get_by_role("button", name="Cancel", exact=True).click()
-    page.wait_for_function("document.body.innerText.includes('Cancelled.')", timeout=30_000)
-
-    for name, picture, answer in (
-        ("mine.png", static.png(go.Figure()), "mine.png is the content now."),
-        ("notes.png", b"no picture", "notes.png: not a picture that can be read"),
-    ):
-        with page.expect_file_chooser() as chooser:
-            page.get_by_role("button", name="Own (").first.click()
-        chooser.value.set_files({"name": name, "mimeType": "image/png", "buffer": picture})
-        page.wait_for_function(f"document.body.innerText.includes('{answer}')", timeout=30_000)
-    page.screenshot(path=tmp_path / "painter_own.png")
-    assert page.evaluate(CANVASES)[-2] != content
-    assert page.locator("[role=alert]").count() == 1
-    assert (
-        page.locator(".widget-dropdown select").first.evaluate("choice => choice.selectedOptions[0].text") == "mine.png"
-    )
-
-
-def test_a_large_photograph_arrives(open_notebook, tmp_path):
-    """Of 12 MB, which is more than the server takes if it is not told otherwise; and nothing pops up over the page."""
-    page = open_notebook("large.ipynb", PAINTER)
-    page.wait_for_selector(".js-plotly-plot", timeout=30_000)
-    before = page.evaluate(CANVASES)
-    content = io.BytesIO()
-    PIL.Image.linear_gradient("L").resize((2000, 2000)).convert("RGB").save(content, "BMP")
-    assert len(content.getvalue()) > 12_000_000
-    with page.expect_file_chooser() as chooser:
-        page.get_by_role("button", name="Own (").first.click()
-    chooser.value.set_files({"name": "large.bmp", "mimeType": "image/bmp", "buffer": content.getvalue()})
-    page.wait_for_function("document.body.innerText.includes('large.bmp is the content now.')", timeout=60_000)
-    page.screenshot(path=tmp_path / "large.png")
-    assert page.evaluate(CANVASES)[-2] != before[-2]
+    button(page, "Pause").click()
+    says(page, "Paused at step")
+    button(page, "Cancel").click()
+    says(page, "Cancelled at step")
     assert page.get_by_text("Jupyter news").count() == 0
 
+    large = photograph(2600)
+    assert len(large) > 12_000_000, "more than the server takes in one message"
+    for name, picture, answer in (
+        ("notes.png", b"no picture", "notes.png: not a picture that can be read"),
+        ("mine.png", static.png(go.Figure()), "mine.png is the content now."),
+        ("huge.png", b"0" * 51_000_000, "huge.png: 51 MB are too many."),
+        ("large.png", large, "large.png is the content now."),
+    ):
+        (tmp_path / name).write_bytes(picture)
+        page.get_by_label("Own…: A picture of your own as the content").set_input_files(tmp_path / name)
+        says(page, answer, 60)
+        assert page.locator(".l2l [role=alert]").count() == ("now" not in answer)
+    assert page.get_by_role("combobox", name="Content").input_value() == "large.png"
+    assert page.get_by_alt_text("Content large.png").is_visible()
+    page.screenshot(path=tmp_path / "painter_own.png")
 
-def test_play_moves_along_the_landscape(open_notebook, tmp_path):
+
+def test_a_figure_is_live_from_the_start_and_plays(open_notebook, tmp_path):
     cells = [
         IMPORT,
         "from l2l_kit.evaluation import trajectories\n"
@@ -365,49 +373,16 @@ def test_play_moves_along_the_landscape(open_notebook, tmp_path):
         "l2l.plots.landscape(trajectories(optimizers, l2l.problems.Quadratics(2), steps=60, seed=4))",
     ]
     page = open_notebook("landscape.ipynb", *cells)
-    page.screenshot(path=tmp_path / "landscape_picture.png")
-    picture = page.locator(".jp-RenderedPlotly img").bounding_box()
-    page.mouse.move(picture["x"] + 20, picture["y"] + 20)
     page.wait_for_selector(LINES, timeout=30_000, state="attached")
     page.wait_for_timeout(500)
     page.screenshot(path=tmp_path / "landscape.png")
-    label = page.locator(".js-plotly-plot .slider-label").first
     *contours, lstm, sgd, nag, rmsprop, adam = lines(page)
     page.locator(".js-plotly-plot .updatemenu-button").first.click()
     page.wait_for_function("document.querySelector('.js-plotly-plot .slider-label').textContent === 'step 8'")
-    page.screenshot(path=tmp_path / "landscape_playing.png")
     moved = lines(page)
     assert moved[:-5] == contours
     assert all(now != whole for now, whole in zip(moved[-5:], (lstm, sgd, nag, rmsprop, adam), strict=True))
     page.locator(".js-plotly-plot .updatemenu-button").nth(1).click()
-    page.wait_for_timeout(300)
-    paused = label.text_content()
-    page.wait_for_timeout(500)
-    assert label.text_content() == paused
-
-
-def test_the_explorers_of_lesson_7(open_notebook, tmp_path, record_property):
-    """Of gradients as many as those of a network, made up here."""
-    page = open_notebook("preprocessing.ipynb", INSIDE, "l2l.widgets.preprocessing_explorer(weights)")
-    page.wait_for_selector(LINES, timeout=30_000, state="attached")
-    page.evaluate(WATCH)
-    for tooltip in ("Of appendix A", "Of the trajectory"):
-        before = page.evaluate(EVERY_PATH)
-        handle(page, tooltip).focus()
-        record(f"preprocessing, {tooltip}", [press(page, "ArrowRight") for _ in range(8)], record_property)
-        assert page.evaluate(EVERY_PATH) != before
-    page.screenshot(path=tmp_path / "preprocessing.png")
-
-    page = open_notebook("proposals.ipynb", INSIDE, PROPOSALS)
-    page.wait_for_selector(LINES, timeout=30_000, state="attached")
-    page.evaluate(WATCH)
-    before = lines(page)
-    handle(page, "Of the trajectory").focus()
-    record("proposals, step slider", [press(page, "ArrowRight") for _ in range(8)], record_property)
-    assert lines(page) != before
-    page.locator(".widget-dropdown select").select_option("last")
-    page.wait_for_function(f"{TITLE}.startsWith('last')", timeout=20_000)
-    page.screenshot(path=tmp_path / "proposals.png")
 
 
 INSIDE = """
@@ -415,13 +390,35 @@ import torch
 import l2l_kit as l2l
 draws = torch.Generator().manual_seed(0)
 weights = 0.001 * torch.randn(101, 15910, generator=draws)
+l2l.widgets.PreprocessingExplorer(weights)
 """
 PROPOSALS = """
 rules = {"LSTM": l2l.LSTMRule(preprocessing="log-sign", output_scale=0.1), "Adam": l2l.baseline("adam", 0.03)}
-rules |= {"NAG": l2l.baseline("nag", 0.5), "RMSprop": l2l.baseline("rmsprop", 0.01)}
-l2l.widgets.proposal_explorer(rules, {"first": weights, "last": 10 * weights[:, :200]})
+l2l.widgets.ProposalExplorer(rules, {"first": weights, "last": 10 * weights[:, :200]})
 """
 EVERY_PATH = "[...document.querySelectorAll('.js-plotly-plot path')].map(path => path.getAttribute('d'))"
+
+
+def test_the_explorers_of_lesson_7(open_notebook, tmp_path, record_property):
+    """Of gradients as many as those of a network, made up here."""
+    page = open_notebook("inside.ipynb", INSIDE, PROPOSALS)
+    page.wait_for_selector(LINES, timeout=30_000, state="attached")
+    page.evaluate(WATCH)
+    for name, key in (("p: Of appendix A", "ArrowLeft"), ("Step: Of the trajectory", "ArrowRight")):
+        before = page.evaluate(EVERY_PATH)
+        slider(page, name).focus()
+        record(f"preprocessing, {name}", [press(page, key) for _ in range(5)], record_property)
+        assert page.evaluate(EVERY_PATH) != before
+    proposals = page.locator(".l2l").nth(1)
+    step = proposals.get_by_role("slider", name="Step")
+    at = step.input_value()
+    proposals.get_by_role("button", name="Play Step").press("Enter")
+    page.wait_for_timeout(1500)
+    proposals.get_by_role("button", name="Pause Step").press("Enter")
+    assert int(step.input_value()) > int(at) + 1
+    proposals.get_by_role("combobox", name="Parameter").select_option("last")
+    playwright.expect(proposals.locator(".gtitle")).to_have_text(re.compile("^last"))
+    page.screenshot(path=tmp_path / "proposals.png")
 
 
 # Whether an element is wholly within the visible part of the notebook.
@@ -430,39 +427,24 @@ IN_SIGHT = """element => {
     const page = document.querySelector('.jp-WindowedPanel-outer').getBoundingClientRect();
     return Math.min(box.top - page.top, box.left - page.left, page.bottom - box.bottom, page.right - box.right)
         > -1; }"""
-LONG = "print('\\n'.join('a lesson goes on' for _ in range(60)))"  # so that the page has a scroll bar
 
 
-@pytest.mark.parametrize(("width", "file_browser"), [(1400, True), (900, False)])
-def test_a_figure_is_in_sight_of_its_controls(open_notebook, tmp_path, width, file_browser):
-    page = open_notebook("sight.ipynb", LONG, IMPORT, "l2l.widgets.explorer()", PAINTER, LONG)
-    page.set_viewport_size({"width": width, "height": 900})
-    if page.locator(".jp-FileBrowser").is_visible() != file_browser:
-        page.evaluate("window.jupyterapp.commands.execute('filebrowser:toggle-main')")
-    page.wait_for_selector(LINES, timeout=30_000, state="attached")
-    page.wait_for_selector("img.widget-image", timeout=30_000)
-    plots = page.locator(".js-plotly-plot")
-    for name, control, plot in (
-        ("explorer", page.locator(".widget-checkbox input").first, plots.first),
-        ("painter", page.locator(".widget-dropdown select").first, plots.last),
-    ):
-        control.focus()
-        plot.evaluate("element => element.scrollIntoView({block: 'nearest'})")
-        page.wait_for_timeout(500)
-        page.screenshot(path=tmp_path / f"{name}_{width}.png")
-        assert plot.evaluate(IN_SIGHT)
-        assert control.evaluate(IN_SIGHT)
-
-
-def test_dark_theme(explorer_page, tmp_path):
-    page = explorer_page
-    change = "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})"
-    page.evaluate(change, "JupyterLab Dark")
-    page.wait_for_function("document.body.dataset.jpThemeLight === 'false'", timeout=20_000)
-    page.wait_for_timeout(1500)
-    page.screenshot(path=tmp_path / "dark.png")
-    page.evaluate(change, "JupyterLab Light")
-    background = page.locator(".js-plotly-plot .main-svg").first.evaluate(
-        "svg => getComputedStyle(svg).backgroundColor"
-    )
-    assert background == "rgba(0, 0, 0, 0)"
+def test_a_figure_is_in_sight_of_its_controls(open_notebook, tmp_path):
+    page = open_notebook("sight.ipynb", LONG, IMPORT, "l2l.widgets.QuadraticsExplorer()", PAINTER, LONG)
+    finished(page)
+    page.wait_for_selector(".l2l-pictures img", timeout=30_000)
+    for width, file_browser, beside in ((1400, True, True), (900, False, False), (700, False, False)):
+        page.set_viewport_size({"width": width, "height": 900})
+        show_file_browser(page, file_browser)
+        page.wait_for_timeout(1500)
+        for number in range(2):
+            explorer = page.locator(".l2l").nth(number)
+            figure = explorer.locator(".js-plotly-plot")
+            stage, panel = (explorer.locator(each).bounding_box() for each in (".l2l-stage", ".l2l-controls"))
+            assert (panel["x"] >= stage["x"] + stage["width"]) == beside
+            for control in explorer.locator(".l2l-controls :is(input, select, button):enabled:visible").all():
+                control.focus()
+                control.scroll_into_view_if_needed()
+                page.wait_for_timeout(50)
+                assert figure.evaluate(IN_SIGHT), control.evaluate("each => each.outerHTML")
+            page.screenshot(path=tmp_path / f"sight_{width}_{number}.png")
