@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from l2l_kit.evaluation.analysis import (
     TensorMemory,
+    Thoughts,
     hidden_units,
     memories,
     meta_gradient_bias,
@@ -11,6 +12,7 @@ from l2l_kit.evaluation.analysis import (
     proposed_steps,
     recorded_gradients,
     responses,
+    thoughts,
 )
 from l2l_kit.evaluation.claims import Claim, beats_baselines, falls_behind, ratio_to, wins_sweep
 from l2l_kit.evaluation.comparison import Trajectories, compare, losses_at, metrics_on_test_set, trajectories
@@ -42,6 +44,7 @@ __all__ = [
     "Curves",
     "Statistic",
     "TensorMemory",
+    "Thoughts",
     "Trajectories",
     "Tuning",
     "beats_baselines",
@@ -63,6 +66,7 @@ __all__ = [
     "recorded_gradients",
     "responses",
     "swept_baselines",
+    "thoughts",
     "trajectories",
     "tune",
     "tuned_baselines",

@@ -52,7 +52,7 @@ class PreprocessingExplorer(Explorer):
 
     def controls(self, values: Values) -> Mapping[str, Rows]:
         p = Control("p", "slider", "p", [half / 2 for half in range(1, 41)], "Of appendix A", marks=[10.0])
-        return {"Preprocessing": [p, _step(len(self._gradients))]}
+        return {"Preprocessing": [p, step_control(len(self._gradients))]}
 
     def draw(self, values: Values) -> View:
         gradients, threshold = self._gradients[values["step"]], math.exp(-values["p"])
@@ -106,7 +106,7 @@ class ProposalExplorer(Explorer):
         parameter = next(iter(gradients)) if parameter is None else parameter
         if parameter not in gradients:
             raise UnknownNameError("parameter", parameter, gradients)
-        coordinate = _middling(gradients[parameter]) if coordinate is None else coordinate
+        coordinate = middling(gradients[parameter]) if coordinate is None else coordinate
         step = len(gradients[parameter]) // 2 if step is None else step
         super().__init__(parameter=parameter, coordinate=coordinate, step=step)
 
@@ -114,12 +114,12 @@ class ProposalExplorer(Explorer):
         steps, coordinates = self._gradients[values["parameter"]].shape
         parameter = Control("parameter", "menu", "Parameter", tuple(self._gradients))
         coordinate = Control("coordinate", "number", "Coordinate", (0, coordinates - 1), more="Next")
-        return {"Coordinate": [parameter, coordinate, _step(steps)]}
+        return {"Coordinate": [parameter, coordinate, step_control(steps)]}
 
     def settle(self, values: Values) -> Values:
         if values["parameter"] == self._last.get("parameter", values["parameter"]):
             return values
-        return {**values, "coordinate": _middling(self._gradients[values["parameter"]])}
+        return {**values, "coordinate": middling(self._gradients[values["parameter"]])}
 
     def draw(self, values: Values) -> View:
         parameter, coordinate, step = values["parameter"], values["coordinate"], values["step"]
@@ -186,7 +186,7 @@ class MemoryExplorer(Explorer):
     def controls(self, values: Values) -> Mapping[str, Rows]:
         condition = Control("condition", "slider", "Condition", CONDITIONS, "Largest curvature over the smallest")
         function = Control("function", "slider", "Function", range(FUNCTIONS), "Which of ten")
-        return {"Function": [condition, function, _step(STEPS + 1)]}
+        return {"Function": [condition, function, step_control(STEPS + 1)]}
 
     def draw(self, values: Values) -> View:
         step, which = values["step"], CONDITIONS.index(values["condition"]) * FUNCTIONS + values["function"]
@@ -212,7 +212,8 @@ class MemoryExplorer(Explorer):
         )
 
 
-def _step(steps: int) -> Control:
+def step_control(steps: int) -> Control:
+    """A step of a run, which can be played."""
     return Control("step", "player", "Step", range(steps), "Of the trajectory")
 
 
@@ -226,7 +227,7 @@ def _outline(gradients: Tensor) -> tuple[list[float], list[float]]:
     return x, [-1.0, *heights.repeat_interleave(2).tolist(), -1.0]
 
 
-def _middling(gradients: Tensor) -> int:
+def middling(gradients: Tensor) -> int:
     """The coordinate whose largest gradient is the median of all coordinates'."""
     return int(gradients.abs().amax(dim=0).argsort()[gradients.shape[1] // 2])
 

@@ -1,0 +1,214 @@
+"""One coordinate thinks: all that an LSTM computes for it at a step of a run, with the numbers filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2l_kit import plots
+from l2l_kit.errors import UnknownNameError
+from l2l_kit.evaluation import Thoughts, responses, thoughts
+from l2l_kit.optimizers import Baseline, LogSign, LSTMRule, Scale
+from l2l_kit.tensors import Tensors
+from l2l_kit.widgets.comparison import LEARNED
+from l2l_kit.widgets.explorer import Control, Explorer, Rows, Values, View
+from l2l_kit.widgets.inside import middling, step_control
+
+ALONG = ("loss", "gradient", "update")
+ROWS = ("input gate i", "forget gate f", "output gate o", "candidate c̃", "cell c", "output h")
+BELOW: dict[str, Any] = {"xaxis": "x2", "yaxis": "y2", "showlegend": False}
+"""In the lower panel."""
+
+
+class CoordinateExplorer(Explorer):
+    """Choose a step of a run and a coordinate, and see what the LSTM computes there, beside hand-designed optimizers.
+
+    The curve is of the run, and a click on it chooses a step. A click on a square chooses a unit of the LSTM.
+
+    Args:
+        lstm: which made the run.
+        baselines: that meet the same gradients, by name.
+        gradients: along the run, by parameter, as `evaluation.recorded_gradients` gives them.
+        losses: along the run, shape ``(steps + 1,)``.
+        parameter: of which a coordinate is shown, to begin with; None for the first.
+        coordinate: which one, to begin with; None for one whose gradients are of middling size.
+        step: to begin with.
+    """
+
+    compares = False
+
+    def __init__(
+        self,
+        lstm: LSTMRule,
+        baselines: Mapping[str, Baseline],
+        gradients: Tensors,
+        losses: Tensor,
+        parameter: str | None = None,
+        coordinate: int | None = None,
+        step: int = 10,
+    ) -> None:
+        self._lstm, self._baselines, self._gradients, self._losses = lstm, baselines, gradients, losses
+        self._found = lru_cache(maxsize=64)(self._think)
+        parameter = next(iter(gradients)) if parameter is None else parameter
+        if parameter not in gradients:
+            raise UnknownNameError("parameter", parameter, gradients)
+        coordinate = middling(gradients[parameter]) if coordinate is None else coordinate
+        super().__init__(parameter=parameter, coordinate=coordinate, step=step, along="loss", layer=1, unit=1)
+
+    def controls(self, values: Values) -> Mapping[str, Rows]:
+        steps, coordinates = self._gradients[values["parameter"]].shape
+        which: list[Control | tuple[Control, ...]] = [
+            Control("parameter", "menu", "Parameter", tuple(self._gradients)),
+            Control("coordinate", "number", "Coordinate", (0, coordinates - 1), more="Next"),
+        ]
+        unit: list[Control | tuple[Control, ...]] = [
+            Control("layer", "slider", "Layer", range(1, self._lstm.num_layers + 1)),
+            Control("unit", "slider", "Unit", range(1, self._lstm.hidden_size + 1)),
+        ]
+        run: list[Control | tuple[Control, ...]] = [step_control(steps - 1), Control("along", "choice", "Curve", ALONG)]
+        return {"Run": run, "Coordinate": which, "Unit of the LSTM": unit}
+
+    def settle(self, values: Values) -> Values:
+        if values["parameter"] == self._last.get("parameter", values["parameter"]):
+            return values
+        return {**values, "coordinate": middling(self._gradients[values["parameter"]])}
+
+    def point(self, line: str, x: float) -> None:
+        if line.startswith("layer"):
+            self.move(layer=int(line.removeprefix("layer ")), unit=int(x))
+        else:
+            self.move(step=min(int(x), len(self._losses) - 2))
+
+    def draw(self, values: Values) -> View:
+        gradients, found, updates = self._found(values["parameter"], values["coordinate"])
+        curves = {"loss": {LEARNED: self._losses}, "gradient": {LEARNED: gradients}, "update": updates}[values["along"]]
+        title = f"{values['parameter']}, coordinate {values['coordinate']}: the LSTM at step {values['step']}"
+        figure = plots.graph(
+            {name: (range(len(line)), line) for name, line in curves.items()},
+            x="step",
+            y=values["along"],
+            title=title,
+            markers=0,
+            log="y" if values["along"] == "loss" else "",
+        )
+        step, ring = values["step"], {"size": 13, "color": plots.CLEAR, "line": {"color": plots.GREY, "width": 3}}
+        heights = [line[step].item() for line in curves.values()]
+        figure.add_scatter(x=[step] * len(heights), y=heights, mode="markers", marker=ring, **plots.QUIET)
+        self._add_units(figure, found, values)
+        figure.update_layout(
+            height=560,
+            xaxis_range=[0, len(self._losses) - 1],
+            hovermode="closest",
+            showlegend=values["along"] == "update",
+        )
+        text = "Click on the curve to choose a step, and on a square to choose a unit. Red is positive, blue negative."
+        return View(text, figure, lines=[*_inside(self._lstm, found, gradients, values), *self._beside(values)])
+
+    def code(self, values: Values) -> str:
+        return (
+            "from l2l_kit.evaluation import thoughts\n\n"
+            f"found = thoughts(lstm, gradients[{values['parameter']!r}][:-1, {values['coordinate']}])\n"
+            f"step, layer, unit = {values['step']}, {values['layer'] - 1}, {values['unit'] - 1}\n"
+            "take, keep, give, candidate = found.gates[step, layer, :, unit]\n"
+            "cell = keep * found.cells[step, layer, unit] + take * candidate  # found.cells[step + 1, layer, unit]\n"
+            "output = give * cell.tanh()  # found.outputs[step + 1, layer, unit]\n"
+            "found.updates[step]"
+        )
+
+    def _think(self, parameter: str, coordinate: int) -> tuple[Tensor, Thoughts, dict[str, Tensor]]:
+        """The coordinate's gradients, what the LSTM makes of them, and everybody's updates."""
+        gradients = self._gradients[parameter][:-1, coordinate]
+        found = thoughts(self._lstm, gradients)
+        answers = responses(self._baselines, gradients[:, None])
+        return gradients, found, {LEARNED: found.updates, **{name: line[:, 0] for name, line in answers.items()}}
+
+    def _add_units(self, figure: plots.Figure, found: Thoughts, values: Values) -> None:
+        """A row of squares for each gate, one for each unit; the layers are one below the other."""
+        step, units, labels = values["step"], range(1, self._lstm.hidden_size + 1), dict[float, str]()
+        for number in range(self._lstm.num_layers):
+            top = -number * (len(ROWS) + 1)
+            cells = [found.cells[step + 1, number], found.outputs[step + 1, number]]
+            rows = list(zip(ROWS, [*found.gates[step, number], *cells], strict=True))
+            labels |= {top - row: name for row, (name, _) in enumerate(rows)}
+            labels[top] = f"layer {number + 1}: {ROWS[0]}"
+            values_here = [value for _, line in rows for value in line.tolist()]
+            squares = {"symbol": "square", "size": 12, "color": [_color(value) for value in values_here]}
+            names = [f"{name} of unit {unit}" for name in ROWS for unit in units]
+            figure.add_scatter(
+                name=f"layer {number + 1}",
+                x=[*units] * len(rows),
+                y=[top - row for row in range(len(rows)) for _ in units],
+                text=[f"{name}: {_short(value)}" for name, value in zip(names, values_here, strict=True)],
+                mode="markers",
+                marker=squares,
+                hoverinfo="text",
+                **BELOW,
+            )
+        left, right, top = values["unit"] - 0.5, values["unit"] + 0.5, 0.6 - (values["layer"] - 1) * (len(ROWS) + 1)
+        low = top - len(ROWS) - 0.2
+        frame = {"x": [left, right, right, left, left], "y": [top, top, low, low, top], "mode": "lines"}
+        figure.add_scatter(**frame, line={"color": plots.GREY, "width": 2}, hoverinfo="skip", **BELOW)
+        across = figure.layout.xaxis.to_plotly_json()
+        up = {**across, "title": "", "anchor": "x2", "showgrid": False, "domain": [0, 0.55]}
+        up |= {"tickvals": list(labels), "ticktext": list(labels.values()), "range": [min(labels) - 0.8, 0.8]}
+        across |= {"title": "unit", "anchor": "y2", "showgrid": False, "range": [0.3, len(units) + 0.7]}
+        ticks = [unit for unit in units if unit == 1 or unit % 5 == 0]
+        across |= {"tickvals": ticks, "ticktext": list(map(str, ticks))}
+        figure.update_layout(xaxis2=across, yaxis2=up, yaxis_domain=[0.72, 1], xaxis_anchor="y", margin_l=160)
+
+    def _beside(self, values: Values) -> list[str]:
+        """What the hand-designed optimizers compute of the same gradients."""
+        gradients, _, updates = self._found(values["parameter"], values["coordinate"])
+        met = gradients[: values["step"] + 1]
+        ages = torch.arange(len(met)).flip(0)
+
+        def faded(numbers: Tensor, keep: float) -> float:
+            """Their sum, of which an older one counts less."""
+            return (keep**ages * numbers).sum().item()
+
+        now, ones, lines = met[-1].item(), torch.ones_like(met), []
+        for name, rule in self._baselines.items():
+            mean = faded(met, 0.9) / faded(ones, 0.9)
+            spread = (faded(met**2, 0.999) / faded(ones, 0.999)) ** 0.5
+            scale = (0.01 * faded(met**2, 0.99)) ** 0.5
+            formulas = {
+                "sgd": ("−α ∇", f"−{rule.lr:g} · {_short(now)}"),
+                "nag": ("−α (∇ + 0.9 v)", f"−{rule.lr:g} · ({_short(now)} + 0.9 · {_short(faded(met, 0.9))})"),
+                "rmsprop": ("−α ∇ / √s", f"−{rule.lr:g} · {_short(now)} / {_short(scale)}"),
+                "adam": ("−α m̂ / √v̂", f"−{rule.lr:g} · {_short(mean)} / {_short(spread)}"),
+            }
+            formula, filled = formulas.get(rule.name, ("", ""))
+            lines.append(f"{name:<10} g = {formula} = {filled} = {_short(updates[name][values['step']].item())}")
+        return lines
+
+
+def _inside(lstm: LSTMRule, found: Thoughts, gradients: Tensor, values: Values) -> list[str]:
+    """The LSTM's equations for one unit, with their numbers."""
+    step, layer, unit = values["step"], values["layer"] - 1, values["unit"] - 1
+    take, keep, give, candidate = map(_short, found.gates[step, layer, :, unit].tolist())
+    before, after = (_short(found.cells[t, layer, unit].item()) for t in (step, step + 1))
+    held, gradient = _short(found.outputs[step + 1, layer, unit].item()), gradients[step].item()
+    shown = ", ".join(map(_short, found.features[step].tolist()))
+    how = {LogSign: "(log|∇| / p, sgn ∇), or (−1, eᵖ ∇)", Scale: "a constant times ∇"}
+    factor = f"{lstm.output_scale:g} · " if lstm.output_scale != 1 else ""
+    gates = f"{take}, {keep}, {give};  c̃ = tanh(…) = {candidate}"
+    return [
+        f"{'gradient':<10} ∇ = {_short(gradient)};  it is shown {how.get(type(lstm.preprocessing), '∇')} = ({shown})",
+        f"{f'layer {layer + 1},':<10} i, f, o = σ(W [input, h] + b) = {gates}",
+        f"{f'unit {unit + 1}':<10} c ← f c + i c̃ = {keep} · {before} + {take} · {candidate} = {after}",
+        f"{'':<10} h ← o tanh c = {give} · tanh {after} = {held}",
+        f"{LEARNED:<10} g = {factor}(w · h of the last layer + b) = {_short(found.updates[step].item())}",
+    ]
+
+
+def _short(number: float) -> str:
+    return f"{number:.3g}".replace("-", "−")
+
+
+def _color(value: float) -> str:
+    """Red if positive, blue if negative, and the stronger the larger; 1 is as strong as it gets."""
+    return f"rgba{(*(plots.RED if value > 0 else plots.BLUE), round(0.08 + 0.92 * min(1.0, abs(value)), 2))}"
