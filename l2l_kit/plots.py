@@ -413,8 +413,8 @@ def landscape(
     figure.add_scatter(x=ends_x, y=ends_y, mode="markers", marker=marker, **named)
     figure.update_layout(hovermode="closest", showlegend=True)
     (left, bottom), (right, top) = low.tolist(), high.tolist()
-    figure.update_xaxes(range=rounded([left, right], 4), showgrid=False)
-    figure.update_yaxes(range=rounded([bottom, top], 4), showgrid=False, scaleanchor="x")
+    figure.update_xaxes(range=rounded([left, right], 4), showgrid=False, constrain="domain")
+    figure.update_yaxes(range=rounded([bottom, top], 4), showgrid=False, constrain="domain", scaleanchor="x")
     return figure
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -99,13 +100,10 @@ class CoordinateExplorer(Explorer):
         heights = [line[step].item() for line in curves.values()]
         figure.add_scatter(x=[step] * len(heights), y=heights, mode="markers", marker=ring, **plots.QUIET)
         self._add_units(figure, found, values)
-        figure.update_layout(
-            height=560,
-            xaxis_range=[0, len(self._losses) - 1],
-            hovermode="closest",
-            showlegend=values["along"] == "update",
-        )
-        text = "Click on the curve to choose a step, and on a square to choose a unit. Red is positive, blue negative."
+        several = len(curves) > 1
+        figure.update_layout(height=560, hovermode="closest", showlegend=several, margin_t=75 if several else 45)
+        figure.update_layout(xaxis_range=[0, len(self._losses) - 1])
+        text = "Click on the curve for a step, on a square for a unit. Red is positive, blue negative."
         return View(text, figure, lines=[*_inside(self._lstm, found, gradients, values), *self._beside(values)])
 
     def code(self, values: Values) -> str:
@@ -136,7 +134,7 @@ class CoordinateExplorer(Explorer):
             labels |= {top - row: name for row, (name, _) in enumerate(rows)}
             labels[top] = f"layer {number + 1}: {ROWS[0]}"
             values_here = [value for _, line in rows for value in line.tolist()]
-            squares = {"symbol": "square", "size": 12, "color": [_color(value) for value in values_here]}
+            squares = {"symbol": "square", "size": 9, "color": [_color(value) for value in values_here]}
             names = [f"{name} of unit {unit}" for name in ROWS for unit in units]
             figure.add_scatter(
                 name=f"layer {number + 1}",
@@ -153,12 +151,14 @@ class CoordinateExplorer(Explorer):
         frame = {"x": [left, right, right, left, left], "y": [top, top, low, low, top], "mode": "lines"}
         figure.add_scatter(**frame, line={"color": plots.GREY, "width": 2}, hoverinfo="skip", **BELOW)
         across = figure.layout.xaxis.to_plotly_json()
-        up = {**across, "title": "", "anchor": "x2", "showgrid": False, "domain": [0, 0.55]}
+        up = {**across, "title": "", "anchor": "x2", "showgrid": False, "domain": [0, 0.62]}
         up |= {"tickvals": list(labels), "ticktext": list(labels.values()), "range": [min(labels) - 0.8, 0.8]}
         across |= {"title": "unit", "anchor": "y2", "showgrid": False, "range": [0.3, len(units) + 0.7]}
+        up["tickfont"] = {"size": 10}
         ticks = [unit for unit in units if unit == 1 or unit % 5 == 0]
         across |= {"tickvals": ticks, "ticktext": list(map(str, ticks))}
-        figure.update_layout(xaxis2=across, yaxis2=up, yaxis_domain=[0.72, 1], xaxis_anchor="y", margin_l=160)
+        figure.update_layout(xaxis2=across, yaxis2=up, yaxis_domain=[0.78, 1], margin_l=140)
+        figure.update_layout(xaxis={"anchor": "y", "title": {"standoff": 0}})
 
     def _beside(self, values: Values) -> list[str]:
         """What the hand-designed optimizers compute of the same gradients."""
@@ -193,12 +193,16 @@ def _inside(lstm: LSTMRule, found: Thoughts, gradients: Tensor, values: Values) 
     before, after = (_short(found.cells[t, layer, unit].item()) for t in (step, step + 1))
     held, gradient = _short(found.outputs[step + 1, layer, unit].item()), gradients[step].item()
     shown = ", ".join(map(_short, found.features[step].tolist()))
-    how = {LogSign: "(log|∇| / p, sgn ∇), or (−1, eᵖ ∇)", Scale: "a constant times ∇"}
+    how = "∇"
+    if isinstance(seen := lstm.preprocessing, LogSign):
+        how = "(log|∇| / p, sgn ∇)" if abs(gradient) >= math.exp(-seen.p) else "(−1, eᵖ ∇)"
+    elif isinstance(seen, Scale):
+        how = f"{seen.factor:g} ∇"
     factor = f"{lstm.output_scale:g} · " if lstm.output_scale != 1 else ""
     gates = f"{take}, {keep}, {give};  c̃ = tanh(…) = {candidate}"
     return [
-        f"{'gradient':<10} ∇ = {_short(gradient)};  it is shown {how.get(type(lstm.preprocessing), '∇')} = ({shown})",
-        f"{f'layer {layer + 1},':<10} i, f, o = σ(W [input, h] + b) = {gates}",
+        f"{'gradient':<10} ∇ = {_short(gradient)};  it is shown {how} = ({shown})",
+        f"{f'layer {layer + 1},':<10} i, f, o = σ(W [x, h] + b) = {gates}",
         f"{f'unit {unit + 1}':<10} c ← f c + i c̃ = {keep} · {before} + {take} · {candidate} = {after}",
         f"{'':<10} h ← o tanh c = {give} · tanh {after} = {held}",
         f"{LEARNED:<10} g = {factor}(w · h of the last layer + b) = {_short(found.updates[step].item())}",

@@ -17,10 +17,10 @@ from l2l_kit.problems import QuadraticTasks
 from l2l_kit.widgets.comparison import LEARNED, rate_controls, tick
 from l2l_kit.widgets.explorer import Control, Explorer, Rows, Values, View
 
-STEPS, EDGE = 40, 3.0
-"""Updates of each optimizer, and where the landscape ends on all four sides; its minimum is in the middle."""
+STEPS, BEGIN, EDGE = 40, 10, 3.0
+"""Updates of each optimizer, how many are shown at first, and where the landscape ends on all four sides."""
 STEEPEST = 20.0
-"""The largest curvature. It stays when the function is stretched; the other one becomes smaller."""
+"""The largest curvature. It stays when the function is stretched, and the other one becomes smaller."""
 CONDITIONS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 ARROW = 0.5
 
@@ -43,7 +43,7 @@ class Playground(Explorer):
     def __init__(self, start: tuple[float, float] = (-2.2, 1.4), angle: int = 30, condition: int = 20) -> None:
         self._tuned, self._learned = tuned_baselines("quadratics"), zoo.load("quadratics")
         self._path = lru_cache(maxsize=256)(self._walk)
-        values = {"x": start[0], "y": start[1], "angle": angle, "condition": condition, "step": STEPS, "arrows": True}
+        values = {"x": start[0], "y": start[1], "angle": angle, "condition": condition, "step": BEGIN, "arrows": True}
         values |= {LEARNED: True, **dict.fromkeys(self._tuned, True)}
         super().__init__(**values, **{f"lr {name}": rule.lr for name, rule in self._tuned.items()})
 
@@ -115,7 +115,7 @@ class Playground(Explorer):
         """An arrow of one length: gradients of very different sizes are to be seen."""
         if at.abs().max() < EDGE and downhill.norm() > 0:
             (x, y), (to_x, to_y) = at.tolist(), (at + ARROW * downhill / downhill.norm()).tolist()
-            look = {"showarrow": True, "arrowhead": 2, "arrowwidth": 2, "arrowcolor": plots.STYLES[name].color}
+            look = {"showarrow": True, "arrowhead": 2, "arrowwidth": 1.5, "arrowcolor": plots.STYLES[name].color}
             figure.add_annotation(x=to_x, y=to_y, ax=x, ay=y, axref="x", ayref="y", text="", **look)
 
 
