@@ -111,12 +111,13 @@ def autograd_episode(tasks: TaskBatch, rule: LSTMRule, unroll: int, *, mended: b
 
 @torch.no_grad()
 def step_by_forward(rule: LSTMRule, gradients: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
+    """Of one task, whose coordinates are the last axis."""
     updates = torch.empty_like(gradients)
     after = LSTMState(torch.empty_like(state.hidden), torch.empty_like(state.cell))
-    for first in range(0, len(gradients), 4096):
-        part = slice(first, first + 4096)
-        before = LSTMState(state.hidden[..., part], state.cell[..., part])
-        updates[part], (after.hidden[..., part], after.cell[..., part]) = rule(gradients[part], before)
+    for first in range(0, gradients.shape[-1], 4096):
+        part = ..., slice(first, first + 4096)
+        before = LSTMState(state.hidden[part], state.cell[part])
+        updates[part], (after.hidden[part], after.cell[part]) = rule(gradients[part], before)
     return updates, after
 
 

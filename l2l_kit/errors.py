@@ -32,22 +32,14 @@ class DataError(ValueError):
 
 
 def check_counts(owner: str, **counts: object) -> None:
-    """Refuse counts that are not whole numbers of at least 1.
-
-    Raises:
-        ValueError: naming the owner and the first wrong count.
-    """
+    """Refuse counts that are not whole numbers of at least 1, by a ValueError naming owner and first wrong one."""
     for name, value in counts.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{owner}: {name} must be a whole number of at least 1, got {value!r}.")
 
 
 def check_positive(owner: str, **numbers: object) -> None:
-    """Refuse numbers that are not positive and finite.
-
-    Raises:
-        ValueError: naming the owner and the first wrong number.
-    """
+    """Refuse numbers that are not positive and finite, by a ValueError naming owner and first wrong one."""
     for name, value in numbers.items():
         if not isinstance(value, int | float) or not 0 < value < math.inf:
             raise ValueError(f"{owner}: {name} must be a positive number, got {value!r}.")

@@ -15,8 +15,8 @@ from torch.optim.optimizer import ParamsT, StateDict
 
 from l2l_kit import zoo
 from l2l_kit.errors import WeightsFileError
-from l2l_kit.optimizers import RecurrentRule, UpdateRule
-from l2l_kit.optimizers.base import Memory, SomeMemory, map_state
+from l2l_kit.optimizers import LSTMRule, UpdateRule
+from l2l_kit.optimizers.base import Memory, map_state
 
 CHUNK = 2**16
 """Coordinates that are updated at once. It bounds the memory that a large parameter needs in addition to its state."""
@@ -30,9 +30,8 @@ _LABELS |= {"base_momentum", "max_momentum", "lr_scale"}
 class LearnedOptimizer(torch.optim.Optimizer):
     """Moves parameters by a learned update rule, as torch.optim.Adam moves them by Adam's.
 
-    Each coordinate has its own LSTM state of ``2 · layers · hidden`` floats: 80 with the paper's sizes, or 320 bytes.
-    The state has the rule's precision, whatever that of the parameter, unless `state_dtype` says otherwise. A step
-    needs another 60 MB, and 4 bytes per coordinate of the largest parameter (10 in half precision).
+    Each coordinate has its own LSTM state of ``2 · layers · hidden`` floats: 80 with the paper's sizes, or 320 bytes. A
+    step needs another 60 MB, and 4 bytes per coordinate of the largest parameter (10 in half precision).
 
     A coordinate whose gradient has always been exactly zero stays where it is, and so does its state: the row of a
     padding token, the weights of a pixel that is never on, an expert that is not used. The rule alone would move it.
@@ -49,10 +48,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
             rounds the state to three digits. The rule always computes in its own precision, in `torch.autocast` too.
 
     Raises:
-        UnknownNameError: if no pretrained rule has that name, or the rule has no network for a kind of parameter.
-        WeightsFileError: if the saved rule cannot be read.
-        ValueError: for a negative `lr` or `weight_decay`, a `state_dtype` that is not floating-point, an option that
-            would be ignored, or sharded parameters (DTensors) with a rule that is not coordinatewise.
+        ValueError: for a name or a kind of parameter that does not exist (`UnknownNameError`), a saved rule that cannot
+            be read (`WeightsFileError`), an option that makes no sense or would be ignored, or sharded parameters
+            (DTensors) with a rule that is not coordinatewise.
     """
 
     def __init__(
@@ -107,22 +105,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update every parameter that has a gradient.
+        """Update every parameter that has a gradient; a RuntimeError for sparse ones.
 
-        Args:
-            closure: evaluates the model again and returns the loss, as for every torch optimizer.
-
-        Returns:
-            The closure's result, if there is a closure.
-
-        Raises:
-            RuntimeError: for sparse gradients.
+        A closure evaluates the model again and returns the loss, as for every torch optimizer, and so does this then.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        together: dict[RecurrentRule, list[tuple[Tensor, dict[str, Any]]]] = {}
+        together: dict[LSTMRule, list[tuple[Tensor, dict[str, Any]]]] = {}
         for group in self.param_groups:
             for param in group["params"]:
                 network = self._network(param, group)
@@ -134,7 +125,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self._move_together(params, network)
         return loss
 
-    def _move(self, param: Tensor, network: RecurrentRule, group: dict[str, Any]) -> None:
+    def _move(self, param: Tensor, network: LSTMRule, group: dict[str, Any]) -> None:
         gradient, state = _gradient(param, network), self._memory(param, network)
         updates = torch.empty_like(gradient)
         for first in range(0, len(gradient), CHUNK):
@@ -145,7 +136,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 values[..., part] = new
         _add(param, updates, group)
 
-    def _move_together(self, params: list[tuple[Tensor, dict[str, Any]]], network: RecurrentRule) -> None:
+    def _move_together(self, params: list[tuple[Tensor, dict[str, Any]]], network: LSTMRule) -> None:
         """Update parameters whose coordinates depend on each other: all of them, or none."""
         without = sum(param.grad is None for param, _ in params)
         if without == len(params):
@@ -165,12 +156,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self.state[param] = self._kept(param, network, dict(zip(self.state[param], piece, strict=True)))
             _add(param, update, group)
 
-    def _network(self, param: Tensor, group: dict[str, Any]) -> RecurrentRule:
+    def _network(self, param: Tensor, group: dict[str, Any]) -> LSTMRule:
         if param.device not in self._rule_on:
             self._rule_on[param.device] = copy.deepcopy(self._rule).to(param.device)
         return self._rule_on[param.device].network_for(group["kind"])
 
-    def _memory(self, param: Tensor, network: RecurrentRule) -> Memory:
+    def _memory(self, param: Tensor, network: LSTMRule) -> Memory:
         """The network's state of a parameter: views ``(..., coordinates)`` of what this process keeps."""
         empty: Any = network.initial_state(0)
         if param not in self.state:
@@ -183,7 +174,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         memory: Memory = type(empty)(*views)
         return memory
 
-    def _kept(self, param: Tensor, network: RecurrentRule, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _kept(self, param: Tensor, network: LSTMRule, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state as it is kept between steps: tensors of its own, ``(..., *shape of the parameter)``."""
         empty: Any = network.initial_state(0)
         dtype, kept = self.defaults["state_dtype"] or empty[0].dtype, {}
@@ -193,12 +184,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return kept
 
     def load_state_dict(self, state_dict: StateDict) -> None:
-        """Continue from a `state_dict`, bit for bit.
-
-        Raises:
-            WeightsFileError: if the state belongs to another learned rule.
-            ValueError: if its parameter groups differ from this optimizer's.
-        """
+        """Continue from a `state_dict`, bit for bit; a ValueError if it is another rule's, or its groups differ."""
         given: StateDict = {}
 
         def check(_: torch.optim.Optimizer, state_dict: StateDict) -> None:
@@ -256,7 +242,7 @@ def _local(tensor: Any) -> Tensor:
     return _real(tensor.to_local() if _is_sharded(tensor) else tensor)
 
 
-def _gradient(param: Any, network: RecurrentRule) -> Tensor:
+def _gradient(param: Any, network: LSTMRule) -> Tensor:
     """The gradient on this process, flat, in the network's precision."""
     gradient: Any = param.grad
     if gradient is None or gradient.layout is not torch.strided:
@@ -266,7 +252,7 @@ def _gradient(param: Any, network: RecurrentRule) -> Tensor:
     return _local(gradient.resolve_conj()).flatten().to(next(network.parameters()).dtype)
 
 
-def _advanced(network: RecurrentRule, gradients: Tensor, state: SomeMemory) -> tuple[Tensor, SomeMemory]:
+def _advanced(network: LSTMRule, gradients: Tensor, state: Memory) -> tuple[Tensor, Memory]:
     """One step of the network, in its own precision, for the coordinates that have ever had a gradient."""
     device = gradients.device.type
     with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():

@@ -221,6 +221,20 @@ def graph(
     return figure
 
 
+def losses(lines: Mapping[str, Values], steps: int, title: str, in_range: Sequence[Values] = ()) -> Figure:
+    """Losses by step of optimizers by name; the axis holds them and what must be in range anyway."""
+    data: list[Settings] = []
+    for name, style in styles(lines).items():
+        y = rounded(math.inf if loss is None else loss for loss in lines[name])
+        line = {"type": "scatter", "mode": "lines", "line": style.line}
+        data.append({**line, "name": name, "x": list(range(len(y))), "y": y})
+    figure_layout = layout(title, "step", "loss")
+    figure_layout.update(
+        showlegend=True, xaxis_range=[0, steps], yaxis=loss_axis([*(each["y"] for each in data), *in_range])
+    )
+    return Figure(data, figure_layout)
+
+
 def lines(
     table: pd.DataFrame,
     over: str,

@@ -48,12 +48,8 @@ def ravel(tensors: Mapping[str, Tensor]) -> Tensor:
     return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
 
-def pick_device(device: str | torch.device | None = None) -> torch.device:
-    """The device of that name; None is the best there is: "cuda", else "cpu".
-
-    Raises:
-        ValueError: if there is no such device, or "cuda" is asked for and torch sees no GPU.
-    """
+def pick_device(device: Device = None) -> torch.device:
+    """The device of that name, or a ValueError if there is none; None is the best there is: "cuda", else "cpu"."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,9 +1,30 @@
 """Small instances of everything that the kit has, for tests that go over all of them."""
 
 import torch
+from torch.nn import functional
 
+from l2l_kit import problems
 from l2l_kit.optimizers import NTMBFGS, GroupedRule, LSTMRule
-from l2l_kit.problems import CIFAR, MNIST, ConditionedQuadratics, NeuralArt, Quadratics, QuadraticTasks, TaskBatch
+from l2l_kit.problems import (
+    CIFAR,
+    MNIST,
+    ConditionedQuadratics,
+    ModuleProblem,
+    NeuralArt,
+    Problem,
+    Quadratics,
+    QuadraticTasks,
+    TaskBatch,
+)
+
+
+def same_bits(found, expected):
+    return all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def assert_close(found, expected, **tolerance):
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, **tolerance)
 
 
 def lstm(**arguments):
@@ -45,14 +66,31 @@ RULES = {**COORDINATEWISE, **COUPLED}
 NETWORKS = {name: make for name, make in RULES.items() if "groups" not in name}
 """Those that are one network."""
 
+
+def valley(draws):
+    return {"x": torch.randn(2, generator=draws), "y": torch.randn((), generator=draws)}, {"a": torch.ones(2)}
+
+
+def rosenbrock(params, data):
+    return (data["a"] - params["x"]).square().sum() + (params["y"] - params["x"].square()).square().sum()
+
+
+def lines(draws):
+    x = torch.randn(5, 1, generator=draws)
+    return x, 3 * x - 1
+
+
 PROBLEMS = {
     "quadratics": Quadratics(dim=4),
-    "conditioned quadratics": ConditionedQuadratics(dim=4),
+    "conditioned": ConditionedQuadratics(dim=4, condition=30.0),
     "mnist": MNIST(hidden=(3,), batch_size=4, source="embedded"),
-    "cifar": CIFAR(batch_size=4, source="embedded"),
-    "neural art": NeuralArt(style="mosaic", size=16, network="small", source="embedded"),
+    "mnist, deep": MNIST([3, 2], "tanh", init_scale=[0.01, 1], batch_size=4, split="test", source="embedded"),
+    "cifar": CIFAR([3, 1], batch_size=4, source="embedded"),
+    "neural art": NeuralArt("mosaic", 16, "small", "validation", "embedded", tv_weight=0.5),
+    "functions": problems.register(Problem.from_functions("valley", valley, rosenbrock)),
+    "module": problems.register(ModuleProblem("line", lambda: torch.nn.Linear(1, 1), lines, functional.mse_loss)),
 }
-"""Every problem, of a size that takes no time."""
+"""Every problem, of a size that takes no time and on what needs no download."""
 
 
 def quadratics(n=3, dim=5, seed=0):

@@ -23,8 +23,9 @@ def figures(*titles):
     cell = nbformat.v4.new_code_cell("")
     for number, title in enumerate(titles):
         buffer = io.BytesIO()
-        PIL.Image.new("RGB", (10 + number, 10)).save(buffer, "png")
-        data = {"image/png": base64.b64encode(buffer.getvalue()).decode()}
+        kind = "jpeg" if title else "png"  # plotly's figures come with a JPEG
+        PIL.Image.new("RGB", (10 + number, 10)).save(buffer, kind)
+        data = {f"image/{kind}": base64.b64encode(buffer.getvalue()).decode()}
         if title:
             data["application/vnd.plotly.v1+json"] = {"data": [], "layout": {"title": {"text": title}}}
         cell.outputs.append(nbformat.v4.new_output("display_data", data))
@@ -42,8 +43,9 @@ def test_figures_of_the_paper_by_title_or_heading(tmp_path):
     made = write_gallery([first, second], folder)
     assert [path.name for path in made] == ["figure-4-left.png", "figure-6.png"]
     assert {path.name for path in folder.iterdir()} == {"README.md", "map.svg", *(path.name for path in made)}
-    mean, *_, sixth = read_executed(first).pictures
-    assert [path.read_bytes() for path in made] == [mean.png, sixth.png]  # the first of its name, and where it is small
+    shown = [PIL.Image.open(path) for path in made]
+    assert [(picture.format, picture.size) for picture in shown] == [("PNG", (10, 10))] * 2  # the first of its name
+    assert made[1].read_bytes() == read_executed(first).pictures[-1].png  # as it is, where it is small
     page = (folder / "README.md").read_text()
     assert "## [1 · First](../../notebooks/01_first.ipynb)" in page
     assert "![Mean loss (figure 4, left)](figure-4-left.png)" in page

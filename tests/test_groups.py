@@ -6,7 +6,6 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import l2l_kit as l2l
-from l2l_kit.errors import UnknownNameError
 from l2l_kit.optimizers import GroupedRule
 
 RULE = GroupedRule({"conv": {"hidden_size": 4, "preprocessing": "log-sign"}, "fc": {"hidden_size": 3}})
@@ -50,8 +49,8 @@ def test_kernels_of_convolutions_are_conv_and_the_rest_is_fc(name):
 @pytest.mark.parametrize(
     "kind_of",
     [
-        lambda name, module: "fc" if name.startswith("1.") else "conv",
-        lambda name, module: "fc" if isinstance(module, nn.BatchNorm2d) else "conv",
+        lambda name, _: "fc" if name.startswith("1.") else "conv",
+        lambda _, module: "fc" if isinstance(module, nn.BatchNorm2d) else "conv",
     ],
 )
 def test_kinds_may_be_chosen_by_name_and_by_module(kind_of):
@@ -67,11 +66,15 @@ def test_shared_parameters_come_once_and_frozen_ones_never():
     assert [param.shape for param in group["params"]] == [(3, 3), (3,)]
 
 
-def test_without_kinds_it_says_what_to_do():
-    with pytest.raises(ValueError, match=r"\(conv, fc\).* l2l_kit\.parameter_groups"):
-        l2l.LearnedOptimizer(network().parameters(), RULE)
-
-
-def test_a_kind_that_the_rule_does_not_have_is_refused():
-    with pytest.raises(UnknownNameError, match="attention"):
-        l2l.LearnedOptimizer(l2l.parameter_groups(network(), lambda *_: "attention"), RULE)
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (lambda: network().parameters(), r"\(conv, fc\).* l2l_kit\.parameter_groups"),
+        (lambda: l2l.parameter_groups(network(), lambda *_: "attention"), "unknown kind of parameter 'attention'"),
+    ],
+)
+def test_no_kinds_and_kinds_that_the_rule_lacks_are_refused(groups, message):
+    with pytest.raises(ValueError, match=message):
+        l2l.LearnedOptimizer(groups(), RULE)
+    with pytest.raises(ValueError, match="at least one kind"):
+        GroupedRule({})

@@ -1,8 +1,8 @@
-"""Coordinates that depend on each other: global averaging cells and NTM-BFGS, against a loop written out here."""
+"""Every network against a loop written out here, and what coordinates that depend on each other can do."""
 
 import pytest
 import torch
-from small import NETWORKS, RULES
+from small import COORDINATEWISE, NETWORKS, RULES
 
 from l2l_kit.evaluation import bfgs_losses, memories
 from l2l_kit.optimizers import NTMBFGS
@@ -72,16 +72,33 @@ def test_steps_are_those_written_out(make):
     torch.testing.assert_close(updates(rule, sequence)[0], expected, rtol=1e-12, atol=1e-14)
 
 
-def test_a_memory_forgets_what_is_older_than_its_history():
+@pytest.mark.parametrize("coordinates", [0, 1, 3, 4, 5, 11])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.05)], ids=str
+)
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name in COORDINATEWISE])
+def test_a_step_in_blocks_equals_forward(monkeypatch, name, coordinates, dtype, tolerance):
+    """`forward` is the one that can be differentiated. States are not changed in place."""
+    monkeypatch.setattr("l2l_kit.optimizers.lstm.BLOCK", 4)
+    rule = RULES[name]().to(dtype)
+    state = expected_state = rule.initial_state(coordinates)
+    for gradient in gradients(3, 1, coordinates)[:, 0].to(dtype):
+        before = [part.clone() for part in state]
+        updates, after = rule.step(gradient, state)
+        assert all(torch.equal(part, copy) for part, copy in zip(state, before, strict=True))
+        with torch.no_grad():
+            expected, expected_state = rule(gradient, expected_state)
+        state = after
+        for found, wanted in zip((updates, *state), (expected, *expected_state), strict=True):
+            assert not found.requires_grad
+            torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
+
+
+def test_a_memory_forgets_what_is_older_than_its_history_and_is_a_sum_of_outer_products():
     rule, whole = (NTMBFGS(5, write_heads=2, **more).double() for more in ({"history": 3}, {}))
     _, state = updates(rule, gradients(steps=5))
-    assert state.left.shape == state.right.shape == (6, 3, 4)
-    assert torch.equal(updates(whole, gradients(steps=3))[1].left, updates(rule, gradients(steps=3))[1].left)
-
-
-@pytest.mark.parametrize("name", ["memory", "memory, many heads"])
-def test_the_memory_as_a_matrix_is_the_sum_of_what_was_written(name):
-    _, state = updates(RULES[name]().double(), gradients())
+    _, everything = updates(whole, gradients(steps=5))
+    assert (len(state.left), len(everything.left)) == (6, 10)
     for task in range(3):
         written = zip(state.left[:, task], state.right[:, task], strict=True)
         expected = torch.eye(4).double() + sum(torch.outer(left, right) for left, right in written) / 4

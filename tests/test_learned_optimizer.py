@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from small import assert_close, same_bits
 from torch import nn
 
 from l2l_kit import LearnedOptimizer, learned_optimizer, parameter_groups, zoo
@@ -84,15 +85,6 @@ class Run:
         return [values for state in self.optimizer.state.values() for values in state.values()]
 
 
-def same_bits(found, expected):
-    return all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-
-
-def assert_close(found, expected, **tolerance):
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, **tolerance)
-
-
 def reference(run, rule, clip):
     """One step of a rule, written out."""
     run.model.zero_grad()
@@ -139,7 +131,7 @@ class TestModels:
         assert sum(t.nbytes for t in whole.kept()) == 2 * sum(t.nbytes for t in half.kept())
         again = Run(name, rule, copy.deepcopy(half.model), state_dtype=torch.bfloat16)
         again.optimizer.load_state_dict(half.optimizer.state_dict())
-        assert same_bits(again.step(), half.step())
+        assert same_bits(again.step(), half.step())  # which could not be if they shared their states
         assert {values.dtype for values in again.kept()} == {torch.bfloat16}
 
 
@@ -233,13 +225,6 @@ def test_a_closure_is_called_once_with_gradients_and_its_loss_returned():
 
 
 class TestStates:
-    def test_a_loaded_one_is_not_shared_with_where_it_came_from(self):
-        run = Run("tied weights", RULES["LSTM"])
-        run.step()
-        twin = Run("tied weights", RULES["LSTM"], copy.deepcopy(run.model))
-        twin.optimizer.load_state_dict(run.optimizer.state_dict())
-        assert same_bits(run.step(), twin.step())
-
     @pytest.mark.parametrize("other", [{"seed": 1}, {"hidden_size": 5}, {"output_scale": 1.0}, "weights", "Adam"])
     def test_of_another_rule_is_refused(self, other):
         foreign = LSTMRule(**{**TINY, **(other if isinstance(other, dict) else {})})
@@ -254,11 +239,6 @@ class TestStates:
         if other != "Adam":
             with pytest.raises(ValueError, match="another learned rule"):
                 LearnedOptimizer(optimizer.param_groups, RULES["LSTM"])
-
-    def test_of_other_parameter_groups_is_refused(self):
-        two = LearnedOptimizer([nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2))], RULES["LSTM"])
-        with pytest.raises(ValueError, match="parameter group"):
-            two.load_state_dict(LearnedOptimizer([nn.Parameter(torch.zeros(3))], RULES["LSTM"]).state_dict())
 
     @each_network
     def test_of_the_first_version_of_the_kit_goes_on(self, rule):
@@ -290,31 +270,18 @@ class TestStates:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize(
-        "wrong",
-        [{"lr": -0.1}, {"lr": torch.nan}, {"lr": torch.inf}, {"weight_decay": -1.0}, {"state_dtype": torch.int8}],
-    )
+    @pytest.mark.parametrize("wrong", [{"lr": torch.nan}, {"lr": torch.inf}, {"state_dtype": torch.int8}])
     def test_an_option_that_makes_no_sense(self, wrong):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be .*, got"):
             LearnedOptimizer([nn.Parameter(torch.ones(3))], RULES["LSTM"], **wrong)
 
     @pytest.mark.parametrize(
         "wrong",
-        [
-            {"lr": -1.0},
-            {"weight_decay": -1.0},
-            {"momentum": 0.9},
-            {"state_dtype": torch.bfloat16},
-            {"rule": RULES["averaging cells"]},
-        ],
-        ids=str,
+        [{"lr": -1.0}, {"weight_decay": -1.0}, {"state_dtype": torch.bfloat16}, {"rule": RULES["averaging cells"]}],
+        ids=["lr", "weight_decay", "state_dtype", "rule"],
     )
     def test_a_group_that_is_refused_is_not_kept(self, wrong):
         optimizer = LearnedOptimizer([nn.Parameter(torch.ones(3))], RULES["LSTM"])
         with pytest.raises(ValueError, match=next(iter(wrong))):
             optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))], **wrong})
         assert len(optimizer.param_groups) == 1
-
-    def test_no_parameters(self):
-        with pytest.raises(ValueError, match="empty parameter list"):
-            LearnedOptimizer([], RULES["LSTM"])

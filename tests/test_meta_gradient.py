@@ -5,15 +5,14 @@ import torch
 from small import COORDINATEWISE, COUPLED, NETWORKS, PROBLEMS, RULES, Network, quadratics
 
 from l2l_kit.errors import MetaTrainingDivergedError
-from l2l_kit.optimizers.tape import floats_per_step
+from l2l_kit.optimizers.tape import LSTMTape, bytes_per_step
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout
 from l2l_kit.training import (
     AutogradEstimator,
     FirstOrderEstimator,
     SecondOrderEstimator,
-    UnrollResult,
-    replay,
+    meta_gradient,
     rollout,
     trajectory,
 )
@@ -75,33 +74,6 @@ def test_replay_equals_autograd_on_every_problem(problem, second_order):
     torch.testing.assert_close(torch.cat([window.losses for window in found]).T, rollout(rule, tasks, 4)[:, 1:])
 
 
-def written_out(rule, tasks, windows, *, second_order):
-    """Windows on quadratics by plain autograd, where 2 Wᵀ(Wθ − y) is written out as a function of θ."""
-    W, y, theta = tasks.W, tasks.y, tasks.theta
-    state, result = rule.initial_state(*theta.shape), []
-    for steps in windows:
-        theta, state, losses = theta.detach(), type(state)(*(part.detach() for part in state)), []
-        for _ in range(steps):
-            gradient = 2 * (W.mT @ (W @ theta[:, :, None] - y[:, :, None]))[:, :, 0]
-            update, state = rule(gradient if second_order else gradient.detach(), state)
-            theta = theta + update
-            losses.append(((W @ theta[:, :, None])[:, :, 0] - y).square().sum(dim=1))
-        losses = torch.stack(losses)
-        names, weights = zip(*rule.named_parameters(), strict=True)
-        gradients = torch.autograd.grad(losses.mean(dim=1).sum(), weights)
-        result.append(UnrollResult(losses.detach(), dict(zip(names, gradients, strict=True))))
-    return result
-
-
-@both_orders
-@pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
-def test_autograd_and_replay_equal_the_loop_written_out(make, second_order):
-    rule, windows = make().double(), [4, 4, 1]
-    expected = written_out(rule, quadratics(), windows, second_order=second_order)
-    for estimator in (AutogradEstimator(rule, second_order=second_order), estimator_of(rule, second_order)):
-        assert_equal_windows(run(estimator, quadratics(), windows), expected)
-
-
 @both_orders
 @every_rule
 def test_is_the_slope_of_the_meta_loss(make, second_order):
@@ -141,16 +113,16 @@ def test_replay_in_chunks_equals_replay_at_once(monkeypatch, make, chunk):
     """33 coordinates, in chunks that do not divide them; no longer tape is made, but for room for a single one."""
     taped = set()
 
-    class Tape(replay.LSTMTape):
+    class Tape(LSTMTape):
         def __init__(self, network, coordinates, steps):
-            taped.add(coordinates * steps * floats_per_step(network) * 8)
+            taped.add(coordinates * steps * bytes_per_step(network))
             super().__init__(network, coordinates, steps)
 
     rule, windows = make().double(), [4, 4, 2]
     parts = rule.parts(Layout.of(Network().initial_params))
-    one = max(4 * floats_per_step(part.network) * 8 for part in parts)
+    one = max(4 * bytes_per_step(part.network) for part in parts)
     whole = run(FirstOrderEstimator(rule), Network(), windows)
-    monkeypatch.setattr(replay, "LSTMTape", Tape)
+    monkeypatch.setattr(meta_gradient, "LSTMTape", Tape)
     chunked = run(FirstOrderEstimator(rule, chunk * one * len(parts)), Network(), windows)
     assert_equal_windows(chunked, whole)
     assert max(taped) <= max(chunk, 1) * one

@@ -9,7 +9,7 @@ from small import COORDINATEWISE, COUPLED, RULES, Network
 from l2l_kit import optimizers, zoo
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.making.imitation import GroupedBaselines
-from l2l_kit.optimizers import NTMBFGS, GroupedRule, LSTMRule, baseline
+from l2l_kit.optimizers import NTMBFGS, Baseline, LSTMRule, baseline
 from l2l_kit.training import trajectory
 
 # Torch7's defaults (section 3 of the paper), and what the kit adds to them.
@@ -66,6 +66,7 @@ class TestEveryOptimizer:
             assert {name: tuple(tensor.shape) for name, tensor in update.items()} == SHAPES
             assert all(tensor.dtype == dtype and not tensor.requires_grad for tensor in update.values())
             assert all(tensor.isfinite().all() and tensor.count_nonzero() for tensor in update.values())
+        assert_same(updates(optimizer, dtype=dtype), found, 0)  # it begins afresh each time
         rough = 0.02 if optimizer is OPTIMIZERS["muon"] else 1e-4  # Muon computes in bfloat16
         for one, other in zip(found, updates(optimizer), strict=True):
             for name, tensor in other.items():
@@ -116,10 +117,6 @@ class TestEveryOptimizer:
                 tensor += update[name]
                 update[name].fill_(torch.nan)
         assert_same(found, updates(optimizer))
-
-    def test_begins_afresh_each_time(self, optimizer):
-        first = updates(optimizer)
-        assert_same(updates(optimizer), first, 0)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -178,20 +175,13 @@ def test_weight_decay_draws_parameters_to_zero():
     torch.testing.assert_close(update["x"], -0.5 * 0.01 * params["x"])
 
 
-@pytest.mark.parametrize(
-    ("both", "alone"),
-    [
-        (OPTIMIZERS["groups"], {kind: OPTIMIZERS["groups"].network_for(kind) for kind in ("conv", "fc")}),
-        (OPTIMIZERS["baselines in groups"], OPTIMIZERS["baselines in groups"].groups),
-    ],
-    ids=["learned", "baselines"],
-)
-def test_in_groups_each_kind_is_moved_by_its_own(both, alone):
+@pytest.mark.parametrize("name", ["groups", "baselines in groups"])
+def test_in_groups_each_kind_is_moved_by_its_own(name):
     expected = {
         kind: updates(each, lambda tensors, kind=kind: {n: t for n, t in tensors.items() if n.startswith(kind)})
-        for kind, each in alone.items()
+        for kind, each in OPTIMIZERS[name].groups.items()
     }
-    for found, conv, fc in zip(updates(both), *expected.values(), strict=True):
+    for found, conv, fc in zip(updates(OPTIMIZERS[name]), *expected.values(), strict=True):
         assert list(found) == list(SHAPES)
         assert all(torch.equal(tensor, found[name]) for name, tensor in (conv | fc).items())
 
@@ -246,9 +236,8 @@ def test_an_odd_rule_is_odd():
         assert one.abs().min() > 0
 
 
-def test_a_plain_lstm_says_nothing_of_averaging():
-    """States that were saved before there were global averaging cells still belong to the same rule."""
-    assert "global_averaging_cells" not in LSTMRule().config()
+def test_states_that_were_saved_before_there_were_averaging_and_odd_rules_belong_to_the_same_rule():
+    assert not {"global_averaging_cells", "odd"} & LSTMRule().config().keys()
 
 
 def test_has_the_size_of_the_paper():
@@ -264,27 +253,21 @@ def test_memories_are_spread_between_two_forget_biases():
     assert bias[:200].mean() < -1
 
 
-@pytest.mark.parametrize(
-    ("make", "wrong"),
-    [
-        *((LSTMRule, {"hidden_size": value}) for value in (0, 2.5)),
-        *((LSTMRule, {"num_layers": value}) for value in (-1, None)),
-        *((LSTMRule, {"output_scale": value}) for value in (0, -0.1, float("nan"))),
-        *((LSTMRule, {"forget_bias": value}) for value in (float("inf"), (0.0, 1.0, 2.0))),
-        *((LSTMRule, {"global_averaging_cells": value}) for value in (21, -1, 1.5)),
-        *((NTMBFGS, {name: 0}) for name in ("hidden_size", "read_heads", "write_heads", "history")),
-        *((lambda lr: baseline("adam", lr), {"lr": value}) for value in (0, -0.1, float("nan"), float("inf"))),
-        *((lambda decay: baseline("adam", 1.0, decay), {"decay": value}) for value in (0, -1.0, float("nan"))),
-    ],
-)
-def test_arguments_that_make_no_sense_are_refused_by_name(make, wrong):
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))} .*got "):
-        make(**wrong)
+NAN, INF = float("nan"), float("inf")
+WRONG = [
+    *((LSTMRule, name, value) for name in ("hidden_size", "num_layers") for value in (0, 2.5, None)),
+    *((LSTMRule, "output_scale", value) for value in (0, -0.1, NAN)),
+    *((LSTMRule, "forget_bias", value) for value in (INF, (0.0, 1.0, 2.0))),
+    *((LSTMRule, "global_averaging_cells", value) for value in (21, -1, 1.5)),
+    *((NTMBFGS, name, 0) for name in ("hidden_size", "read_heads", "write_heads", "history")),
+    *((Baseline, name, value) for name in ("lr", "decay") for value in (0, -0.1, NAN, INF)),
+]
 
 
-def test_there_must_be_a_group():
-    with pytest.raises(ValueError, match="at least one kind of parameter"):
-        GroupedRule({})
+@pytest.mark.parametrize(("kind", "name", "value"), WRONG)
+def test_arguments_that_make_no_sense_are_refused_by_name(kind, name, value):
+    with pytest.raises(ValueError, match=f"{name} .*got "):
+        kind(**({"name": "adam", "lr": 1.0} if kind is Baseline else {}) | {name: value})
 
 
 @pytest.mark.parametrize(

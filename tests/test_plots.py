@@ -1,10 +1,11 @@
 import base64
+import io
 import json
 import math
-import struct
 
 import numpy as np
 import pandas as pd
+import PIL.Image
 import plotly.graph_objects as go
 import pytest
 import torch
@@ -81,14 +82,12 @@ def test_every_figure_shows_itself_in_three_ways(figures, name):
     """And in no other: plotly's own would load a script from the network."""
     figure = figures[name]
     bundle, _ = pytest.importorskip("IPython.core.formatters").DisplayFormatter().format(figure)
-    assert set(bundle) == {"application/vnd.plotly.v1+json", "image/png", "text/plain"}
+    assert set(bundle) == {"application/vnd.plotly.v1+json", "image/jpeg", "text/plain"}
     json.dumps(bundle, allow_nan=False)
-    png = base64.b64decode(bundle["image/png"])
-    assert struct.unpack(">II", png[16:24]) == (
-        figure.layout.width,
-        figure.layout.height,
-    )  # Lab swaps one for the other
-    assert png == static.png(figure)
+    picture = base64.b64decode(bundle["image/jpeg"])  # with a PNG, Lab would show that instead of the live figure
+    assert picture == static.jpeg(figure)
+    size = PIL.Image.open(io.BytesIO(picture)).size
+    assert size == PIL.Image.open(io.BytesIO(static.png(figure))).size == (figure.layout.width, figure.layout.height)
     assert figure.layout.paper_bgcolor == figure.layout.plot_bgcolor == "rgba(0,0,0,0)"
 
 

@@ -20,18 +20,14 @@ def formula(gradient, p):
     return -1.0, math.exp(p) * gradient
 
 
-def edges(p):
-    """Around the case distinction at e^-p, and the ends of the numbers."""
-    edge = math.exp(-p)
-    near = [edge, math.nextafter(edge, 0), math.nextafter(edge, 1), edge * (1 - 1e-6), edge * (1 + 1e-6)]
-    far = [0.0, 1.0, 0.5, 7.0, 1e38, 3.4e38, 1.2e-38, 1e-40, 1.4e-45]
-    return [sign * value for value in near + far for sign in (1, -1)]
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-14)])
 @pytest.mark.parametrize("p", [10.0, 3.0, 80.0])
 def test_log_sign_equals_its_formula_at_the_edges(p, dtype, tolerance):
-    gradients = torch.tensor(edges(p), dtype=dtype)
+    """Around the case distinction at e^-p, and at the ends of the numbers."""
+    edge = math.exp(-p)
+    near = [edge, math.nextafter(edge, 0), math.nextafter(edge, 1), edge * (1 - 1e-6), edge * (1 + 1e-6)]
+    sizes = torch.tensor([*near, 0.0, 1.0, 0.5, 7.0, 1e38, 3.4e38, 1.2e-38, 1e-40, 1.4e-45], dtype=dtype)
+    gradients = torch.cat([sizes, -sizes])
     expected = torch.tensor([formula(gradient, p) for gradient in gradients.tolist()], dtype=dtype).T
     torch.testing.assert_close(LogSign(p)(gradients), expected, rtol=tolerance, atol=tolerance)
 
@@ -72,14 +68,13 @@ class TestEveryPreprocessing:
         gradients = torch.tensor([2.0, -0.3, 1e-7, -1e-6, 0.0], dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(preprocessing, gradients, eps=1e-9, atol=1e-4)
 
-    @pytest.mark.parametrize("value", [0.0, -0.0, 1e-45, math.exp(-10), -math.exp(-10), 1e38, -3.4e38])
-    def test_has_no_nan_in_its_derivatives(self, preprocessing, value):
-        gradients = torch.tensor([value], requires_grad=True)
+    def test_has_no_nan_in_its_derivatives(self, preprocessing):
+        edge = math.exp(-10)
+        gradients = torch.tensor([0.0, -0.0, 1e-45, edge, -edge, 1e38, -3.4e38], requires_grad=True)
         (first,) = torch.autograd.grad(preprocessing(gradients).sum(), gradients, create_graph=True)
         assert first.isfinite().all()
         if first.requires_grad:
-            (second,) = torch.autograd.grad(first.sum(), gradients)
-            assert second.isfinite().all()
+            assert torch.autograd.grad(first.sum(), gradients)[0].isfinite().all()
 
     def test_is_made_again_from_its_configuration_its_name_or_itself(self, preprocessing):
         assert make_preprocessing(preprocessing.config()) == preprocessing

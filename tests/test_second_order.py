@@ -4,10 +4,8 @@ import pytest
 import torch
 
 from l2l_kit.evaluation import lbfgs
-from l2l_kit.optimizers import baseline
-from l2l_kit.problems import MNIST, Quadratics, QuadraticTasks, TaskBatch
+from l2l_kit.problems import Quadratics, QuadraticTasks, TaskBatch
 from l2l_kit.tensors import Layout
-from l2l_kit.training import rollout
 
 
 class Valley(TaskBatch):
@@ -75,12 +73,3 @@ def test_it_finds_the_lowest_point_and_stays_there():
 def test_several_at_once_are_refused():
     with pytest.raises(ValueError, match="needs one optimizee, got 2"):
         next(lbfgs(Quadratics().sample(2, torch.Generator()), 3))
-
-
-def test_one_of_several_is_as_among_them_unless_they_share_minibatches():
-    tasks = Quadratics(4).sample(3, torch.Generator().manual_seed(0))
-    together = rollout(baseline("adam", 0.1), tasks, 5)
-    alone = [rollout(baseline("adam", 0.1), tasks.select(index), 5) for index in range(3)]
-    torch.testing.assert_close(torch.cat(alone), together)
-    with pytest.raises(TypeError, match="cannot be taken apart"):
-        MNIST((2,), source="embedded").sample(2, torch.Generator()).select(0)

@@ -69,7 +69,6 @@ def lbfgs(tasks: TaskBatch, evaluations: int, memory: int = 10) -> Iterator[Poin
 
     Raises:
         ValueError: if there are more optimizees than one, or as `first_evaluation`.
-        TypeError: as `first_evaluation`.
     """
     layout, rows, losses, gradients = first_evaluation(tasks)
     if len(rows) != 1:

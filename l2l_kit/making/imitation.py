@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from l2l_kit.errors import check_counts, check_positive
-from l2l_kit.optimizers import LSTMRule, LSTMTape, Optimizer, UpdateRule
+from l2l_kit.optimizers import LSTMTape, Optimizer, UpdateRule
 from l2l_kit.optimizers.base import Part
 from l2l_kit.problems import Problem, TaskBatch
 from l2l_kit.randomness import generator
@@ -229,7 +229,7 @@ class _Stream:
     def __init__(
         self, part: Part, recordings: list[Recording], steps: int, settings: Imitation, draws: torch.Generator
     ) -> None:
-        self.lstm = cast(LSTMRule, part.network)
+        self.lstm = part.network
         gradients, targets, sizes = [], [], []
         for recording in recordings:
             mine = torch.arange(recording.gradients.shape[1])[part.columns]

@@ -12,42 +12,20 @@ from l2l_kit.errors import UnknownNameError
 from l2l_kit.optimizers.base import Optimizer, UpdateRule
 from l2l_kit.optimizers.baselines import BASELINES, Baseline, baseline
 from l2l_kit.optimizers.groups import GroupedRule, parameter_groups
-from l2l_kit.optimizers.lstm import LSTMRule, LSTMState, RecurrentRule
+from l2l_kit.optimizers.lstm import LSTMRule, LSTMState
 from l2l_kit.optimizers.ntm_bfgs import NTMBFGS, NTMState
 from l2l_kit.optimizers.preprocessing import Identity, LogSign, Preprocessing, Scale
 from l2l_kit.optimizers.tape import LSTMTape
 
-__all__ = [
-    "BASELINES",
-    "NTMBFGS",
-    "Baseline",
-    "GroupedRule",
-    "Identity",
-    "LSTMRule",
-    "LSTMState",
-    "LSTMTape",
-    "LogSign",
-    "NTMState",
-    "Optimizer",
-    "Preprocessing",
-    "RecurrentRule",
-    "Scale",
-    "UpdateRule",
-    "baseline",
-    "make",
-    "parameter_groups",
-]
+__all__ = ["BASELINES", "Baseline", "GroupedRule", "Identity", "LSTMRule", "LSTMState", "LSTMTape", "LogSign"]
+__all__ += ["NTMBFGS", "NTMState", "Optimizer", "Preprocessing", "Scale", "UpdateRule", "baseline", "make"]
+__all__ += ["parameter_groups"]
 
 _RULES: dict[object, type[UpdateRule]] = {rule.kind: rule for rule in (LSTMRule, GroupedRule, NTMBFGS)}
 
 
 def make(config: Mapping[str, object]) -> UpdateRule:
-    """Build a rule with its initial weights from its configuration, which is what `UpdateRule.config` returns.
-
-    Raises:
-        UnknownNameError: if there is no rule of that kind.
-        TypeError: if the rule takes no such argument.
-    """
+    """Build a rule with its initial weights from its `UpdateRule.config`; an `UnknownNameError` for another kind."""
     arguments = {"kind": LSTMRule.kind, **config}
     kind = arguments.pop("kind")
     if kind not in _RULES:

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from l2l_kit.tensors import Layout, Tensors, ravel
 
 if TYPE_CHECKING:
-    from l2l_kit.optimizers.lstm import RecurrentRule
+    from l2l_kit.optimizers.lstm import LSTMRule
 
 State = TypeVar("State")
 Memory = tuple[Tensor, ...]  # the state of one network: a named tuple of tensors
-SomeMemory = TypeVar("SomeMemory", bound=Memory)
 
 
 class Optimizer(Protocol[State]):
@@ -35,26 +34,16 @@ class Optimizer(Protocol[State]):
 
 
 class Part(NamedTuple):
-    """The coordinates of a task that one of a rule's networks moves.
+    """The coordinates of a task that one of a rule's networks moves."""
 
-    Attributes:
-        prefix: what the names of the network's weights begin with in the rule's `state_dict`.
-        network: the network.
-        columns: where its coordinates are in a row of all of them.
-        sizes: number of coordinates of each of its tensors.
-    """
-
-    prefix: str
-    network: RecurrentRule
-    columns: slice | Tensor
-    sizes: list[int]
+    prefix: str  # what the names of the network's weights begin with in the rule's `state_dict`
+    network: LSTMRule
+    columns: slice | Tensor  # where its coordinates are in a row of all of them
+    sizes: list[int]  # number of coordinates of each of its tensors
 
 
 class UpdateRule(nn.Module, ABC):
-    """A learned optimizer: an `Optimizer` whose weights φ can be trained, saved and loaded.
-
-    A rule is made of one or more recurrent networks, and its state is a list of theirs.
-    """
+    """A learned optimizer: an `Optimizer` of one or more networks, whose weights φ can be trained, saved and loaded."""
 
     kind: ClassVar[str]
 
@@ -68,7 +57,7 @@ class UpdateRule(nn.Module, ABC):
         """The arguments from which `optimizers.make` builds this rule again, without its trained weights."""
 
     @abstractmethod
-    def network_for(self, kind: str | None) -> RecurrentRule:
+    def network_for(self, kind: str | None) -> LSTMRule:
         """The network that moves a kind of parameter, such as "conv"; None for parameters of no kind."""
 
     @abstractmethod
@@ -83,7 +72,7 @@ class UpdateRule(nn.Module, ABC):
         return digest.hexdigest()
 
     def init(self, params: Tensors) -> list[Memory]:
-        """As in `Optimizer`."""
+        """As in `Optimizer`; the states of the networks."""
         n = len(next(iter(params.values())))
         return [part.network.initial_state(n, sum(part.sizes)) for part in self.parts(Layout.of(params))]
 
@@ -98,6 +87,6 @@ class UpdateRule(nn.Module, ABC):
         return layout.unravel(updates), after
 
 
-def map_state(state: SomeMemory, change: Callable[[Tensor], Tensor]) -> SomeMemory:
-    """A state with each of its tensors changed."""
+def map_state(state: Memory, change: Callable[[Tensor], Tensor]) -> Memory:
+    """A network's state with each of its tensors changed."""
     return type(state)(*map(change, state))

@@ -50,19 +50,13 @@ class BaselineState(NamedTuple):
 class Baseline:
     """A hand-designed optimizer with its learning rate. It treats each task of a batch independently.
 
-    Attributes:
-        name: "sgd", "nag", "rmsprop", "adam", "nadam", "adamw" or "muon".
-        lr: learning rate of the first step.
-        decay: τ in steps: the learning rate of step t is ``lr / sqrt(1 + t/τ)``. None for a constant one.
-
     Raises:
-        UnknownNameError: for an unknown name.
-        ValueError: if the learning rate or the decay is not a positive number.
+        ValueError: for an unknown name (`UnknownNameError`), or a learning rate or decay that is not positive.
     """
 
-    name: str
-    lr: float
-    decay: float | None = None
+    name: str  # "sgd", "nag", "rmsprop", "adam", "nadam", "adamw" or "muon"
+    lr: float  # learning rate of the first step
+    decay: float | None = None  # τ in steps: the learning rate of step t is lr / sqrt(1 + t/τ); None for a constant one
 
     def __post_init__(self) -> None:
         if self.name not in _KINDS:
@@ -93,7 +87,7 @@ class Baseline:
     @torch.no_grad()
     def update(self, gradients: Tensors, state: BaselineState, params: Tensors) -> tuple[Tensors, BaselineState]:
         """As in `Optimizer`."""
-        # An optimizer that ignores the parameters moves zeros instead, which so become the update without rounding.
+        # An optimizer that ignores the parameters moves zeros, which become the update without rounding.
         decays = _KINDS[self.name].decays
         for name, tensor in state.moved.items():
             tensor.copy_(params[name]) if decays else tensor.zero_()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,20 +16,14 @@ from l2l_kit.tensors import Layout
 
 
 class GroupedRule(UpdateRule):
-    """A rule with an LSTM for each kind of parameter.
+    """A rule with an LSTM for each kind of parameter; `groups` has the arguments of each one's `LSTMRule`.
 
     The paper found one LSTM insufficient for networks with convolutional layers, and uses one for the convolutional
     parameters and another for the fully connected ones. A parameter's kind is the part of its name before the first
     dot: "conv" for ``conv.weight0``.
-
-    Args:
-        groups: by kind, the arguments of its `LSTMRule`.
-
-    Raises:
-        ValueError: if there is no group, or as `LSTMRule`.
     """
 
-    kind: ClassVar[str] = "groups"
+    kind = "groups"
 
     def __init__(self, groups: Mapping[str, Mapping[str, object]]) -> None:
         super().__init__()
@@ -51,12 +45,7 @@ class GroupedRule(UpdateRule):
 
     @override
     def network_for(self, kind: str | None) -> LSTMRule:
-        """As in `UpdateRule`.
-
-        Raises:
-            UnknownNameError: if the rule has no LSTM for that kind.
-            ValueError: if the kind is None.
-        """
+        """As in `UpdateRule`; a ValueError for no kind, or one that the rule lacks (`UnknownNameError`)."""
         if kind is None:
             raise ValueError(
                 f"this optimizer has one LSTM for each kind of parameter ({', '.join(self.groups)}), so each parameter "
@@ -80,16 +69,11 @@ class GroupedRule(UpdateRule):
 
 
 def parameter_groups(model: nn.Module, kind_of: Callable[[str, nn.Module], str] | None = None) -> list[dict[str, Any]]:
-    """A model's parameters by kind, for a `LearnedOptimizer` with a `GroupedRule`.
+    """A model's parameters as groups with ``kind`` and ``params``, for a `LearnedOptimizer` with a `GroupedRule`.
 
-    Args:
-        model: any module.
-        kind_of: gives a parameter's kind from its name and the submodule that it belongs to. By default the kernels of
-            convolutions (reparametrized ones too) are "conv" and all other parameters "fc", as in the rules that were
-            trained on CIFAR-10 and in the authors' code.
-
-    Returns:
-        Parameter groups with ``kind`` and ``params``. Each parameter occurs once; frozen ones are left out.
+    Each parameter occurs once; frozen ones are left out. `kind_of` gives a parameter's kind from its name and the
+    submodule that it belongs to. By default the kernels of convolutions (reparametrized ones too) are "conv" and all
+    other parameters "fc", as in the rules that were trained on CIFAR-10 and in the authors' code.
     """
     kernels = {
         param
@@ -103,7 +87,7 @@ def parameter_groups(model: nn.Module, kind_of: Callable[[str, nn.Module], str] 
         for name, param in module.named_parameters(prefix, recurse=False):
             if param.requires_grad and param not in kinds:
                 kinds[param] = kind_of(name, module) if kind_of else "conv" if param in kernels else "fc"
-    return [
-        {"kind": kind, "params": [param for param in kinds if kinds[param] == kind]}
-        for kind in dict.fromkeys(kinds.values())
-    ]
+    groups: dict[str, list[nn.Parameter]] = {}
+    for param, kind in kinds.items():
+        groups.setdefault(kind, []).append(param)
+    return [{"kind": kind, "params": params} for kind, params in groups.items()]

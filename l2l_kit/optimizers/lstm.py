@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 from l2l_kit.errors import check_counts, check_positive
-from l2l_kit.optimizers.base import Memory, Part, SomeMemory, UpdateRule, map_state
+from l2l_kit.optimizers.base import Memory, Part, UpdateRule, map_state
 from l2l_kit.optimizers.preprocessing import Preprocessing, make_preprocessing
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout
@@ -34,23 +33,21 @@ class LSTMLayer(nn.Module):
     (In torch.nn.LSTM the candidate is third. Here the three sigmoids lie side by side and are one operation.)
     """
 
-    def __init__(
-        self, inputs: int, hidden: int, forget_bias: float | tuple[float, float], draws: torch.Generator
-    ) -> None:
+    def __init__(self, inputs: int, hidden: int, forget_bias: Sequence[float], draws: torch.Generator) -> None:
         super().__init__()
         bound = 1 / math.sqrt(hidden)  # as torch.nn.LSTM is initialized
-        self.weight = nn.Parameter(
-            torch.empty(4 * hidden, inputs + hidden, device="cpu").uniform_(-bound, bound, generator=draws)
+        shapes = (4 * hidden, inputs + hidden), (4 * hidden,)
+        self.weight, self.bias = (
+            nn.Parameter(torch.empty(shape, device="cpu").uniform_(-bound, bound, generator=draws)) for shape in shapes
         )
-        self.bias = nn.Parameter(torch.empty(4 * hidden, device="cpu").uniform_(-bound, bound, generator=draws))
         with torch.no_grad():
-            if isinstance(forget_bias, tuple):
-                low, high = forget_bias
+            low, high = forget_bias[0], forget_bias[-1]
+            if len(forget_bias) == 1:
+                self.bias[hidden : 2 * hidden] += low
+            else:
                 spread = low + (high - low) * torch.rand(hidden, generator=draws)
                 self.bias[hidden : 2 * hidden] += spread
                 self.bias[:hidden] -= spread / 2  # a cell that forgets slowly must fill slowly, or it saturates
-            else:
-                self.bias[hidden : 2 * hidden] += forget_bias
 
     def forward(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
         """New output and cell state, both ``(hidden, coordinates)``, from inputs ``(inputs, coordinates)``."""
@@ -82,14 +79,13 @@ def step_in_place(
     tanh_cell: Tensor,
     output: Tensor,
 ) -> None:
-    """`LSTMLayer.forward` without a graph and without new tensors.
+    """`LSTMLayer.forward` without a graph and without new tensors, which are all ``(…, coordinates)``.
 
     Args:
         weights: from `LSTMLayer.doubled`. By tanh(x) = 2σ(2x) - 1 one σ then gives all four gates.
-        inputs: the layer's input and its last output, ``(inputs + hidden, coordinates)``.
-        gates: overwritten by the input, forget and output gates and the candidate, ``(4 · hidden, coordinates)``.
-        split: views of these four.
-        cell: the cell state, ``(hidden, coordinates)`` like the rest.
+        inputs: the layer's input and its last output, as one tensor.
+        gates: overwritten by the input, forget and output gates and the candidate; `split` has views of these four.
+        cell: the cell state.
         next_cell: overwritten by the new cell state.
         tanh_cell: overwritten by its tanh; may share memory with any gate but the output gate.
         output: overwritten by the new output; may share memory with the last one in `inputs`.
@@ -103,35 +99,33 @@ def step_in_place(
     torch.mul(give, tanh_cell, out=output)
 
 
-class RecurrentRule(UpdateRule):
-    """A rule that is one network: stacked LSTM layers and a linear layer, applied to every coordinate.
+class LSTMRule(UpdateRule):
+    """The paper's rule: g(t), h(t+1) = m(∇f(θ(t)), h(t); φ), with the same weights φ for each coordinate (figure 3).
 
-    The network's state is a named tuple of tensors whose last axes are those of the gradients.
+    It is one network: stacked LSTM layers and a linear layer. Its state is a named tuple of tensors whose last axes are
+    those of the gradients.
 
     Args:
-        hidden_size: cells per layer; the paper uses 20.
-        num_layers: stacked LSTM layers; the paper uses 2.
+        hidden_size, num_layers: cells of each LSTM layer, and layers; the paper uses two layers of 20.
         preprocessing: "none", "scale" or "log-sign" (appendix A), or a `Preprocessing`.
         output_scale: factor on the proposed update; the paper uses 0.1 on MNIST and none (1.0) on the quadratics.
         forget_bias: added to the initial biases of the forget gates; the paper does not mention one. With a bias b an
-            untrained cell remembers about 1 + exp(b) steps. A long memory helps where gradients are noisy, because a
-            rule can then average them. A pair of numbers spreads the cells of a layer between the two, so that some
-            remember a few steps and others hundreds; the biases of their input gates are lowered by half as much
-            (compare the chrono initialization of Tallec and Ollivier, 2018).
-        global_averaging_cells: number of cells in each layer whose outputs are replaced, at each step, by their mean
-            over all coordinates of the task (appendix of the paper's first version, arXiv:1606.04474v1). One is enough
-            to clip the norm of the gradient, for example.
+            untrained cell remembers about 1 + exp(b) steps, and a long memory averages noisy gradients. A pair spreads
+            the cells of a layer between two biases, so that some remember a few steps and others hundreds, and lowers
+            the biases of their input gates by half as much (compare Tallec and Ollivier, 2018).
+        global_averaging_cells: cells in each layer whose outputs are replaced, at each step, by their mean over all
+            coordinates of the task (appendix of the paper's first version, arXiv:1606.04474v1).
         seed: seed of the initial weights.
         odd: make the update an odd function of the gradients, (m(∇) - m(-∇)) / 2, at twice the cost. The paper's rule
             is not: it may drift, the same way for all coordinates, which adds up over a thousand steps.
-        more_inputs: for subclasses: inputs of the first layer besides the preprocessed gradient.
-        outputs: for subclasses: outputs of the linear layer per coordinate; the first one is the update.
+        more_inputs, outputs: for subclasses: inputs of the first layer besides the preprocessed gradient, and outputs
+            of the linear layer, of which the first is the update.
 
     Raises:
-        UnknownNameError: for an unknown preprocessing.
-        ValueError: for a size below 1, an `output_scale` that is not positive, a bias that is not finite, or more
-            global averaging cells than cells.
+        ValueError: for an unknown preprocessing (`UnknownNameError`), or a number that makes no sense.
     """
+
+    kind = "lstm"
 
     def __init__(
         self,
@@ -155,51 +149,28 @@ class RecurrentRule(UpdateRule):
         if len(biases) not in (1, 2) or not all(map(math.isfinite, biases)):
             raise ValueError(f"{mine}: forget_bias must be a finite number, or two of them, got {forget_bias!r}.")
         if not isinstance(global_averaging_cells, int) or not 0 <= global_averaging_cells <= hidden_size:
-            raise ValueError(
-                f"{mine}: global_averaging_cells must be a whole number from 0 to {hidden_size}, the cells of a layer, "
-                f"got {global_averaging_cells!r}."
-            )
-        self.hidden_size = hidden_size
-        self.num_layers = num_layers
+            wanted = f"a whole number from 0 to {hidden_size}, the cells of a layer"
+            raise ValueError(f"{mine}: global_averaging_cells must be {wanted}, got {global_averaging_cells!r}.")
+        self.hidden_size, self.num_layers, self.output_scale = hidden_size, num_layers, output_scale
         self.preprocessing = make_preprocessing(preprocessing)
-        self.output_scale = output_scale
-        self.forget_bias = biases[0] if len(biases) == 1 else (biases[0], biases[1])
-        self.global_averaging_cells = global_averaging_cells
-        self.seed = seed
-        self.odd = odd
+        self.forget_bias = biases[0] if len(biases) == 1 else list(biases)
+        self.global_averaging_cells, self.odd, self.seed = global_averaging_cells, odd, seed
         draws = generator(seed, "initial weights")
         widths = [self.preprocessing.features + more_inputs] + [hidden_size] * (num_layers - 1)
-        self.layers = nn.ModuleList(LSTMLayer(width, hidden_size, self.forget_bias, draws) for width in widths)
+        self.layers = nn.ModuleList(LSTMLayer(width, hidden_size, biases, draws) for width in widths)
         bound = 1 / math.sqrt(hidden_size)
         self.output = nn.Linear(hidden_size, outputs, device="meta").to_empty(device="cpu")
         with torch.no_grad():
             self.output.weight.uniform_(-bound, bound, generator=draws)
             self.output.bias.zero_()
 
-    @abstractmethod
-    def initial_state(self, *shape: int) -> Memory:
-        """The network's state h(0) for gradients of that shape: zeros, with the weights' type and device."""
-
-    @abstractmethod
-    def forward(self, gradients: Tensor, state: Memory) -> tuple[Tensor, Memory]:
-        """One step; differentiable.
-
-        Args:
-            gradients: ∇f(θ(t)), shape ``(coordinates,)`` for one task or ``(n, coordinates)``.
-            state: h(t).
-
-        Returns:
-            The updates g(t), of the same shape, and h(t+1).
-        """
-
-    @torch.no_grad()
-    def step(self, gradients: Tensor, state: SomeMemory) -> tuple[Tensor, SomeMemory]:
-        """`forward` without a graph. The updates have the floating-point type of the gradients, whichever it is."""
-        updates, after = self(gradients.to(state[0].dtype), state)
-        return updates.to(gradients.dtype), after
+    @property
+    @override
+    def coordinatewise(self) -> bool:
+        return self.global_averaging_cells == 0
 
     @override
-    def network_for(self, kind: str | None) -> RecurrentRule:
+    def network_for(self, kind: str | None) -> LSTMRule:
         return self
 
     @override
@@ -208,18 +179,26 @@ class RecurrentRule(UpdateRule):
 
     @override
     def config(self) -> dict[str, object]:
-        config = {
-            "kind": self.kind,
-            "hidden_size": self.hidden_size,
-            "num_layers": self.num_layers,
-            "preprocessing": self.preprocessing.config(),
-            "output_scale": self.output_scale,
-            "forget_bias": list(self.forget_bias) if isinstance(self.forget_bias, tuple) else self.forget_bias,
-            "seed": self.seed,
-        }
-        # These are left out if not used, because the fingerprints in saved states date from before them.
+        # The order is part of the fingerprints in saved states. The last two are left out if not used, for the same
+        # reason: those states date from before them.
+        names = ("kind", "hidden_size", "num_layers", "preprocessing", "output_scale", "forget_bias", "seed")
+        config = {name: getattr(self, name) for name in names} | {"preprocessing": self.preprocessing.config()}
         later = {"global_averaging_cells": self.global_averaging_cells, "odd": self.odd}
         return config | {name: value for name, value in later.items() if value}
+
+    def initial_state(self, *shape: int) -> Memory:
+        """The network's state h(0) for gradients of that shape: zeros, with the weights' type and device."""
+        sides = (2,) if self.odd else ()
+        zeros = self.output.weight.new_zeros(self.num_layers, self.hidden_size, *sides, *shape)
+        return LSTMState(zeros, zeros.clone())
+
+    def forward(self, gradients: Tensor, state: Memory) -> tuple[Tensor, Memory]:
+        """Updates g(t) and state h(t+1) from gradients ∇f(θ(t)) and state h(t); the reference for `step` and tapes.
+
+        Gradients and updates are of any one shape whose last axis is the coordinates of a task.
+        """
+        outputs, after = self._run(self.preprocessing(self.both_sides(gradients)), *state)
+        return self.output_scale * self.one_side(outputs[0]), after
 
     def _run(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, LSTMState]:
         """Outputs of the linear layer, ``(outputs, *shape)``, and the new state, from ``(inputs, *shape)``."""
@@ -236,25 +215,10 @@ class RecurrentRule(UpdateRule):
         outputs = torch.addmm(self.output.bias[:, None], self.output.weight, signal.flatten(1))
         return outputs.view(len(outputs), *shape), LSTMState(torch.stack(new_hidden), torch.stack(new_cell))
 
-
-class LSTMRule(RecurrentRule):
-    """The paper's rule: g(t), h(t+1) = m(∇f(θ(t)), h(t); φ), with the same weights φ for each coordinate (figure 3).
-
-    Arguments as in `RecurrentRule`.
-    """
-
-    kind: ClassVar[str] = "lstm"
-
     @property
-    @override
-    def coordinatewise(self) -> bool:
-        return self.global_averaging_cells == 0
-
-    @override
-    def initial_state(self, *shape: int) -> LSTMState:
-        sides = (2,) if self.odd else ()
-        zeros = self.output.weight.new_zeros(self.num_layers, self.hidden_size, *sides, *shape)
-        return LSTMState(zeros, zeros.clone())
+    def sides(self) -> int:
+        """How many times the LSTM runs: an odd rule's also on the negative gradients."""
+        return 2 if self.odd else 1
 
     def both_sides(self, gradients: Tensor) -> Tensor:
         """What the LSTM runs on: the gradients and, if the rule is odd, their negatives, ``(2, *shape)``."""
@@ -264,18 +228,15 @@ class LSTMRule(RecurrentRule):
         """The updates from the LSTM's outputs for `both_sides`."""
         return (outputs[0] - outputs[1]) / 2 if self.odd else outputs
 
-    @override
-    def forward(self, gradients: Tensor, state: Memory) -> tuple[Tensor, LSTMState]:
-        """As in `RecurrentRule`. It is the reference for `step` and for `LSTMTape`."""
-        outputs, after = self._run(self.preprocessing(self.both_sides(gradients)), *state)
-        return self.output_scale * self.one_side(outputs[0]), after
-
-    @override
     @torch.no_grad()
-    def step(self, gradients: Tensor, state: SomeMemory) -> tuple[Tensor, SomeMemory]:
-        """As in `RecurrentRule`, but in one buffer, and on a CPU block by block."""
+    def step(self, gradients: Tensor, state: Memory) -> tuple[Tensor, Memory]:
+        """`forward` without a graph; if coordinatewise, in one buffer, and on a CPU block by block.
+
+        The updates have the floating-point type of the gradients, whichever it is.
+        """
         if not self.coordinatewise:
-            return super().step(gradients, state)
+            updates, after = self(gradients.to(state[0].dtype), state)
+            return updates.to(gradients.dtype), after
         seen = self.both_sides(gradients)
         flat = seen.flatten()
         updates = torch.empty_like(flat)

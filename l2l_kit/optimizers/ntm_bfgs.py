@@ -8,7 +8,7 @@ coordinate, chooses the vectors that are multiplied by M and those whose outer p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,23 +16,17 @@ from typing_extensions import override
 
 from l2l_kit.errors import check_counts
 from l2l_kit.optimizers.base import Memory
-from l2l_kit.optimizers.lstm import RecurrentRule
+from l2l_kit.optimizers.lstm import LSTMRule
 from l2l_kit.optimizers.preprocessing import Preprocessing
 
 
 class NTMState(NamedTuple):
-    """The memory of the coordinates; ``...`` is the shape of the gradients.
+    """The memory of the coordinates; ``...`` is the shape of the gradients."""
 
-    Attributes:
-        hidden, cell: those of the LSTM, as in `LSTMState`.
-        read: results of the last reading, shape ``(read_heads, ...)``.
-        left, right: the vectors of the outer products in M, newest last, shape ``(vectors, ...)``.
-    """
-
-    hidden: Tensor
+    hidden: Tensor  # as in `LSTMState`
     cell: Tensor
-    read: Tensor
-    left: Tensor
+    read: Tensor  # results of the last reading, ``(read_heads, ...)``
+    left: Tensor  # the vectors of the outer products in M, newest last, ``(vectors, ...)``
     right: Tensor
 
     @property
@@ -43,7 +37,7 @@ class NTMState(NamedTuple):
         return torch.eye(coordinates).to(written) + written / coordinates
 
 
-class NTMBFGS(RecurrentRule):
+class NTMBFGS(LSTMRule):
     """An LSTM whose coordinates share a memory M, a matrix of coordinates by coordinates as in BFGS.
 
     At each step the LSTM gives every coordinate its update and its entries of some vectors. A read head multiplies its
@@ -51,19 +45,12 @@ class NTMBFGS(RecurrentRule):
     product a bᵀ of its two vectors. M starts as the identity, as in BFGS. It is never formed, because
     M x = x + Σ a (b·x) / coordinates; dividing by the number of coordinates keeps the size independent of it.
 
-    Args:
-        hidden_size, num_layers, preprocessing, output_scale, forget_bias, seed: as in `LSTMRule`.
-        global_averaging_cells: as in `LSTMRule`. The paper says that two of them, one read head and three write heads
-            can do what BFGS does, if the network can compute any function of its coordinate.
-        read_heads: vectors that are multiplied at each step.
-        write_heads: outer products that are added at each step.
-        history: steps whose outer products are kept, as in L-BFGS (the paper's NTM-L-BFGS).
-
-    Raises:
-        UnknownNameError, ValueError: as `LSTMRule`, or for a number of heads or a history below 1.
+    Arguments are those of `LSTMRule`, and `read_heads`, `write_heads` and `history`, the number of steps whose outer
+    products are kept, as in L-BFGS (the paper's NTM-L-BFGS). The paper says that two averaging cells, one read head and
+    three write heads can do what BFGS does, if the network can compute any function of its coordinate.
     """
 
-    kind: ClassVar[str] = "ntm-bfgs"
+    kind = "ntm-bfgs"
 
     def __init__(
         self,
@@ -79,20 +66,9 @@ class NTMBFGS(RecurrentRule):
         seed: int = 0,
     ) -> None:
         check_counts("NTMBFGS", read_heads=read_heads, write_heads=write_heads, history=history)
-        super().__init__(
-            hidden_size,
-            num_layers,
-            preprocessing,
-            output_scale,
-            forget_bias,
-            global_averaging_cells,
-            seed,
-            more_inputs=read_heads,
-            outputs=1 + read_heads + 2 * write_heads,
-        )
-        self.read_heads = read_heads
-        self.write_heads = write_heads
-        self.history = history
+        lstm = hidden_size, num_layers, preprocessing, output_scale, forget_bias, global_averaging_cells, seed
+        super().__init__(*lstm, more_inputs=read_heads, outputs=1 + read_heads + 2 * write_heads)
+        self.read_heads, self.write_heads, self.history = read_heads, write_heads, history
 
     @override
     def config(self) -> dict[str, object]:
@@ -106,10 +82,8 @@ class NTMBFGS(RecurrentRule):
 
     @override
     def initial_state(self, *shape: int) -> NTMState:
-        new = self.output.weight.new_zeros
-        cells = new(self.num_layers, self.hidden_size, *shape)
-        nothing = new(0, *shape)
-        return NTMState(cells, cells.clone(), new(self.read_heads, *shape), nothing, nothing.clone())
+        (hidden, cell), new = super().initial_state(*shape), self.output.weight.new_zeros
+        return NTMState(hidden, cell, new(self.read_heads, *shape), new(0, *shape), new(0, *shape))
 
     @override
     def forward(self, gradients: Tensor, state: Memory) -> tuple[Tensor, NTMState]:

@@ -15,11 +15,12 @@ from typing_extensions import override
 from l2l_kit.errors import UnknownNameError, check_positive
 
 
+@dataclass(frozen=True)
 class Preprocessing(ABC):
     """A map from gradients to the inputs of the LSTM."""
 
     name: ClassVar[str]
-    features: ClassVar[int]
+    features: ClassVar[int] = 1
 
     @abstractmethod
     def __call__(self, gradients: Tensor) -> Tensor:
@@ -27,15 +28,14 @@ class Preprocessing(ABC):
 
     def config(self) -> dict[str, object]:
         """The arguments from which `make_preprocessing` builds this again."""
-        return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]
+        return {"name": self.name, **asdict(self)}
 
 
 @dataclass(frozen=True)
 class Identity(Preprocessing):
     """The gradient itself; the paper's choice on the quadratics."""
 
-    name: ClassVar[str] = "none"
-    features: ClassVar[int] = 1
+    name = "none"
 
     @override
     def __call__(self, gradients: Tensor) -> Tensor:
@@ -44,14 +44,9 @@ class Identity(Preprocessing):
 
 @dataclass(frozen=True)
 class Scale(Preprocessing):
-    """The gradient times a constant that all coordinates share (appendix A, first paragraph).
+    """The gradient times a constant, which should bring typical gradients to order 1 (appendix A, first paragraph)."""
 
-    Args:
-        factor: should bring typical gradients to order 1.
-    """
-
-    name: ClassVar[str] = "scale"
-    features: ClassVar[int] = 1
+    name = "scale"
 
     factor: float = 100.0
 
@@ -65,16 +60,10 @@ class Scale(Preprocessing):
 
 @dataclass(frozen=True)
 class LogSign(Preprocessing):
-    """Logarithm and sign of the gradient, which makes gradients of very different sizes comparable (appendix A).
+    """(log|∇| / p, sgn ∇) where |∇| ≥ e^-p, else (-1, e^p ∇), so that sizes are comparable (appendix A, p = 10)."""
 
-    (log|∇| / p, sgn ∇) where |∇| ≥ e^-p, else (-1, e^p ∇).
-
-    Args:
-        p: gradients below e^-p count as small; the paper uses 10.
-    """
-
-    name: ClassVar[str] = "log-sign"
-    features: ClassVar[int] = 2
+    name = "log-sign"
+    features = 2
 
     p: float = 10.0
 
@@ -91,19 +80,15 @@ class LogSign(Preprocessing):
         return torch.stack([magnitude.log() / self.p, direction])
 
 
-_PREPROCESSINGS: dict[object, type[Preprocessing]] = {kind.name: kind for kind in (Identity, Scale, LogSign)}
+_KINDS: dict[object, type[Preprocessing]] = {kind.name: kind for kind in (Identity, Scale, LogSign)}
 
 
 def make_preprocessing(choice: str | Preprocessing | Mapping[str, object]) -> Preprocessing:
-    """A preprocessing from its name, its configuration or itself.
-
-    Raises:
-        UnknownNameError: if there is no preprocessing of that name.
-    """
+    """A preprocessing from its name, its configuration or itself; an `UnknownNameError` if there is none."""
     if isinstance(choice, Preprocessing):
         return choice
     fields = {"name": choice} if isinstance(choice, str) else dict(choice)
     name = fields.pop("name", None)
-    if name not in _PREPROCESSINGS:
-        raise UnknownNameError("preprocessing", name, map(str, _PREPROCESSINGS))
-    return _PREPROCESSINGS[name](**fields)
+    if name not in _KINDS:
+        raise UnknownNameError("preprocessing", name, map(str, _KINDS))
+    return _KINDS[name](**fields)

@@ -1,9 +1,6 @@
-"""Backpropagation through an `LSTMRule`, written by hand: `LSTMTape` records the steps and goes back through them.
+"""Backpropagation through time: a tape records the steps of a network, and goes back through them.
 
-It is the fast twin of autograd through `LSTMRule.forward`. Every step is the same recurrence, so the backward pass fits
-on a page. The coordinates are the last axis, so that each gate is one contiguous block, and all work is done in place
-in buffers that every window reuses. The gradients with respect to the gates overwrite the gates, so that one batched
-product over all steps gives the gradient of each weight at the end.
+`LSTMTape`, written by hand, is for LSTMs that are coordinatewise; `AutogradTape` is for any network, and slower.
 """
 
 from __future__ import annotations
@@ -13,14 +10,19 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from l2l_kit.optimizers.lstm import LSTMLayer, LSTMRule, LSTMState, step_in_place
+from l2l_kit.optimizers.base import Memory
+from l2l_kit.optimizers.lstm import LSTMLayer, LSTMRule, step_in_place
+from l2l_kit.tensors import Tensors
+
+ACTIVATIONS = 10
+"""Numbers that autograd keeps of a step for each number in the network's state, roughly."""
 
 
-def floats_per_step(rule: LSTMRule) -> int:
-    """Numbers that a tape keeps per coordinate and step."""
+def bytes_per_step(rule: LSTMRule) -> int:
+    """Memory that a tape takes per coordinate and step."""
     inputs = rule.preprocessing.features + rule.hidden_size * (rule.num_layers - 1)
     numbers = inputs + 7 * rule.hidden_size * rule.num_layers  # per layer: last output, four gates, cell, tanh(cell)
-    return numbers * 2 if rule.odd else numbers
+    return numbers * rule.sides * rule.output.weight.element_size()
 
 
 class _LayerTape:
@@ -29,7 +31,7 @@ class _LayerTape:
     Attributes:
         inputs: the layer's input at t and its output at t - 1, ``(steps + 1, inputs + hidden, coordinates)``. The
             output of step t is written straight into the entry of step t + 1.
-        gates: input, forget, output and candidate, ``(steps, 4 · hidden, coordinates)``; after `backward` the gradients
+        gates: input, forget, output and candidate, ``(steps, 4 · hidden, coordinates)``; on the way back the gradients
             with respect to their pre-activations.
         cell: ``(steps + 1, hidden, coordinates)``.
         tanh_cell: ``(steps, hidden, coordinates)``.
@@ -66,9 +68,7 @@ class _LayerTape:
     def step_back(self, t: int, scratch: Tensor) -> None:
         """Turn the gradients with respect to output and cell at t into those for the gates at t and the cell at t - 1.
 
-        Args:
-            t: the step.
-            scratch: ``(4 · hidden, coordinates)``, overwritten.
+        `scratch` is overwritten, ``(4 · hidden, coordinates)``.
         """
         sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
         tanh_backward = torch.ops.aten.tanh_backward.grad_input
@@ -90,84 +90,161 @@ class _LayerTape:
 class LSTMTape:
     """Records up to `steps` steps of an `LSTMRule` on `coordinates` coordinates and backpropagates through them.
 
-    Usage: `start` a window, call `step` for each gradient, then `backward` once. The next window starts from `state`.
-    The rule's weights are read at `start`, so a meta-update between two windows takes effect.
+    Usage: `start` a window, call `step` for each gradient and then `backward` once; or, in its place, `step_back` for
+    each step, the last one first, and `weight_gradients`. The state in which the window began counts as constant: this
+    is truncated backpropagation through time.
+
+    It is the fast twin of autograd through `LSTMRule.forward`. Every step is the same recurrence, so the backward pass
+    fits on a page. The coordinates are the last axis, so that each gate is one contiguous block. All work is in place,
+    in buffers that every window reuses. The gradients with respect to the gates overwrite the gates, so that a batched
+    product over all steps gives the gradient of each weight at the end.
     """
 
     def __init__(self, rule: LSTMRule, coordinates: int, steps: int) -> None:
-        hidden = rule.hidden_size
+        hidden, columns, new = rule.hidden_size, coordinates * rule.sides, rule.output.weight.detach().new_empty
         self._rule = rule
-        self._shape = rule.initial_state(coordinates).cell.shape
-        coordinates = self._shape[2:].numel()  # an odd rule runs on both sides of each
-        self._layers = [_LayerTape(cast(LSTMLayer, layer), hidden, coordinates, steps) for layer in rule.layers]
-        self._scratch = rule.output.weight.detach().new_empty(4 * hidden, coordinates)
-        self._length = 0
+        self._layers = [_LayerTape(cast(LSTMLayer, layer), hidden, columns, steps) for layer in rule.layers]
+        self._scratch = new(4 * hidden, columns)
+        self._upstream = new(steps, columns)
 
     @torch.no_grad()
-    def start(self, state: LSTMState) -> None:
-        """Begin a window at `state`."""
-        self._length = 0
-        for tape, hidden, cell in zip(self._layers, state.hidden, state.cell, strict=True):
+    def start(self, state: Memory) -> None:
+        """Begin a window at a state of the rule, and with the weights that it has now."""
+        self._seen: list[Tensor] = []
+        self._back = 0  # steps that `step_back` has gone
+        self._state = state
+        for tape, hidden, cell in zip(self._layers, *state, strict=True):
             tape.weights = tape.layer.doubled()
             tape.output_at[0].copy_(hidden.flatten(1))
             tape.cell_at[0].copy_(cell.flatten(1))
+            tape.d_hidden.zero_()
+            tape.d_cell.zero_()
 
     @property
-    def state(self) -> LSTMState:
+    def state(self) -> Memory:
         """The state after the last step, in new tensors."""
-        t = self._length
+        t, first = len(self._seen), self._state
         hidden = torch.stack([tape.output_at[t] for tape in self._layers])
         cell = torch.stack([tape.cell_at[t] for tape in self._layers])
-        return LSTMState(hidden.view(self._shape), cell.view(self._shape))
+        return type(first)(*(part.view(first[0].shape) for part in (hidden, cell)))
 
     @torch.no_grad()
     def step(self, gradients: Tensor) -> Tensor:
-        """Updates for gradients, both ``(coordinates,)``."""
-        rule, t = self._rule, self._length
+        """Updates for gradients, both of one shape and detached. The gradients are kept, not copied."""
+        rule, t = self._rule, len(self._seen)
         seen = rule.both_sides(gradients)
         signal = rule.preprocessing(seen.flatten())
         for tape in self._layers:
             tape.signal_at[t].copy_(signal)
             signal = tape.step(t)
-        self._length += 1
+        self._seen.append(gradients)
         update = torch.addmm(rule.output.bias[:, None], rule.output.weight, signal)[0]
         update = rule.one_side(update.view_as(seen))
         return update if rule.output_scale == 1.0 else update.mul_(rule.output_scale)
 
+    def backward(self, upstream: Tensor) -> Tensors:
+        """Gradients of Σ_t upstream(t) · g(t) with respect to the rule's weights, by their names."""
+        for each in reversed(upstream.unbind()):
+            self.step_back(each)
+        return self.weight_gradients()
+
     @torch.no_grad()
-    def backward(self, upstream: Tensor) -> dict[str, Tensor]:
-        """Gradients of Σ_t upstream(t) · g(t) with respect to the rule's weights, by their names in its `state_dict`.
+    def step_back(self, upstream: Tensor) -> None:
+        """Go back through a step; `upstream` is the gradient with respect to its updates."""
+        self._back += 1
+        rule, last, t = self._rule, self._layers[-1], len(self._seen) - self._back
+        by_output = self._upstream[t]
+        torch.div(rule.both_sides(upstream * rule.output_scale).flatten(), rule.sides, out=by_output)
+        last.d_hidden.addcmul_(rule.output.weight.T, by_output[None])
+        for index in reversed(range(len(self._layers))):
+            tape = self._layers[index]
+            tape.step_back(t, self._scratch)
+            weight = tape.layer.weight.T
+            torch.mm(weight[tape.width :], tape.gates_at[t], out=tape.d_hidden)
+            if index > 0:
+                self._layers[index - 1].d_hidden.addmm_(weight[: tape.width], tape.gates_at[t])
 
-        The state in which the window began counts as constant: this is truncated backpropagation through time. It can
-        be called once per window, because it overwrites the record.
+    def by_gradients(self) -> Tensor:
+        """The gradient with respect to the gradients that this step was given."""
+        first, t = self._layers[0], len(self._seen) - self._back
+        by_signal = first.layer.weight.detach().T[: first.width] @ first.gates_at[t]
+        with torch.enable_grad():
+            gradients = self._seen[t].detach().requires_grad_()
+            signal = self._rule.preprocessing(self._rule.both_sides(gradients).flatten())
+        return torch.autograd.grad(signal, gradients, by_signal)[0]
 
-        Args:
-            upstream: shape ``(steps taken, coordinates)``.
-        """
-        output, last = self._rule.output, self._layers[-1]
-        upstream = upstream * self._rule.output_scale
-        if self._rule.odd:
-            upstream = torch.cat([upstream, -upstream], dim=1) / 2
-        for tape in self._layers:
-            tape.d_hidden.zero_()
-            tape.d_cell.zero_()
-        for t in reversed(range(self._length)):
-            last.d_hidden.addcmul_(output.weight.T, upstream[t][None])
-            for index in reversed(range(len(self._layers))):
-                tape = self._layers[index]
-                tape.step_back(t, self._scratch)
-                weight = tape.layer.weight.T
-                torch.mm(weight[tape.width :], tape.gates_at[t], out=tape.d_hidden)
-                if index > 0:
-                    self._layers[index - 1].d_hidden.addmm_(weight[: tape.width], tape.gates_at[t])
-        outputs = last.inputs[1 : self._length + 1, last.width :]
+    @torch.no_grad()
+    def weight_gradients(self) -> Tensors:
+        """What `backward` gives, after all steps."""
+        steps, last = len(self._seen), self._layers[-1]
+        upstream, outputs = self._upstream[:steps], last.inputs[1 : steps + 1, last.width :]
         result = {
             "output.weight": torch.bmm(upstream[:, None], outputs.transpose(1, 2)).sum(0),
             "output.bias": upstream.sum().view(1),
         }
         for index, tape in enumerate(self._layers):
-            d_gates = tape.gates[: self._length]
+            d_gates = tape.gates[:steps]
             # In this order the product is up to twice as fast as its transpose.
-            result[f"layers.{index}.weight"] = torch.bmm(tape.inputs[: self._length], d_gates.transpose(1, 2)).sum(0).T
+            result[f"layers.{index}.weight"] = torch.bmm(tape.inputs[:steps], d_gates.transpose(1, 2)).sum(0).T
             result[f"layers.{index}.bias"] = d_gates.sum((0, 2))
         return result
+
+
+class AutogradTape:
+    """The same for a window of any network, which begins at `state`: by autograd, one step at a time.
+
+    The graphs of the first steps are kept, as many as fit into `tape_bytes`. The other steps are taken again on the way
+    back, each from the state in which it began.
+    """
+
+    def __init__(self, network: LSTMRule, state: Memory, tape_bytes: int) -> None:
+        self._network, self.state = network, state
+        self._room = tape_bytes // (ACTIVATIONS * sum(part.numel() * part.element_size() for part in state))
+        self._inputs: list[tuple[Tensor, Memory]] = []
+        self._graphs: list[tuple[list[Tensor], list[Tensor]]] = []
+        self._by_state: Memory = ()  # no gradient comes from beyond the window
+        self._weight_gradients = {name: torch.zeros_like(weight) for name, weight in network.named_parameters()}
+
+    def step(self, gradients: Tensor) -> Tensor:
+        """As in `LSTMTape`."""
+        self._inputs.append((gradients, self.state))
+        if len(self._graphs) < self._room:
+            self._graphs.append(self._graph(gradients, self.state))
+            updates, *after = map(Tensor.detach, self._graphs[-1][1])
+            self.state = type(self.state)(*after)
+        else:
+            updates, self.state = self._network.step(gradients, self.state)
+        return updates
+
+    @torch.enable_grad()
+    def _graph(self, gradients: Tensor, state: Memory) -> tuple[list[Tensor], list[Tensor]]:
+        """One step with its graph: the inputs (gradients and state) and the outputs (updates and new state)."""
+        inputs = [part.detach().requires_grad_() for part in (gradients, *state)]
+        updates, after = self._network(inputs[0], type(state)(*inputs[1:]))
+        return inputs, [updates, *after]
+
+    def backward(self, upstream: Tensor) -> Tensors:
+        """As in `LSTMTape`."""
+        for each in reversed(upstream.unbind()):
+            self.step_back(each)
+        return self.weight_gradients()
+
+    def step_back(self, upstream: Tensor) -> None:
+        """As in `LSTMTape`."""
+        before = self._inputs.pop()
+        inputs, outputs = self._graphs.pop() if len(self._inputs) < len(self._graphs) else self._graph(*before)
+        names, weights = zip(*self._network.named_parameters(), strict=True)
+        by_outputs = upstream, *(self._by_state or map(torch.zeros_like, self.state))
+        found = torch.autograd.grad(outputs, (*inputs, *weights), by_outputs, materialize_grads=True)
+        for name, gradient in zip(names, found[len(inputs) :], strict=True):
+            self._weight_gradients[name] += gradient
+        self._by_gradients, *by_state = found[: len(inputs)]
+        self._by_state = tuple(by_state)
+
+    def by_gradients(self) -> Tensor:
+        """As in `LSTMTape`."""
+        return self._by_gradients
+
+    def weight_gradients(self) -> Tensors:
+        """As in `LSTMTape`."""
+        return self._weight_gradients

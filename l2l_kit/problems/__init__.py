@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.paths import user_path
@@ -19,39 +19,20 @@ from l2l_kit.problems.neural_art import NeuralArt, NeuralArtTasks
 from l2l_kit.problems.own import ModuleProblem
 from l2l_kit.problems.quadratics import ConditionedQuadratics, Quadratics, QuadraticTasks
 
-__all__ = [
-    "CIFAR",
-    "MNIST",
-    "CIFARTasks",
-    "ClassifierTasks",
-    "ConditionedQuadratics",
-    "MNISTTasks",
-    "ModuleProblem",
-    "NeuralArt",
-    "NeuralArtTasks",
-    "Problem",
-    "QuadraticTasks",
-    "Quadratics",
-    "TaskBatch",
-    "make",
-    "register",
-    "with_current_names",
-]
+__all__ = ["CIFAR", "MNIST", "CIFARTasks", "ClassifierTasks", "ConditionedQuadratics", "MNISTTasks", "ModuleProblem"]
+__all__ += ["NeuralArt", "NeuralArtTasks", "Problem", "QuadraticTasks", "Quadratics", "TaskBatch", "make", "register"]
+__all__ += ["with_current_names"]
 
-_OURS: dict[str, type[Problem]] = {
-    kind.name: kind for kind in (Quadratics, ConditionedQuadratics, MNIST, CIFAR, NeuralArt)
-}
-_KNOWN: dict[str, Problem | type[Problem]] = dict(_OURS)
+_KINDS: tuple[type[Problem], ...] = Quadratics, ConditionedQuadratics, MNIST, CIFAR, NeuralArt
+_OURS = {kind.name: kind for kind in _KINDS}
+_KNOWN: dict[str, Problem | type[Problem]] = {**_OURS}
 _OLD_NAMES = {"mnist": "digits", "cifar": "variant", "neural_art": "contents"}
 """What the field `source` was called in files that older versions of the kit wrote."""
 _Registered = TypeVar("_Registered", bound=Problem | type[Problem])
 
 
 def register(problem: _Registered) -> _Registered:
-    """Make a problem of one's own, or a class of them, known to `make` by its name; it replaces an earlier one.
-
-    Returns:
-        The same, so that it is a decorator for classes as well.
+    """Make a problem of one's own, or (as a decorator) a class of them, known to `make` by its name.
 
     Raises:
         TypeError: if it is no problem, or files cannot record it.
@@ -65,15 +46,14 @@ def register(problem: _Registered) -> _Registered:
     return problem
 
 
-def make(config: Mapping[str, Any]) -> Problem:
+def make(config: Mapping[str, object]) -> Problem:
     """Build a problem from its configuration, ``{"name": "quadratics", "dim": 10}``; inverse of `Problem.config`.
 
     The name may begin with a Python file that registers the problem, ``{"name": "path/to/file.py:mine"}``, so that
-    recipes, sweeps and the command line, which make their problems here, can name it. The file is imported.
+    recipes, sweeps and the command line can name it. The file is imported.
 
     Raises:
-        UnknownNameError: if no problem has that name, or it has no such field; the message offers the nearest one.
-        ValueError: if there is no such file, or another module has its name.
+        ValueError: if there is no such problem or field (`UnknownNameError`) or file, or another module has its name.
     """
     fields = with_current_names(config)
     path, in_file, name = str(fields.pop("name", None)).rpartition(".py:")
@@ -89,7 +69,7 @@ def make(config: Mapping[str, Any]) -> Problem:
     return found if isinstance(found, Problem) else found(**fields)
 
 
-def with_current_names(config: Mapping[str, Any]) -> dict[str, Any]:
+def with_current_names(config: Mapping[str, object]) -> dict[str, object]:
     """A problem's configuration from a file, whose fields may have the names that they had in older versions."""
     old = _OLD_NAMES.get(str(config.get("name")))
     return {"source" if field == old else field: value for field, value in config.items()}

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from l2l_kit.problems.checks import check_losses, check_method, check_recordable, checked_start, gradient_of
+from l2l_kit.problems.checks import checked_gradients, checked_start
 from l2l_kit.tensors import Layout, Tensors
 
 
 class TaskBatch(ABC):
-    """A batch of ``n`` independent functions, each with a starting point of its own.
-
-    Raises:
-        TypeError: where a subclass is defined whose `losses` takes other arguments.
-    """
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        check_method(cls, "losses", "params", "step")
+    """A batch of ``n`` independent functions, each with a starting point of its own."""
 
     @property
     @abstractmethod
@@ -32,49 +27,30 @@ class TaskBatch(ABC):
 
     @abstractmethod
     def losses(self, params: Tensors, step: int) -> Tensor:
-        """Each task's loss f(θ) at its own parameters, shape ``(n,)``, differentiable by autograd.
-
-        Args:
-            params: named tensors of shape ``(n, *shape)``.
-            step: which step of the run this is; tasks on minibatches draw the batch of that step.
-        """
+        """Each task's loss f(θ), ``(n,)``, at its own parameters ``(n, *shape)``, on the minibatch of the step."""
 
     def select(self, index: int) -> TaskBatch:
-        """One of them, as a batch of its own.
-
-        Raises:
-            TypeError: if they cannot be taken apart, as where minibatches are drawn for all of them together.
-        """
+        """One of them, as a batch of its own; a TypeError where minibatches are drawn for all of them together."""
         raise TypeError(f"{type(self).__name__} cannot be taken apart.")
 
     def points_and_losses(self, rows: Tensor, layout: Layout, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Parameters ``(tasks, coordinates)`` for autograd to differentiate by, and the losses ``(tasks,)`` there.
-
-        All tasks at once; a subclass may give them in several parts, to bound the memory.
-        """
+        """Parameters ``(tasks, coordinates)`` to differentiate by, and losses there; in parts, to bound the memory."""
         point = rows.detach().requires_grad_()
-        yield point, check_losses(self, self.losses(layout.unravel(point), step), len(rows))
+        yield point, self.losses(layout.unravel(point), step)
 
     @torch.enable_grad()
     def losses_and_gradients(self, rows: Tensor, layout: Layout, step: int) -> tuple[Tensor, Tensor]:
         """Losses ``(n,)`` and gradients ``(n, coordinates)`` at parameters ``(n, coordinates)``, both detached.
 
-        The tasks are independent, so the gradient of the summed losses is every task's own gradient.
-
-        Raises:
-            TypeError, ValueError: if `losses` gives something else than a loss for each task.
+        Tasks are independent, so the gradient of summed losses is every task's own. Raises as `checked_gradients`.
         """
         parts = self.points_and_losses(rows, layout, step)
-        found = [(losses.detach(), gradient_of(self, losses, point)) for point, losses in parts]
-        losses, gradients = zip(*found, strict=True)
+        gradients, losses = zip(*((checked_gradients(self, *part), part[1].detach()) for part in parts), strict=True)
         return torch.cat(losses), torch.cat(gradients)
 
     @torch.enable_grad()
     def hessian_products(self, rows: Tensor, layout: Layout, step: int, vectors: Tensor) -> Tensor:
-        """Products of every task's Hessian at parameters ``(n, coordinates)`` with its vector in ``vectors``, as large.
-
-        By autograd, twice backwards: it costs as much as several gradients, and the Hessian is never formed.
-        """
+        """Each task's Hessian at its parameters times its vector, like `rows`; the Hessian is never formed."""
         products: list[Tensor] = []
         for point, losses in self.points_and_losses(rows, layout, step):
             (gradients,) = torch.autograd.grad(losses.sum(), point, create_graph=True)
@@ -84,20 +60,22 @@ class TaskBatch(ABC):
 
 
 @dataclass(frozen=True)
-class Problem(ABC):
-    """A distribution over tasks. Subclasses are frozen dataclasses: their fields are the whole configuration.
+class StoredTasks(TaskBatch):
+    """A batch that keeps its starting points in a field."""
 
-    Raises:
-        TypeError: where a subclass is defined whose `sample` takes other arguments, or that has an ``__init__``.
-    """
+    initial: Tensors
+
+    @property
+    @override
+    def initial_params(self) -> Tensors:
+        return self.initial
+
+
+@dataclass(frozen=True)
+class Problem(ABC):
+    """A distribution over tasks. Subclasses are frozen dataclasses: their fields are the whole configuration."""
 
     name: ClassVar[str]
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        check_method(cls, "sample", "num_tasks", "generator", "device")
-        if "__init__" in vars(cls) and "__dataclass_fields__" not in vars(cls):  # which dataclass(slots=True) has
-            raise TypeError(f"{cls.__name__}: expected a frozen dataclass with fields, got a class with an __init__.")
 
     @abstractmethod
     def sample(self, num_tasks: int, generator: torch.Generator, device: torch.device | None = None) -> TaskBatch:
@@ -107,7 +85,7 @@ class Problem(ABC):
         """The problem that a training on this one validates on: this one, unless some tasks are set apart."""
         return self
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
         """What `problems.make` needs to build this problem again: ``{"name": ..., field: value, ...}``."""
         return {"name": self.name, **asdict(self)}
 
@@ -120,8 +98,7 @@ class Problem(ABC):
         """A problem of one's own: how one task is drawn, and its loss. `torch.func.vmap` makes batches of them.
 
         Args:
-            name: all that checkpoints, cards and sweeps record of it, so give a changed problem another one.
-                `problems.register` makes it known to `problems.make`.
+            name: all that files record of it, so give a changed problem another one. See `problems.register`.
             init: draws one task, ``params, data = init(generator)``, each a dict of named tensors: where the
                 optimization begins, and what else the loss depends on, which may be nothing, ``{}``.
             loss: of one task, a differentiable scalar tensor, ``loss(params, data)``.
@@ -132,12 +109,7 @@ class Problem(ABC):
 
 
 def draw(problem: Problem, num_tasks: int, generator: torch.Generator, device: torch.device | None = None) -> TaskBatch:
-    """What a problem samples, once it is known to be what was asked for. The kit draws tasks in no other way.
-
-    Raises:
-        TypeError: if it is no problem, or gives no `TaskBatch`; or its starting points are refused.
-        ValueError: if it gives another number of tasks, or on another device; or its starting points are refused.
-    """
+    """What a problem samples, or a TypeError or ValueError if it is no problem or gives not what was asked for."""
     check_problem(problem)
     tasks, expected = problem.sample(num_tasks, generator, device), f"{type(problem).__name__}.sample: expected"
     if not isinstance(tasks, TaskBatch):
@@ -152,13 +124,19 @@ def draw(problem: Problem, num_tasks: int, generator: torch.Generator, device: t
 
 
 def check_problem(problem: object) -> None:
-    """Refuse what is no problem, or one that files cannot record.
-
-    Raises:
-        TypeError: such as for a problem's class, or a tensor among its fields.
-    """
-    if isinstance(problem, type) and issubclass(problem, Problem):
-        raise TypeError(f"expected a problem, got the class {problem.__name__}; make one of it: {problem.__name__}().")
+    """Refuse by a TypeError what is no problem, such as its class, or one that files cannot record."""
     if not isinstance(problem, Problem):
         raise TypeError(f"expected a problem, such as l2l_kit.problems.Quadratics(), got {problem!r}.")
-    check_recordable(problem)
+    kind = type(problem)
+    if not isinstance(getattr(problem, "name", None), str) or not problem.name:
+        raise TypeError(f'{kind.__name__}: expected a name that files record, such as name: ClassVar[str] = "mine".')
+    new = [name for name, of in inspect.get_annotations(kind).items() if "ClassVar" not in str(of)]
+    if new and "__dataclass_fields__" not in vars(kind):
+        raise TypeError(f"{kind.__name__}: expected a dataclass, since it has fields. Write @dataclass(frozen=True).")
+    try:
+        json.dumps(problem.config())
+    except Exception as error:  # objects that cannot even be copied fail in ways of their own
+        raise TypeError(
+            f"{kind.__name__}: expected fields that JSON can hold, since checkpoints and cards record them: {error}. "
+            "Make tensors and other objects in `sample`."
+        ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch.nn import functional
 from typing_extensions import override
 
 from l2l_kit import data
-from l2l_kit.problems.checks import check_number
+from l2l_kit.errors import check_positive
 from l2l_kit.problems.classifiers import ClassifierProblem, ClassifierTasks
 from l2l_kit.tensors import Tensors
 
@@ -23,10 +22,7 @@ TEST_IMAGES = 1000
 
 @dataclass(frozen=True)
 class CIFARTasks(ClassifierTasks):
-    """``n`` convolutional networks on images ``(3, 32, 32)``.
-
-    The part of a parameter's name before the dot says which LSTM looks after it.
-    """
+    """``n`` convolutional networks on images ``(3, 32, 32)``, with parameters for two LSTMs, "conv" and "fc"."""
 
     @property
     @override
@@ -61,35 +57,30 @@ def _normalised(signal: Tensor, offsets: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CIFAR(ClassifierProblem):
-    """A convolutional network on CIFAR-10 or some of its labels: cross entropy over minibatches.
+    """A convolutional network on CIFAR-10 or some of its labels: cross entropy over minibatches (section 3.3).
 
     Three times convolution (16 channels, 5×5), batch normalisation, ReLU and max pooling, then a fully connected layer
     of 32 units, batch normalisation and ReLU, and one output for each label.
 
-    The paper (section 3.3) says: three convolutional layers with max pooling, a fully connected layer of 32 units, ReLU
-    activations with batch normalisation, two LSTMs. Its authors' published code says the rest: channels and kernel
-    size, initial weights and biases from N(0, 0.01²), pixels from 0 to 1, batch normalisation before *every* ReLU, with
-    an offset and no scale, and which LSTM looks after which parameters: "conv" after the three kernels and "fc" after
-    everything else. Without the batch normalisation of the fully connected layer the gradients of a new network are
-    about a tenth as large, and meta-training is slower (lesson 4). The biases that the code adds just before a batch
-    normalisation are left out: it subtracts them again.
+    What the paper does not say is as in its authors' published code: channels and kernel size, initial weights and
+    biases from N(0, 0.01²), pixels from 0 to 1, batch normalisation before *every* ReLU, with an offset and no scale,
+    and which LSTM looks after which parameters: "conv" after the three kernels, "fc" after everything else. (Without
+    the normalisation of the fully connected layer, the gradients of a new network are a tenth as large; see lesson 4.)
+    The biases that the code adds just before a batch normalisation are left out: it subtracts them again.
 
     Args:
-        labels: which classes, 0 … 9; CIFAR-5 and CIFAR-2 of the paper are five and two of them.
-        batch_size: images per minibatch; the paper uses 128.
+        labels: which classes, 0 … 9, two or more; CIFAR-5 and CIFAR-2 of the paper are five and two of them.
+        batch_size, split: as in `MNIST`.
         init_scale: standard deviation of all initial weights and biases; batch normalisation's offsets begin as 0.
-        split: which images the minibatches come from, "train" or "test".
         source: "full" for CIFAR-10, "embedded" for the patches of photographs that stand in for it, "auto" for the
             best there is; after construction it says which one that is.
 
     Raises:
-        UnknownNameError: for an unknown split or source.
-        ValueError: for labels that do not exist, less than two of them, a minibatch that is too small to normalise
-            over, or a scale that is not positive.
+        ValueError: for an unknown word (`UnknownNameError`), or a value that makes no sense.
     """
 
-    name: ClassVar[str] = "cifar"
-    data_set: ClassVar[str] = "cifar10"
+    name = "cifar"
+    data_set = "cifar10"
 
     labels: tuple[int, ...] = tuple(range(10))
     batch_size: int = 128
@@ -101,7 +92,7 @@ class CIFAR(ClassifierProblem):
         labels = tuple(self.labels) if isinstance(self.labels, tuple | list) else ()
         if len(set(labels) & set(range(10))) < max(2, len(labels)):
             raise ValueError(f"CIFAR: labels must be two or more different ones of 0 to 9, got {self.labels!r}.")
-        check_number(self, "init_scale", float, 0, above=True)
+        check_positive("CIFAR", init_scale=self.init_scale)
         object.__setattr__(self, "labels", labels)  # from a file it comes as a list
         self._settle(smallest_batch=2)
 

@@ -14,33 +14,22 @@ from torch.nn import functional
 from typing_extensions import override
 
 from l2l_kit import data
-from l2l_kit.problems.base import Problem, TaskBatch
+from l2l_kit.problems.base import Problem, StoredTasks
 from l2l_kit.problems.checks import check_choice, check_number
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, Tensors
 
 
 @dataclass(frozen=True)
-class ClassifierTasks(TaskBatch):
-    """``n`` networks of one architecture, each with initial weights and an order of minibatches of its own.
+class ClassifierTasks(StoredTasks):
+    """``n`` networks of one architecture, each with initial weights and an order of minibatches of its own."""
 
-    Attributes:
-        initial: starting points.
-        images: what the minibatches are drawn from, as bytes, shape ``(images, *shape)``.
-        labels: classes, counted from 0, shape ``(images,)``.
-        test_images: what `test` looks at, as bytes, shape ``(test images, *shape)``.
-        test_labels: shape ``(test images,)``.
-        batch_size: images per minibatch.
-        order: seed of the minibatches.
-    """
-
-    initial: Tensors
-    images: Tensor
-    labels: Tensor
-    test_images: Tensor
+    images: Tensor  # what the minibatches are drawn from, as bytes, (images, *shape)
+    labels: Tensor  # classes, counted from 0, (images,)
+    test_images: Tensor  # what `test` looks at
     test_labels: Tensor
-    batch_size: int
-    order: int
+    batch_size: int  # images per minibatch
+    order: int  # seed of the minibatches
 
     @abstractmethod
     def logits(self, params: Tensors, images: Tensor) -> Tensor:
@@ -51,32 +40,18 @@ class ClassifierTasks(TaskBatch):
         """How many images networks together look at, at one time, where there are several networks."""
         return 2**14
 
-    @property
-    @override
-    def initial_params(self) -> Tensors:
-        return self.initial
-
     @override
     def losses(self, params: Tensors, step: int) -> Tensor:
         """Cross entropy, in nats, averaged over each network's minibatch of that step."""
-        minibatches = self.minibatches(len(next(iter(params.values()))), step)
+        minibatches = self._minibatches(len(next(iter(params.values()))), step)
         parts = self._parts(self.batch_size, minibatches, *params.values())
         return torch.cat([self._losses(dict(zip(params, some, strict=True)), batch) for batch, *some in parts])
 
     @override
     def points_and_losses(self, rows: Tensor, layout: Layout, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for some, minibatch in self._parts(self.batch_size, rows, self.minibatches(len(rows), step)):
+        for some, minibatch in self._parts(self.batch_size, rows, self._minibatches(len(rows), step)):
             point = some.detach().requires_grad_()
             yield point, self._losses(layout.unravel(point), minibatch)
-
-    def minibatches(self, num_tasks: int, step: int) -> Tensor:
-        """Which images the networks see at a step, shape ``(n, batch_size)``: the same ones for every optimizer.
-
-        They are drawn with replacement, so that no order of the whole data has to be kept for each network.
-        """
-        draws = generator(self.order, "minibatch", step)
-        chosen = torch.randint(len(self.images), (num_tasks, self.batch_size), generator=draws)
-        return chosen.to(self.images.device)
 
     @torch.no_grad()
     def test(self, params: Tensors) -> tuple[Tensor, Tensor]:
@@ -88,6 +63,12 @@ class ClassifierTasks(TaskBatch):
             losses.append(_cross_entropies(logits, labels))
             right.append((logits.argmax(dim=2) == labels).to(logits.dtype).mean(dim=1))
         return torch.cat(losses), torch.cat(right)
+
+    def _minibatches(self, num_tasks: int, step: int) -> Tensor:
+        """Which images the networks see at a step, ``(n, batch_size)``, drawn with replacement."""
+        draws = generator(self.order, "minibatch", step)
+        chosen = torch.randint(len(self.images), (num_tasks, self.batch_size), generator=draws)
+        return chosen.to(self.images.device)
 
     def _losses(self, params: Tensors, minibatches: Tensor) -> Tensor:
         return _cross_entropies(self.logits(params, self.images[minibatches]), self.labels[minibatches])
@@ -121,11 +102,7 @@ class ClassifierProblem(Problem):
 
     @property
     def images(self) -> data.Images:
-        """All images, and where they come from.
-
-        Raises:
-            DataError: if "full" was asked for and cannot be had.
-        """
+        """All images, and where they come from; a `DataError` if "full" was asked for and cannot be had."""
         return data.load(self.data_set, self.source)
 
     def _images(self, labels: tuple[int, ...], device: torch.device | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:

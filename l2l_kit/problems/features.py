@@ -18,26 +18,21 @@ SMALL = ((16, 16), (32, 32), (64, 64), (128,))
 class FeatureNetwork(nn.Module):
     """The convolutions of a VGG network: blocks of 3×3 convolutions and ReLUs, with max pooling between them.
 
-    Layers are called as in Gatys et al., "conv1_1" being the first convolution of the first block, and give what comes
-    out of their ReLU; parameters are called as in torchvision ("features.0.weight"). Weights are constants: gradients
-    flow to the input alone. (Gatys et al. pooled by averages instead; VGG was trained with maxima.)
-
-    Args:
-        blocks: channels of the convolutions in each block.
-        scale: factor on the input.
+    `blocks` has the channels of the convolutions in each block, and `scale` is a factor on the input. Layers are called
+    as in Gatys et al., "conv1_1" being the first convolution of the first block, and give what comes out of their ReLU;
+    parameters are called as in torchvision ("features.0.weight"). Weights are constants.
     """
 
     def __init__(self, blocks: tuple[tuple[int, ...], ...], scale: float = 1.0) -> None:
         super().__init__()
         self.scale = scale
-        self._layer_after: dict[int, str] = {}  # what a layer is called, by the place of its ReLU
+        self._names = [f"conv{b}_{n}" for b, widths in enumerate(blocks, 1) for n in range(1, len(widths) + 1)]
         layers: list[nn.Module] = []
         channels = 3
-        for block, widths in enumerate(blocks, start=1):
-            layers += [nn.MaxPool2d(2)] * (block > 1)
-            for number, width in enumerate(widths, start=1):
+        for widths in blocks:
+            layers += [nn.MaxPool2d(2)] if layers else []
+            for width in widths:
                 layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
-                self._layer_after[len(layers)] = f"conv{block}_{number}"
                 channels = width
         self.features = nn.Sequential(*layers)
         self.requires_grad_(False)
@@ -54,11 +49,11 @@ class FeatureNetwork(nn.Module):
     def forward(self, pixels: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
         """Features ``(n, channels, height, width)`` of pictures ``(n, 3, height, width)`` in the layers so named."""
         found: dict[str, Tensor] = {}
-        signal = self.scale * pixels
-        for place, layer in enumerate(self.features, start=1):
+        signal, names = self.scale * pixels, iter(self._names)
+        for layer in self.features:
             signal = layer(signal)
-            if self._layer_after.get(place) in layers:
-                found[self._layer_after[place]] = signal
+            if isinstance(layer, nn.ReLU) and (name := next(names)) in layers:
+                found[name] = signal
             if len(found) == len(layers):
                 break
         return found

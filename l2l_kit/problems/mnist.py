@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -42,26 +42,23 @@ class MNISTTasks(ClassifierTasks):
 class MNIST(ClassifierProblem):
     """A multilayer perceptron on MNIST digits: cross entropy over minibatches, all parameters drawn from N(0, s²).
 
-    The paper does not give the scale s of the initial parameters, and which optimizer is best depends on it; so it is
-    a parameter here, and whatever is measured says which one it used.
+    The paper does not give the scale s of the initial parameters, and which optimizer is best depends on it.
 
     Args:
-        hidden: units of each hidden layer; the paper trains its optimizer on one layer of 20.
-        activation: "sigmoid" (the paper's), "relu" or "tanh".
+        hidden: units of each hidden layer; the paper trains its optimizer on one layer of 20 sigmoid units.
+        activation: "sigmoid", "relu" or "tanh".
         batch_size: images per minibatch; the paper uses 128.
-        init_scale: standard deviation s of all initial weights and biases; or bounds ``(low, high)`` between which each
-            network's own is drawn, its logarithm uniformly.
+        init_scale: s, or bounds ``(low, high)`` between which each network's own is drawn, its logarithm uniformly.
         split: which digits the minibatches come from, "train" or "test".
         source: "full" for the 60,000 and 10,000 digits of MNIST, "embedded" for the 4,000 and 1,000 that come by pip,
             "auto" for the best there is; after construction it says which one that is.
 
     Raises:
-        UnknownNameError: for an unknown activation, split or source.
-        ValueError: for sizes below 1, or a scale that is not positive.
+        ValueError: for an unknown word (`UnknownNameError`), sizes below 1, or a scale that is not positive.
     """
 
-    name: ClassVar[str] = "mnist"
-    data_set: ClassVar[str] = "mnist"
+    name = "mnist"
+    data_set = "mnist"
 
     hidden: tuple[int, ...] = (20,)
     activation: Activation = "sigmoid"

@@ -6,14 +6,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from l2l_kit import data
-from l2l_kit.problems.base import Problem, TaskBatch
+from l2l_kit.problems.base import Problem, StoredTasks
 from l2l_kit.problems.checks import check_choice, check_number
 from l2l_kit.problems.features import SMALL, VGG16, FeatureNetwork, gram
 from l2l_kit.tensors import Layout, Tensors
@@ -38,29 +38,14 @@ _AT_ONCE = 4 * 64 * 64
 
 
 @dataclass(frozen=True)
-class NeuralArtTasks(TaskBatch):
-    """``n`` pictures to paint, each of another content, in one style.
+class NeuralArtTasks(StoredTasks):
+    """``n`` pictures to paint in one style, "pixels" ``(n, 3, size, size)`` as in `to_pixels`, each of one content."""
 
-    Attributes:
-        initial: starting points, "pixels" of shape ``(n, 3, size, size)``, in units of `to_pixels`.
-        content_layer: where contents are compared.
-        content: the contents' features there, shape ``(n, channels, height, width)``.
-        style: the style's Gram matrix in each style layer, shape ``(1, channels, channels)``.
-        network: what computes features.
-        weights: of the content, style and total-variation terms.
-    """
-
-    initial: Tensors
-    content_layer: str
-    content: Tensor
-    style: tuple[Tensor, ...]
+    content_layer: str  # where contents are compared
+    content: Tensor  # the contents' features there, (n, channels, height, width)
+    style: tuple[Tensor, ...]  # the style's Gram matrix in each style layer, (1, channels, channels)
     network: FeatureNetwork
-    weights: tuple[float, float, float]
-
-    @property
-    @override
-    def initial_params(self) -> Tensors:
-        return self.initial
+    weights: tuple[float, float, float]  # of the content, style and total-variation terms
 
     @override
     def losses(self, params: Tensors, step: int) -> Tensor:
@@ -105,7 +90,7 @@ def _relative(found: Tensor, wanted: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class NeuralArt(Problem):
-    """Paint what a photograph shows in the style of a painting, from noise (Gatys et al., 2015).
+    """Paint what a photograph shows in the style of a painting, from noise (section 3.4; Gatys et al., 2015).
 
         f(θ) = (size / 64)² · (content_weight · C(θ) + style_weight · S(θ) + tv_weight · V(θ)),    θ the pixels.
 
@@ -115,36 +100,29 @@ class NeuralArt(Problem):
         S = ‖G − G*‖² / ‖G*‖², averaged over conv1_1, conv2_1, conv3_1 and conv4_1;
         V = mean squared difference of pixels side by side, plus that of pixels one above the other.
 
-    Gatys et al. paint 512 pixels a side and compare contents in conv4_2, which at 64 has 8 by 8 places: too few for a
-    picture to become recognisable. So contents are compared in conv3_1 here, and conv5_1 is left out of the style. The
-    small network keeps less, and minds noise less: it needs conv1_2, and a larger weight of the total variation.
-
-    Each distance is divided by what it would be for a picture without features, so that C and S are 1 where nothing is
-    right, whatever network, layer, style or size. (Gatys et al. use constants.) The total variation is that of Johnson
-    et al. (2016), squared and per pixel. All three are means over places, so a pixel moves them the less, the more
-    pixels there are. The factor (size / 64)² makes a pixel's gradient, all that a coordinatewise optimizer sees of it,
-    as large at any size.
+    C and S are 1 where nothing is right, whatever network, layer, style or size. (Gatys et al. use constants instead,
+    and compare contents in conv4_2, which has too few places at 64 pixels.) V is that of Johnson et al. (2016), squared
+    and per pixel. All three are means over places, so the factor (size / 64)² makes a pixel's gradient, all that a
+    coordinatewise optimizer sees, as large at any size.
 
     Args:
         style: name of a style, see `data.style_names`, or a file's path; "auto" for a night of stars by van Gogh where
-            it is there, else for the kit's own swirls; after construction it says which one.
+            it is there, else for the kit's own swirls.
         size: pixels a side; the paper trains on 64 and tests on 128, too.
-        network: whose features: "vgg16", "small" for the kit's own, "auto" for the best there is; after construction
-            it says which one.
+        network: whose features: "vgg16", "small" for the kit's own, "auto" for the best there is.
         split: which photographs, "train", "validation" or "test".
         source: of the photographs, "full" for 1,920 of them, "embedded" for what stands in for them, "auto" for the
-            best there is; after construction it says which one that is.
-        content_weight, style_weight, tv_weight: see above; the paper does not give its own. These are for VGG-16; the
-            kit's own network paints better with 0.5, 1 and 0.5.
+            best there is. After construction `style`, `network` and `source` say what "auto" found.
+        content_weight, style_weight, tv_weight: the paper does not give its own. These are for VGG-16; the kit's own
+            network, which minds noise less, paints better with 0.5, 1 and 0.5.
         init_scale: standard deviation of the noise that a picture starts from, where photographs have 1; the paper
             does not say where it starts, Gatys et al. do from white noise.
 
     Raises:
-        UnknownNameError: for an unknown style, network, split or source.
-        ValueError: for a size below 16, or a weight or scale that is negative.
+        ValueError: for an unknown word (`UnknownNameError`), a size below 16, or a negative weight or scale.
     """
 
-    name: ClassVar[str] = "neural_art"
+    name = "neural_art"
 
     style: str = "auto"
     size: int = 64
@@ -199,14 +177,7 @@ class NeuralArt(Problem):
         style: Tensor | None = None,
         device: torch.device | None = None,
     ) -> NeuralArtTasks:
-        """Tasks of these very contents.
-
-        Args:
-            contents: pictures, bytes of shape ``(n, 3, height, width)``; their middle squares are taken.
-            generator: of the noise to start from.
-            style: a picture, bytes of shape ``(3, height, width)``; None for the style by name.
-            device: None for the CPU.
-        """
+        """Tasks of the middle squares of contents, bytes ``(n, 3, height, width)``; a style ``(3, height, width)``."""
         network, layer = _network(self.network, device), CONTENT_LAYERS[self.network]
         painting = data.style(self.style) if style is None else style
         noise = torch.randn(len(contents), 3, self.size, self.size, generator=generator)

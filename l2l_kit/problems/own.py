@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, replace_all_batch_norm_modules_, stack_module_state, vmap
 from typing_extensions import override
 
-from l2l_kit.problems.base import Problem, TaskBatch
+from l2l_kit.problems.base import Problem, StoredTasks
 from l2l_kit.randomness import generator as make_generator
 from l2l_kit.tensors import Tensors
 
@@ -19,23 +18,14 @@ Batches = Callable[[torch.Generator], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class FunctionTasks(TaskBatch):
-    """``n`` tasks whose loss is written for one, ``loss(params, data, *minibatch)``.
-
-    Where there are minibatches, `batches` draws one of one task, and `seeds` has the seed of each task's.
-    """
+class FunctionTasks(StoredTasks):
+    """``n`` tasks whose loss is written for one, ``loss(params, data, *minibatch)``; `seeds` are their minibatches'."""
 
     name: str
-    initial: Tensors
     data: Tensors
     loss: Callable[..., Tensor]
     batches: Batches | None = None
     seeds: tuple[int, ...] = ()
-
-    @property
-    @override
-    def initial_params(self) -> Tensors:
-        return self.initial
 
     @override
     def losses(self, params: Tensors, step: int) -> Tensor:
@@ -62,10 +52,20 @@ class FunctionTasks(TaskBatch):
 
 
 @dataclass(frozen=True)
-class FunctionProblem(Problem):
-    """See `Problem.from_functions`."""
+class _Named(Problem):
+    """A problem of which files record the name alone."""
 
     name: str  # type: ignore[misc]  # of each problem, and not of the class
+
+    @override
+    def config(self) -> dict[str, object]:
+        return {"name": self.name}
+
+
+@dataclass(frozen=True)
+class FunctionProblem(_Named):
+    """See `Problem.from_functions`."""
+
     init: Callable[[torch.Generator], tuple[Tensors, Tensors]]
     loss: Callable[[Tensors, Tensors], Tensor]
 
@@ -77,16 +77,15 @@ class FunctionProblem(Problem):
                 raise TypeError(
                     f"{self.name}: expected init to give two dicts of tensors, params and data, got {task!r}."
                 )
-        params, data = (_stacked(each, device) for each in zip(*drawn, strict=True))
-        return FunctionTasks(self.name, params, data, self.loss)
-
-    @override
-    def config(self) -> dict[str, Any]:
-        return {"name": self.name}
+        params, data = (
+            {name: torch.stack([task[name] for task in tasks]).to(device) for name in tasks[0]}
+            for tasks in zip(*drawn, strict=True)
+        )
+        return FunctionTasks(params, self.name, data, self.loss)
 
 
 @dataclass(frozen=True)
-class ModuleProblem(Problem):
+class ModuleProblem(_Named):
     """A network of one's own on minibatches: any `nn.Module`, from fresh weights for each task.
 
     A parameter's name decides which of several LSTMs looks after it, by the part before its first dot: what belongs to
@@ -102,15 +101,18 @@ class ModuleProblem(Problem):
         loss: ``loss(model(inputs), targets)``, a scalar tensor, such as `torch.nn.functional.cross_entropy`.
     """
 
-    name: str  # type: ignore[misc]  # of each problem, and not of the class
     make_model: Callable[[], nn.Module]
     batches: Batches
-    loss: Callable[[Any, Tensor], Tensor]
+    loss: Callable[[Tensor, Tensor], Tensor]
 
     @override
     def sample(self, num_tasks: int, generator: torch.Generator, device: torch.device | None = None) -> FunctionTasks:
         seeds = tuple(torch.randint(2**62, (num_tasks,), generator=generator).tolist())
-        models = [replace_all_batch_norm_modules_(self._model(seed)) for seed in seeds]
+        models = []
+        for seed in seeds:
+            with torch.random.fork_rng(devices=()):
+                torch.default_generator.manual_seed(seed)
+                models.append(replace_all_batch_norm_modules_(self.make_model()))
         states = stack_module_state(models)
         weights, buffers = ({name: each.detach().to(device) for name, each in part.items()} for part in states)
         trained = {name for name, weight in models[0].named_parameters() if weight.requires_grad}
@@ -120,18 +122,4 @@ class ModuleProblem(Problem):
             return self.loss(functional_call(model, {**params, **data}, (inputs,)), targets)
 
         params = {name: weights.pop(name) for name in list(weights) if name in trained}
-        return FunctionTasks(self.name, params, weights | buffers, loss, self.batches, seeds)
-
-    def _model(self, seed: int) -> nn.Module:
-        with torch.random.fork_rng(devices=()):
-            torch.default_generator.manual_seed(seed)
-            return self.make_model()
-
-    @override
-    def config(self) -> dict[str, Any]:
-        return {"name": self.name}
-
-
-def _stacked(tasks: tuple[Tensors, ...], device: torch.device | None) -> Tensors:
-    """Named tensors of several tasks with a leading axis that counts them."""
-    return {name: torch.stack([task[name] for task in tasks]).to(device) for name in tasks[0]}
+        return FunctionTasks(params, self.name, weights | buffers, loss, self.batches, seeds)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,17 +15,11 @@ from l2l_kit.tensors import Tensors
 
 @dataclass(frozen=True)
 class QuadraticTasks(TaskBatch):
-    """``n`` functions f(θ) = ‖Wθ − y‖² with their starting points.
+    """``n`` functions f(θ) = ‖Wθ − y‖² with their starting points."""
 
-    Attributes:
-        W: shape ``(n, dim, dim)``.
-        y: shape ``(n, dim)``.
-        theta: starting points, shape ``(n, dim)``.
-    """
-
-    W: Tensor
-    y: Tensor
-    theta: Tensor
+    W: Tensor  # (n, dim, dim)
+    y: Tensor  # (n, dim)
+    theta: Tensor  # starting points, (n, dim)
 
     @property
     @override
@@ -40,21 +33,17 @@ class QuadraticTasks(TaskBatch):
 
     @override
     def select(self, index: int) -> QuadraticTasks:
-        chosen = slice(index, index + 1)
-        return QuadraticTasks(self.W[chosen], self.y[chosen], self.theta[chosen])
+        return QuadraticTasks(*(tensor[index : index + 1] for tensor in (self.W, self.y, self.theta)))
 
 
 @dataclass(frozen=True)
 class Quadratics(Problem):
-    """f(θ) = ‖Wθ − y‖² with W, y and θ₀ drawn from a standard Gaussian (section 3.1).
+    """f(θ) = ‖Wθ − y‖² with W, y and θ₀ drawn from a standard Gaussian (section 3.1), θ of ``dim`` parameters.
 
     The mean over functions is ruled by the rare W that are nearly singular: look at medians and quantiles beside it.
-
-    Args:
-        dim: number of parameters; the paper uses 10.
     """
 
-    name: ClassVar[str] = "quadratics"
+    name = "quadratics"
 
     dim: int = 10
 
@@ -69,17 +58,13 @@ class Quadratics(Problem):
 
 @dataclass(frozen=True)
 class ConditionedQuadratics(Quadratics):
-    """`Quadratics` whose Hessians all have one condition number, the ratio of the largest to the smallest curvature.
+    """`Quadratics` whose Hessians 2 WᵀW all have one condition number, the ratio of largest to smallest curvature.
 
     The singular vectors of W, y and θ₀ are those that `Quadratics` draws, and the mean curvature is what it is there on
     average; so that two problems of this kind differ by the condition number alone.
-
-    Args:
-        dim: number of parameters.
-        condition: of the Hessian 2 WᵀW.
     """
 
-    name: ClassVar[str] = "conditioned-quadratics"
+    name = "conditioned-quadratics"
 
     condition: float = 100.0
 

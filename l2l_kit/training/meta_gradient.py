@@ -9,9 +9,9 @@ Then θ depends on φ only through the sum of the updates g, and the meta-gradie
     dL/dφ = Σ_t G(t) · ∂g(t)/∂φ,    G(t) = Σ_{s>t} ∇f(θ(s)).
 
 Each ∇f(θ(s)) is known already, as the rule's next input. So `FirstOrderEstimator` needs no graph through the task: it
-runs forward, forms G by a reversed cumulative sum and backpropagates through the LSTM alone (see replay.py). The sum
-over t is also one over coordinates, which share φ, so a sample of them gives an unbiased estimate: a thousand of the
-15,680 first-layer weights of an MNIST network are enough, and make an episode twice as fast.
+runs forward, forms G by a reversed cumulative sum and backpropagates through the LSTM alone (optimizers/tape.py). The
+sum over t is also one over coordinates, which share φ, so a sample of them gives an unbiased estimate: a thousand of
+the 15,680 first-layer weights of an MNIST network are enough, and make an episode twice as fast.
 
 Second order. With the dashed edges, G(t), the gradient with respect to θ(t+1), has a second term: a change of θ(s)
 changes the gradient there and all later updates with it. Backward through the window,
@@ -26,40 +26,36 @@ and keeps no graph for longer than that.
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Sequence
+from functools import cache
 from itertools import islice
-from typing import Generic, NamedTuple, TypeVar, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from l2l_kit.errors import MetaTrainingDivergedError
-from l2l_kit.optimizers import LSTMRule, UpdateRule
-from l2l_kit.optimizers.base import Part, map_state
+from l2l_kit.optimizers import UpdateRule
+from l2l_kit.optimizers.base import Memory, Part, map_state
+from l2l_kit.optimizers.tape import AutogradTape, LSTMTape, bytes_per_step
 from l2l_kit.problems import TaskBatch
 from l2l_kit.problems.checks import first_evaluation
 from l2l_kit.tensors import Layout, Tensors, ravel
-from l2l_kit.training.replay import CoordinateReplay, Replay, StepReplay, Tapes
 from l2l_kit.training.rollout import Point, trajectory
 
+Tape = LSTMTape | AutogradTape
 TAPE_BYTES = 400 * 2**20
 """Memory for the recorded activations of a window; longer or wider windows are replayed in parts."""
 
-SomeReplay = TypeVar("SomeReplay", bound=Replay)
-
 
 class UnrollResult(NamedTuple):
-    """Losses and meta-gradient of one window of a trajectory.
-
-    Attributes:
-        losses: f(θ(t)) after each of the window's updates, shape ``(unroll, n)``.
-        meta_gradient: gradient of Σ_t mean_n f(θ(t)) with respect to the rule's weights, by name.
-    """
+    """One window: the losses f(θ(t)) after each of its updates, ``(unroll, n)``, and the meta-gradient by weight."""
 
     losses: Tensor
-    meta_gradient: dict[str, Tensor]
+    meta_gradient: Tensors
 
 
 class GradientEstimator(ABC):
@@ -72,22 +68,13 @@ class GradientEstimator(ABC):
     def reset(self, tasks: TaskBatch, draws: torch.Generator | None = None) -> None:
         """Go to the initial parameters of these tasks, with the rule's initial state.
 
-        Args:
-            tasks: the tasks.
-            draws: a CPU generator for the estimator's own draws; None for torch's own.
-
-        Raises:
-            TypeError, ValueError: as `first_evaluation`.
-            MetaTrainingDivergedError: if a loss is NaN or infinite before the first step.
+        `draws` is a CPU generator for the estimator's own draws, None for torch's own. Raises as `first_evaluation` and
+        `unroll`.
         """
 
     @abstractmethod
     def unroll(self, steps: int) -> UnrollResult:
-        """Take so many steps.
-
-        Raises:
-            MetaTrainingDivergedError: if a loss is NaN or infinite; the message says at which step.
-        """
+        """Take so many steps; a MetaTrainingDivergedError says at which one a loss is NaN or infinite."""
 
     def _check(self, losses: Tensor, first_step: int) -> None:
         finite = losses.isfinite()
@@ -96,12 +83,13 @@ class GradientEstimator(ABC):
             raise MetaTrainingDivergedError(f"a loss became {losses[step, task].item()} at step {first_step + step}")
 
 
-class _ReplayEstimator(GradientEstimator, Generic[SomeReplay]):
-    """What first and second order share: the forward loop. The estimator is the `Optimizer` in it; replays record."""
+class _TapeEstimator(GradientEstimator):
+    """What first and second order share: the forward loop. The estimator is the `Optimizer` in it; its tapes record."""
 
     def __init__(self, rule: UpdateRule, tape_bytes: int = TAPE_BYTES) -> None:
         super().__init__(rule)
         self._tape_bytes = tape_bytes
+        self._lstm_tape = cache(LSTMTape)  # one of each size for all windows, because they are slow to allocate
 
     @override
     def reset(self, tasks: TaskBatch, draws: torch.Generator | None = None) -> None:
@@ -111,41 +99,54 @@ class _ReplayEstimator(GradientEstimator, Generic[SomeReplay]):
         self._point = next(self._trajectory)
         self._check(self._point.losses[None], 0)
 
-    @abstractmethod
-    def _replay(self, part: Part, n: int, tape_bytes: int) -> SomeReplay: ...
-
     def init(self, params: Tensors) -> None:
         """As in `Optimizer`."""
-        self._layout, n = Layout.of(params), len(next(iter(params.values())))
-        parts = self.rule.parts(self._layout)
-        self._replays = [(part, self._replay(part, n, self._tape_bytes // len(parts))) for part in parts]
+        self._layout = Layout.of(params)
+        self._parts, self._states = self.rule.parts(self._layout), self.rule.init(params)
 
     def update(self, gradients: Tensors, state: None, params: Tensors) -> tuple[Tensors, None]:
         """As in `Optimizer`."""
         rows = ravel(gradients)
         updates = torch.empty_like(rows)
-        for part, replay in self._replays:
-            updates[:, part.columns] = replay.step(rows[:, part.columns].to(self._dtype)).to(rows.dtype)
+        for index, (part, tape) in enumerate(zip(self._parts, self._tapes, strict=True)):
+            seen = rows[:, part.columns].to(self._dtype)
+            if tape is None:
+                update, self._states[index] = part.network.step(seen, self._states[index])
+            else:
+                update = tape.step(seen)
+            updates[:, part.columns] = update.to(rows.dtype)
         return self._layout.unravel(updates), None
 
-    def _window(self, steps: int) -> Iterator[Point]:
-        """The points of the next window, without the one where it begins."""
-        for _, replay in self._replays:
-            replay.start(steps)
-        for point in islice(self._trajectory, steps):
-            self._point = point
-            yield point
-        self._step += steps
+    def _window(self, steps: int, tapes: Sequence[Tape | None]) -> tuple[list[Point], Tensor]:
+        """Go through a window; returns its points, from where it begins, and the losses after each update."""
+        self._tapes = tapes
+        points = [self._point, *islice(self._trajectory, steps)]
+        self._point, self._step = points[-1], self._step + steps
+        self._states = [state if tape is None else tape.state for tape, state in zip(tapes, self._states, strict=True)]
+        losses = torch.stack([point.losses for point in points[1:]])
+        self._check(losses, self._step - steps + 1)
+        return points, losses
+
+    def _room(self, part: Part, steps: int) -> int:
+        """How many coordinates a tape of so many steps has room for."""
+        return self._tape_bytes // len(self._parts) // (steps * bytes_per_step(part.network))
+
+    def _tape(self, part: Part, state: Memory, steps: int) -> Tape:
+        """A tape of all coordinates that a network moves."""
+        coordinates = state[0].shape[-2:].numel()
+        if part.network.coordinatewise and coordinates <= self._room(part, steps):
+            tape = self._lstm_tape(part.network, coordinates, steps)
+            tape.start(state)
+            return tape
+        return AutogradTape(part.network, state, self._tape_bytes // len(self._parts))
 
 
-class FirstOrderEstimator(_ReplayEstimator[Replay]):
+class FirstOrderEstimator(_TapeEstimator):
     """Without the dashed edges of figure 2, as in the paper. It needs only the gradients of the tasks.
 
-    Args:
-        rule, tape_bytes: as in `SecondOrderEstimator`.
-        sample: number of coordinates from which the meta-gradient is estimated, of each parameter tensor with more.
-            They are drawn anew for each window and weighted so that the estimate is unbiased. None for all, which is
-            exact.
+    If recorded activations do not fit into `tape_bytes`, coordinates are replayed after the window, in chunks. A
+    `sample` is the number of coordinates from which the meta-gradient is estimated, of each parameter tensor with more.
+    They are drawn anew for each window and weighted so that the estimate is unbiased. None for all, which is exact.
 
     Raises:
         ValueError: for a sample if the rule is not coordinatewise.
@@ -155,76 +156,97 @@ class FirstOrderEstimator(_ReplayEstimator[Replay]):
         super().__init__(rule, tape_bytes)
         if sample is not None and not rule.coordinatewise:
             raise ValueError("coordinates that depend on each other can only be replayed together; leave sample None.")
-        self._sample = sample
-        self._tapes: dict[str, Tapes] = {}
-
-    @override
-    def _replay(self, part: Part, n: int, tape_bytes: int) -> Replay:
-        if not part.network.coordinatewise:
-            return StepReplay(part.network, n, sum(part.sizes), tape_bytes)
-        tapes = self._tapes.setdefault(part.prefix, Tapes(cast(LSTMRule, part.network)))
-        return CoordinateReplay(tapes, n, part.sizes, tape_bytes, self._sample, self._draws)
+        self._sample = sys.maxsize if sample is None else sample
 
     @override
     def unroll(self, steps: int) -> UnrollResult:
-        like = self._point.gradients
-        gradients = like.new_empty(steps + 1, *like.shape, dtype=self._dtype)
-        losses = self._point.losses.new_empty(steps, len(like))
-        gradients[0] = like
-        for t, point in enumerate(self._window(steps)):
-            losses[t], gradients[t + 1] = point.losses, point.gradients
-        self._check(losses, self._step - steps + 1)
-        meta_gradient: dict[str, Tensor] = {}
-        for part, replay in self._replays:
-            found = replay.backward(gradients[..., part.columns])
+        states = self._states.copy()
+        parts = list(zip(self._parts, states, strict=True))
+        tapes = [self._tape(*each, steps) if self._is_recorded(each[0], steps) else None for each in parts]
+        points, losses = self._window(steps, tapes)
+        gradients = torch.stack([point.gradients for point in points]).to(self._dtype)
+        upstream = gradients[1:].flip(0).cumsum(0).flip(0).div_(losses.shape[1])  # G
+        meta_gradient: Tensors = {}
+        for (part, state), tape in zip(parts, tapes, strict=True):
+            mine, seen = upstream[..., part.columns], gradients[:-1, :, part.columns]
+            found = self._replayed(part, state, seen, mine) if tape is None else tape.backward(mine)
             meta_gradient |= {part.prefix + name: gradient for name, gradient in found.items()}
         return UnrollResult(losses, meta_gradient)
 
+    def _is_recorded(self, part: Part, steps: int) -> bool:
+        """Whether a tape records all of a part's coordinates during the forward pass."""
+        fits = len(self._point.losses) * sum(part.sizes) <= self._room(part, steps)
+        return not part.network.coordinatewise or (fits and not self._is_sampled(part))
 
-class SecondOrderEstimator(_ReplayEstimator[StepReplay]):
+    def _is_sampled(self, part: Part) -> bool:
+        return max(part.sizes) > self._sample
+
+    def _replayed(self, part: Part, state: Memory, seen: Tensor, upstream: Tensor) -> Tensors:
+        """The meta-gradient of a part that was not recorded: chunk by chunk, since coordinates are independent."""
+        seen, upstream = seen.flatten(1), upstream.flatten(1)
+        state = map_state(state, lambda values: values.flatten(-2))
+        if self._is_sampled(part):
+            chosen, weights = self._sampled_coordinates(part.sizes)
+            seen, upstream = seen[:, chosen], upstream[:, chosen] * weights
+            state = map_state(state, lambda values: values[..., chosen])
+        total = {name: torch.zeros_like(weight) for name, weight in part.network.named_parameters()}
+        for first in range(0, seen.shape[1], room := max(1, self._room(part, len(seen)))):
+            some = slice(first, min(first + room, seen.shape[1]))
+            tape = self._lstm_tape(part.network, some.stop - first, len(seen))
+            tape.start(map_state(state, lambda values: values[..., some]))  # noqa: B023  (called at once)
+            for gradients in seen[:, some]:
+                tape.step(gradients)
+            for name, gradient in tape.backward(upstream[:, some]).items():
+                total[name] += gradient
+        return total
+
+    def _sampled_coordinates(self, sizes: list[int]) -> tuple[Tensor, Tensor]:
+        """Some coordinates of all tasks, of each tensor at most as many as the sample, and how much each counts."""
+        n, device, first = len(self._point.losses), self._point.losses.device, 0
+        row = torch.arange(n)[:, None] * sum(sizes)
+        columns, weights = [], []
+        for size in sizes:
+            kept = min(size, self._sample)
+            columns.append(row + first + torch.rand(n, size, generator=self._draws).topk(kept).indices)
+            weights.append(torch.full((n, kept), size / kept, dtype=self._dtype))
+            first += size
+        chosen, weight = (torch.cat(parts, dim=1).flatten().to(device) for parts in (columns, weights))
+        return chosen, weight
+
+
+class SecondOrderEstimator(_TapeEstimator):
     """With the dashed edges of figure 2, by Hessian-vector products, with no graph through the tasks.
 
-    Args:
-        rule: the rule.
-        tape_bytes: memory for recorded activations; longer or wider windows are replayed in parts.
+    If recorded activations do not fit into `tape_bytes`, steps are taken again on the way back.
     """
 
     @override
-    def _replay(self, part: Part, n: int, tape_bytes: int) -> StepReplay:
-        return StepReplay(part.network, n, sum(part.sizes), tape_bytes)
-
-    @override
     def unroll(self, steps: int) -> UnrollResult:
-        first, dtype, replays = self._step, self._dtype, self._replays
-        points = [self._point, *self._window(steps)]
-        losses = torch.stack([point.losses for point in points[1:]])
-        self._check(losses, first + 1)
-        for _, replay in replays:
-            replay.turn_back()
-        n = losses.shape[1]
+        first, dtype = self._step, self._dtype
+        tapes = [self._tape(*each, steps) for each in zip(self._parts, self._states, strict=True)]
+        points, losses = self._window(steps, tapes)
+        parts, n = list(zip(self._parts, tapes, strict=True)), losses.shape[1]
         upstream = points[-1].gradients.to(dtype) / n  # G
-        by_gradient = torch.empty_like(upstream)  # d
+        by_gradients = torch.empty_like(upstream)  # d
         for t in reversed(range(steps)):
-            params, _, gradients = points[t]
-            seen = gradients.to(dtype)
-            for part, replay in replays:
-                columns = part.columns
-                by_gradient[:, columns] = replay.step_back(t, seen[:, columns], upstream[:, columns])
+            for part, tape in parts:
+                tape.step_back(upstream[:, part.columns])
             if t > 0:
-                vectors = by_gradient.to(params.dtype)
+                for part, tape in parts:
+                    by_gradients[:, part.columns] = tape.by_gradients()
+                params, _, gradients = points[t]
+                vectors = by_gradients.to(params.dtype)
                 curved = self._tasks.hessian_products(params, self._layout, first + t, vectors)
-                upstream = upstream + seen / n + curved.to(dtype)
-        meta_gradient = {part.prefix + name: g for part, replay in replays for name, g in replay.meta_gradient.items()}
+                upstream = upstream + gradients.to(dtype) / n + curved.to(dtype)
+        meta_gradient = {part.prefix + name: g for part, tape in parts for name, g in tape.weight_gradients().items()}
         return UnrollResult(losses, meta_gradient)
 
 
 class AutogradEstimator(GradientEstimator):
     """By autograd through rule and task: the readable reference.
 
-    Args:
-        rule: the rule.
-        second_order: keep the dashed edges of figure 2, that is, backpropagate through ∇f(θ(t)) as well. The tasks'
-            losses must then be twice differentiable by autograd.
+    `second_order` keeps the dashed edges of figure 2: it backpropagates through ∇f(θ(t)) as well, so the tasks' losses
+    must then be twice differentiable by autograd.
     """
 
     def __init__(self, rule: UpdateRule, *, second_order: bool) -> None:

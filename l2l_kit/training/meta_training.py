@@ -9,7 +9,7 @@ import time
 from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,16 +23,15 @@ from l2l_kit.problems import Problem, TaskBatch, with_current_names
 from l2l_kit.problems.base import check_problem, draw
 from l2l_kit.randomness import generator
 from l2l_kit.storage import check_finite, load_weights, read_tensors, write_tensors
-from l2l_kit.tensors import pick_device
-from l2l_kit.training.meta_gradient import FirstOrderEstimator, GradientEstimator, SecondOrderEstimator
-from l2l_kit.training.processes import all_reduce_mean, broadcast_from_first, rank_and_world_size
+from l2l_kit.tensors import Device, Tensors, pick_device
+from l2l_kit.training.meta_gradient import FirstOrderEstimator, SecondOrderEstimator
+from l2l_kit.training.processes import all_reduce_mean, rank_and_world_size
 from l2l_kit.training.rollout import rollout
 
 if TYPE_CHECKING:
     import pandas as pd
 
 CHECKPOINT_VERSION = 1
-Schedule = Literal["constant", "cosine"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +46,14 @@ class MetaTraining:
         episodes_per_epoch: batches of tasks between two validations.
         batch_size: tasks per batch; the meta-gradient is their mean.
         meta_lr: learning rate of Adam, the meta-optimizer.
-        schedule: "constant", or "cosine": annealed from `meta_lr` to a hundredth of it over the run.
+        schedule: of the learning rate: "constant", or "cosine", annealed to a hundredth of it over the run.
         clip_norm: upper bound on the norm of the meta-gradient, so that the steep first window of an episode does not
             dominate the later ones; None for no clipping.
         validation_tasks: number of tasks that every validation uses; none of them is trained on.
         second_derivatives: keep the gradients along the dashed edges of figure 2.
         sample: as in `FirstOrderEstimator`.
         shards: number of parts of equal size into which a batch is cut, each drawn on its own. Several processes share
-            them, and the result does not depend on how many processes there are, except for rounding. None for a batch
-            that is drawn as a whole.
+            them, and the result does not depend on how many, except for rounding. None for a batch drawn as a whole.
         seed: seed of all draws.
 
     Raises:
@@ -68,7 +66,7 @@ class MetaTraining:
     episodes_per_epoch: int = 20
     batch_size: int = 128
     meta_lr: float = 0.003
-    schedule: Schedule = "cosine"
+    schedule: Literal["constant", "cosine"] = "cosine"
     clip_norm: float | None = 1.0
     validation_tasks: int = 256
     second_derivatives: bool = False
@@ -77,22 +75,21 @@ class MetaTraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        open_ones = ("clip_norm", "sample", "shards")
-        given = {name: value for name, value in asdict(self).items() if value is not None or name not in open_ones}
-        numbers = {name: given.pop(name) for name in ("meta_lr", "clip_norm") if name in given}
-        counts = given.keys() - {"schedule", "second_derivatives", "seed"}
-        check_counts("meta-training", **{name: given[name] for name in sorted(counts)})
-        check_positive("meta-training", **numbers)
+        counts = ["horizon", "unroll", "epochs", "episodes_per_epoch", "batch_size", "validation_tasks"]
+        counts += [name for name in ("sample", "shards") if getattr(self, name) is not None]
+        check_counts("meta-training", **{name: getattr(self, name) for name in counts})
+        check_positive("meta-training", meta_lr=self.meta_lr, clip_norm=1 if self.clip_norm is None else self.clip_norm)
+        wrong = None
         if self.sample is not None and self.second_derivatives:
-            raise ValueError("meta-training: with second_derivatives all coordinates are needed; leave sample None.")
-        if self.shards is not None and self.batch_size % self.shards:
-            raise ValueError(
-                f"meta-training: batch_size {self.batch_size} cannot be cut into {self.shards} shards of equal size."
-            )
+            wrong = "with second_derivatives all coordinates are needed; leave sample None"
+        if self.batch_size % (self.shards or 1):
+            wrong = f"batch_size {self.batch_size} cannot be cut into {self.shards} shards of equal size"
         if self.unroll > self.horizon:
-            raise ValueError(f"meta-training: unroll {self.unroll} is longer than the horizon {self.horizon}.")
+            wrong = f"unroll {self.unroll} is longer than the horizon {self.horizon}"
         if self.schedule not in ("constant", "cosine"):
-            raise ValueError(f'meta-training: schedule must be "constant" or "cosine", got {self.schedule!r}.')
+            wrong = f'schedule must be "constant" or "cosine", got {self.schedule!r}'
+        if wrong is not None:
+            raise ValueError(f"meta-training: {wrong}.")
 
     @property
     def episodes(self) -> int:
@@ -102,8 +99,7 @@ class MetaTraining:
     @property
     def windows(self) -> list[int]:
         """Lengths of the windows into which the horizon is cut."""
-        whole, rest = divmod(self.horizon, self.unroll)
-        return [self.unroll] * whole + [rest] * (rest > 0)
+        return [min(self.unroll, self.horizon - first) for first in range(0, self.horizon, self.unroll)]
 
     def meta_lr_at(self, episode: int) -> float:
         """The meta-learning rate in an episode, counted from 0."""
@@ -113,19 +109,12 @@ class MetaTraining:
 
 
 class EpochRecord(NamedTuple):
-    """One line of a `History`. Epoch 0 is the rule before any training.
+    """One line of a `History`."""
 
-    Attributes:
-        epoch: number of the epoch.
-        training_loss: f(θ(t)), averaged over steps, tasks and episodes; NaN in epoch 0.
-        validation_loss: f(θ(horizon)), averaged over the validation tasks.
-        seconds: meta-training time so far.
-    """
-
-    epoch: int
-    training_loss: float
-    validation_loss: float
-    seconds: float
+    epoch: int  # 0 is the rule before any training
+    training_loss: float  # f(θ(t)), averaged over steps, tasks and episodes; NaN in epoch 0
+    validation_loss: float  # f(θ(horizon)), averaged over the validation tasks
+    seconds: float  # meta-training time so far
 
 
 @dataclass
@@ -146,14 +135,13 @@ class History:
 
     def about(self) -> dict[str, object]:
         """A summary of the run for the rule's card."""
-        settings = self.settings
-        about: dict[str, object] = {"problem": self.problem, "training": asdict(settings)}
+        about: dict[str, object] = {"problem": self.problem, "training": asdict(self.settings)}
         if self.records:  # there are none if the run was cancelled before the first validation
-            last = self.records[-1]
+            episodes = self.records[-1].epoch * self.settings.episodes_per_epoch
             about["trained"] = {
-                "episodes": last.epoch * settings.episodes_per_epoch,
-                "meta_updates": last.epoch * settings.episodes_per_epoch * len(settings.windows),
-                "seconds": round(last.seconds),
+                "episodes": episodes,
+                "meta_updates": episodes * len(self.settings.windows),
+                "seconds": round(self.records[-1].seconds),
                 "device": self.device,
                 "best_epoch": self.best.epoch,
                 "validation_loss": self.best.validation_loss,
@@ -170,21 +158,12 @@ class History:
 
 
 class Progress(NamedTuple):
-    """Where a run stands, after an episode or a validation.
+    """Where a run stands, after an episode or a validation."""
 
-    Attributes:
-        epoch: the epoch under way; 0 before the first.
-        episode: number of episodes done.
-        training_loss: f(θ(t)), averaged over the steps and tasks of the last episode; after a validation, over the
-            whole epoch; NaN before the first episode.
-        validation_losses: after a validation, f(θ(0)) … f(θ(horizon)) of the validation tasks, shape
-            ``(validation_tasks, horizon + 1)``; None after an episode.
-    """
-
-    epoch: int
-    episode: int
-    training_loss: float
-    validation_losses: Tensor | None
+    epoch: int  # the epoch under way; 0 before the first
+    episode: int  # number of episodes done
+    training_loss: float  # averaged over the last episode or, after a validation, over the epoch; NaN in epoch 0
+    validation_losses: Tensor | None  # after a validation, f(θ(0)) … f(θ(horizon)), (validation_tasks, horizon + 1)
 
 
 def validation_batch(problem: Problem, settings: MetaTraining, device: torch.device | None = None) -> TaskBatch:
@@ -199,11 +178,10 @@ class MetaTrainer:
     best validation loss, and `history` records the run.
 
     Where torchrun started several processes (see `process_group`), each runs its share of the shards. All of them take
-    the same meta-updates, and the first one validates and saves.
+    the same meta-updates and validate, and the first one saves.
 
     Args:
-        rule: is trained in place.
-        problem: the distribution of tasks.
+        rule, problem: what is trained, in place, and on what.
         settings: None for the defaults of `MetaTraining`.
         checkpoint: file in which the run is saved after each epoch. If it exists, the run continues from it, bit for
             bit as if it had never stopped.
@@ -211,8 +189,8 @@ class MetaTrainer:
 
     Raises:
         TypeError: if `problem` is no problem.
-        ValueError: if the processes cannot share the shards.
-        WeightsFileError: if the checkpoint cannot be read or belongs to another run.
+        ValueError: if the processes cannot share the shards, or the checkpoint cannot be read or is another run's
+            (`WeightsFileError`).
     """
 
     def __init__(
@@ -222,85 +200,76 @@ class MetaTrainer:
         settings: MetaTraining | None = None,
         *,
         checkpoint: str | Path | None = None,
-        device: str | torch.device | None = None,
+        device: Device = None,
     ) -> None:
         check_problem(problem)
-        self._rank, self._processes = rank_and_world_size()
         self.device = pick_device(device)
-        self.rule = rule.to(self.device)
-        self.problem = problem
-        self.settings = settings or MetaTraining()
+        self.rule, self.problem, self.settings = rule.to(self.device), problem, settings or MetaTraining()
         self.history = History(problem.config(), self.settings, str(self.device), [])
-        self._checkpoint = None if checkpoint is None else user_path(checkpoint)
-        self._meta_optimizer = torch.optim.Adam(rule.parameters(), lr=self.settings.meta_lr)
-        self._best = self._weights()
+        self._rank, self._processes = rank_and_world_size()
         if (self.settings.shards or 1) % self._processes:
             raise ValueError(
                 f"meta-training on {self._processes} processes needs shards that they can share: set shards to a "
                 f"multiple of {self._processes}, got {self.settings.shards!r}."
             )
-        self._earlier_seconds = 0.0
+        self._meta_optimizer = torch.optim.Adam(rule.parameters(), lr=self.settings.meta_lr)
+        self._best = self._weights()
         self._started = time.monotonic()
+        self._checkpoint = None if checkpoint is None else user_path(checkpoint)
         if self._checkpoint is not None and self._checkpoint.exists():
             self._resume(self._checkpoint)
 
     @property
     def seconds(self) -> float:
         """Meta-training time so far, including earlier sessions."""
-        return self._earlier_seconds + time.monotonic() - self._started
+        return time.monotonic() - self._started
 
     def run(self) -> Generator[Progress]:
-        """Train; yields a `Progress` after each episode and each validation.
+        """Train, once; yields a `Progress` after each episode and each validation.
 
         Raises:
             MetaTrainingDivergedError: if a loss or meta-gradient becomes NaN or infinite. The rule then holds the best
                 weights so far, and the checkpoint the last good epoch.
-            RuntimeError: if this trainer has run before.
         """
-        if self.history.stopped != "ready":
+        settings, history = self.settings, self.history
+        if history.stopped != "ready":
             raise RuntimeError("a MetaTrainer runs once; make another one, with the same checkpoint to go on.")
-        settings = self.settings
-        mine = range(self._rank, settings.shards or 1, self._processes)
-        self._estimators = {shard: self._estimator() for shard in mine}
-        self._started = time.monotonic()
-        self.history.stopped = "running"
+        history.stopped = "running"
+        estimators = {
+            shard: SecondOrderEstimator(self.rule)
+            if settings.second_derivatives
+            else FirstOrderEstimator(self.rule, sample=settings.sample)
+            for shard in range(self._rank, settings.shards or 1, self._processes)
+        }
         validation = validation_batch(self.problem, settings, self.device)
         try:
-            if not self.history.records:
+            if not history.records:
                 yield self._validate(0, math.nan, validation)
-            for epoch in range(len(self.history.records), settings.epochs + 1):
-                total = 0.0
-                for number in range(settings.episodes_per_epoch):
-                    episode = (epoch - 1) * settings.episodes_per_epoch + number
-                    try:
-                        loss = self._episode(episode)
-                    except MetaTrainingDivergedError as error:
-                        self.history.stopped = "diverged"
-                        best = self.history.best
-                        raise MetaTrainingDivergedError(
-                            f"{error} of episode {episode} (epoch {epoch}, meta_lr {settings.meta_lr:g}). The "
-                            f"optimizer now holds the best weights so far, those of epoch {best.epoch} (validation "
-                            f"loss {best.validation_loss:.4g}). A lower meta_lr usually helps."
-                        ) from error
+            for epoch in range(len(history.records), settings.epochs + 1):
+                total, done = 0.0, (epoch - 1) * settings.episodes_per_epoch
+                for episode in range(done, done + settings.episodes_per_epoch):
+                    loss = self._episode(episode, estimators)
                     total += loss
                     yield Progress(epoch, episode + 1, loss, None)
                 yield self._validate(epoch, total / settings.episodes_per_epoch, validation)
-            self.history.stopped = "finished"
+            history.stopped = "finished"
+        except MetaTrainingDivergedError as error:
+            history.stopped = "diverged"
+            raise MetaTrainingDivergedError(
+                f"{error} of episode {episode} (epoch {epoch}, meta_lr {settings.meta_lr:g}). The optimizer now holds "
+                f"the best weights so far, those of epoch {history.best.epoch} (validation loss "
+                f"{history.best.validation_loss:.4g}). A lower meta_lr usually helps."
+            ) from error
         finally:
-            if self.history.stopped == "running":
-                self.history.stopped = "cancelled"
+            if history.stopped == "running":
+                history.stopped = "cancelled"
             self.rule.load_state_dict(self._best)
             self.rule.zero_grad(set_to_none=True)
 
-    def _estimator(self) -> GradientEstimator:
-        if self.settings.second_derivatives:
-            return SecondOrderEstimator(self.rule)
-        return FirstOrderEstimator(self.rule, sample=self.settings.sample)
-
-    def _episode(self, episode: int) -> float:
+    def _episode(self, episode: int, estimators: dict[int, FirstOrderEstimator | SecondOrderEstimator]) -> float:
         """Train on one batch of tasks over the horizon; returns its mean loss."""
         settings = self.settings
-        for shard, estimator in self._estimators.items():
+        for shard, estimator in estimators.items():
             which = (episode,) if settings.shards is None else (episode, shard)
             size = settings.batch_size // (settings.shards or 1)
             tasks = draw(self.problem, size, generator(settings.seed, "meta-train", *which), self.device)
@@ -309,7 +278,7 @@ class MetaTrainer:
             group["lr"] = settings.meta_lr_at(episode)
         total, step = 0.0, 0
         for unroll in settings.windows:
-            windows = [estimator.unroll(unroll) for estimator in self._estimators.values()]
+            windows = [estimator.unroll(unroll) for estimator in estimators.values()]
             step += unroll
             for name, weight in self.rule.named_parameters():
                 gradients = torch.stack([window.meta_gradient[name] for window in windows])
@@ -324,29 +293,23 @@ class MetaTrainer:
 
     def _validate(self, epoch: int, training_loss: float, validation: TaskBatch) -> Progress:
         """End an epoch: validate, record, keep the weights if they are the best, save."""
-        settings = self.settings
-        like = next(iter(validation.initial_params.values()))
-        if self._rank == 0:
-            losses = rollout(self.rule, validation, settings.horizon).to(like)
-        else:
-            losses = like.new_empty(settings.validation_tasks, settings.horizon + 1)
-        losses = broadcast_from_first(losses)
+        losses = rollout(self.rule, validation, self.settings.horizon)
         record = EpochRecord(epoch, training_loss, losses[:, -1].mean().item(), self.seconds)
         self.history.records.append(record)
         if self.history.best is record:
             self._best = self._weights()
         if self._checkpoint is not None and self._rank == 0:
             self._save(self._checkpoint)
-        return Progress(epoch, epoch * settings.episodes_per_epoch, training_loss, losses)
+        return Progress(epoch, epoch * self.settings.episodes_per_epoch, training_loss, losses)
 
-    def _weights(self) -> dict[str, Tensor]:
+    def _weights(self) -> Tensors:
         return {name: tensor.detach().clone() for name, tensor in self.rule.state_dict().items()}
 
-    def _identity(self) -> dict[str, Any]:
+    def _identity(self) -> dict[str, dict[str, object]]:
         """What a checkpoint must have in common with this run, to be continued."""
-        rule, problem, settings = self.rule.config(), self.problem.config(), asdict(self.settings)
-        identity = {"optimizer": rule, "problem": problem, "settings": settings}
-        plain: dict[str, Any] = json.loads(json.dumps(identity))  # with lists for tuples, as in a checkpoint
+        rule, problem = self.rule.config(), self.problem.config()
+        identity = {"optimizer": rule, "problem": problem, "settings": asdict(self.settings)}
+        plain: dict[str, dict[str, object]] = json.loads(json.dumps(identity))  # lists for tuples, as in a checkpoint
         return plain
 
     def _save(self, path: Path) -> None:
@@ -360,8 +323,7 @@ class MetaTrainer:
     def _resume(self, path: Path) -> None:
         tensors, about = read_tensors(path, CHECKPOINT_VERSION)
         for part, mine in self._identity().items():
-            theirs = about.get(part)
-            theirs = with_current_names(theirs) if isinstance(theirs, dict) else {}
+            theirs = with_current_names(about[part]) if isinstance(about.get(part), dict) else {}
             differing = sorted(key for key in mine | theirs if mine.get(key) != theirs.get(key))
             if differing:
                 listed = ", ".join(f"{key} {theirs.get(key)!r} (now {mine.get(key)!r})" for key in differing)
@@ -369,24 +331,24 @@ class MetaTrainer:
                     f"{path}: a checkpoint of another run, whose {part} had {listed}. Continue it with those, name "
                     "another file, or delete this one to start again."
                 )
+
+        def part_of(prefix: str) -> Tensors:
+            return {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
+
         adam = self._meta_optimizer.state_dict()
-        for index, _ in enumerate(self.rule.parameters()):
-            if state := _with_prefix(tensors, f"adam.{index}."):
-                check_finite(state, f"{path} (Adam's state of weight {index})")
-                adam["state"][index] = state
-        self._best = _with_prefix(tensors, "best.")
+        states = {index: part_of(f"adam.{index}.") for index, _ in enumerate(self.rule.parameters())}
+        adam["state"] = {index: state for index, state in states.items() if state}
+        for index, state in states.items():
+            check_finite(state, f"{path} (Adam's state of weight {index})")
+        self._best = part_of("best.")
         load_weights(self.rule, self._best, f"{path} (best weights)")
-        load_weights(self.rule, _with_prefix(tensors, "weights."), str(path))
+        load_weights(self.rule, part_of("weights."), str(path))
         try:
             self.history.records = [EpochRecord(**record) for record in about["history"]]
-            self._earlier_seconds = float(self.history.records[-1].seconds)
+            self._started -= float(self.history.records[-1].seconds)
             self._meta_optimizer.load_state_dict(adam)
         except Exception as error:  # a damaged file can fail in any way
             raise WeightsFileError(f"{path}: a checkpoint that cannot be continued ({error}).") from error
-
-
-def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def meta_train(
@@ -395,20 +357,13 @@ def meta_train(
     settings: MetaTraining | None = None,
     *,
     checkpoint: str | Path | None = None,
-    device: str | torch.device | None = None,
+    device: Device = None,
     progress: bool = True,
 ) -> History:
     """Meta-train a rule in place, with a progress bar; afterwards it holds the weights with the best validation loss.
 
-    An interruption (Ctrl-C, or "stop" in a notebook) ends the training and keeps the best weights so far.
-
-    Args:
-        rule, problem, settings, checkpoint, device: as in `MetaTrainer`.
-        progress: show a progress bar.
-
-    Raises:
-        TypeError, ValueError, WeightsFileError: as `MetaTrainer`.
-        MetaTrainingDivergedError: as `MetaTrainer.run`.
+    An interruption (Ctrl-C, or "stop" in a notebook) ends the training and keeps the best weights so far. Arguments are
+    those of `MetaTrainer`, and so are the errors that are raised, with those of `MetaTrainer.run`.
     """
     trainer = MetaTrainer(rule, problem, settings, checkpoint=checkpoint, device=device)
     done = (len(trainer.history.records) - 1) * trainer.settings.episodes_per_epoch

@@ -10,7 +10,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from l2l_kit.tensors import pick_device
+from l2l_kit.tensors import Device, pick_device
 
 
 def rank_and_world_size() -> tuple[int, int]:
@@ -21,12 +21,8 @@ def rank_and_world_size() -> tuple[int, int]:
 
 
 @contextmanager
-def process_group(device: str | torch.device | None = None) -> Iterator[torch.device]:
-    """Join the other processes, if torchrun started several; yields the device of this process.
-
-    Args:
-        device: None for the best there is; each process takes one of several GPUs.
-    """
+def process_group(device: Device = None) -> Iterator[torch.device]:
+    """Join the other processes, if torchrun started several; yields this one's device, which is one of several GPUs."""
     chosen = pick_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield chosen
@@ -54,12 +50,4 @@ def all_reduce_mean(values: Tensor) -> Tensor:
         values = values.clone()
         torch.distributed.all_reduce(values)
         values /= processes
-    return values
-
-
-def broadcast_from_first(values: Tensor) -> Tensor:
-    """The first process's values of this tensor; its shape must be the same in all processes."""
-    if rank_and_world_size()[1] > 1:
-        values = values.clone()
-        torch.distributed.broadcast(values, src=0)
     return values

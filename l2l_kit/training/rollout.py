@@ -26,11 +26,7 @@ class Point(NamedTuple):
 
 
 def trajectory(optimizer: Optimizer[State], tasks: TaskBatch, steps: int | None = None) -> Iterator[Point]:
-    """Run an optimizer on tasks; yields the points t = 0 … `steps`, without end if `steps` is None.
-
-    Raises:
-        TypeError, ValueError: as `first_evaluation`.
-    """
+    """Run an optimizer on tasks; yields points t = 0 … `steps`, without end for None. Raises as `first_evaluation`."""
     layout, params, losses, gradients = first_evaluation(tasks)
     state = optimizer.init(tasks.initial_params)
     yield Point(params, losses, gradients)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 from weakref import WeakSet
 
 import torch
@@ -31,7 +30,27 @@ PREPROCESSINGS = {
     "log-sign": "The gradient's logarithm and sign (appendix A)",
 }
 TUNING_TASKS = 32
-_Setting = tuple[Problem, int, Statistic]
+_Key = tuple[Problem, int, Statistic]
+
+
+class Setting(NamedTuple):
+    """What the controls of a comparison ask for.
+
+    Attributes:
+        problem: where the optimizees come from.
+        pretrained: name of the pretrained optimizer.
+        recorded: gives the baselines with the recorded learning rates that fit best.
+        tuned_for: what these were tuned for, if that is something else; otherwise nothing.
+        title: of the figure.
+        in_range: losses that the axis always shows.
+    """
+
+    problem: Problem
+    pretrained: str
+    recorded: Callable[[], Mapping[str, Baseline]]
+    tuned_for: str
+    title: str
+    in_range: plots.Values = ()
 
 
 class ComparisonExplorer(Explorer):
@@ -44,6 +63,11 @@ class ComparisonExplorer(Explorer):
         steps: updates per run, to begin with.
         num_tasks: how many optimizees the losses are averaged over.
         values: what the other controls begin with.
+
+    Raises:
+        FileNotFoundError: if no tuned learning rates are recorded for the problem.
+        ValueError: for values that the controls cannot have, or a number below 1.
+        DataError: if the data set asked for cannot be had.
     """
 
     device: ClassVar[str | None] = None
@@ -56,10 +80,10 @@ class ComparisonExplorer(Explorer):
         check_counts(type(self).__name__, steps=steps, networks=num_tasks)
         self._num_tasks, self._steps = num_tasks, ordered(self.lengths, steps)
         self._runs: dict[tuple[Any, Problem, int], _Run] = {}
-        self._tuned: dict[_Setting, Mapping[str, Baseline]] = {}
-        self._tuned_here: set[_Setting] = set()
+        self._tuned: dict[_Key, Mapping[str, Baseline]] = {}
+        self._tuned_here: set[_Key] = set()
         values |= {"steps": steps, "learned": PRETRAINED, LEARNED: True}
-        for label, rule in self.recorded(values).items():
+        for label, rule in self.setting(values).recorded().items():
             values |= {label: True, f"lr {label}": rule.lr}
         super().__init__(**values)
         self._alive.add(self)
@@ -71,33 +95,13 @@ class ComparisonExplorer(Explorer):
         for explorer in cls._alive:
             explorer._tell(explorer.view)
 
-    def problem(self, values: Values) -> Problem:
-        """Where the optimizees come from."""
-        raise NotImplementedError
-
-    def pretrained(self, values: Values) -> str:
-        """Name of the pretrained optimizer."""
-        raise NotImplementedError
-
-    def recorded(self, values: Values) -> Mapping[str, Baseline]:
-        """The baselines with the recorded learning rates that fit best."""
-        raise NotImplementedError
-
-    def tuned_for(self, values: Values) -> str:
-        """What the recorded learning rates were tuned for, if that is something else; otherwise nothing."""
-        raise NotImplementedError
-
-    def title(self, values: Values) -> str:
-        """Of the figure."""
+    def setting(self, values: Values) -> Setting:
+        """What the controls ask for."""
         raise NotImplementedError
 
     def choices(self, values: Values) -> tuple[list[Control], Rows]:
         """Controls that say which pretrained optimizer, and which problem."""
         raise NotImplementedError
-
-    def in_range(self, values: Values) -> plots.Values:
-        """Losses that the axis always shows."""
-        return ()
 
     @property
     def _averaged(self) -> str:
@@ -106,13 +110,14 @@ class ComparisonExplorer(Explorer):
 
     def tuned(self, values: Values) -> Mapping[str, Baseline]:
         """The baselines with the learning rates that were tuned here or elsewhere."""
-        setting = self._setting(values)
-        if setting not in self._tuned:
-            self._tuned[setting] = self.recorded(values)
-        return self._tuned[setting]
+        key = self._key(values)
+        if key not in self._tuned:
+            self._tuned[key] = self.setting(values).recorded()
+        return self._tuned[key]
 
     def controls(self, values: Values) -> Mapping[str, Rows]:
-        here = (PRETRAINED, *self._trained_here.get(self.problem(values).name, {}))
+        setting = self.setting(values)
+        here = (PRETRAINED, *self._trained_here.get(setting.problem.name, {}))
         which = Control("learned", "menu", "by", here, "Pretrained, or trained here")
         learned, task = self.choices(values)
         rows: list[Control | tuple[Control, ...]] = [(tick(LEARNED), which) if len(here) > 1 else tick(LEARNED)]
@@ -120,7 +125,7 @@ class ComparisonExplorer(Explorer):
         rows += rate_controls(self.tuned(values), values)
         back = Control("tuned", "button", "Tuned rates", help="Set all learning rates to the tuned ones")
         again = Control("tune", "button", "Tune for this setting", help="Find the best learning rates, on other draws")
-        rows.append((back, again) if self.tuned_for(values) else back)
+        rows.append((back, again) if setting.tuned_for else back)
         return {"Optimizers": rows, "Problem": [*task, Control("steps", "slider", "Steps", self._steps, "Per run")]}
 
     def settle(self, values: Values) -> Values:
@@ -139,7 +144,7 @@ class ComparisonExplorer(Explorer):
             super().press(button)
 
     def draw(self, values: Values) -> Steps:
-        problem, steps = self.problem(values), values["steps"]
+        problem, steps = self.setting(values).problem, values["steps"]
         keys = {name: (rule, problem, values["seed"]) for name, rule in self._ticked(values).items()}
         for key, run in self._runs.items():
             if key not in keys.values():
@@ -164,18 +169,20 @@ class ComparisonExplorer(Explorer):
         lines = "".join(f'\n    "{name}": {made},' for name, made in optimizers.items())
         arguments = f"steps={values['steps']}, num_tasks={self._num_tasks}, seed={values['seed']}"
         return (
-            f"import l2l_kit as l2l\n\nproblem = {constructor(self.problem(values))}\noptimizers = {{{lines}\n}}\n"
+            f"import l2l_kit as l2l\n\nproblem = {constructor(self.setting(values).problem)}\n"
+            f"optimizers = {{{lines}\n}}\n"
             f"curves = l2l.compare(optimizers, problem, {arguments})\n"
             f'l2l.plots.learning_curves(curves, "{_over(values)}")'
         )
 
-    def _setting(self, values: Values) -> _Setting:
-        return self.problem(values), values["steps"], _over(values)
+    def _key(self, values: Values) -> _Key:
+        return self.setting(values).problem, values["steps"], _over(values)
 
     def _ticked(self, values: Values) -> dict[str, Baseline | UpdateRule | str]:
         """The optimizers to show, by name; a pretrained one as its name."""
-        here = self._trained_here.get(self.problem(values).name, {})
-        learned = here.get(values["learned"]) or self.pretrained(values)
+        setting = self.setting(values)
+        here = self._trained_here.get(setting.problem.name, {})
+        learned = here.get(values["learned"]) or setting.pretrained
         baselines = {label: Baseline(rule.name, values[f"lr {label}"]) for label, rule in self.tuned(values).items()}
         return {name: rule for name, rule in {LEARNED: learned, **baselines}.items() if values[name]}
 
@@ -188,25 +195,25 @@ class ComparisonExplorer(Explorer):
             yield losses.cpu().nan_to_num(nan=torch.inf, posinf=torch.inf)
 
     def _view(self, values: Values, runs: Mapping[str, _Run]) -> View:
-        steps, over = values["steps"], _over(values)
+        setting, steps, over = self.setting(values), values["steps"], _over(values)
         errors = [run.error for run in runs.values() if run.error]
         known = {name: torch.stack(run.losses[: steps + 1], dim=1) for name, run in runs.items() if run.losses}
         found = Curves(known, {}, values["seed"])
         lines = {name: found.statistic(name, over).tolist() for name in known if not runs[name].error}
-        figure = curves(lines, steps, self.title(values), [self.in_range(values)])
+        figure = plots.losses(lines, steps, setting.title, [setting.in_range])
         done = sum(map(len, lines.values())) / max(1, len(lines) * (steps + 1))
         if lines and done < 1:
             return View(f"Computing: step {min(map(len, lines.values())) - 1} of {steps}.", figure, (), errors, done)
         text = "" if errors and not lines else summary({name: line[-1] for name, line in lines.items()}, steps, over)
-        if (rates := self.tuned_for(values)) and self._setting(values) not in self._tuned_here:
-            text += f" Learning rates were tuned for {rates}."
+        if setting.tuned_for and self._key(values) not in self._tuned_here:
+            text += f" Learning rates were tuned for {setting.tuned_for}."
         return View(text, figure, errors=errors)
 
     def _tune(self, values: Values) -> Steps:
         """Find learning rates for this setting, within a factor of ten of those that were tuned for another."""
-        problem, steps, over = self._setting(values)
+        problem, steps, over = self._key(values)
         arguments = {"steps": steps, "num_tasks": min(self._num_tasks, TUNING_TASKS), "seed": values["seed"]}
-        rules = self.recorded(values)
+        rules = self.setting(values).recorded()
         runs = [(label, lr) for label, rule in rules.items() for lr in learning_rates(4) if 0.1 <= lr / rule.lr <= 10]
         finals: dict[str, dict[float, float]] = {label: {} for label in rules}
         for done, (label, lr) in enumerate(runs):
@@ -245,22 +252,6 @@ class _Run:
             self.losses.append(next(cast("Iterator[Tensor]", self.points)))
         except Exception as error:  # it is shown, and the other runs go on
             self.error = error
-
-
-def curves(
-    lines: Mapping[str, Sequence[float | None]], steps: int, title: str, in_range: Sequence[plots.Values] = ()
-) -> plots.Figure:
-    """Losses by step of optimizers by name; the axis holds them and what must be in range anyway."""
-    data: list[plots.Settings] = []
-    for name, style in plots.styles(lines).items():
-        y = plots.rounded(math.inf if loss is None else loss for loss in lines[name])
-        line = {"type": "scatter", "mode": "lines", "line": style.line}
-        data.append({**line, "name": name, "x": list(range(len(y))), "y": y})
-    layout = plots.layout(title, "step", "loss")
-    layout.update(
-        showlegend=True, xaxis_range=[0, steps], yaxis=plots.loss_axis([*(each["y"] for each in data), *in_range])
-    )
-    return plots.Figure(data, layout)
 
 
 def recorded_for(problem: str, steps: int, statistic: Statistic = "mean") -> dict[str, Baseline]:

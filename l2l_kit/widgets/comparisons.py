@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 
-from l2l_kit import data, plots, zoo
+from l2l_kit import data, zoo
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation import EACH_STEP, read_result, swept_baselines, tuned_baselines, under
 from l2l_kit.optimizers import BASELINES, Baseline
@@ -16,6 +17,7 @@ from l2l_kit.widgets.comparison import (
     PREPROCESSINGS,
     PRETRAINED,
     ComparisonExplorer,
+    Setting,
     preprocessing_control,
     recorded_for,
 )
@@ -34,6 +36,7 @@ OPTIMIZERS = {
     "LSTM-sub": "Two LSTMs that were trained only on the labels that are left out here",
 }
 TWO = next(iter(OPTIMIZERS))
+SMALL = '<span style="font-size: 12px">'  # the second line of a title
 
 
 class QuadraticsExplorer(ComparisonExplorer):
@@ -43,10 +46,6 @@ class QuadraticsExplorer(ComparisonExplorer):
         seed: of the functions, to begin with.
         unroll: unroll length that the learned optimizer was trained with, to begin with.
         preprocessing: of the learned optimizer, "none" or "log-sign", to begin with.
-
-    Raises:
-        FileNotFoundError: if no tuned learning rates for the quadratics are recorded.
-        UnknownNameError: for an unroll length or preprocessing that no pretrained optimizer has.
     """
 
     device = "cpu"  # so few, small functions are fastest there
@@ -55,21 +54,15 @@ class QuadraticsExplorer(ComparisonExplorer):
         start = {"unroll": unroll, "preprocessing": preprocessing, "dimension": DIM, "statistic": "mean", "seed": seed}
         super().__init__(steps=100, num_tasks=FUNCTIONS, **start)
 
-    def problem(self, values: Values) -> Quadratics:
-        return Quadratics(values["dimension"])
-
-    def pretrained(self, values: Values) -> str:
-        return f"quadratics-{values['preprocessing']}-unroll{values['unroll']}"
-
-    def recorded(self, values: Values) -> Mapping[str, Baseline]:
-        return tuned_baselines("quadratics", values["statistic"])
-
-    def tuned_for(self, values: Values) -> str:
-        return "" if values["dimension"] == DIM and values["steps"] == 100 else f"100 steps in {DIM} dimensions"
-
-    def title(self, values: Values) -> str:
-        over = values["statistic"].capitalize()
-        return f"{over} loss over {FUNCTIONS} random quadratics of dimension {values['dimension']}"
+    def setting(self, values: Values) -> Setting:
+        dim, over = values["dimension"], values["statistic"]
+        return Setting(
+            Quadratics(dim),
+            f"quadratics-{values['preprocessing']}-unroll{values['unroll']}",
+            partial(tuned_baselines, "quadratics", over),
+            "" if dim == DIM and values["steps"] == 100 else f"100 steps in {DIM} dimensions",
+            f"{over.capitalize()} loss over {FUNCTIONS} random quadratics of dimension {dim}",
+        )
 
     def choices(self, values: Values) -> tuple[list[Control], Rows]:
         off, helps = values["learned"] != PRETRAINED, ("Over the functions", "Half the functions are below")
@@ -92,12 +85,6 @@ class NetworkExplorer(ComparisonExplorer):
         networks: how many the losses are averaged over: a step of the learned optimizer takes some 5 ms for each.
         steps: updates per run, to begin with.
         digits: as `source` of `problems.MNIST`.
-
-    Raises:
-        FileNotFoundError: if no tuned learning rates for MNIST are recorded.
-        UnknownNameError: for an unroll length or preprocessing that no pretrained optimizer has.
-        ValueError: for a number of networks or steps below 1.
-        DataError: if the digits asked for cannot be had.
     """
 
     def __init__(
@@ -116,30 +103,21 @@ class NetworkExplorer(ComparisonExplorer):
         learned = {"main": fully_trained, "unroll": unroll, "preprocessing": preprocessing}
         super().__init__(steps=steps, num_tasks=networks, seed=seed, **learned, **NETWORK)
 
-    def problem(self, values: Values) -> MNIST:
+    def setting(self, values: Values) -> Setting:
         hidden = (values["units"],) * values["layers"]
-        return MNIST(hidden, values["activation"], init_scale=values["init_scale"], source=self._source)
-
-    def pretrained(self, values: Values) -> str:
-        return MNIST.name if values["main"] else f"{MNIST.name}-{values['preprocessing']}-unroll{values['unroll']}"
-
-    def recorded(self, values: Values) -> Mapping[str, Baseline]:
-        return recorded_for(MNIST.name, values["steps"])
-
-    def tuned_for(self, values: Values) -> str:
-        same = all(values[name] == value for name, value in NETWORK.items())
-        return "" if same else "784-20-10, sigmoid, initial weights 0.1"
-
-    def title(self, values: Values) -> str:
-        problem = self.problem(values)
-        widths = "-".join(map(str, (784, *problem.hidden, 10)))
-        details = f"{widths}, {problem.activation}, initial weights {problem.init_scale:g}"
-        return _two_lines(
-            f"{self._averaged} on {problem.images.title}", f"{details}, minibatches of {problem.batch_size}"
+        problem = MNIST(hidden, values["activation"], init_scale=values["init_scale"], source=self._source)
+        short = f"{MNIST.name}-{values['preprocessing']}-unroll{values['unroll']}"
+        network = f"{'-'.join(map(str, (784, *hidden, 10)))}, {problem.activation}, initial weights"
+        usual = all(values[name] == value for name, value in NETWORK.items())
+        return Setting(
+            problem,
+            MNIST.name if values["main"] else short,
+            partial(recorded_for, MNIST.name, values["steps"]),
+            "" if usual else "784-20-10, sigmoid, initial weights 0.1",
+            f"{self._averaged} on {problem.images.title}<br>"
+            f"{SMALL}{network} {problem.init_scale:g}, minibatches of {problem.batch_size}</span>",
+            in_range=(3.0, 0.11),
         )
-
-    def in_range(self, values: Values) -> plots.Values:
-        return (3.0, 0.11)
 
     def choices(self, values: Values) -> tuple[list[Control], Rows]:
         here = values["learned"] != PRETRAINED
@@ -166,19 +144,11 @@ class PictureExplorer(ComparisonExplorer):
     Args:
         seed: of the networks and their minibatches, to begin with.
         labels: how many of CIFAR-10's are to be told apart, 10, 5 or 2, to begin with.
-        optimizer: the learned one, "two LSTMs", "paper's method", "one LSTM" or "LSTM-sub", to begin with. Two LSTMs
-            take the place of one that is not among the pretrained ones, and of LSTM-sub where all 10 labels are told
-            apart.
+        optimizer: one of `OPTIMIZERS`, to begin with. Two LSTMs take the place of one that is not among the pretrained
+            ones, and of LSTM-sub where all 10 labels are told apart.
         networks: how many the losses are averaged over: a step takes some 50 ms for each.
         steps: updates per run, to begin with.
         images: as `source` of `problems.CIFAR`.
-
-    Raises:
-        FileNotFoundError: if the sweep that tuned the learning rates for 10 labels is not recorded. Where the one for 5
-            or 2 labels is not, these take their place, and the explorer says so.
-        UnknownNameError: for other labels or optimizers than those, or an unknown source.
-        ValueError: for a number of networks or steps below 1.
-        DataError: if the images asked for cannot be had.
     """
 
     lengths = (20, 50, 100, 200, 400)
@@ -202,34 +172,29 @@ class PictureExplorer(ComparisonExplorer):
         optimizer = optimizer if optimizer in _offered(labels) else TWO
         super().__init__(steps=steps, num_tasks=networks, seed=seed, labels=labels, optimizer=optimizer)
 
-    def problem(self, values: Values) -> CIFAR:
-        return CIFAR(tuple(range(values["labels"])), source=self._source)
-
-    def pretrained(self, values: Values) -> str:
-        return _file(values["optimizer"], values["labels"])
-
-    def recorded(self, values: Values) -> Mapping[str, Baseline]:
-        """The paper's, for the number of steps, or the next that was swept, or the last."""
-        sweep = self._sweeps.get(values["labels"], self._sweeps[LABELS[-1]])
-        swept = sorted(set(sweep["step"]))
-        tuned = swept_baselines(sweep, next((step for step in swept if step >= values["steps"]), swept[-1]))
-        return {label: tuned[label] for label in BASELINES.values() if label in tuned}
-
-    def tuned_for(self, values: Values) -> str:
-        return "" if values["labels"] in self._sweeps else f"{LABELS[-1]} labels"
+    def setting(self, values: Values) -> Setting:
+        labels, channels = values["labels"], "-".join([str(CHANNELS)] * LAYERS)
+        problem, guessing = CIFAR(tuple(range(labels)), source=self._source), math.log(labels)
+        network = f"{channels} channels, {HIDDEN} units, minibatches of {problem.batch_size}"
+        return Setting(
+            problem,
+            _file(values["optimizer"], labels),
+            partial(self._recorded, labels, values["steps"]),
+            "" if labels in self._sweeps else f"{LABELS[-1]} labels",
+            f"{problem.title}<br>{SMALL}{self._averaged}: {network}</span>",
+            in_range=(1.1 * guessing, 0.5 * guessing),
+        )
 
     def settle(self, values: Values) -> Values:
         offered = values["optimizer"] in _offered(values["labels"])
         return super().settle({**values, "optimizer": values["optimizer"] if offered else TWO})
 
-    def title(self, values: Values) -> str:
-        problem, channels = self.problem(values), "-".join([str(CHANNELS)] * LAYERS)
-        network = f"{channels} channels, {HIDDEN} units, minibatches of {problem.batch_size}"
-        return _two_lines(problem.title, f"{self._averaged}: {network}")
-
-    def in_range(self, values: Values) -> plots.Values:
-        guessing = math.log(values["labels"])
-        return (1.1 * guessing, 0.5 * guessing)
+    def _recorded(self, labels: int, steps: int) -> Mapping[str, Baseline]:
+        """The paper's, for the number of steps, or the next that was swept, or the last."""
+        sweep = self._sweeps.get(labels, self._sweeps[LABELS[-1]])
+        swept = sorted(set(sweep["step"]))
+        tuned = swept_baselines(sweep, next((step for step in swept if step >= steps), swept[-1]))
+        return {label: tuned[label] for label in BASELINES.values() if label in tuned}
 
     def choices(self, values: Values) -> tuple[list[Control], Rows]:
         names = tuple(dict.fromkeys((*_offered(values["labels"]), values["optimizer"])))
@@ -246,7 +211,3 @@ def _offered(labels: int) -> tuple[str, ...]:
 
 def _file(optimizer: str, labels: int) -> str:
     return dict(zip(OPTIMIZERS, ("cifar", "cifar-paper", "cifar-single", f"cifar-sub{labels}"), strict=True))[optimizer]
-
-
-def _two_lines(title: str, details: str) -> str:
-    return f'{title}<br><span style="font-size: 12px">{details}</span>'

@@ -30,7 +30,7 @@ const kinds = {
   slider(send, play) {
     const input = make("input", { type: "range", min: "0", step: "1" });
     const track = make("span", { class: "l2l-track" }, input);
-    const output = make("output");
+    const output = make("span", { class: "l2l-value" });
     const buttons = ["‹", "▶", "›"].map((text) => make("button", { type: "button", class: "l2l-step" }, text));
     let spec, timer;
     const go = (index) => {
@@ -238,11 +238,14 @@ function watch(model, el, changed) {
       know.gone ||= el.classList.contains("jupyter-widgets-disconnected");
       say();
     });
+  const end = () => status(kernel, "dead");
   kernel?.iopubMessage?.connect(message);
+  kernel?.disposed?.connect(end);
   kernel?.statusChanged?.connect(status);
   model.on("comm_live_update", live);
   return () => {
     kernel?.iopubMessage?.disconnect(message);
+    kernel?.disposed?.disconnect(end);
     kernel?.statusChanged?.disconnect(status);
     model.off("comm_live_update", live);
   };
@@ -326,8 +329,8 @@ function render({ model, el }) {
 
   function showTools() {
     const { pins, code } = model.get("shown");
-    const button = (name, text, title, off = false) => {
-      const made = make("button", { type: "button", title, disabled: off || kernel.gone }, text);
+    const button = (name, text, title) => {
+      const made = make("button", { type: "button", title, value: name }, text);
       made.onclick = () => act({ press: name });
       return made;
     };
@@ -338,19 +341,20 @@ function render({ model, el }) {
     const text = make("pre", { tabindex: "0" }, code);
     const compare = [
       button("pin", "Pin", "Keep these curves while the controls are moved"),
-      button("unpin", "Unpin", "Remove the pinned curves", !pins),
+      button("unpin", "Unpin", "Remove the pinned curves"),
       button("fit", "Fit axes", "Axes only grow while controls are moved; this fits them to what is shown"),
     ];
     tools.replaceChildren(
       ...(pins === null ? [] : compare),
-      button("reset", "Reset", "Everything as it was at first", model.get("state").working),
+      button("reset", "Reset", "Everything as it was at first"),
       make("details", { class: "l2l-code", open }, make("summary", {}, "As code"), copy, text),
     );
     for (const each of tools.querySelectorAll("button, summary")) if (focus && each.textContent === focus) each.focus();
+    tell();
   }
 
   function tell() {
-    const { text, errors = [], progress } = model.get("state");
+    const { text, errors = [], progress, working } = model.get("state");
     const lines = [];
     const note = (words) => lines.push(make("div", { class: "l2l-kernel", role: "status" }, words));
     if (kernel.gone) note("The kernel that drew this is gone. Run this cell again.");
@@ -364,7 +368,8 @@ function render({ model, el }) {
     line.append(text ?? "");
     state.replaceChildren(...lines, line);
     for (const fieldset of panel.children) fieldset.disabled = kernel.gone;
-    for (const button of tools.querySelectorAll("button:not(details *)")) if (kernel.gone) button.disabled = true;
+    for (const each of tools.querySelectorAll(":scope > button"))
+      each.disabled = kernel.gone || (each.value === "unpin" && !model.get("shown").pins) || (each.value === "reset" && working);
   }
 
   const addresses = new Map();

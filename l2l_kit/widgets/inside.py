@@ -19,7 +19,6 @@ from l2l_kit.problems import ConditionedQuadratics, QuadraticTasks
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Tensors
 from l2l_kit.training import rollout
-from l2l_kit.widgets.comparison import curves
 from l2l_kit.widgets.explorer import Control, Explorer, Picture, Rows, Values, View
 
 DECADES, BINS = (-9.0, 1.0), 60
@@ -191,7 +190,7 @@ class MemoryExplorer(Explorer):
     def draw(self, values: Values) -> View:
         step, which = values["step"], CONDITIONS.index(values["condition"]) * FUNCTIONS + values["function"]
         lines = {name: losses[which].clamp_min(LOWEST).tolist() for name, losses in self._losses.items()}
-        figure = curves(lines, STEPS, "f along the way, and for BFGS after as many gradients")
+        figure = plots.losses(lines, STEPS, "f along the way, and for BFGS after as many gradients")
         ends = [10.0**end for end in figure.layout.yaxis.range]
         figure.add_scatter(name="here", x=[step] * 2, y=ends, showlegend=False, **MARK)
         memory, inverse = self._memories[which, step], self._inverses[which]

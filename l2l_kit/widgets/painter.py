@@ -20,7 +20,7 @@ from l2l_kit.problems.neural_art import Network, to_pictures
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, pick_device
 from l2l_kit.training.rollout import Point, trajectory
-from l2l_kit.widgets.comparison import LEARNED, constructor, curves
+from l2l_kit.widgets.comparison import LEARNED, constructor
 from l2l_kit.widgets.explorer import Control, Explorer, Picture, Rows, Steps, Values, View, ordered, seed_control
 
 PRETRAINED = {"vgg16": "neural-art", "small": "neural-art-small"}
@@ -200,7 +200,7 @@ class Painter(Explorer):
     def _view(self, text: str, progress: float | None = None) -> View:
         """How far everybody is."""
         title = f"Loss, by the features of {self._problem.feature_weights.title}"
-        figure = curves(self._losses, self.values["steps"], title, [(2, 0.2)]).update_layout(height=300)
+        figure = plots.losses(self._losses, self.values["steps"], title, [(2, 0.2)]).update_layout(height=300)
         pictures = []
         for name, style in plots.styles(NAMES).items():
             if line := self._losses[name]:

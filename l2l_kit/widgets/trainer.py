@@ -9,7 +9,8 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from l2l_kit.evaluation import Curves, compare
+from l2l_kit import plots
+from l2l_kit.evaluation import beats_baselines, compare
 from l2l_kit.optimizers import Baseline, LSTMRule
 from l2l_kit.problems import Problem, Quadratics
 from l2l_kit.training import History, MetaTrainer, MetaTraining, rollout, validation_batch
@@ -18,7 +19,6 @@ from l2l_kit.widgets.comparison import (
     PREPROCESSINGS,
     ComparisonExplorer,
     constructor,
-    curves,
     preprocessing_control,
     recorded_for,
 )  # fmt: skip
@@ -157,14 +157,16 @@ class Trainer(Explorer):
                 ComparisonExplorer.offer(self._problem.name, f"trained here: {about}", rule)
         if self.cancelled:
             epoch = trainer.history.best.epoch if self.trained is rule else 0
-            kept = f"The best weights so far, of epoch {epoch}, are in the variable's .trained and in the explorers."
+            kept = f"The best weights so far, of epoch {epoch}, are kept as `trained`, and the explorers offer them."
             yield partial(self._view, f"Cancelled. {kept if epoch else 'No epoch was done.'}")
             return
         tests = TESTS_PER_VALIDATION * self._settings.validation_tasks
         yield partial(self._view, f"Trained. Now it is tried on {tests} fresh optimizees.", 1.0)
         steps, seed = self._settings.horizon, self._settings.seed
         found = compare({LEARNED: rule, **self._baselines}, self._problem, steps=steps, num_tasks=tests, seed=seed)
-        yield partial(self._view, _verdict(found))
+        claim = beats_baselines(found, "", "", from_step=steps)
+        beats = "beats" if claim.holds else "does not beat"
+        yield partial(self._view, f"Trained. On {tests} fresh optimizees: {claim.measured}. It {beats} every baseline.")
 
     def _progress(self, trainer: MetaTrainer, epoch: int, episode: int) -> View:
         settings, best = trainer.settings, trainer.history.best.validation_loss
@@ -181,19 +183,4 @@ class Trainer(Explorer):
 
     def _view(self, text: str, progress: float | None = None) -> View:
         title = f"{self._problem.name}: mean loss over {self._settings.validation_tasks} optimizees for validation"
-        return View(text, curves(self._losses, self._settings.horizon, title), progress=progress)
-
-
-def _verdict(found: Curves) -> str:
-    """Whether the learned optimizer ends below the best of the others, and how sure that is."""
-    finals = {name: found.statistic(name)[-1].item() for name in found.losses}
-    mine = finals.pop(LEARNED)
-    text = f"Trained: after {found.steps} steps on {found.num_tasks} fresh optimizees the mean loss is {mine:.3g}"
-    if not finals:
-        return f"{text}."
-    best = min(finals, key=lambda name: finals[name])
-    low, high = (bound[-1].item() for bound in found.interval(LEARNED, over=best)[1:])
-    verdict = "beats every baseline" if high < 1 else "does not beat every baseline"
-    return (
-        f"{text}; {best}, the best baseline, has {finals[best]:.3g} (ratio {low:.2f} to {high:.2f}, 95%). It {verdict}."
-    )
+        return View(text, plots.losses(self._losses, self._settings.horizon, title), progress=progress)

@@ -210,7 +210,7 @@ def test_it_says_what_state_it_is_in(open_notebook, tmp_path):
     page.wait_for_function("!document.body.innerText.includes('Waits for')", timeout=30_000)
     finished(page)
     assert lines(page)[4] != before[4]
-    assert page.get_by_role("status").all_inner_texts()[-1].startswith("After 100 steps")
+    assert page.locator(".l2l-state").inner_text().startswith("After 100 steps")
 
     page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
     says(page, "is gone. Run this cell again.")
@@ -234,7 +234,7 @@ def test_training_shows_progress_and_cancels(open_notebook, tmp_path, record_pro
     page = open_notebook("trainer.ipynb", IMPORT, "l2l.widgets.QuadraticsExplorer()", "l2l.widgets.Trainer()")
     finished(page)
     trainer = page.locator(".l2l").nth(1)
-    count = "document.querySelectorAll('.l2l')[1].querySelectorAll('path.js-line').length"
+    count = "document.querySelectorAll('.l2l')[1].querySelectorAll('.scatterlayer path.js-line').length"
     page.wait_for_function(f"{count} === 4")
     button(page, "Train").click()
     page.wait_for_function("document.body.innerText.match(/Epoch 2 of 25.* s left/)", timeout=120_000)
