@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from l2l_kit import static, zoo
+from l2l_kit import plots, static, zoo
 from l2l_kit.evaluation import compare, tuned_baselines
 from l2l_kit.optimizers import Optimizer
 from l2l_kit.problems import Quadratics
-from l2l_kit.widgets.comparison import LEARNED, curves
+from l2l_kit.widgets.comparison import LEARNED
 from l2l_kit.widgets.explorer import Control, Explorer, Rows, Values, View
 
 STEPS = 100
@@ -74,7 +74,7 @@ class Race(Explorer):
         losses = self._losses(seed)
         score = Counter(self._winner(each) for each in finished)
         title = "Races won: " + ", ".join(f"{name} {score[name]}" for name in losses)
-        figure = curves({name: line[: step + 1] for name, line in losses.items()}, STEPS, title, [*losses.values()])
+        figure = plots.losses({name: line[: step + 1] for name, line in losses.items()}, STEPS, title, [*losses.values()])
         figure.update_layout(height=380).update_yaxes(title="loss f(θ)")
         ranks = sorted(losses, key=lambda name: losses[name][step])
         standing = ", ".join(f"{name} {losses[name][step]:.3g}" for name in ranks)
