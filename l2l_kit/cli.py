@@ -17,18 +17,17 @@ from typer.core import TyperGroup
 
 from l2l_kit import data as data_sets
 from l2l_kit import problems, zoo
-from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation import Claim, tuned_baselines
 from l2l_kit.evaluation import compare as run_comparison
 from l2l_kit.evaluation.curves import Statistic
 from l2l_kit.making.features import make_features
 from l2l_kit.making.gallery import write_gallery
 from l2l_kit.making.lessons import Lesson, execute_lessons, find_lessons
-from l2l_kit.making.recipes import Recipe, read_recipes
+from l2l_kit.making.recipes import read_recipes
 from l2l_kit.making.report import record_claims, write_report
 from l2l_kit.making.runs import record_tuning
 from l2l_kit.making.sweeps import read_sweep, run_sweep
-from l2l_kit.making.train import search_recipe, train_recipes
+from l2l_kit.making.train import search_recipe, train_recipe
 from l2l_kit.making.work import cores, parallel_map
 from l2l_kit.optimizers import BASELINES, Optimizer, baseline
 from l2l_kit.paths import DATA, HOME, user_path
@@ -80,11 +79,7 @@ Seed = Annotated[int, typer.Option(help="Seed of all draws.")]
 Jobs = Annotated[int, typer.Option(min=1, help="How many to run at once, the cores shared among them.")]
 Tasks = Annotated[int, typer.Option("--tasks", min=1, help="Number of optimizees.")]
 RecipeName = Annotated[str, typer.Argument(help="A recipe of data/recipes, or a path to one (.toml).")]
-Members = Annotated[list[str] | None, typer.Option("--only", help="Only these members of the recipe's grid.")]
-Storage = Annotated[
-    str | None,
-    typer.Option(help="Database URL that keeps the search, for several machines; a file in cache/ if not given."),
-]
+Storage = Annotated[str | None, typer.Option(help="Database URL of a search that several machines share.")]
 Data = Annotated[Path, typer.Option(parser=user_path, help="Where pretrained/, results/ and cache/ are.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", "-p", help="A field, as name=value; may be repeated.")]
 
@@ -117,38 +112,23 @@ def _print_table(rows: Sequence[dict[str, str]], title: str | None = None) -> No
 
 @app.command()
 def train(
-    recipe: RecipeName,
-    only: Members = None,
-    jobs: Jobs = 1,
-    storage: Storage = None,
-    data: Data = HOME,
-    device: Device = None,
+    recipe: RecipeName, jobs: Jobs = 1, storage: Storage = None, data: Data = HOME, device: Device = None
 ) -> None:
     """Make pretrained optimizers: search the meta-learning rate, train, save. Goes on where it was interrupted."""
-    chosen = _members(recipe, only)
+
+    def say(path: Path) -> None:
+        if rank_and_world_size()[0] == 0:
+            it = zoo.card(path)["trained"]
+            how = f"loss {it['validation_loss']:.4g} after {it['episodes']} episodes, {it['seconds']} s"
+            console.print(f"{path}: validation {how}")
+
     with process_group(device) as mine:
-        made = train_recipes(chosen, data, storage, str(mine), jobs)
-        for number, path in enumerate(made, start=1):
-            if rank_and_world_size()[0] == 0:
-                it = zoo.card(path)["trained"]
-                how = f"loss {it['validation_loss']:.4g} after {it['episodes']} episodes, {it['seconds']} s"
-                console.print(f"({number}/{len(chosen)}) {path}: validation {how}")
-
-
-def _members(recipe: str, only: list[str] | None) -> list[Recipe]:
-    """The recipes of a file, or those of its grid that were asked for."""
-    members = {member.name: member for member in read_recipes(recipe)}
-    for name in only or []:
-        if name not in members:
-            raise UnknownNameError(f"member of recipe {recipe!r}", name, members)
-    return [member for name, member in members.items() if not only or name in only]
+        parallel_map(train_recipe, [(member, data, storage, str(mine)) for member in read_recipes(recipe)], jobs, say)
 
 
 @app.command("train-features")
 def train_small_network(
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over CIFAR-10.")] = 3,
-    seed: Seed = 0,
-    data: Annotated[Path, typer.Option(parser=user_path, help="Where networks/ and results/ are.")] = DATA,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over CIFAR-10.")] = 3, seed: Seed = 0, data: Data = DATA
 ) -> None:
     """Make the small network whose features stand in for VGG-16's, and record how well it tells pictures apart."""
     path, recorded, accuracy = make_features(epochs, seed, data)
@@ -157,22 +137,17 @@ def train_small_network(
 
 @app.command()
 def search(
-    recipe: RecipeName,
-    only: Members = None,
-    jobs: Jobs = 1,
-    storage: Storage = None,
-    data: Data = HOME,
-    device: Device = None,
+    recipe: RecipeName, jobs: Jobs = 1, storage: Storage = None, data: Data = HOME, device: Device = None
 ) -> None:
     """Draw meta-learning rates, and what else a recipe leaves open, at random. Goes on where it was interrupted."""
     from l2l_kit import plots, static
 
-    for member in _members(recipe, only):
+    for member in read_recipes(recipe):
         if member.search is None:
             raise ValueError(f"recipe {member.name!r} has no [search] section.")
-        work = [(member, data, storage, device)] * min(jobs, member.search.trials)
         with console.status(f"{member.name}: {member.search.trials} trials"):
-            *_, trials = parallel_map(search_recipe, work, jobs)
+            work = [(member, data, storage, device)] * min(jobs, member.search.trials)
+            trials = parallel_map(search_recipe, work, jobs)[-1]
         rows = [{str(name): f"{value:.4g}" for name, value in row.items()} for row in trials.to_dict("records")]
         _print_table(rows, f"{member.name}, best first")
         console.print(f"recorded in {data / 'results' / 'search' / member.name}.csv", soft_wrap=True)
@@ -186,10 +161,7 @@ def search(
 def tune(
     problem: Annotated[str, typer.Argument(help="The problem, such as quadratics, or path/to/file.py:name.")],
     settings: Settings = None,
-    steps: Annotated[
-        list[int],
-        typer.Option(min=1, help="Updates per run; repeat it to tune for several lengths."),
-    ] = [100],  # noqa: B006
+    steps: Annotated[list[int], typer.Option(min=1, help="Updates per run; repeat it for several lengths.")] = [100],  # noqa: B006
     num_tasks: Tasks = 1000,
     rates: Annotated[int, typer.Option(min=1, help="Learning rates per decade that are tried.")] = 8,
     seed: Seed = 0,
@@ -197,11 +169,9 @@ def tune(
     device: Device = None,
 ) -> None:
     """Find the learning rate of every baseline that gives the best final loss, and record it in data/results."""
-    chosen = _problem(problem, settings)
+    chosen, arguments = _problem(problem, settings), {"num_tasks": num_tasks, "rates": rates, "seed": seed}
     with console.status("tuning"):
-        tunings, path = record_tuning(
-            chosen, data, steps=steps, num_tasks=num_tasks, rates=rates, seed=seed, device=device
-        )
+        tunings, path = record_tuning(chosen, data, steps=steps, device=device, **arguments)
     rows = []
     for tuning in tunings:
         for step in steps:
@@ -223,7 +193,6 @@ def compare(
     steps: Annotated[int, typer.Option(min=1, help="Updates per run.")] = 100,
     num_tasks: Tasks = 1000,
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option(parser=user_path, help="Write the whole curves to this CSV file.")] = None,
     device: Device = None,
 ) -> None:
     """Run optimizers on the same fresh optimizees and print their losses after the last step."""
@@ -237,9 +206,6 @@ def compare(
             value, low, high = (part[-1].item() for part in curves.interval(name, statistic))
             rows[-1][f"{statistic} (95% CI)"] = f"{value:.4g} ({low:.4g} to {high:.4g})"
     _print_table(rows, f"f after {steps} steps, {num_tasks} optimizees")
-    if out is not None:
-        write_atomically(out, curves.to_frame().to_csv(index=False).encode())
-        console.print(f"curves written to {out}")
 
 
 def _optimizer(text: str, tuned_on: str) -> tuple[str, Optimizer[Any]]:
@@ -254,31 +220,13 @@ def _optimizer(text: str, tuned_on: str) -> tuple[str, Optimizer[Any]]:
 @app.command()
 def sweep(
     name: Annotated[str, typer.Argument(help="A sweep of data/sweeps, or a path to one (.toml).")],
-    only: Annotated[
-        list[str] | None, typer.Option(help="Run only these optimizers, such as Adam, and record nothing yet.")
-    ] = None,
-    pieces: Annotated[
-        Path | None,
-        typer.Option(parser=user_path, help="Folder of the runs that are finished, instead of the one in the cache."),
-    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Run only these optimizers, and record nothing yet.")] = None,
     jobs: Jobs = 1,
     data: Data = HOME,
     device: Device = None,
 ) -> None:
     """Compare optimizers, baselines freshly tuned, over a grid of problems. Goes on where it was interrupted."""
-    plan = read_sweep(name)
-    for label in only or []:
-        if label not in plan.labels:
-            raise UnknownNameError(f"optimizer of sweep {plan.name!r}", label, plan.labels)
-    path = run_sweep(
-        plan,
-        data,
-        only=only,
-        pieces=pieces,
-        jobs=jobs,
-        device=device,
-        on_run=lambda run: console.print(run.words),
-    )
+    path = run_sweep(read_sweep(name), data, only=only, jobs=jobs, device=device)
     if path is not None:
         console.print(f"recorded in {path}")
 
@@ -294,10 +242,7 @@ def reproduce(
         "build/report"
     ),
     jobs: Annotated[int | None, typer.Option(min=1, help="Lessons at once; as many as cores if not given.")] = None,
-    again: Annotated[bool, typer.Option("--again", help="Execute lessons again that are finished.")] = False,
-    record: Annotated[
-        bool, typer.Option("--record", help="Record the claims in results/reproduce, to compare later runs with.")
-    ] = False,
+    record: Annotated[bool, typer.Option("--record", help="Record the claims, to compare later runs with.")] = False,
     data: Data = HOME,
     device: Device = None,
 ) -> None:
@@ -305,10 +250,8 @@ def reproduce(
     parameters = {"profile": str(profile), **({"device": device} if device else {}), **_pairs(settings)}
     chosen, at_once, notebooks = find_lessons(lesson or ()), jobs or cores(), out / "notebooks"
     console.print(f"{len(chosen)} lessons, {min(at_once, len(chosen))} at a time, into {notebooks}")
-    with console.status("") as status:
-        lessons = execute_lessons(
-            chosen, notebooks, parameters, jobs=at_once, again=again, on_lesson=_say, on_progress=status.update
-        )
+    with console.status("executing lessons"):
+        lessons = execute_lessons(chosen, notebooks, parameters, jobs=at_once, on_lesson=_say)
     page = write_report(lessons, parameters, out, data / "results")
     console.print(_verdict([claim for done in lessons for claim in done.claims]))
     console.print(f"report: {page.resolve()}", soft_wrap=True)
@@ -343,35 +286,20 @@ def fetch(
     show: Annotated[bool, typer.Option("--list", help="Only show what is there and whether it is whole.")] = False,
 ) -> None:
     """Download data sets and VGG-16 into the cache, $L2L_DATA_DIR or data/cache."""
-    found = {each: data_sets.status(each) for each in ([name] if name else data_sets.DATA_SETS)}
+    rows = []
+    for each in [name] if name else data_sets.DATA_SETS:
+        (state, remark), data_set = data_sets.status(each), data_sets.DATA_SETS[each]
+        words = {"verified": "[green]holds[/green]", "damaged": "[red]does not hold[/red]", "missing": ""}[state]
+        rows.append({"name": each, "in the cache": "nothing" if state == "missing" else str(data_set.path)})
+        rows[-1] |= {"checksum": f"{words} ({remark})" if state == "verified" and remark else words}
+        rows[-1] |= {"from": data_set.url, "without it": data_set.stand_in}
+        if not show and state == "verified":
+            console.print(f"{each}: already in {data_set.path}{f' ({remark})' if remark else ''}", soft_wrap=True)
+        elif not show:
+            console.print(f"{each}: {remark or 'not in the cache.'} Downloading from {data_set.url}", soft_wrap=True)
+            console.print(f"{each}: verified and written to {data_sets.fetch(each)}", soft_wrap=True)
     if show:
-        _print_table([_about_data(each, *status) for each, status in found.items()])
-        return
-    for each, (state, remark) in found.items():
-        data_set = data_sets.DATA_SETS[each]
-        if state == "verified":
-            console.print(f"{each}: already in {data_set.path}{_in_brackets(remark)}", soft_wrap=True)
-            continue
-        if state == "damaged":
-            console.print(remark, soft_wrap=True)
-        console.print(f"{each}: downloading from {data_set.url}", soft_wrap=True)
-        console.print(f"{each}: verified and written to {data_sets.fetch(each)}", soft_wrap=True)
-
-
-def _about_data(name: str, state: data_sets.State, remark: str) -> dict[str, str]:
-    data_set = data_sets.DATA_SETS[name]
-    verdict = {"verified": f"[green]holds[/green]{_in_brackets(remark)}", "damaged": "[red]does not hold[/red]"}
-    return {
-        "name": name,
-        "in the cache": "nothing" if state == "missing" else str(data_set.path),
-        "checksum": verdict.get(state, ""),
-        "from": data_set.url,
-        "without it": data_set.stand_in,
-    }
-
-
-def _in_brackets(remark: str) -> str:
-    return f" ({remark})" if remark else ""
+        _print_table(rows)
 
 
 @app.command("zoo")

@@ -200,12 +200,9 @@ def _band(name: str, x: Values, low: Values, high: Values, style: Style) -> go.S
 def graph(
     curves: Mapping[str, Points | Curve], *, x: str, y: str, title: str, log: Log = "", markers: int = 6
 ) -> Figure:
-    """Curves of any kind over a common axis.
+    """Curves of any kind, by name, over a common axis; `x` and `y` label the axes.
 
     Args:
-        curves: by name.
-        x: label of the horizontal axis.
-        y: label of the vertical axis.
         log: the logarithmic axes. A horizontal one has a tick at every point.
         markers: diameter of the points in pixels, where they are few; 0 for none.
     """
@@ -246,15 +243,13 @@ def lines(
     by: str = "optimizer",
     log: Log = "",
 ) -> Figure:
-    """One column of a table over another, a line for each optimizer.
+    """One column of a table over another, a line for each optimizer; the rest as in `graph`.
 
     Args:
         table: columns `low` and `high`, if there are such, bound a band. Of a sweep, the rows under one protocol.
         over: the column that varies along a line, such as "step".
         column: what to show.
-        x: label of the horizontal axis, as `y` of the other; None for the name of its column.
         by: the column that tells the lines apart.
-        log: the logarithmic axes. A horizontal one has a tick and markers at every value.
 
     Raises:
         ValueError: if the rows are under several protocols.
@@ -281,12 +276,7 @@ def learning_curves(
 ) -> Figure:
     """Loss over steps, a line for each optimizer.
 
-    Args:
-        curves: what `compare` measured.
-        statistic: "mean" or "median" over the tasks.
-        band: "interval" for the statistic's 95% confidence interval, "quantiles" for the middle half of the tasks,
-            None for none.
-        title: None for one that gives the statistic and the number of tasks.
+    The band is the statistic's 95% confidence interval, or with "quantiles" the middle half of the tasks.
     """
     drawn = {}
     for name in curves.losses:
@@ -301,11 +291,7 @@ def learning_curves(
 
 
 def tuning(table: pd.DataFrame) -> Figure:
-    """Mean final loss over learning rate, a line for each baseline, the best learning rate marked by a star.
-
-    Args:
-        table: what `l2l tune` records, with columns `baseline`, `lr` and `mean`.
-    """
+    """Mean final loss over learning rate, a line for each baseline of a recorded tuning, a star at its best one."""
     curves = {BASELINES.get(name, name): curve for name, curve in _by(table, "baseline", "lr", "mean").items()}
     title = "Mean final loss by learning rate"
     figure = graph(curves, x="learning rate", y="loss", title=title, log="y", markers=0)
@@ -322,12 +308,7 @@ def tuning(table: pd.DataFrame) -> Figure:
 
 
 def validation(histories: Mapping[str, pd.DataFrame], title: str = "Validation loss in meta-training") -> Figure:
-    """Validation loss over the course of meta-training, a line for each run.
-
-    Args:
-        histories: tables with a column `validation_loss`, such as `History.to_frame` gives; the horizontal axis is
-            the index, or a column `epoch` if there is one.
-    """
+    """Validation loss over epochs, a line for each run; tables are those of `History.to_frame`, or as recorded."""
     curves = {name: (run.get("epoch", run.index), run["validation_loss"]) for name, run in histories.items()}
     figure = graph(curves, x="epoch", y="validation loss", title=title, markers=0)
     # The loss of epoch 0 does not set the scale: untrained weights may do anything.
@@ -336,11 +317,9 @@ def validation(histories: Mapping[str, pd.DataFrame], title: str = "Validation l
 
 
 def search(table: pd.DataFrame, setting: str, title: str) -> Figure:
-    """Validation loss of the trials of a random search over one of the settings that were drawn.
+    """Validation loss of the trials of `random_search` over one of the settings that were drawn.
 
-    Args:
-        table: what `random_search` gives. Pruned trials are drawn apart, and those that diverged are left out.
-        setting: the column along the horizontal axis.
+    Pruned trials are drawn apart, and those that diverged are left out.
     """
     pruned = table["pruned_after"].notna() if "pruned_after" in table else table["trial"] < 0
     kinds = {"finished": table[~pruned], "pruned, loss when it was": table[pruned]}
@@ -460,13 +439,12 @@ def _contours(trajectories: Trajectories, low: Tensor, high: Tensor) -> list[go.
 
 
 def pictures(rows: Mapping[str, Mapping[str, Tensor]], *, side: int | None = None, gap: int = 4) -> PIL.Image.Image:
-    """Pictures in rows and columns on white, with the rows' names on the left and the columns' above.
+    """Pictures in rows and columns on nothing, with the rows' names on the left and the columns' above.
 
     Args:
         rows: by name of the row and of the column, bytes of shape ``(3, height, width)``, or ``(height, width)`` for
             greys. All have one size. A row may lack some columns.
         side: width and height to which the middle square of each is scaled; None for pictures as they are.
-        gap: pixels between two.
     """
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     high, wide = (side, side) if side else next(each for row in rows.values() for each in row.values()).shape[-2:]
@@ -475,13 +453,13 @@ def pictures(rows: Mapping[str, Mapping[str, Tensor]], *, side: int | None = Non
     left = max(math.ceil(font.getlength(name)) for name in names) + 12 if names else 0
     top = 24 if any(columns) else 0
     size = left + (wide + gap) * len(columns) - gap, top + (high + gap) * len(rows) - gap
-    sheet = PIL.Image.new("RGB", size, "white")
+    sheet = PIL.Image.new("RGBA", size, (255, 255, 255, 0))  # white where a format knows no transparency
     draw = PIL.ImageDraw.Draw(sheet)
     for number, column in enumerate(columns):
-        draw.text((left + (wide + gap) * number, 4), column, fill="black", font=font)
+        draw.text((left + (wide + gap) * number, 4), column, fill=static.INK, font=font)
     for number, (name, row) in enumerate(rows.items()):
         y = top + (high + gap) * number
-        draw.text((4, y + high // 2 - 8), name, fill="black", font=font)
+        draw.text((4, y + high // 2 - 8), name, fill=static.INK, font=font)
         for column, picture in row.items():
             pixels = picture.expand(3, *picture.shape[-2:]).permute(1, 2, 0).contiguous()
             tile = PIL.Image.fromarray(pixels.numpy())
@@ -491,11 +469,7 @@ def pictures(rows: Mapping[str, Mapping[str, Tensor]], *, side: int | None = Non
 
 
 def filters(weights: Mapping[str, Mapping[int, Tensor]]) -> PIL.Image.Image:
-    """Filters of a first convolution as coloured pictures: a row for each optimizer, a block for each moment.
-
-    Args:
-        weights: by optimizer and step, shape ``(filters, 3, height, width)``, each filter drawn in its own range.
-    """
+    """Filters ``(filters, 3, height, width)`` by optimizer and step as pictures, each drawn in its own range."""
 
     def block(filters: Tensor, across: int = 4) -> Tensor:
         low, high = (bound(filters, dim=(1, 2, 3), keepdim=True) for bound in (torch.amin, torch.amax))
@@ -508,11 +482,9 @@ def filters(weights: Mapping[str, Mapping[int, Tensor]]) -> PIL.Image.Image:
 
 
 def matrices(rows: Mapping[str, Mapping[str, Tensor]], zoom: int = 11) -> PIL.Image.Image:
-    """Square matrices as coloured pictures: blue below zero, white at zero and red above.
+    """Square matrices by name of row and column: blue below zero, red above, each in its own range.
 
-    Args:
-        rows: by name of the row and of the column, shape ``(n, n)``, each drawn in its own range.
-        zoom: pixels of an entry.
+    An entry is `zoom` pixels wide.
     """
 
     def heat(matrix: Tensor) -> Tensor:

@@ -33,9 +33,8 @@ def load(name_or_path: str | Path, device: str | torch.device | None = None) -> 
     """A learned optimizer with its weights, in the precision in which they were saved.
 
     Args:
-        name_or_path: a pretrained one by name (see `names`), or a path to a ``.safetensors`` file that `save` wrote.
-            What is neither is looked for in the working directory, so that what was saved as "mine" loads as "mine".
-        device: where to put it; None leaves it on the CPU.
+        name_or_path: a pretrained one by name (see `names`), or what was given to `save`.
+        device: None for the CPU.
 
     Raises:
         UnknownNameError: if there is no such pretrained optimizer; the message offers the nearest one.
@@ -73,7 +72,6 @@ def save(
     The card stands in the header of the weights as well, so the one file is enough to load it.
 
     Args:
-        optimizer: what to save.
         path: a file name; ``.safetensors`` is added if missing. A mere name goes to the working directory.
         history: of its meta-training; without it the card says nothing of that.
         origin: what else the card is to say of where the optimizer comes from.

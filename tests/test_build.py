@@ -47,8 +47,7 @@ import l2l_kit as l2l
 from l2l_kit.evaluation import read_result
 
 assert l2l.zoo.names() == []
-for _ in range(2):
-    l2l.build(["tiny.toml"], {"quadratics": {"steps": [3], "num_tasks": 4, "rates": 1}}, ["small.toml"], device="cpu")
+l2l.build(["tiny.toml"], {"quadratics": {"steps": [3], "num_tasks": 4, "rates": 1}}, ["small.toml"], device="cpu")
 refused = []
 for read, name in ((l2l.load, "quadratics"), (l2l.tuned_baselines, "mnist"), (read_result, "sweeps/cifar10")):
     try:

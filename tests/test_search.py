@@ -139,11 +139,6 @@ def test_a_trial_that_ends_in_nan_is_infinite_and_not_tried_for_ever(tmp_path, m
     assert search(tmp_path / "search.db")["validation_loss"].tolist() == [0.25, 0.5, 0.75, math.inf]
 
 
-def test_a_recipe_without_search_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"recipe 'tiny' has no \[search\] section"):
-        search(tmp_path / "search.db", replace(RECIPE, search=None))
-
-
 @pytest.mark.parametrize(
     "other",
     [
@@ -234,13 +229,13 @@ def test_two_processes_share_a_search(tmp_path):
 
 
 def test_hopeless_trials_are_given_up_and_the_same_ones_each_time(tmp_path):
-    recipe = with_search(trials=12, epochs=4, prune=True)
+    recipe = with_search(trials=8, epochs=4, prune=True)
     one, other = (search(tmp_path / name, recipe) for name in ("one.db", "other.db"))
     columns = [*COLUMNS, "pruned_after"]
     pd.testing.assert_frame_equal(one[columns], other[columns], check_exact=True)
     given_up = one["pruned_after"].notna()
-    assert 0 < given_up.sum() < 8
+    assert 0 < given_up.sum() < 4
     assert given_up.is_monotonic_increasing, "they come last"
-    whole = search(tmp_path / "whole.db", with_search(trials=12, epochs=4)).set_index("trial")
+    whole = search(tmp_path / "whole.db", with_search(trials=8, epochs=4)).set_index("trial")
     for _, row in one[~given_up].iterrows():
         assert row["validation_loss"] == whole.loc[row["trial"], "validation_loss"]

@@ -105,16 +105,18 @@ class TestWriteAtomically:
         assert list(path.parent.iterdir()) == [path]
 
     @pytest.mark.parametrize("function", ["replace", "fsync"])
-    def test_an_interruption_leaves_the_old_content_and_no_rubbish(self, tmp_path, monkeypatch, function):
+    @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left")], ids=["Ctrl-C", "full"])
+    def test_what_goes_wrong_leaves_the_old_content_and_no_rubbish(self, tmp_path, monkeypatch, function, error):
         path = tmp_path / "file"
         write_atomically(path, b"old")
 
-        def interrupted(*_):
-            raise KeyboardInterrupt
+        def fails(*_):
+            raise error
 
-        monkeypatch.setattr(storage.os, function, interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        monkeypatch.setattr(storage.os, function, fails)
+        with pytest.raises(type(error)) as caught:
             write_atomically(path, b"new")
+        assert getattr(caught.value, "filename", str(path)) == str(path)
         assert path.read_bytes() == b"old"
         assert list(tmp_path.iterdir()) == [path]
 

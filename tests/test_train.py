@@ -19,32 +19,11 @@ SEARCHED = replace(RECIPE, search=Search(trials=2, epochs=1, meta_lr=(1e-3, 1e-1
 
 
 def follow(data, recipe=RECIPE):
-    return train.train_recipe(recipe, data, device="cpu", progress=False)
+    return train.train_recipe(recipe, data, device="cpu")
 
 
 def weights(path):
     return {name: weight.tolist() for name, weight in zoo.load(path).state_dict().items()}
-
-
-def test_makes_the_optimizer_its_card_and_its_history(tmp_path):
-    path = follow(tmp_path)
-    assert path == tmp_path / "pretrained" / "tiny.safetensors"
-    card = zoo.card(path)
-    assert card["problem"] == RECIPE.problem
-    assert MetaTraining(**card["training"]) == TRAINING
-    history = read_result("training/tiny", tmp_path / "results")
-    assert list(history["epoch"]) == [0, 1, 2]
-    assert history["validation_loss"].min() == pytest.approx(card["trained"]["validation_loss"], rel=1e-5)
-
-
-def test_trains_with_the_best_that_the_search_has_found(tmp_path):
-    card = zoo.card(follow(tmp_path, SEARCHED))
-    trials = read_result("search/tiny", tmp_path / "results")
-    assert len(trials) == 2
-    assert trials["validation_loss"].is_monotonic_increasing
-    assert card["training"]["meta_lr"] == pytest.approx(trials["meta_lr"][0], rel=1e-5)
-    for name in OPEN:
-        assert card["optimizer"][name] == pytest.approx(trials[name][0], rel=1e-5)
 
 
 def test_goes_on_from_the_optimizer_that_it_starts_from(tmp_path, monkeypatch):

@@ -115,12 +115,6 @@ class TestRecorded:
                 assert chosen == {BASELINES[tuning.name]: tuning.best(statistic, step) for tuning in tunings}
         assert tuned_baselines("bowls", step=1) != tuned_baselines("bowls")
 
-    def test_that_of_the_kit_is_read(self):
-        for statistic in ("mean", "median"):
-            chosen = tuned_baselines("quadratics", statistic, 100)
-            assert list(chosen) == list(BASELINES.values())
-            assert chosen == tuned_baselines("quadratics", statistic)
-
     def test_what_is_not_there_is_named(self):
         with pytest.raises(FileNotFoundError, match="no recorded result 'nothing/tuning'"):
             tuned_baselines("nothing")

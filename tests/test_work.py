@@ -31,8 +31,17 @@ def threads():
 
 @pytest.mark.parametrize(("asked", "found"), [("", 1), ("2", min(2, os.cpu_count()))])
 def test_workers_share_one_core_unless_the_user_says_how_many_threads(one_core, monkeypatch, asked, found):
+    """And so do the processes that they start, such as kernels."""
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    assert list(parallel_map(threads, [(), ()], jobs=2)) == [(found, asked)] * 2
+    assert parallel_map(threads, [(), ()], jobs=2) == [(found, asked or "1")] * 2
+
+
+def test_results_come_in_the_order_of_the_calls():
+    told = []
+    for jobs in (1, 2):
+        assert parallel_map(pow, [(2, 1), (2, 2), (2, 3)], jobs, told.append) == [2, 4, 8]
+    assert (told[:3], sorted(told[3:])) == ([2, 4, 8], [2, 4, 8])
+    assert parallel_map(pow, [], 2, apart=True) == []
 
 
 def test_the_number_of_jobs_is_said_by_the_environment(monkeypatch):
@@ -52,7 +61,7 @@ def touch(path):
 def test_after_an_interruption_nothing_more_is_begun(tmp_path):
     work = [(None,), *((tmp_path / str(number),) for number in range(20))]
     with pytest.raises(AttributeError):
-        list(parallel_map(touch, work, jobs=2))
+        parallel_map(touch, work, jobs=2)
     assert len(list(tmp_path.iterdir())) < 20
 
 

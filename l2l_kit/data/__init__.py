@@ -13,28 +13,6 @@ from l2l_kit.data.sources import DataSet, Source, cache_folder, download, read_c
 from l2l_kit.data.vgg import VGG16, FeatureWeights
 from l2l_kit.errors import DataError, UnknownNameError
 
-__all__ = [
-    "DATA_SETS",
-    "FeatureWeights",
-    "Images",
-    "Photographs",
-    "Source",
-    "Split",
-    "State",
-    "cache_folder",
-    "content",
-    "content_names",
-    "feature_weights",
-    "fetch",
-    "fitted",
-    "load",
-    "load_picture",
-    "photographs",
-    "status",
-    "style",
-    "style_names",
-]
-
 DATA_SETS: dict[str, DataSet] = {"cifar10": CIFAR10, "mnist": MNIST, "photos": PHOTOS, "vgg16": VGG16}
 """What can be fetched, by name."""
 State = Literal["verified", "damaged", "missing"]
@@ -57,7 +35,7 @@ def load(name: str, source: Source = "auto") -> Images:
 
 
 def photographs(source: Source = "auto") -> Photographs:
-    """Photographs without labels; arguments and errors are those of `load`."""
+    """Photographs without labels, otherwise as `load`."""
     return cast(Photographs, _load("photos", source))
 
 

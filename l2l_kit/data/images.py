@@ -29,7 +29,7 @@ PARTS = {"train": 1800, "validation": 20, "test": 100}
 
 @dataclass(frozen=True)
 class Images(Loaded):
-    """Labelled images, split into those to train on and those to test on.
+    """Labelled images, to train on and to test on.
 
     Attributes:
         classes: words for the classes, in their order.
@@ -50,11 +50,7 @@ class Images(Loaded):
 
 @dataclass(frozen=True)
 class Photographs(Loaded):
-    """Photographs in three parts, none of which has a picture of another.
-
-    Attributes:
-        train, validation, test: bytes, shape ``(photographs, 3, 128, 128)``.
-    """
+    """Photographs in three parts that have nothing in common: bytes, shape ``(photographs, 3, 128, 128)``."""
 
     train: Tensor
     validation: Tensor
@@ -123,18 +119,16 @@ def _read_cifar10(folder: Path) -> Arrays:
 
 
 def _embedded_cifar10() -> Arrays:
-    """Patches of photographs; which photograph is the class. All are made small, so that a patch shows a thing."""
-    parts = [_patches(photograph(name, (288, 184))) for name in PHOTOGRAPHS]
-    arrays = {}
-    for split, patches in zip(("train", "test"), zip(*parts, strict=True), strict=True):
+    """Patches of photographs; which photograph is the class. All are made small, so that a patch shows a thing.
+
+    Of each there are 500 from the left 224 columns to train on, and 100 from the other 64 to test on.
+    """
+    pictures, arrays = [photograph(name, (288, 184)) for name in PHOTOGRAPHS], {}
+    for split, columns in (("train", slice(224)), ("test", slice(224, None))):
+        patches = [_crops(pixels[:, columns], 32, 8) for pixels in pictures]
         arrays[f"x_{split}"] = np.concatenate(patches)
         arrays[f"y_{split}"] = np.repeat(np.arange(len(patches), dtype=np.uint8), len(patches[0]))
     return arrays
-
-
-def _patches(pixels: Array) -> tuple[Array, Array]:
-    """Patches of 32 by 32, every 8 pixels: 500 from the left 224 columns to train on, 100 from the other 64 to test."""
-    return _crops(pixels[:, :224], 32, 8), _crops(pixels[:, 224:], 32, 8)
 
 
 def _crops(pixels: Array, side: int, step: int) -> Array:
@@ -163,13 +157,12 @@ def _read_imagenette(folder: Path) -> Arrays:
 
 def _embedded_photographs() -> Arrays:
     """Crops of photographs: their left halves to train on, the quarters of their right halves for the rest."""
-    parts: dict[str, list[Array]] = {part: [] for part in PARTS}
-    for name in CONTENTS:
-        pixels = photograph(name, (4 * SIDE, 2 * SIDE))
-        parts["train"].append(_crops(pixels[:, : 2 * SIDE], SIDE, 16))
-        parts["validation"].append(_crops(pixels[:, 2 * SIDE : 3 * SIDE], SIDE, 64))
-        parts["test"].append(_crops(pixels[:, 3 * SIDE :], SIDE, 16))
-    return {part: np.concatenate(crops) for part, crops in parts.items()}
+    pictures = [photograph(name, (4 * SIDE, 2 * SIDE)) for name in CONTENTS]
+    parts = {"train": (0, 2 * SIDE, 16), "validation": (2 * SIDE, 3 * SIDE, 64), "test": (3 * SIDE, 4 * SIDE, 16)}
+    return {
+        part: np.concatenate([_crops(pixels[:, left:right], SIDE, step) for pixels in pictures])
+        for part, (left, right, step) in parts.items()
+    }
 
 
 _MNIST_KEYS = ("x_train", "y_train", "x_test", "y_test")

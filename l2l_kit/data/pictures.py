@@ -7,7 +7,7 @@ from collections import Counter
 from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -60,10 +60,7 @@ def content_names() -> list[str]:
 
 
 def content(name: str | Path) -> Tensor:
-    """A picture to paint: bytes, shape ``(3, height, width)``.
-
-    Args:
-        name: one of `content_names`, or the path of a picture.
+    """A picture to paint, by one of `content_names` or a path: bytes, shape ``(3, height, width)``.
 
     Raises:
         UnknownNameError: if there is no content of that name; the message offers the nearest.
@@ -82,14 +79,12 @@ def style(name: str | Path) -> Tensor:
     return _named("style", name)
 
 
-def _names(kind: Literal["content", "style"]) -> list[str]:
+def _names(kind: str) -> list[str]:
     return sorted({*_own(kind), *_EMBEDDED[kind]})
 
 
-def _named(kind: Literal["content", "style"], name: str | Path) -> Tensor:
-    own = _own(kind)
-    if name in own:
-        path = own[str(name)]
+def _named(kind: str, name: str | Path) -> Tensor:
+    if path := _own(kind).get(str(name)):
         return _read_once(path, path.stat().st_mtime_ns)
     if name in _EMBEDDED[kind]:
         return _embedded(kind, str(name))
@@ -132,18 +127,11 @@ def photograph(name: str, size: tuple[int, int]) -> Array:
 
 
 def load_picture(source: str | Path | bytes, name: str = "") -> Tensor:
-    """A picture from a file, or from a file's bytes.
+    """A picture from a file, or from a file's bytes, as bytes of shape ``(3, height, width)``.
 
     It is turned as its EXIF data say, put on white where it is transparent, converted to RGB whatever it was and
     reduced to at most 1,024 pixels a side. Of an animation it is the first picture. The brightest pixel of a 32-bit or
-    floating-point file is white, since such files do not say which value is.
-
-    Args:
-        source: path of a file, or its content.
-        name: what messages call it; the file's name if not given.
-
-    Returns:
-        Bytes, shape ``(3, height, width)``.
+    floating-point file is white, since such files do not say which value is. Messages call it `name`.
 
     Raises:
         DataError: if there is no such file, it is no picture, damaged, too small, or too large to decode.
@@ -191,15 +179,7 @@ def _plain(file: ImageFile.ImageFile) -> Image.Image:
 
 
 def fitted(pictures: Tensor, size: int) -> Tensor:
-    """The middle square of pictures, with ``size`` pixels a side.
-
-    Args:
-        pictures: values 0 … 255, shape ``(n, 3, height, width)``.
-        size: of the square.
-
-    Returns:
-        Floats 0 … 255, shape ``(n, 3, size, size)``.
-    """
+    """The middle squares of pictures ``(n, 3, height, width)``, as floats 0 … 255 of shape ``(n, 3, size, size)``."""
     height, width = pictures.shape[-2:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2

@@ -31,7 +31,6 @@ Array = npt.NDArray[np.uint8]
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 _ANSWER_SECONDS = 3.0
-_RETRIES = 2
 _SEAL = "sha256"
 _MOST = 2**29
 """Bytes above which an .npz file is not even unpacked: a few kB of it can say that they are gigabytes."""
@@ -57,7 +56,6 @@ class DataSet:
     """How to get a data set.
 
     Attributes:
-        title: name of the whole data set.
         file: its name in the cache, which ends in ".npz" or ".safetensors".
         copies: checksums of known copies, and what they are; the description of an exact one is empty.
         url: folder of the official files.
@@ -100,12 +98,7 @@ def checksum(arrays: Arrays) -> str:
 
 
 def read_cached(data_set: DataSet) -> tuple[Arrays | None, str]:
-    """What the cache has of a data set.
-
-    Returns:
-        The arrays and which copy they are, empty for an exact one; or None and what is wrong with the file, empty if
-        there is none.
-    """
+    """The arrays in the cache and which copy they are, "" for an exact one; or None and what is wrong, if anything."""
     path = data_set.path
     try:
         arrays, seal = _unpacked(path)
@@ -139,17 +132,17 @@ def write_cached(data_set: DataSet, arrays: Arrays) -> None:
     Raises:
         DataError: if the cache cannot be written.
     """
-    if data_set.path.suffix == ".safetensors":
-        content = save(dict(arrays), {_SEAL: checksum(arrays)})
+    path, seal = data_set.path, checksum(arrays)
+    if path.suffix == ".safetensors":
+        content = save(dict(arrays), {_SEAL: seal})
     else:
         buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **arrays, **{_SEAL: np.array(checksum(arrays))})
+        np.savez(buffer, allow_pickle=False, **arrays, **{_SEAL: np.array(seal)})
         content = buffer.getvalue()
     try:
-        write_atomically(data_set.path, content)
+        write_atomically(path, content)
     except OSError as error:
-        advice = "Set L2L_DATA_DIR to a folder that can."
-        raise DataError(f"{data_set.path}: cannot be written ({error}). {advice}") from error
+        raise DataError(f"{path}: cannot be written ({error}). Set L2L_DATA_DIR to a folder that can.") from error
 
 
 def download(data_set: DataSet) -> Arrays:
@@ -162,15 +155,15 @@ def download(data_set: DataSet) -> Arrays:
         import pooch
 
     if problem := _unreachable(data_set.url + next(iter(data_set.files))):
-        name = data_set.path.stem
+        path = data_set.path
         raise DataError(
-            f"{data_set.title} is not in {data_set.path.parent}, and {data_set.url} cannot be reached ({problem}). "
-            f"Run `l2l fetch {name}` where there is a network and copy {data_set.file} there, or set L2L_DATA_DIR to "
+            f"{data_set.title} is not in {path.parent}, and {data_set.url} cannot be reached ({problem}). "
+            f"Run `l2l fetch {path.stem}` where there is a network and copy {path.name} there, or set L2L_DATA_DIR to "
             "the folder that has it."
         )
     try:
         with tempfile.TemporaryDirectory(prefix="l2l-") as folder:
-            files = pooch.create(folder, data_set.url, registry=dict(data_set.files), retry_if_failed=_RETRIES)
+            files = pooch.create(folder, data_set.url, registry=dict(data_set.files), retry_if_failed=2)
             for name in data_set.files:
                 files.fetch(name, progressbar=True)
             return data_set.read(Path(folder))
@@ -192,8 +185,7 @@ def _unreachable(url: str) -> str:
         except Exception as error:  # a broken proxy or certificate setting can fail in any way
             outcome = type(error).__name__
 
-    # The time-out does not bound the look-up of the server's name. A daemon may hang there without keeping the process
-    # from ending.
+    # The time-out does not bound the look-up of the server's name, where a daemon may hang without keeping anyone.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(2 * _ANSWER_SECONDS)

@@ -77,12 +77,8 @@ def recorded_gradients(
 def proposals(optimizers: Optimizers, history: Tensor, gradients: Tensor) -> dict[str, Tensor]:
     """The updates that optimizers would propose for a coordinate, as a function of its gradient (appendix B).
 
-    All of them have met the same gradients before, so what they remember of the coordinate is what they would have if
-    they had been on that trajectory.
-
     Args:
-        optimizers: by name.
-        history: gradients of the coordinate along a trajectory, shape ``(steps,)``.
+        history: gradients of the coordinate along a trajectory that all of them remember, shape ``(steps,)``.
         gradients: at which the function is evaluated, shape ``(gradients,)``.
 
     Returns:
@@ -99,10 +95,7 @@ def proposals(optimizers: Optimizers, history: Tensor, gradients: Tensor) -> dic
 
 
 def responses(optimizers: Optimizers, gradients: Tensor) -> dict[str, Tensor]:
-    """The updates with which optimizers answer the gradients that coordinates meet one after the other.
-
-    Both are of shape ``(steps, coordinates)``; the updates are by name.
-    """
+    """By name, the updates ``(steps, coordinates)`` with which optimizers answer gradients of that shape."""
     found = {}
     for name, optimizer in optimizers.items():
         updates = [each[0] for each, _ in _answers(optimizer, gradients[:, None])]
@@ -111,10 +104,9 @@ def responses(optimizers: Optimizers, gradients: Tensor) -> dict[str, Tensor]:
 
 
 def hidden_units(lstm: LSTMRule, gradients: Tensor) -> Tensor:
-    """What an LSTM holds after each of some coordinates' gradients, ``(steps, coordinates)``.
+    """The cells' outputs after each of some coordinates' gradients ``(steps, coordinates)``, layer after layer.
 
-    Returns:
-        The cells' outputs, layer after layer, shape ``(steps, layers · hidden, coordinates)``.
+    Their shape is ``(steps, layers · hidden, coordinates)``.
     """
     held = []
     for _, (memory,) in _answers(lstm, gradients[:, None]):
@@ -200,7 +192,6 @@ def meta_gradient_bias(
         optimizer: at whose weights.
         problem, seed, device: as in `compare`.
         unrolls: lengths of the windows; they must divide the horizon.
-        horizon: number of updates.
         num_tasks: number of optimizees in each batch.
 
     Returns:

@@ -35,13 +35,11 @@ def compare(
     seed: int = 0,
     device: Device = None,
 ) -> Curves:
-    """Run optimizers on the same optimizees.
+    """Run optimizers on the same `num_tasks` optimizees, which are other ones than in meta-training and tuning.
 
     Args:
         optimizers: by name. Modules are copied, and the caller's stay on the device where they are.
-        problem: where the optimizees come from; they are other ones than in meta-training and tuning.
         steps: updates per run.
-        num_tasks: number of optimizees.
         seed: of the optimizees.
         device: None for the best there is.
 
@@ -84,14 +82,9 @@ def metrics_on_test_set(
     seed: int = 0,
     device: Device = None,
 ) -> pd.DataFrame:
-    """Loss and accuracy on the test images, which no optimizee is trained on.
+    """Loss and accuracy on the test images, which no optimizee is trained on, after so many steps.
 
-    Args:
-        at: the numbers of steps after which the optimizees are tested.
-        optimizers, problem, num_tasks, seed, device: as in `compare`, which draws the same optimizees.
-
-    Returns:
-        Columns `optimizer`, `step`, `loss` and `accuracy`, both means over the optimizees.
+    The optimizees are those of `compare`. The columns are `optimizer`, `step`, `loss` and `accuracy`, both means.
 
     Raises:
         TypeError: if the problem's optimizees are not classifiers.
@@ -108,16 +101,10 @@ def metrics_on_test_set(
 
 
 def losses_at(optimizer: Optimizer[Any], tasks: TaskBatch, at: Sequence[int], *, on_test_set: bool = False) -> Tensor:
-    """Losses after chosen numbers of steps, on the CPU, infinite where a run diverged.
+    """Losses after chosen numbers of steps, ascending, on the CPU: ``(n, len(at))``, infinite where a run diverged.
 
     Args:
-        optimizer: learned or not.
-        tasks: what it is run on.
-        at: after how many steps, in ascending order.
         on_test_set: whether to take the loss on the test images instead of the one whose gradient a step follows.
-
-    Returns:
-        Shape ``(n, len(at))``.
 
     Raises:
         TypeError: for the loss on the test images of optimizees that are not classifiers.

@@ -81,8 +81,6 @@ class Curves:
         """A statistic at each step with its confidence interval, by bootstrap over the optimizees.
 
         Args:
-            name: the optimizer.
-            statistic: "mean" or "median".
             over: divide by the same statistic of this optimizer, on the same resampled optimizees (a paired ratio).
             level: coverage of the interval.
             resamples: number of bootstrap samples.

@@ -22,14 +22,9 @@ LBFGS = "L-BFGS"
 
 
 def bfgs_losses(functions: QuadraticTasks, evaluations: int) -> Tensor:
-    """Losses of scipy's BFGS, on each function on its own, in double precision.
+    """The lowest loss that scipy's BFGS has met after each evaluation of each function, in double precision.
 
-    Args:
-        functions: to minimize.
-        evaluations: of function and gradient, beyond the first.
-
-    Returns:
-        The lowest loss so far after each evaluation, shape ``(n, evaluations + 1)``, on the CPU.
+    Its shape is ``(n, evaluations + 1)``, on the CPU: the first evaluation is at the starting point.
     """
     from scipy.optimize import minimize
 

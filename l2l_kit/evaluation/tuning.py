@@ -17,11 +17,10 @@ from l2l_kit.optimizers import BASELINES, Baseline, baseline
 from l2l_kit.problems import Problem
 from l2l_kit.problems.base import draw
 from l2l_kit.randomness import generator
-from l2l_kit.tensors import pick_device
+from l2l_kit.tensors import Device, pick_device
 
 if TYPE_CHECKING:
     import pandas as pd
-    import torch
 
 
 def learning_rates(per_decade: int) -> tuple[float, ...]:
@@ -50,7 +49,6 @@ class Tuning:
     """Losses of one baseline over learning rates.
 
     Attributes:
-        name: the baseline.
         table: a row for each learning rate `lr` and number of updates `step`: the `mean` and `median` loss over the
             optimizees there, infinite where it diverged, and the `baseline`.
     """
@@ -96,18 +94,15 @@ def tune(
     num_tasks: int = 1000,
     learning_rates: Sequence[float] = LEARNING_RATES,
     seed: int = 0,
-    device: str | torch.device | None = None,
+    device: Device = None,
 ) -> Tuning:
-    """Run a baseline with each learning rate on the same optimizees and note its loss after `steps` steps.
+    """Run a baseline with each learning rate on the same optimizees, which are other ones than those of `compare`.
 
     Args:
-        name: "sgd", "nag", "rmsprop" or "adam".
-        problem: where the optimizees come from; the draws are other ones than those of `compare`.
+        name: of the baseline, such as "adam".
+        problem, num_tasks, seed, device: as in `compare`.
         steps: updates per run; several numbers note the loss at each of them.
-        num_tasks: number of optimizees.
         learning_rates: the grid.
-        seed: of the optimizees.
-        device: None for the best there is.
 
     Raises:
         UnknownNameError: for an unknown baseline.
@@ -122,12 +117,9 @@ def tune(
 
 
 def tuned_baselines(problem: str, statistic: Statistic = "mean", step: int | None = None) -> dict[str, Baseline]:
-    """The baselines with the learning rates recorded in data/results, by the name that figures show.
+    """The baselines with the learning rates that are recorded as best for a problem, by the name that figures show.
 
-    Args:
-        problem: name of the recorded tuning, such as "quadratics".
-        statistic: which final error the learning rate is best for.
-        step: the number of updates that it is best for; None for the most that were recorded.
+    Arguments are those of `Tuning.best`.
 
     Raises:
         FileNotFoundError: if no tuning of that problem is recorded; `l2l tune` makes it.

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from l2l_kit import problems
 from l2l_kit.making.recipes import find_recipe, read_recipes
 from l2l_kit.making.runs import record_tuning
 from l2l_kit.making.sweeps import read_sweep, run_sweep
-from l2l_kit.making.train import train_recipes
-from l2l_kit.making.work import default_jobs
+from l2l_kit.making.train import train_recipe
+from l2l_kit.making.work import default_jobs, parallel_map
 from l2l_kit.paths import DATA, HOME
+from l2l_kit.tensors import Device
 
 
 def build(
@@ -21,7 +20,7 @@ def build(
     tunings: Mapping[str, Mapping[str, Any]] | None = None,
     sweeps: Sequence[str] = (),
     *,
-    device: str | torch.device | None = None,
+    device: Device = None,
 ) -> None:
     """Make pretrained optimizers and recorded results in $L2L_HOME, where the kit then reads them and no others.
 
@@ -46,8 +45,8 @@ def build(
     compared = {name for plan in plans for name in plan.learned.values()}
     members |= {name: find_recipe(name) for name in sorted(compared - members.keys())}
     to_tune = [(problems.make({"name": name}), arguments) for name, arguments in (tunings or {}).items()]
-    for path in train_recipes(list(members.values()), jobs=jobs, device=device):
-        print(f"made {path.stem}")
+    calls = [(recipe, HOME, None, device) for recipe in members.values()]
+    parallel_map(train_recipe, calls, jobs, lambda path: print(f"made {path.stem}"))
     for problem, arguments in to_tune:
         record_tuning(problem, **arguments, jobs=jobs, device=device)
     for plan in plans:

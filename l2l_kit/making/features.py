@@ -31,8 +31,7 @@ _LR = 0.01
 def make_features(epochs: int = 3, seed: int = 0, folder: Path = DATA) -> tuple[Path, Path, float]:
     """Train the network that the kit ships and keep it in a folder's ``networks/`` and ``results/``.
 
-    Returns:
-        Where the weights and the record are, and the share of right answers on test images.
+    Returns where the weights and the record are, and the share of right answers on test images.
     """
     images = data.load("cifar10", "full")
     weights, table = train_features(images, SMALL, epochs, seed)
@@ -50,13 +49,10 @@ def train_features(
     """Train a VGG-like network to tell classes of images apart, and keep its convolutions.
 
     While it is trained each convolution is followed by batch normalisation. Afterwards that is folded into the
-    weights, so that the network is convolutions and ReLUs alone, as VGG-16.
+    weights, so that the network is convolutions and ReLUs alone, as VGG-16. Half of the training images are mirrored.
 
     Args:
-        images: half of those that it is trained on are mirrored.
         blocks: channels of the convolutions in each block.
-        epochs: passes over the training images.
-        seed: of initial weights and the order of images.
 
     Returns:
         The weights in half precision, by torchvision's names, and a table: epoch, training_loss (mean cross entropy, in

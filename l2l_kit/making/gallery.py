@@ -20,12 +20,7 @@ PICTURE_BYTES = 100_000
 def write_gallery(lessons: Sequence[Path], folder: Path) -> list[Path]:
     """Write the pictures of executed notebooks and ``README.md``, which shows them, into a folder.
 
-    Args:
-        lessons: executed notebooks, in reading order.
-        folder: earlier pictures in it are deleted.
-
-    Returns:
-        The pictures, in the order of the page.
+    Earlier pictures in the folder are deleted. Returns the new ones, in the order of the lessons.
 
     Raises:
         ValueError: if the lessons show no figure of the paper, since they were not executed.

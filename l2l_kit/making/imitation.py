@@ -1,21 +1,18 @@
 """Imitation: a learned optimizer is fitted to the updates of a hand-designed one, as a start for meta-training.
 
-Meta-training from random weights has to find everything by itself: that steps go downhill, how long they should be,
-that they should become shorter. Where an episode is expensive, much of that can be learned from a teacher (Chen et al.,
-2020). Networks are trained, the gradients of some of their coordinates are recorded, and the LSTMs learn by regression
-to make of these gradients the updates that the teacher makes of them. No gradient of a network has to be computed
-for that but those that are recorded.
+Meta-training from random weights has to find everything by itself: that steps go downhill, and how long they should be.
+Where an episode is expensive, much of that can be learned from a teacher (Chen et al., 2020). The gradients of some
+coordinates of a few networks are recorded, and the LSTMs learn by regression to make of them the teacher's updates.
 
-Gradients under the teacher's updates alone would not do: an LSTM that is not yet the teacher takes the network
-elsewhere. So from the third network on the LSTMs make the updates themselves, and the teacher says what it would have
-done there (DAgger; Ross, Gordon and Bagnell, 2011).
+An LSTM that is not yet the teacher takes a network elsewhere. So from the third network on the LSTMs make the updates
+themselves, and the teacher says what it would have done there (DAgger; Ross, Gordon and Bagnell, 2011).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,12 +71,11 @@ class Imitation:
             )
 
 
-@dataclass(frozen=True)
-class Recording:
+class Recording(NamedTuple):
     """What some coordinates of one network met, and what the teacher makes of it.
 
     Attributes:
-        layout: of these coordinates: the network's tensors, thinned out.
+        layout: the network's tensors, thinned out to these coordinates.
         gradients: shape ``(horizon, coordinates)``.
         targets: the teacher's updates, same shape.
         sizes: root mean square of the targets over each tensor, smoothed in time, same shape.
@@ -91,8 +87,7 @@ class Recording:
     sizes: Tensor
 
 
-@dataclass(frozen=True)
-class Taught:
+class Taught(NamedTuple):
     """How far an imitation has come; one after each network.
 
     Attributes:
@@ -107,11 +102,7 @@ class Taught:
 
 
 class GroupedBaselines:
-    """A hand-designed optimizer for each kind of parameter, as a teacher for a `GroupedRule`.
-
-    Args:
-        groups: the optimizers by kind.
-    """
+    """A hand-designed optimizer for each kind of parameter, as a teacher for a `GroupedRule`."""
 
     def __init__(self, groups: Mapping[str, Optimizer[Any]]) -> None:
         self.groups = dict(groups)
@@ -142,11 +133,7 @@ def imitate(
 ) -> Iterator[Taught]:
     """Fit a learned optimizer to a teacher, in place; goes on as it is iterated over.
 
-    Args:
-        optimizer: is trained in place.
-        teacher: must move each coordinate by its gradients alone, such as the baselines without weight decay.
-        problem: where the networks come from.
-        settings: how.
+    The teacher must move each coordinate by its gradients alone, as the baselines without weight decay do.
 
     Raises:
         ValueError: for an optimizer whose coordinates depend on each other.

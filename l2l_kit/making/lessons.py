@@ -5,21 +5,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
-import os
 import re
-import signal
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
-from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation import Claim, machine
 from l2l_kit.extras import needs
-from l2l_kit.making.work import begin_worker, cores
+from l2l_kit.making.plans import check_names
+from l2l_kit.making.work import parallel_map
 from l2l_kit.paths import NOTEBOOKS
 from l2l_kit.storage import write_atomically
 from l2l_kit.tensors import pick_device
@@ -28,12 +24,11 @@ if TYPE_CHECKING:
     from jupyter_client.manager import KernelManager
 
 _PLOTLY = "application/vnd.plotly.v1+json"
-_TRUTH = {"true": True, "false": False}
 _TYPES: dict[str, Callable[[str], Any]] = {
     "str": str,
     "int": int,
     "float": float,
-    "bool": lambda text: _TRUTH[text.lower()],
+    "bool": lambda text: {"true": True, "false": False}[text.lower()],
 }
 
 
@@ -51,9 +46,6 @@ class Lesson:
     Attributes:
         path: the executed notebook.
         title: its first heading.
-        seconds: how long it took.
-        claims: the claims that it measured.
-        pictures: its static figures, in order.
         machine: what it was executed on, and its `profile`; empty if it was not executed to its end.
         error: what failed, or None; the failing cell is marked in the notebook.
         made_from: checksum of the notebook and the parameters; empty if it was not executed to its end.
@@ -75,10 +67,7 @@ class Lesson:
 
 
 def find_lessons(names: Sequence[str] = ()) -> list[Path]:
-    """The notebooks of these lessons in reading order; all of them if none is named.
-
-    Args:
-        names: numbers or names, such as "01" or "01_quadratics".
+    """The notebooks of these lessons, by number or name, in reading order; all of them if none is named.
 
     Raises:
         UnknownNameError: if there is no such lesson.
@@ -99,50 +88,29 @@ def find_lessons(names: Sequence[str] = ()) -> list[Path]:
 
 
 def check_parameters(lessons: Sequence[Path], given: Mapping[str, str]) -> dict[Path, dict[str, Any]]:
-    """The parameters of each lesson, converted to the types that its notebook declares.
-
-    The notebook's own comment on a parameter says what is allowed: for words, those in quotation marks; for numbers,
-    "at least N" (0 if it does not say) and "at most N".
-
-    Args:
-        lessons: notebooks, from `find_lessons`.
-        given: values as text, by name; each lesson gets those that it declares.
+    """The parameters that each lesson declares, from text to the type that its notebook gives them.
 
     Raises:
-        UnknownNameError: if no lesson declares a parameter of that name, or a word is not allowed.
-        ValueError: if a value is not of the declared type or out of its range, or there is no such device.
+        UnknownNameError: if no lesson declares a parameter of that name.
+        ValueError: if a value is not of the declared type, or there is no such device.
     """
     with needs("reproduce"):
         from papermill import inspect_notebook
 
+    pick_device(given.get("device") or None)
     declared = {lesson: inspect_notebook(_literally(lesson)) for lesson in lessons}
     known = {"profile", "device"}.union(*declared.values())  # the command has these two, whatever the lessons declare
-    for name in given:
-        if name not in known:
-            raise UnknownNameError("parameter", name, known)
-    return {
-        lesson: {name: _value(lesson.stem, about[name], text) for name, text in given.items() if name in about}
-        for lesson, about in declared.items()
-    }
-
-
-def _value(lesson: str, parameter: Mapping[str, str], text: str) -> Any:
-    name, kind, comment = (parameter[field] for field in ("name", "inferred_type_name", "help"))
-    words = {*re.findall(r'"([^"]*)"', comment), parameter["default"].strip("\"'")}
-    low, high = (re.search(rf"at {end} (-?[\d.]*\d)", comment) for end in ("least", "most"))
-    lowest, highest = float(low[1]) if low else 0.0, float(high[1]) if high else math.inf
-    try:
-        value = _TYPES[kind](text)
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"parameter {name} of {lesson} must be of type {kind}, got {text!r}.") from error
-    if name == "device":
-        pick_device(value or None)
-    elif kind == "str" and '"' in comment and value not in words:
-        raise UnknownNameError(f"{name} of {lesson}", value, words)
-    elif kind != "str" and not lowest <= value <= highest:
-        bounds = f"at least {lowest:g}" + (f" and at most {highest:g}" if high else "")
-        raise ValueError(f"parameter {name} of {lesson} must be {bounds}, got {value!r}.")
-    return value
+    check_names("parameter", given, known)
+    checked: dict[Path, dict[str, Any]] = {lesson: {} for lesson in lessons}
+    for lesson, about in declared.items():
+        for name in given.keys() & about.keys():
+            kind = about[name]["inferred_type_name"]
+            try:
+                checked[lesson][name] = _TYPES[kind](given[name])
+            except (KeyError, ValueError) as error:
+                message = f"parameter {name} of {lesson.stem} must be of type {kind}, got {given[name]!r}."
+                raise ValueError(message) from error
+    return checked
 
 
 def _literally(path: Path) -> str:
@@ -156,71 +124,27 @@ def execute_lessons(
     parameters: Mapping[str, str],
     *,
     jobs: int = 1,
-    again: bool = False,
-    on_lesson: Callable[[Lesson], None] = lambda _: None,
-    on_progress: Callable[[str], None] = lambda _: None,
+    on_lesson: Callable[[Lesson], object] = lambda _: None,
 ) -> list[Lesson]:
-    """Execute lessons, each in a process of its own.
+    """Execute lessons into a directory, so many at once, each in a process of its own; `on_lesson` is told of each.
 
     Parameters are checked against every notebook before the first one runs. A lesson that fails does not stop the
     others, and one that was finished before, with the same parameters, is not executed again.
-
-    Args:
-        lessons: notebooks, from `find_lessons`.
-        directory: where executed notebooks go.
-        parameters: as for `check_parameters`.
-        jobs: how many to execute at once, the cores shared among them.
-        again: execute finished lessons, too.
-        on_lesson: called after each lesson.
-        on_progress: called every second with the lessons under way and their cells that are done, in words.
-
-    Returns:
-        The lessons in the order in which they were given.
 
     Raises:
         ValueError: as `check_parameters`, `UnknownNameError` included.
         OSError: if a notebook cannot be written; lessons under way are stopped.
     """
     checked = check_parameters(lessons, parameters)
-    done = {} if again else {lesson: read_executed(directory / lesson.name) for lesson in lessons}
+    done = {lesson: read_executed(directory / lesson.name) for lesson in lessons}
     done = {lesson: old for lesson, old in done.items() if old.made_from == _digest(lesson, checked[lesson])}
     for earlier in done.values():
         on_lesson(earlier)
     left = [lesson for lesson in lessons if lesson not in done]
-    jobs = max(1, min(jobs, len(left)))
-    others = set(active_children())
-    # papermill changes the working directory, so each lesson needs a process of its own.
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (jobs,)) as pool:
-        try:
-            running = {pool.submit(execute_lesson, each, directory, checked[each]): each for each in left}
-            waiting: set[Future[Lesson]] = set(running)
-            while waiting:
-                finished, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    done[running[future]] = future.result()
-                    on_lesson(future.result())
-                under_way = (directory / running[future].name for future in waiting if future.running())
-                on_progress(", ".join(f"{path.stem}: {cells_done(path)}" for path in under_way))
-        except BaseException as error:  # a lesson may take hours: after Ctrl-C, or on a full disk, nobody waits for it
-            for worker in set(active_children()) - others:
-                worker.kill()  # papermill would catch SIGTERM
-            if isinstance(error, KeyboardInterrupt):
-                raise KeyboardInterrupt("The same command goes on where it was.") from None
-            raise
+    calls = [(lesson, directory, checked[lesson]) for lesson in left]
+    # papermill changes the working directory and handles Ctrl-C itself, so it is never run in this process.
+    done |= zip(left, parallel_map(execute_lesson, calls, jobs, on_lesson, apart=True), strict=True)
     return [done[lesson] for lesson in lessons]
-
-
-def _begin(jobs: int) -> None:
-    """Share the cores among so many processes.
-
-    Kernels inherit the environment: $OMP_NUM_THREADS, unless the user has set it, and $L2L_JOBS, how many processes a
-    lesson may use where it has several things to do. They end when their parent does.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # after Ctrl-C the parent ends them
-    mine = max(1, cores() // jobs)
-    begin_worker(mine)
-    for variable in ("OMP_NUM_THREADS", "L2L_JOBS"):
-        os.environ[variable] = os.environ.get(variable) or str(mine)
 
 
 def execute_lesson(lesson: Path, directory: Path, parameters: Mapping[str, Any]) -> Lesson:
@@ -322,13 +246,3 @@ def read_executed(path: Path) -> Lesson:
         about.get("l2l_error"),
         about.get("l2l_made_from", ""),
     )
-
-
-def cells_done(path: Path) -> str:
-    """How many cells of a lesson that is being executed are done, such as "3 of 40 cells"."""
-    try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    except (OSError, ValueError):  # not there yet, or only half written
-        return "begins"
-    done = [cell for cell in cells if cell["metadata"].get("papermill", {}).get("status") == "completed"]
-    return f"{len(done)} of {len(cells)} cells"

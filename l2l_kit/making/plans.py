@@ -18,13 +18,7 @@ MOST_COMBINATIONS = 1000
 
 
 def read_plan(kind: str, name_or_path: str | Path, folder: Path, make: Callable[[str, dict[str, Any]], Plan]) -> Plan:
-    """What a TOML file says.
-
-    Args:
-        kind: what such a file is called in messages.
-        name_or_path: a file of the folder by name, or any ``.toml`` file by its path.
-        folder: where files are found by name.
-        make: makes the plan from the file's name and its content.
+    """What `make` makes of the name and the content of a TOML file, one of the folder by name or any by its path.
 
     Raises:
         UnknownNameError: if there is no such file; the message offers the nearest one.

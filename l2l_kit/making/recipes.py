@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,14 @@ class Recipe:
 
 
 def read_recipes(name_or_path: str | Path) -> list[Recipe]:
-    """The recipes in a file of data/recipes, or in one by its path: one recipe, or a family. Raises as `read_plan`."""
-    return read_plan("recipe", name_or_path, RECIPES, _family)
+    """The recipes in a file of data/recipes or in one by its path, or one of them by its own name.
+
+    Raises:
+        UnknownNameError, ValueError: as `read_plan`.
+    """
+    if Path(name_or_path).suffix == ".toml" or (RECIPES / f"{name_or_path}.toml").is_file():
+        return read_plan("recipe", name_or_path, RECIPES, _family)
+    return [find_recipe(str(name_or_path))]
 
 
 def find_recipe(name: str) -> Recipe:
@@ -113,16 +120,20 @@ def find_recipe(name: str) -> Recipe:
     Raises:
         UnknownNameError: if no file of data/recipes makes an optimizer of that name; the message offers the nearest.
     """
-    known = {recipe.name: recipe for path in sorted(RECIPES.glob("*.toml")) for recipe in read_recipes(path)}
-    check_names("pretrained optimizer with a recipe", [name], known)
-    return known[name]
+    check_names("recipe", [name], _shipped())
+    return _shipped()[name]
+
+
+@cache
+def _shipped() -> dict[str, Recipe]:
+    """All recipes of data/recipes by name."""
+    return {recipe.name: recipe for path in sorted(RECIPES.glob("*.toml")) for recipe in read_recipes(path)}
 
 
 def _family(stem: str, content: dict[str, Any]) -> list[Recipe]:
     """A recipe for each combination of the grid's values, with the name's placeholders filled in."""
-    check_names(
-        "section", content, ("name", "start", "problem", "optimizer", "imitation", "training", "search", "grid")
-    )
+    sections = ("name", "start", "problem", "optimizer", "imitation", "training", "search", "grid")
+    check_names("section", content, sections)
     recipes = []
     for setting in combinations(content.pop("grid", {})):
         member, chosen = deepcopy({"name": stem, **content}), {}
@@ -138,23 +149,21 @@ def _family(stem: str, content: dict[str, Any]) -> list[Recipe]:
 
 def _recipe(content: dict[str, Any]) -> Recipe:
     """One recipe, after all that it asks for was made once, so that mistakes are found before anything is run."""
-    teacher = content.get("imitation", {}).pop("teacher", {})
-    for section, kind in (("training", MetaTraining), ("search", Search), ("imitation", Imitation)):
-        check_names(f"{section} setting", content.get(section, {}), [each.name for each in fields(kind)])
-    search = content.get("search")
-    if search is not None:
+    content["teacher"] = content.get("imitation", {}).pop("teacher", {})
+    if search := content.get("search"):
         opened = {name: tuple(bounds) for name, bounds in search.get("optimizer", {}).items()}
-        search = Search(**{**search, "meta_lr": tuple(search["meta_lr"]), "optimizer": opened})
-    imitation = Imitation(**content["imitation"]) if "imitation" in content else None
-    name, problem, optimizer, training = (content[part] for part in ("name", "problem", "optimizer", "training"))
-    start = content.get("start")
-    recipe = Recipe(name, problem, optimizer, MetaTraining(**training), search, imitation, teacher, start)
+        search |= {"meta_lr": tuple(search["meta_lr"]), "optimizer": opened}
+    for section, kind in (("training", MetaTraining), ("search", Search), ("imitation", Imitation)):
+        if section in content or section == "training":
+            check_names(f"{section} setting", content[section], [each.name for each in fields(kind)])
+            content[section] = kind(**content[section])
+    recipe = Recipe(**content)
     if not re.fullmatch(r"\w[\w.-]*", recipe.name):
         raise ValueError(f"its name names files, of letters, digits, '-', '_' and '.', got {recipe.name!r}")
     recipe.make_problem()
     if recipe.imitation is not None:
         recipe.make_teacher()
-    drawn = [] if search is None else [recipe.with_draw({name: low for name, (low, _) in search.ranges.items()})]
+    drawn = [recipe.with_draw({name: low for name, (low, _) in recipe.search.ranges.items()})] if recipe.search else []
     for each in (recipe, *drawn):
         with BoundedWeights():
             each.make_optimizer()

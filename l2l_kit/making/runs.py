@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,14 +14,14 @@ from torch import Tensor
 from l2l_kit.errors import WeightsFileError
 from l2l_kit.evaluation import LBFGS, Tuning, lbfgs, learning_rates, losses_at, machine, write_result
 from l2l_kit.evaluation.tuning import ascending
-from l2l_kit.making.work import key, once, workers
+from l2l_kit.making.work import key, once, parallel_map
 from l2l_kit.optimizers import BASELINES, Baseline, UpdateRule, baseline
 from l2l_kit.paths import HOME
 from l2l_kit.problems import Problem
 from l2l_kit.problems.base import draw as draw_tasks
 from l2l_kit.randomness import generator
 from l2l_kit.storage import read_tensors, write_tensors
-from l2l_kit.tensors import pick_device
+from l2l_kit.tensors import Device, pick_device
 
 RUN_VERSION = 1
 FOLDER = Path("cache", "runs", "sweeps")
@@ -34,12 +34,10 @@ class Run:
 
     Attributes:
         folder: where its file is.
-        problem: where the optimizees come from.
         optimizer: a learned one, or a baseline with one learning rate; None for L-BFGS.
         draw: "tuning" or "test".
         num_tasks, steps, on_test_set, seed: as in `Sweep`.
-        device: None for the best there is.
-        words: what it is, for people.
+        words: printed when the run is done; nothing if empty.
     """
 
     folder: Path
@@ -50,7 +48,7 @@ class Run:
     steps: list[int]
     on_test_set: bool = False
     seed: int = 0
-    device: str | torch.device | None = None
+    device: Device = None
     words: str = ""
 
     @property
@@ -68,8 +66,15 @@ class Run:
         learned = self.optimizer.state_dict().values() if isinstance(self.optimizer, UpdateRule) else ()
         return self.folder / f"{key(self.about, learned)}.safetensors"
 
-    def run(self) -> None:
-        """Run the optimizer and keep its losses."""
+    def losses(self) -> Tensor:
+        """The losses after each of the steps, shape ``(num_tasks, len(steps))``; the optimizer is run if need be."""
+        once(self.path, self._run)
+        losses = read_tensors(self.path, RUN_VERSION)[0].get("losses", torch.empty(0))
+        if losses.shape != (self.num_tasks, len(self.steps)):
+            raise WeightsFileError(f"{self.path}: not the losses of such a run. Delete it, and they are made again.")
+        return losses
+
+    def _run(self) -> None:
         device = pick_device(self.device)
         tasks = draw_tasks(self.problem, self.num_tasks, generator(self.seed, self.draw), device)
         if self.optimizer is None:
@@ -80,24 +85,8 @@ class Run:
                 self.optimizer.to(device)
             losses = losses_at(self.optimizer, tasks, self.steps, on_test_set=self.on_test_set)
         write_tensors(self.path, {"losses": losses}, self.about, RUN_VERSION)
-
-    def losses(self) -> Tensor:
-        """What was kept: the losses after each of the steps, shape ``(num_tasks, len(steps))``."""
-        losses = read_tensors(self.path, RUN_VERSION)[0].get("losses", torch.empty(0))
-        if losses.shape != (self.num_tasks, len(self.steps)):
-            raise WeightsFileError(f"{self.path}: not the losses of such a run. Delete it, and they are made again.")
-        return losses
-
-
-def run_missing(runs: Iterable[Run], starmap: Callable[..., Iterator[Run]]) -> Iterator[Run]:
-    """Run those whose files are not there, by what `workers` gives; yields each once it is done."""
-    missing = {run.path: run for run in runs if not run.path.exists()}
-    return starmap(_run, [(run,) for run in missing.values()])
-
-
-def _run(run: Run) -> Run:
-    once(run.path, run.run)
-    return run
+        if self.words:
+            print(self.words, flush=True)
 
 
 def record_tuning(
@@ -109,7 +98,7 @@ def record_tuning(
     rates: int = 8,
     seed: int = 0,
     jobs: int = 1,
-    device: str | torch.device | None = None,
+    device: Device = None,
 ) -> tuple[list[Tuning], Path]:
     """Tune every baseline for a problem as `tune` does, and record the table as `tuned_baselines` reads it.
 
@@ -126,14 +115,11 @@ def record_tuning(
     import pandas as pd
 
     noted, grid = ascending(steps, num_tasks), learning_rates(rates)
-
-    def run(name: str, lr: float) -> Run:
-        rule = baseline(name, lr)
-        return Run(data / FOLDER, problem, rule, "tuning", num_tasks, noted, seed=seed, device=device)
-
-    with workers(jobs) as starmap:
-        list(run_missing((run(name, lr) for name in BASELINES for lr in grid), starmap))
-    tunings = [Tuning.of(name, noted, {lr: run(name, lr).losses() for lr in grid}) for name in BASELINES]
+    rules = [baseline(name, lr) for name in BASELINES for lr in grid]
+    runs = [Run(data / FOLDER, problem, rule, "tuning", num_tasks, noted, False, seed, device) for rule in rules]
+    parallel_map(Run.losses, [(run,) for run in runs if not run.path.exists()], jobs)
+    losses = iter([run.losses() for run in runs])
+    tunings = [Tuning.of(name, noted, {lr: next(losses) for lr in grid}) for name in BASELINES]
     about = {"problem": problem.config(), "steps": list(steps), "num_tasks": num_tasks, "rates": rates, "seed": seed}
     table = pd.concat([tuning.table for tuning in tunings], ignore_index=True)
     about |= machine(pick_device(device))

@@ -12,13 +12,10 @@ import secrets
 import time
 import warnings
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from l2l_kit.errors import MetaTrainingDivergedError
 from l2l_kit.extras import needs
@@ -26,6 +23,7 @@ from l2l_kit.making.recipes import Recipe, Search
 from l2l_kit.making.work import file_lock
 from l2l_kit.paths import user_path
 from l2l_kit.problems import with_current_names
+from l2l_kit.tensors import Device
 from l2l_kit.training import MetaTrainer
 
 if TYPE_CHECKING:
@@ -37,7 +35,7 @@ HEARTBEAT = 15
 """Seconds between signs of life; a trial whose process was killed is run again after twice as long."""
 
 
-def random_search(recipe: Recipe, storage: str | Path, device: str | torch.device | None = None) -> pd.DataFrame:
+def random_search(recipe: Recipe, storage: str | Path, device: Device = None) -> pd.DataFrame:
     """Run the trials that the recipe's search asks for and that `storage` has not yet, alone or together with others.
 
     Args:
@@ -65,21 +63,20 @@ def random_search(recipe: Recipe, storage: str | Path, device: str | torch.devic
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            with _alone(url):  # two processes that make a new study at the same moment would disturb each other
-                study = _open(recipe, recipe.search, url)
-            trials = _run(study, recipe, recipe.search, device)
+            study = _open(recipe, recipe.search, url)
+            _run(study, recipe, recipe.search, device)
+            trials = _table(study)
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         cause = error.__cause__ or error
         reason = " ".join(str(getattr(cause, "orig", cause)).split())  # without the statement that failed
-        sqlite = url.drivername.startswith("sqlite")
-        remedy = " A folder that can be written, on a drive with file locks, is needed." if sqlite else ""
+        remedy = " A folder that can be written, on a drive with file locks, is needed." if _file(url) else ""
         raise ValueError(f"{url}: {reason}.{remedy}") from error
     if not trials["validation_loss"].iloc[0] < math.inf:
         raise ValueError(f"recipe {recipe.name!r}: every trial of the search diverged; lower its meta_lr bounds.")
     return trials
 
 
-def _run(study: optuna.Study, recipe: Recipe, search: Search, device: str | torch.device | None) -> pd.DataFrame:
+def _run(study: optuna.Study, recipe: Recipe, search: Search, device: Device) -> None:
     """Run one draw after the other until all are done, here or elsewhere."""
     import optuna
 
@@ -123,7 +120,7 @@ def _run(study: optuna.Study, recipe: Recipe, search: Search, device: str | torc
                     study._storage.record_heartbeat(trial_id)  # type: ignore[attr-defined]
             optuna.storages.fail_stale_trials(study)
         else:
-            return _table(study)
+            return
 
 
 def _url(storage: str | Path) -> sqlalchemy.URL:
@@ -148,24 +145,32 @@ def _url(storage: str | Path) -> sqlalchemy.URL:
     return url
 
 
+def _file(url: sqlalchemy.URL) -> Path | None:
+    """The file of a SQLite database."""
+    return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
+
+
 def _open(recipe: Recipe, search: Search, url: sqlalchemy.URL) -> optuna.Study:
     """The study of this recipe, made if it is not there."""
     import optuna
     import sqlalchemy.exc
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    file = _file(url)
     try:
-        study = optuna.create_study(
-            study_name=recipe.name,
-            storage=_storage(url),
-            load_if_exists=True,
-            sampler=optuna.samplers.RandomSampler(),
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
-        )
+        # Two processes that make a new study at the same moment would disturb each other; a server sees to that itself.
+        with file_lock(file.with_name(f".{file.name}.lock")) if file else nullcontext():
+            study = optuna.create_study(
+                study_name=recipe.name,
+                storage=_storage(url, file),
+                load_if_exists=True,
+                sampler=optuna.samplers.RandomSampler(),
+                pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
+            )
         if known := study.user_attrs.get("asked"):
             known = {**known, "problem": with_current_names(known["problem"])}
         _table(study)
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError):
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, OSError):
         raise
     except Exception as error:  # what is in a damaged database can be wrong in any way
         raise ValueError(f"{url}: damaged, or no database of a search ({error}). Delete it to search anew.") from error
@@ -180,49 +185,34 @@ def _open(recipe: Recipe, search: Search, url: sqlalchemy.URL) -> optuna.Study:
     return study
 
 
-def _storage(url: sqlalchemy.URL) -> optuna.storages.RDBStorage:
+def _storage(url: sqlalchemy.URL, file: Path | None) -> optuna.storages.RDBStorage:
     import optuna
     import sqlalchemy.exc
 
-    options: dict[str, Any] = {}
-    if url.get_backend_name() == "sqlite":  # which would find damage in the middle of a search, if at all
-        options["connect_args"] = {"timeout": 60}
-        if url.database and not Path(url.database).exists():
-            _new_database(Path(url.database))
-        with sqlalchemy.create_engine(url, **options).connect() as connection:
+    def opened(url: sqlalchemy.URL) -> optuna.storages.RDBStorage:
+        options: dict[str, Any] = {"connect_args": {"timeout": 60}} if file else {}
+        return optuna.storages.RDBStorage(url.render_as_string(False), options, heartbeat_interval=HEARTBEAT)
+
+    if file and not file.exists():
+        # In another file first: a kill halfway would leave tables in which names of studies are not unique.
+        temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+        storage = opened(url.set(database=str(temporary)))
+        storage.remove_session()
+        storage.engine.dispose()
+        temporary.replace(file)
+    if file:  # SQLite would find damage in the middle of a search, if at all
+        with sqlalchemy.create_engine(url).connect() as connection:
             found = connection.exec_driver_sql("PRAGMA integrity_check").scalars().all()
         if found != ["ok"]:
             raise ValueError(f"SQLite says: {'; '.join(found[:3])}")
-    attempts = 0
-    while True:
+        return opened(url)
+    for _ in range(4):
         try:
-            return optuna.storages.RDBStorage(url.render_as_string(False), options, heartbeat_interval=HEARTBEAT)
-        except sqlalchemy.exc.DBAPIError as error:  # another process makes a new database's tables at this very moment
-            attempts += 1
-            if attempts == 5 or type(error) is sqlalchemy.exc.DatabaseError:  # the latter: the file is damaged
-                raise
+            return opened(url)
+        except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):
+            # Another process makes a new database's tables at this very moment.
             time.sleep(1)
-
-
-def _alone(url: sqlalchemy.URL) -> AbstractContextManager[None]:
-    """Hold the lock file of a SQLite database; a server sees to its clients itself."""
-    if url.get_backend_name() != "sqlite" or not url.database:
-        return nullcontext()
-    path = Path(url.database)
-    return file_lock(path.with_name(f".{path.name}.lock"))
-
-
-def _new_database(path: Path) -> None:
-    """Make the tables in another file first: a kill halfway would leave names of studies that are not unique."""
-    import optuna
-    import sqlalchemy
-
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    url = sqlalchemy.URL.create("sqlite", database=str(temporary))
-    storage = optuna.storages.RDBStorage(url.render_as_string(False))
-    storage.remove_session()
-    storage.engine.dispose()
-    temporary.replace(path)
+    return opened(url)
 
 
 def _draw(recipe: Recipe, search: Search, number: int) -> dict[str, float]:
@@ -238,7 +228,7 @@ def _draw(recipe: Recipe, search: Search, number: int) -> dict[str, float]:
     return drawn
 
 
-def _by_draw(study: optuna.Study) -> Mapping[int, optuna.trial.FrozenTrial]:
+def _by_draw(study: optuna.Study) -> dict[int, optuna.trial.FrozenTrial]:
     """The trial of each draw; those that failed, since they were interrupted or killed, do not count."""
     found: dict[int, optuna.trial.FrozenTrial] = {}
     for trial in study.get_trials(deepcopy=False):

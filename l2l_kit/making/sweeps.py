@@ -1,8 +1,4 @@
-"""Sweeps: learned against freshly tuned optimizers over a grid of problems, such as the architectures of figure 6.
-
-Which learning rates are tried and chosen, what is still to be run, and the table under either protocol all follow from
-the files of the runs.
-"""
+"""Sweeps: learned against freshly tuned optimizers over a grid of problems, such as the architectures of figure 6."""
 
 from __future__ import annotations
 
@@ -18,13 +14,13 @@ from torch import Tensor
 
 from l2l_kit import problems, zoo
 from l2l_kit.evaluation import EACH_STEP, LBFGS, ONE_RATE, Curves, machine, write_result
-from l2l_kit.making.plans import combinations, read_plan
-from l2l_kit.making.runs import FOLDER, Run, run_missing
-from l2l_kit.making.work import workers
+from l2l_kit.making.plans import check_names, combinations, read_plan
+from l2l_kit.making.runs import FOLDER, Run
+from l2l_kit.making.work import parallel_map
 from l2l_kit.optimizers import Baseline, UpdateRule
 from l2l_kit.paths import HOME, SWEEPS
 from l2l_kit.problems import Problem
-from l2l_kit.tensors import pick_device
+from l2l_kit.tensors import Device, pick_device
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +37,6 @@ class Sweep:
     """What a file of data/sweeps says.
 
     Attributes:
-        name: of the file.
         problem: configuration that all settings share.
         grid: lists of values of the fields that vary; every combination is a setting.
         learned: pretrained optimizers by the label that figures show; ratios are those of the first.
@@ -54,7 +49,6 @@ class Sweep:
         lbfgs: whether L-BFGS is run as well, which is not tuned: the lowest loss after as many evaluations.
         on_test_set: whether the losses are those on the test images, in tuning as in comparison (which is to the
             advantage of the baselines, the only ones that are tuned).
-        seed: of all draws.
     """
 
     name: str
@@ -75,11 +69,7 @@ class Sweep:
             raise ValueError("learned, grid and baselines must not be empty")
         if len(set(self.labels)) < len(self.labels):
             raise ValueError(f"two optimizers have the same label: {', '.join(self.labels)}")
-        lists: dict[str, object] = {
-            "steps": self.steps,
-            **{f"grid.{name}": values for name, values in self.grid.items()},
-        }
-        lists |= {f"{RATES} of {label}": rule.get(RATES) for label, rule in self.baselines.items()}
+        lists = {"steps": self.steps, **{f"grid.{name}": values for name, values in self.grid.items()}}
         for name, values in lists.items():
             if not isinstance(values, list) or not values:
                 raise ValueError(f"{name} must be a list with something in it, got {values!r}")
@@ -90,7 +80,7 @@ class Sweep:
             raise ValueError(f"steps must ascend, got {self.steps!r}")
         for label, rule in self.baselines.items():
             rates = [self.baseline(label, lr).lr for lr in rule[RATES]]
-            if any(not 1 < larger / rate <= 10 / 3 for rate, larger in itertools.pairwise(rates)):  # as in 0.1, 0.3, 1
+            if not rates or any(not 1 < larger / rate <= 10 / 3 for rate, larger in itertools.pairwise(rates)):
                 raise ValueError(f"{RATES} of {label} must ascend, by a factor of √10 at most, got {rates!r}")
 
     @property
@@ -108,11 +98,7 @@ class Sweep:
 
 
 def read_sweep(name_or_path: str | Path) -> Sweep:
-    """A sweep of data/sweeps by name, or from a path to a TOML file.
-
-    Raises:
-        UnknownNameError, ValueError: as `read_plan`.
-    """
+    """A sweep of data/sweeps by name, or from a path to a TOML file; raises as `read_plan`."""
 
     def make(name: str, content: dict[str, Any]) -> Sweep:
         sweep = Sweep(name, **content)
@@ -128,96 +114,80 @@ def run_sweep(
     data: Path = HOME,
     *,
     only: Sequence[str] | None = None,
-    pieces: Path | None = None,
     jobs: int = 1,
-    device: str | torch.device | None = None,
-    on_run: Callable[[Run], None] = lambda _: None,
+    device: Device = None,
 ) -> Path | None:
-    """Run what of a sweep is not there yet, and record its table under both protocols.
+    """Run what of a sweep is not there yet, print each run that is done, and record the table under both protocols.
 
     Args:
-        sweep: from `read_sweep`.
         data: where ``results/`` and ``cache/`` are.
         only: optimizers to run, without a table of them yet; None for all.
-        pieces: folder of finished runs; None for the one in the cache.
-        jobs: runs at once.
-        device: None for the best there is.
-        on_run: called with each run that is done.
+        jobs: optimizers at once, each in one setting.
 
     Returns:
         Path of the table, whose attributes say, by baseline, which learning rates were `tried` in each setting; None
         where there is none yet.
 
     Raises:
+        UnknownNameError: for an optimizer that is not in the sweep.
         ValueError: if a baseline diverges with every learning rate, or is the better the longer its steps are.
     """
     import pandas as pd
 
+    check_names(f"optimizer of sweep {sweep.name!r}", only or (), sweep.labels)
     settings, labels = combinations(sweep.grid), only or sweep.labels
     learned = {label: zoo.load(name) for label, name in sweep.learned.items() if label in labels}
-    folder, on_test_set = pieces or data / FOLDER, sweep.on_test_set
-    make_run = partial(Run, folder, steps=sweep.steps, on_test_set=on_test_set, seed=sweep.seed, device=device)
-    with workers(jobs) as starmap:
-        while True:
-            found = [
-                {label: _next(sweep, each, label, learned.get(label), make_run) for label in labels}
-                for each in settings
-            ]
-            wanted = [run for of_setting in found for runs, _ in of_setting.values() for run in runs]
-            if all(run.path.exists() for run in wanted):
-                break
-            for run in run_missing(wanted, starmap):
-                on_run(run)
+    fixed: dict[str, Any] = {"steps": sweep.steps, "on_test_set": sweep.on_test_set, "seed": sweep.seed}
+    make_run = partial(Run, data / FOLDER, **fixed, device=device)
+    calls = [(sweep, setting, label, learned.get(label), make_run) for setting in settings for label in labels]
+    found = iter(parallel_map(_measure, calls, jobs))
     if only:
         return None
+    by_setting = [{label: next(found) for label in labels} for _ in settings]
     tables = [
-        _tabulate(sweep, setting, protocol, {label: runs for label, (runs, _) in of_setting.items()})
-        for setting, of_setting in zip(settings, found, strict=True)
+        _tabulate(sweep, setting, protocol, {label: runs for label, (runs, _) in measured.items()})
+        for setting, measured in zip(settings, by_setting, strict=True)
         for protocol in (ONE_RATE, EACH_STEP)[: len(sweep.steps)]  # which are the same for one number of steps
     ]
-    tried = {label: [of_setting[label][1] for of_setting in found] for label in sweep.baselines}
+    tried = {label: [measured[label][1] for measured in by_setting] for label in sweep.baselines}
     about = {**asdict(sweep), "tried": tried, "command": f"l2l sweep {sweep.name}", **machine(pick_device(device))}
     return write_result(f"sweeps/{sweep.name}", pd.concat(tables, ignore_index=True), about, data / "results")
 
 
-def _next(
+def _measure(
     sweep: Sweep, setting: Mapping[str, Any], label: str, rule: UpdateRule | None, make_run: Callable[..., Run]
 ) -> tuple[list[Run], list[float]]:
-    """The runs that are wanted of one optimizer in one setting, and the learning rates that are tried.
+    """Run one optimizer in one setting, a baseline with ever more learning rates, until nothing is missing.
 
-    As long as the grid of learning rates is not finished, the runs are of all of them. Then they are on test
-    optimizees: for each of the sweep's steps the one with the learning rate that is best for it.
+    Returns:
+        For each of the sweep's steps its run on test optimizees, that of a baseline with the learning rate that is best
+        for this step; and the learning rates that were tried.
     """
 
     def run(rule: UpdateRule | Baseline | None, draw: str) -> Run:
         rate = f" {rule.lr:g}" if isinstance(rule, Baseline) else ""
         num_tasks = sweep.tuning_tasks if draw == "tuning" else sweep.num_tasks
         words = f"{setting}: {label}{rate}, {draw}"
-        return make_run(sweep.make_problem(setting, draw), rule, draw, num_tasks, words=words)
+        done = make_run(sweep.make_problem(setting, draw), rule, draw, num_tasks, words=words)
+        done.losses()
+        return done
 
     if label not in sweep.baselines:
         return [run(rule, "test")] * len(sweep.steps), []
-    rates = list(sweep.baselines[label][RATES])
-    while True:
-        tunings = [run(sweep.baseline(label, lr), "tuning") for lr in rates]
-        if not all(tuning.path.exists() for tuning in tunings):
-            return tunings, rates
-        means = torch.stack([tuning.losses().mean(dim=0) for tuning in tunings])
-        if not (further := further_rates(rates, means)):
-            return [run(sweep.baseline(label, rates[best]), "test") for best in means.argmin(dim=0).tolist()], rates
+    rates: list[float] = []
+    further = list(sweep.baselines[label][RATES])
+    while further:
         rates = sorted(rates + further)
+        means = torch.stack([run(sweep.baseline(label, lr), "tuning").losses().mean(dim=0) for lr in rates])
+        further = further_rates(rates, means)
+    return [run(sweep.baseline(label, rates[best]), "test") for best in means.argmin(dim=0).tolist()], rates
 
 
 def further_rates(rates: Sequence[float], means: Tensor) -> list[float]:
-    """What a grid of learning rates lacks: one more beyond each end where a best one is, which might be better still.
+    """What an ascending grid of learning rates lacks: one beyond each end where the best one is, for any of the steps.
 
-    Args:
-        rates: what was tried, in ascending order.
-        means: the losses, shape ``(learning rates, steps)``, infinite where a run diverged.
-
-    Returns:
-        The nearest of 1, 2, 5, 10, 20, ... that differs by a quarter or more; nothing if at each of the steps the best
-        is inside.
+    Losses are of shape ``(learning rates, steps)``, infinite where a run diverged. What is offered is the nearest of 1,
+    2, 5, 10, 20, ... that differs by a quarter or more.
 
     Raises:
         ValueError: if there is none from 1e-9 to 5e6, as where every run diverges.

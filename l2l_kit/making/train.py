@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from tqdm.auto import tqdm
 
 from l2l_kit import zoo
@@ -16,32 +15,27 @@ from l2l_kit.evaluation import machine, write_result
 from l2l_kit.making.imitation import Imitation, imitate
 from l2l_kit.making.recipes import Recipe, find_recipe
 from l2l_kit.making.search import random_search
-from l2l_kit.making.work import file_lock, key, once, parallel_map
+from l2l_kit.making.work import file_lock, key, once
 from l2l_kit.optimizers import UpdateRule
 from l2l_kit.paths import HOME
 from l2l_kit.storage import load_weights, read_tensors, write_tensors
-from l2l_kit.tensors import pick_device
+from l2l_kit.tensors import Device, pick_device
 from l2l_kit.training import meta_train
 from l2l_kit.training.processes import barrier, rank_and_world_size
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Device = str | torch.device | None
-
 
 def search_recipe(recipe: Recipe, data: Path = HOME, storage: str | None = None, device: Device = None) -> pd.DataFrame:
     """Search what a recipe leaves open, and record the trials; arguments as in `train_recipe`."""
-    started = _with_start(recipe, data, device, progress=True)
-    trials = random_search(started, storage or _runs(recipe, data) / "search.db", device)
+    trials = random_search(_with_start(recipe, data, device), storage or _runs(recipe, data) / "search.db", device)
     about = {**_about(recipe, device), **vars(recipe.search)}
     write_result(f"search/{recipe.name}", trials, about, data / "results")
     return trials
 
 
-def train_recipe(
-    recipe: Recipe, data: Path = HOME, storage: str | None = None, device: Device = None, progress: bool = True
-) -> Path:
+def train_recipe(recipe: Recipe, data: Path = HOME, storage: str | None = None, device: Device = None) -> Path:
     """Make a pretrained optimizer: search its meta-learning rate, train it, save it, and record how that went.
 
     Everything is kept under ``data/cache/runs`` on the way: a run that was interrupted goes on where it was, and one
@@ -52,7 +46,6 @@ def train_recipe(
         data: where ``pretrained/``, ``results/`` and ``cache/`` are.
         storage: database of the search, if it is not the file beside the run.
         device: None for the best there is.
-        progress: show a progress bar.
 
     Returns:
         Path of the saved optimizer.
@@ -69,16 +62,16 @@ def train_recipe(
     runs = _runs(recipe, data)
     path = data / "pretrained" / f"{recipe.name}.safetensors"
     with file_lock(runs / "lock") if rank == 0 else nullcontext():
-        begun = _with_start(recipe, data, device, progress)
+        begun = _with_start(recipe, data, device)
         if recipe.search is not None:
             best = search_recipe(recipe, data, storage, device).iloc[0]
             begun = begun.with_draw({name: float(best[name]) for name in recipe.search.ranges})
         optimizer, problem = begun.make_optimizer(), begun.make_problem()
         checkpoint = runs / "checkpoint.safetensors"
         if begun.imitation is not None and not checkpoint.exists():  # a checkpoint holds what came of the imitation
-            _imitate(begun, begun.imitation, optimizer, runs, progress)
+            _imitate(begun, begun.imitation, optimizer, runs)
         history = meta_train(
-            optimizer, problem, begun.training, checkpoint=checkpoint, device=device, progress=progress
+            optimizer, problem, begun.training, checkpoint=checkpoint, device=device, progress=_alone()
         )
         if history.stopped != "finished":
             raise KeyboardInterrupt(
@@ -94,15 +87,7 @@ def train_recipe(
     return path
 
 
-def train_recipes(
-    recipes: Sequence[Recipe], data: Path = HOME, storage: str | None = None, device: Device = None, jobs: int = 1
-) -> Iterator[Path]:
-    """Make several pretrained optimizers, some at the same time; arguments as in `train_recipe`."""
-    progress = min(jobs, len(recipes)) == 1
-    return parallel_map(train_recipe, [(recipe, data, storage, device, progress) for recipe in recipes], jobs)
-
-
-def _imitate(recipe: Recipe, settings: Imitation, optimizer: UpdateRule, runs: Path, progress: bool) -> None:
+def _imitate(recipe: Recipe, settings: Imitation, optimizer: UpdateRule, runs: Path) -> None:
     """Let an optimizer imitate its recipe's teacher, or load what came of that earlier."""
     problem = recipe.make_problem()
     about = {"problem": problem.config(), "optimizer": optimizer.config(), "teacher": dict(recipe.teacher)}
@@ -111,13 +96,18 @@ def _imitate(recipe: Recipe, settings: Imitation, optimizer: UpdateRule, runs: P
 
     def make() -> None:
         taught = imitate(optimizer, recipe.make_teacher(), problem, settings)
-        with tqdm(taught, total=settings.networks, unit="network", desc="imitation", disable=not progress) as bar:
+        with tqdm(taught, total=settings.networks, unit="network", desc="imitation", disable=not _alone()) as bar:
             for one in bar:
                 bar.set_postfix(error=f"{one.error:.3g}", loss=f"{one.losses[-20:].mean():.3g}")
         write_tensors(path, optimizer.state_dict(), about, zoo.FORMAT_VERSION)
 
     once(path, make)
     load_weights(optimizer, read_tensors(path, zoo.FORMAT_VERSION)[0], str(path))
+
+
+def _alone() -> bool:
+    """Whether progress may be shown: several workers would write over each other."""
+    return parent_process() is None
 
 
 def _runs(recipe: Recipe, data: Path) -> Path:
@@ -129,11 +119,11 @@ def _about(recipe: Recipe, device: Device) -> dict[str, Any]:
     return about if recipe.start is None else {**about, "start": recipe.start}
 
 
-def _with_start(recipe: Recipe, data: Path, device: Device, progress: bool) -> Recipe:
+def _with_start(recipe: Recipe, data: Path, device: Device) -> Recipe:
     """The recipe with the weights of the optimizer from which it goes on, which is made first if it is not there."""
     if recipe.start is None:
         return recipe
     start = data / "pretrained" / f"{recipe.start}.safetensors"
     if not start.is_file():
-        train_recipe(find_recipe(recipe.start), data, None, device, progress)
+        train_recipe(find_recipe(recipe.start), data, None, device)
     return replace(recipe, initial=zoo.load(start).state_dict())

@@ -1,21 +1,20 @@
 """Work that is kept in files: what is there is not made again, what two processes want is made by one of them.
 
-So a command that was interrupted goes on when it is given again. Pieces of work that do not depend on each other are
-done in several processes that share the cores.
+So a command that was interrupted goes on when it is given again.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import itertools
 import json
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import active_children, connection, get_context, parent_process
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -66,29 +65,37 @@ def file_lock(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def parallel_map(function: Callable[..., Result], calls: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[Result]:
-    """The results of calls in their order.
+def parallel_map(
+    function: Callable[..., Result],
+    calls: Sequence[tuple[Any, ...]],
+    jobs: int,
+    on_result: Callable[[Result], object] = lambda _: None,
+    *,
+    apart: bool = False,
+) -> list[Result]:
+    """The results of calls of an importable function, in their order, from so many processes that share the cores.
 
-    Args:
-        function: importable, since other processes import it.
-        calls: its arguments, call by call.
-        jobs: processes at once; with one, all is done in this process.
+    The processes end when this one does, or when it is interrupted: what they have made by then is in their files. For
+    a single job there are none, unless it is to be run `apart`. `on_result` is called as soon as a result is there.
     """
-    with workers(min(jobs, len(calls))) as starmap:
-        yield from starmap(function, calls)
-
-
-@contextmanager
-def workers(jobs: int) -> Iterator[Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[Any]]]:
-    """What `parallel_map` does, as a function of its first two arguments that uses the same processes each time."""
-    if jobs <= 1:
-        yield itertools.starmap
-        return
-    with ProcessPoolExecutor(jobs, get_context("spawn"), begin_worker, (max(1, cores() // jobs),)) as pool:
+    jobs, results = max(1, min(jobs, len(calls))), []
+    if jobs == 1 and not apart:
+        for call in calls:
+            results.append(function(*call))
+            on_result(results[-1])
+        return results
+    others = set(active_children())
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin_worker, (max(1, cores() // jobs),)) as pool:
         try:
-            yield lambda function, calls: (each.result() for each in [pool.submit(function, *call) for call in calls])
-        except BaseException:  # such as Ctrl-C: what has not begun must not begin any more
-            pool.shutdown(wait=False, cancel_futures=True)
+            futures = [pool.submit(function, *call) for call in calls]
+            for future in as_completed(futures):
+                on_result(future.result())
+            return [future.result() for future in futures]
+        except BaseException as error:  # what was begun may take hours
+            for worker in set(active_children()) - others:
+                worker.kill()
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt("The same command goes on where it was.") from None
             raise
 
 
@@ -112,13 +119,16 @@ def default_jobs() -> int:
     return int(jobs)
 
 
-def begin_worker(threads: int) -> None:
-    """What each process of a pool does first: use its share of the cores, and end when its parent does.
+def _begin_worker(share: int) -> None:
+    """What a worker does first: take its share of the cores, also for processes of its own, and end with its parent.
 
     A worker that outlived its parent would write into files that the parent's successor writes.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # after Ctrl-C the parent ends it
     if not os.environ.get("OMP_NUM_THREADS"):  # which torch has read already
-        torch.set_num_threads(threads)
+        torch.set_num_threads(share)
+    for variable in ("OMP_NUM_THREADS", "L2L_JOBS"):
+        os.environ[variable] = os.environ.get(variable) or str(share)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

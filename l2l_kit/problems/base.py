@@ -13,12 +13,19 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from l2l_kit.problems.checks import checked_gradients, checked_start
+from l2l_kit.problems.checks import check_method, checked_gradients, checked_start
 from l2l_kit.tensors import Layout, Tensors
 
 
 class TaskBatch(ABC):
-    """A batch of ``n`` independent functions, each with a starting point of its own."""
+    """A batch of ``n`` independent functions, each with a starting point of its own.
+
+    A subclass whose `losses` takes other arguments is refused by a TypeError where it is defined.
+    """
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        check_method(cls, "losses", "params", "step")
 
     @property
     @abstractmethod
@@ -73,9 +80,18 @@ class StoredTasks(TaskBatch):
 
 @dataclass(frozen=True)
 class Problem(ABC):
-    """A distribution over tasks. Subclasses are frozen dataclasses: their fields are the whole configuration."""
+    """A distribution over tasks. Subclasses are frozen dataclasses: their fields are the whole configuration.
+
+    One whose `sample` takes other arguments or that has an ``__init__`` is refused by a TypeError where it is defined.
+    """
 
     name: ClassVar[str]
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        check_method(cls, "sample", "num_tasks", "generator", "device")
+        if "__init__" in vars(cls) and "__dataclass_fields__" not in vars(cls):  # which dataclass(slots=True) has
+            raise TypeError(f"{cls.__name__}: expected a frozen dataclass with fields, got a class with an __init__.")
 
     @abstractmethod
     def sample(self, num_tasks: int, generator: torch.Generator, device: torch.device | None = None) -> TaskBatch:

@@ -1,7 +1,8 @@
-"""What is checked of problems, so that a mistake in one of your own is named where it is first used."""
+"""What is checked of problems, so that a mistake in one of your own is named where it is defined or first used."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import TYPE_CHECKING, get_args
 
@@ -13,6 +14,15 @@ from l2l_kit.tensors import Layout, Tensors, ravel
 
 if TYPE_CHECKING:
     from l2l_kit.problems.base import Problem, TaskBatch
+
+
+def check_method(cls: type, method: str, *arguments: str) -> None:
+    """Refuse a class whose method cannot be called with these, in this order, by a TypeError."""
+    try:
+        inspect.signature(getattr(cls, method)).bind("self", *arguments)
+    except TypeError as error:
+        listed = ", ".join(("self", *arguments))
+        raise TypeError(f"{cls.__name__}.{method}: expected a method ({listed}): {error}.") from error
 
 
 def check_number(problem: Problem, field: str, kind: type[int] | type[float], low: float) -> None:

@@ -347,7 +347,7 @@ function render({ model, el }) {
     tools.replaceChildren(
       ...(pins === null ? [] : compare),
       button("reset", "Reset", "Everything as it was at first"),
-      make("details", { class: "l2l-code", open }, make("summary", {}, "As code"), copy, text),
+      ...(code ? [make("details", { class: "l2l-code", open }, make("summary", {}, "As code"), copy, text)] : []),
     );
     for (const each of tools.querySelectorAll("button, summary")) if (focus && each.textContent === focus) each.focus();
     tell();
@@ -379,10 +379,10 @@ function render({ model, el }) {
     while (pictures.childElementCount > shown.length) pictures.lastChild.remove();
     shown.forEach(({ name, png, caption, color, side }, k) => {
       const figure = pictures.children[k] ?? pictures.appendChild(
-        make("figure", {}, make("figcaption", {}, make("b"), " ", make("span"), " ", make("a", { title: "Save this picture" }, "↓")), make("img")));
+        make("figure", {}, make("figcaption", {}, make("b"), " ", make("a", { title: "Save this picture" }, "↓"), " ", make("span")), make("img")));
       URL.revokeObjectURL(addresses.get(k));
       addresses.set(k, URL.createObjectURL(new Blob([png], { type: "image/png" })));
-      const [bold, text, save, image] = figure.querySelectorAll("b, span, a, img");
+      const [bold, save, text, image] = figure.querySelectorAll("b, a, span, img");
       [bold.textContent, bold.style.color, text.textContent] = [name, color, caption];
       figure.style.width = `${side}px`;
       [image.src, image.alt] = [addresses.get(k), `${name} ${caption}`];
@@ -410,7 +410,8 @@ function render({ model, el }) {
         const { color } = getComputedStyle(el);
         const hover = { bgcolor: dark ? "#222" : "#fff", font: { color: dark ? "#eee" : "#333" } };
         const layout = { hovermode: "x unified", uirevision: "kept", ...figure.layout, width, height, hoverlabel: hover, font: { ...figure.layout.font, color } };
-        const draws = layout.dragmode === "drawopenpath" ? ["drawopenpath", "eraseshape"] : ["zoom2d", "pan2d", "resetScale2d"];
+        if (layout.dragmode === "drawopenpath") layout.shapes = plot.layout?.shapes ?? []; // what the reader has drawn
+        const draws = { drawopenpath: ["drawopenpath", "eraseshape"], false: [] }[layout.dragmode] ?? ["zoom2d", "pan2d", "resetScale2d"];
         const config = { displaylogo: false, modeBarButtons: [["toImage", ...draws]] };
         await library.react(plot, figure.data, layout, config);
         plot.classList.toggle("l2l-drag", Boolean(dragged()));

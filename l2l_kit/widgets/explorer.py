@@ -165,7 +165,7 @@ class Explorer(anywidget.AnyWidget):
         raise NotImplementedError
 
     def code(self, values: Values) -> str:
-        """Lines of Python that do the same."""
+        """Lines of Python that do the same; empty for none."""
         raise NotImplementedError
 
     def settle(self, values: Values) -> Values:

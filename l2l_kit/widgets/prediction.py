@@ -67,7 +67,7 @@ class Prediction(Explorer):
         return View(self._question, figure)
 
     def code(self, values: Values) -> str:
-        return "figure  # what the cell above it made"
+        return ""
 
     def picture(self) -> bytes:
         return static.png(self._figure)

@@ -74,7 +74,9 @@ class Race(Explorer):
         losses = self._losses(seed)
         score = Counter(self._winner(each) for each in finished)
         title = "Races won: " + ", ".join(f"{name} {score[name]}" for name in losses)
-        figure = plots.losses({name: line[: step + 1] for name, line in losses.items()}, STEPS, title, [*losses.values()])
+        figure = plots.losses(
+            {name: line[: step + 1] for name, line in losses.items()}, STEPS, title, [*losses.values()]
+        )
         figure.update_layout(height=380).update_yaxes(title="loss f(θ)")
         ranks = sorted(losses, key=lambda name: losses[name][step])
         standing = ", ".join(f"{name} {losses[name][step]:.3g}" for name in ranks)
