@@ -67,6 +67,7 @@ class TestPlayground:
     def test_gradient_descent_goes_where_it_must(self):
         """Along the axes of the function, each step of SGD shrinks a coordinate by a factor of 1 - α · curvature."""
         widget = Playground(start=(2.0, -1.0), angle=0, condition=10)
+        widget.move(step=STEPS)
         x, y = drawn(widget)["SGD"]
         assert x == pytest.approx([2 * (1 - 0.01 * 2) ** t for t in range(STEPS + 1)], rel=1e-3)
         assert y == pytest.approx([-((1 - 0.01 * 20) ** t) for t in range(STEPS + 1)], rel=1e-3)
