@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from l2l_kit import plots
-from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation import Thoughts, responses, thoughts
 from l2l_kit.optimizers import Baseline, LogSign, LSTMRule, Scale
 from l2l_kit.tensors import Tensors
 from l2l_kit.widgets.comparison import LEARNED
-from l2l_kit.widgets.explorer import Control, Explorer, Rows, Values, View
-from l2l_kit.widgets.inside import middling, step_control
+from l2l_kit.widgets.explorer import Control, Rows, Values, View
+from l2l_kit.widgets.inside import OneCoordinate, step_control
 
 ALONG = ("loss", "gradient", "update")
 ROWS = ("input gate i", "forget gate f", "output gate o", "candidate c̃", "cell c", "output h")
@@ -25,7 +24,7 @@ BELOW: dict[str, Any] = {"xaxis": "x2", "yaxis": "y2", "showlegend": False}
 """In the lower panel."""
 
 
-class CoordinateExplorer(Explorer):
+class CoordinateExplorer(OneCoordinate):
     """Choose a step of a run and a coordinate, and see what the LSTM computes there, beside hand-designed optimizers.
 
     The curve is of the run, and a click on it chooses a step. A click on a square chooses a unit of the LSTM.
@@ -33,10 +32,8 @@ class CoordinateExplorer(Explorer):
     Args:
         lstm: which made the run.
         baselines: that meet the same gradients, by name.
-        gradients: along the run, by parameter, as `evaluation.recorded_gradients` gives them.
         losses: along the run, shape ``(steps + 1,)``.
-        parameter: of which a coordinate is shown, to begin with; None for the first.
-        coordinate: which one, to begin with; None for one whose gradients are of middling size.
+        gradients, parameter, coordinate: as in `OneCoordinate`.
         step: to begin with.
     """
 
@@ -52,31 +49,15 @@ class CoordinateExplorer(Explorer):
         coordinate: int | None = None,
         step: int = 10,
     ) -> None:
-        self._lstm, self._baselines, self._gradients, self._losses = lstm, baselines, gradients, losses
+        self._lstm, self._baselines, self._losses = lstm, baselines, losses
         self._found = lru_cache(maxsize=64)(self._think)
-        parameter = next(iter(gradients)) if parameter is None else parameter
-        if parameter not in gradients:
-            raise UnknownNameError("parameter", parameter, gradients)
-        coordinate = middling(gradients[parameter]) if coordinate is None else coordinate
-        super().__init__(parameter=parameter, coordinate=coordinate, step=step, along="loss", layer=1, unit=1)
+        super().__init__(gradients, parameter, coordinate, step=step, along=ALONG[0], layer=1, unit=1)
 
     def controls(self, values: Values) -> Mapping[str, Rows]:
-        steps, coordinates = self._gradients[values["parameter"]].shape
-        which: list[Control | tuple[Control, ...]] = [
-            Control("parameter", "menu", "Parameter", tuple(self._gradients)),
-            Control("coordinate", "number", "Coordinate", (0, coordinates - 1), more="Next"),
-        ]
-        unit: list[Control | tuple[Control, ...]] = [
-            Control("layer", "slider", "Layer", range(1, self._lstm.num_layers + 1)),
-            Control("unit", "slider", "Unit", range(1, self._lstm.hidden_size + 1)),
-        ]
-        run: list[Control | tuple[Control, ...]] = [step_control(steps - 1), Control("along", "choice", "Curve", ALONG)]
-        return {"Run": run, "Coordinate": which, "Unit of the LSTM": unit}
-
-    def settle(self, values: Values) -> Values:
-        if values["parameter"] == self._last.get("parameter", values["parameter"]):
-            return values
-        return {**values, "coordinate": middling(self._gradients[values["parameter"]])}
+        layer = Control("layer", "slider", "Layer", range(1, self._lstm.num_layers + 1))
+        unit = Control("unit", "slider", "Unit", range(1, self._lstm.hidden_size + 1))
+        run = [step_control(len(self._losses) - 1), Control("along", "choice", "Curve", ALONG)]
+        return {"Run": run, "Coordinate": self.which(values), "Unit of the LSTM": [layer, unit]}
 
     def point(self, line: str, x: float) -> None:
         if line.startswith("layer"):
@@ -126,23 +107,20 @@ class CoordinateExplorer(Explorer):
 
     def _add_units(self, figure: plots.Figure, found: Thoughts, values: Values) -> None:
         """A row of squares for each gate, one for each unit; the layers are one below the other."""
-        step, units, labels = values["step"], range(1, self._lstm.hidden_size + 1), dict[float, str]()
-        for number in range(self._lstm.num_layers):
-            top = -number * (len(ROWS) + 1)
-            cells = [found.cells[step + 1, number], found.outputs[step + 1, number]]
-            rows = list(zip(ROWS, [*found.gates[step, number], *cells], strict=True))
-            labels |= {top - row: name for row, (name, _) in enumerate(rows)}
-            labels[top] = f"layer {number + 1}: {ROWS[0]}"
-            values_here = [value for _, line in rows for value in line.tolist()]
-            squares = {"symbol": "square", "size": 9, "color": [_color(value) for value in values_here]}
+        step, units, labels = values["step"], range(1, self._lstm.hidden_size + 1), dict[int, str]()
+        for layer in range(self._lstm.num_layers):
+            top = -layer * (len(ROWS) + 1)
+            cells, outputs = found.cells[step + 1, layer], found.outputs[step + 1, layer]
+            numbers = torch.stack([*found.gates[step, layer], cells, outputs]).flatten().tolist()
             names = [f"{name} of unit {unit}" for name in ROWS for unit in units]
+            labels |= {top - row: name for row, name in enumerate(ROWS)} | {top: f"layer {layer + 1}: {ROWS[0]}"}
             figure.add_scatter(
-                name=f"layer {number + 1}",
-                x=[*units] * len(rows),
-                y=[top - row for row in range(len(rows)) for _ in units],
-                text=[f"{name}: {_short(value)}" for name, value in zip(names, values_here, strict=True)],
+                name=f"layer {layer + 1}",
+                x=[*units] * len(ROWS),
+                y=[top - row for row in range(len(ROWS)) for _ in units],
+                text=[f"{name}: {_short(number)}" for name, number in zip(names, numbers, strict=True)],
                 mode="markers",
-                marker=squares,
+                marker={"symbol": "square", "size": 9, "color": [_color(number) for number in numbers]},
                 hoverinfo="text",
                 **BELOW,
             )

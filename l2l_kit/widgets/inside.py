@@ -79,16 +79,47 @@ class PreprocessingExplorer(Explorer):
         return f"from l2l_kit.optimizers import LogSign\n\n{both}  # both inputs of the LSTM, for each coordinate"
 
 
-class ProposalExplorer(Explorer):
+class OneCoordinate(Explorer):
+    """What is to be seen of one coordinate of one parameter; a subclass says what.
+
+    Args:
+        gradients: along a run, by parameter, as `evaluation.recorded_gradients` gives them.
+        parameter: of which a coordinate is shown, to begin with; None for the first.
+        coordinate: which one, to begin with; None for one whose gradients are of middling size.
+        values: what the other controls begin with.
+
+    Raises:
+        ValueError: for a parameter or coordinate that there is not.
+    """
+
+    def __init__(self, gradients: Tensors, parameter: str | None, coordinate: int | None, **values: Any) -> None:
+        self._gradients = gradients
+        parameter = next(iter(gradients)) if parameter is None else parameter
+        if parameter not in gradients:
+            raise UnknownNameError("parameter", parameter, gradients)
+        coordinate = _middling(gradients[parameter]) if coordinate is None else coordinate
+        super().__init__(parameter=parameter, coordinate=coordinate, **values)
+
+    def which(self, values: Values) -> Rows:
+        """Controls that choose the coordinate."""
+        parameter = Control("parameter", "menu", "Parameter", tuple(self._gradients))
+        last = self._gradients[values["parameter"]].shape[1] - 1
+        return [parameter, Control("coordinate", "number", "Coordinate", (0, last), more="Next")]
+
+    def settle(self, values: Values) -> Values:
+        if values["parameter"] == self._last.get("parameter", values["parameter"]):
+            return values
+        return {**values, "coordinate": _middling(self._gradients[values["parameter"]])}
+
+
+class ProposalExplorer(OneCoordinate):
     """See what optimizers would propose for a coordinate at any step, as a function of its gradient (appendix B).
 
     Each has met the coordinate's gradients up to that step, so it is shown with the state that it would be in there.
 
     Args:
         optimizers: by name.
-        gradients: along the trajectory, by parameter, as `evaluation.recorded_gradients` gives them.
-        parameter: of which a coordinate is shown, to begin with; None for the first.
-        coordinate: which one, to begin with; None for one whose gradients are of middling size.
+        gradients, parameter, coordinate: as in `OneCoordinate`.
         step: to begin with; None for the middle of the trajectory.
     """
 
@@ -100,25 +131,13 @@ class ProposalExplorer(Explorer):
         coordinate: int | None = None,
         step: int | None = None,
     ) -> None:
-        self._optimizers, self._gradients = optimizers, gradients
+        self._optimizers = optimizers
         self._found = lru_cache(maxsize=64)(self._evaluate)
-        parameter = next(iter(gradients)) if parameter is None else parameter
-        if parameter not in gradients:
-            raise UnknownNameError("parameter", parameter, gradients)
-        coordinate = middling(gradients[parameter]) if coordinate is None else coordinate
-        step = len(gradients[parameter]) // 2 if step is None else step
-        super().__init__(parameter=parameter, coordinate=coordinate, step=step)
+        step = len(next(iter(gradients.values()))) // 2 if step is None else step
+        super().__init__(gradients, parameter, coordinate, step=step)
 
     def controls(self, values: Values) -> Mapping[str, Rows]:
-        steps, coordinates = self._gradients[values["parameter"]].shape
-        parameter = Control("parameter", "menu", "Parameter", tuple(self._gradients))
-        coordinate = Control("coordinate", "number", "Coordinate", (0, coordinates - 1), more="Next")
-        return {"Coordinate": [parameter, coordinate, step_control(steps)]}
-
-    def settle(self, values: Values) -> Values:
-        if values["parameter"] == self._last.get("parameter", values["parameter"]):
-            return values
-        return {**values, "coordinate": middling(self._gradients[values["parameter"]])}
+        return {"Coordinate": [*self.which(values), step_control(len(self._gradients[values["parameter"]]))]}
 
     def draw(self, values: Values) -> View:
         parameter, coordinate, step = values["parameter"], values["coordinate"], values["step"]
@@ -226,7 +245,7 @@ def _outline(gradients: Tensor) -> tuple[list[float], list[float]]:
     return x, [-1.0, *heights.repeat_interleave(2).tolist(), -1.0]
 
 
-def middling(gradients: Tensor) -> int:
+def _middling(gradients: Tensor) -> int:
     """The coordinate whose largest gradient is the median of all coordinates'."""
     return int(gradients.abs().amax(dim=0).argsort()[gradients.shape[1] // 2])
 
