@@ -477,7 +477,7 @@ function render({ model, el }) {
   showControls(), showPictures(), showTools(), tell();
   const sized = new ResizeObserver(draw);
   sized.observe(el);
-  const themed = new MutationObserver(draw);
+  const themed = new MutationObserver(() => (draw(), setTimeout(draw, 1000))); // a theme's colours may come late
   themed.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light"] });
   const unwatch = watch(model, el, (known) => {
     kernel = { ...known };
