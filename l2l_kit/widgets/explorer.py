@@ -145,7 +145,7 @@ class Explorer(anywidget.AnyWidget):
     def __init__(self, **values: Any) -> None:
         self.view, self.cancelled = View(""), False
         self._initial, self._last = values, dict[str, Any]()
-        self._left, self._busy = threading.Event(), False
+        self._left, self._seen, self._busy = threading.Event(), threading.Event(), False
         self._choosing, self._sending = threading.RLock(), threading.RLock()
         self._moved, self._lines, self._before = "", Lines(), Lines()
         self._pins: list[Lines] = []
@@ -221,6 +221,7 @@ class Explorer(anywidget.AnyWidget):
         with self._choosing:
             self._leave()
             self._left.clear()
+            self._seen.clear()
             self.cancelled, self._busy = False, busy
             self._thread = threading.Thread(target=self._work, args=(steps,), daemon=True)
             self._thread.start()
@@ -251,6 +252,8 @@ class Explorer(anywidget.AnyWidget):
 
     def _answer(self) -> None:
         """Do what the page asks for."""
+        if self._thread is not None and self._thread.is_alive():
+            self._seen.wait(1.5 * INTERVAL)  # or a fast drag would leave all work before anything of it is seen
         with self._choosing:
             self.answered = self.moves
             try:
@@ -325,6 +328,7 @@ class Explorer(anywidget.AnyWidget):
             errors = [message(error) for error in view.errors]
             self.state = {"text": view.text, "errors": errors, "progress": view.progress, "working": self._busy}
             self._describe()
+            self._seen.set()
 
     def _describe(self) -> None:
         self.groups = [
