@@ -6,7 +6,7 @@ BIN := .venv/bin
 # lessons and the browser come first: they are long, and what is short fills the gaps at the end.
 ONE_THREAD := OMP_NUM_THREADS=1
 
-.PHONY: help setup reproduce test lab notebooks gallery benchmark clean
+.PHONY: help setup reproduce test lab notebooks gallery diagrams benchmark clean
 
 help:
 	@echo "make reproduce   execute every lesson headless and write a report of the paper's claims"
@@ -14,6 +14,7 @@ help:
 	@echo "make test        ruff, mypy, pytest (with a real browser where there is one) and nbval"
 	@echo "make notebooks   execute the lessons in place, to commit them with fresh outputs"
 	@echo "make gallery     extract the paper's figures from the executed lessons into docs/figures"
+	@echo "make diagrams    draw the diagrams of the lessons in notebooks/diagrams"
 	@echo "make benchmark   speed as ratios in one run"
 	@echo "make clean       remove the environment and what was built"
 
@@ -45,6 +46,9 @@ notebooks: setup
 
 gallery: setup
 	$(BIN)/l2l gallery
+
+diagrams: setup
+	$(BIN)/python notebooks/diagrams/draw.py
 
 benchmark: setup
 	$(BIN)/python benchmarks/episode.py quadratics

@@ -17,8 +17,8 @@ from typer.core import TyperGroup
 
 from l2l_kit import data as data_sets
 from l2l_kit import problems, zoo
-from l2l_kit.evaluation import Claim, tuned_baselines
 from l2l_kit.evaluation import compare as run_comparison
+from l2l_kit.evaluation import summary, tally, tuned_baselines
 from l2l_kit.evaluation.curves import Statistic
 from l2l_kit.making.features import make_features
 from l2l_kit.making.gallery import write_gallery
@@ -253,7 +253,7 @@ def reproduce(
     with console.status("executing lessons"):
         lessons = execute_lessons(chosen, notebooks, parameters, jobs=at_once, on_lesson=_say)
     page = write_report(lessons, parameters, out, data / "results")
-    console.print(_verdict([claim for done in lessons for claim in done.claims]))
+    console.print(summary([claim for done in lessons for claim in done.claims]))
     console.print(f"report: {page.resolve()}", soft_wrap=True)
     if record:
         console.print(f"recorded in {record_claims(lessons, data / 'results')}", soft_wrap=True)
@@ -263,12 +263,8 @@ def reproduce(
 
 def _say(lesson: Lesson) -> None:
     outcome = f"[red]failed: {escape(lesson.error)}[/red]" if lesson.error else "done"
-    claims = f", {_verdict(lesson.claims)}" if lesson.claims else ""
+    claims = f"; claims: {tally(lesson.claims)}" if lesson.claims else ""
     console.print(f"{lesson.name}: {outcome} in {lesson.seconds:.0f} s{claims}")
-
-
-def _verdict(claims: Sequence[Claim]) -> str:
-    return f"{sum(claim.holds for claim in claims)} of {len(claims)} claims hold"
 
 
 @app.command()

@@ -1,5 +1,9 @@
-"""Verdicts on synthetic curves and sweeps where the right answer is known."""
+"""Verdicts and intervals on synthetic losses whose true ratio is known."""
 
+import json
+import math
+
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -8,159 +12,198 @@ from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation import (
     EACH_STEP,
     ONE_RATE,
+    VERDICTS,
     Curves,
-    beats_baselines,
-    falls_behind,
-    ratio_to,
+    claim,
+    paired_ratio,
+    ratio_table,
+    summary,
+    training_of,
     under,
-    wins_sweep,
+    write_result,
 )
+from l2l_kit.problems import MNIST
+from l2l_kit.randomness import generator
 
-SAID = "figure 0", "what it says"
-SWEPT = (0.8, 0.7, 0.9), (0.5, 0.4, 0.6), (0.95, 0.9, 1.01), (1.02, 0.98, 1.1)
-
-
-def curves(learned_final, crossing=False):
-    noise = torch.rand(200, 1, generator=torch.Generator().manual_seed(0)) + 0.5
-    steps = torch.linspace(0, 1, 41)
-    other = noise * (10 - 9 * steps)
-    learned = noise * (10 - (10 - learned_final) * steps)
-    if crossing:
-        learned[:, 25] = 100.0
-    return Curves({"LSTM": learned, "Adam": other, "SGD": 2 * other}, {"name": "synthetic", "dim": 3}, 0)
+MADE_UP = {"name": "synthetic", "dim": 3}
 
 
-@pytest.mark.parametrize("statistic", ["mean", "median"])
-@pytest.mark.parametrize(
-    ("made", "from_step", "holds"),
-    [
-        (curves(0.5), 20, True),
-        (curves(2.0), 20, False),
-        (curves(0.5, crossing=True), 20, False),
-        (curves(0.5, crossing=True), 40, True),
-    ],
-)
-def test_it_must_be_below_all_baselines_from_a_step_on(made, from_step, holds, statistic):
-    claim = beats_baselines(made, *SAID, statistic=statistic, from_step=from_step)
-    assert claim.holds is holds
-    assert "best baseline Adam" in claim.measured
-    assert claim.conditions == "200 fresh optimizees of synthetic(dim=3), seed 0"
-    assert ("claim holds" in str(claim)) is holds
+def normal(*shape):
+    return torch.randn(*shape, generator=generator(0, "synthetic", *shape), dtype=torch.float64)
 
 
-@pytest.mark.parametrize(("final", "holds"), [(2.0, True), (1.0, False), (0.5, False)])
-def test_it_falls_behind_only_where_another_is_clearly_better(final, holds):
-    claim = falls_behind(curves(final), *SAID)
-    assert claim.holds is holds
-    assert claim.effect == pytest.approx(final, rel=1e-5)
-    assert claim.low <= claim.effect <= claim.high
-    assert (claim.problems, claim.seed) == (200, 0)
-    assert (claim.low > 1) is holds
+def judged(table, group="paper", because="it was set beforehand", **how):
+    return claim(table, group, "figure 0", "what it says", because=because, **how)
 
 
-def test_a_difference_within_the_noise_does_not_count():
-    torch.manual_seed(0)
-    made = Curves({"LSTM": torch.rand(30, 22), "Adam": torch.rand(30, 22) + 0.02}, {}, 0)
-    assert not beats_baselines(made, *SAID, from_step=21).holds
+# Losses of others and of the learned optimizer with a true ratio of 0.8, from two independent normal draws.
+LOSSES = {
+    "normal, mean": (False, lambda x, y: (1 + 0.25 * x, 0.8 + 0.1 * x + 0.15 * y)),
+    "a little skewed, mean": (False, lambda x, y: ((0.3 * x).exp(), 0.8 * (0.24 * x + 0.18 * y).exp())),
+    "normal, typical": (True, lambda x, y: (1 + 0.1 * x, 0.8 * (1 + 0.1 * y))),
+    "very skewed, typical": (True, lambda x, y: ((2 * x).exp(), 0.8 * (2 * x + y).exp())),
+}
 
 
-def swept(*ratios):
-    """A sweep over as many settings; in each the LSTM meets Adam, with that ratio, and SGD, which is hopeless.
+@pytest.mark.parametrize("number", [8, 12, 25, 100])
+@pytest.mark.parametrize("kind", LOSSES)
+def test_95_percent_of_the_intervals_cover_the_true_ratio(kind, number):
+    """95% ± 2% of 1,000, each a column."""
+    typical, make = LOSSES[kind]
+    others, losses = make(*normal(2, number, 1000))
+    value, low, high = paired_ratio(losses, others, typical=typical)
+    assert ((low <= 0.8) & (high >= 0.8)).double().mean() == pytest.approx(0.95, abs=0.02)
+    assert value.log().mean().exp() == pytest.approx(0.8, abs=0.02)
 
-    A second LSTM is always better than the first; a claim about baselines does not look at it.
+
+def test_a_divergence_counts_against_the_learned_optimizer_only():
+    losses = normal(6, 4).exp()
+    losses[0, 1] = losses[:, 2] = math.inf
+    fine = normal(6, 4).exp()
+    both = {name: paired_ratio(*pair) for name, pair in {"learned": (losses, fine), "other": (fine, losses)}.items()}
+    assert [list(map(float, part[1:3])) for part in both["learned"]] == [[math.inf] * 2] * 3
+    assert [list(map(float, part[1:3])) for part in both["other"]] == [[0, 0], [0, 0], [math.inf] * 2]
+    assert [float(part[0]) for part in paired_ratio(losses[1:2], fine[1:2])][1:] == [0, math.inf], "one says nothing"
+
+
+def made(ratio, number=25, steps=1, noise=0.03):
+    """Curves on which the LSTM's loss is so many times Adam's, and half as many times SGD's."""
+    adam = (0.3 * normal(number, steps)).exp()
+    lstm = ratio * adam * (noise * normal(number, steps, 1)[..., 0]).exp()
+    return Curves({"LSTM": lstm, "Adam": adam, "SGD": 2 * adam}, MADE_UP, 0)
+
+
+def swept(*adams, other=2.0, **columns):
+    """A recorded sweep over as many settings; in each the LSTM meets Adam, with that ratio, and SGD, which is hopeless.
+
+    Another LSTM is no baseline.
     """
     rows = []
-    for scale, adam in enumerate(ratios):
-        others = {"LSTM": (1, 1, 1), "another LSTM": (2, 1.9, 2.1), "Adam": adam, "SGD": (0.1, 0.05, 0.2)}
-        for name, (ratio, low, high) in others.items():
-            measures = {"ratio": ratio, "ratio_low": low, "ratio_high": high, "mean": 1 / ratio, "low": 0, "high": 2}
-            lr = None if "LSTM" in name else 0.1
-            rows.append({"scale": scale, "step": 100, "optimizer": name, "lr": lr, **measures})
+    for scale, adam in enumerate(adams):
+        for name, ratio in {"LSTM": 1, "another LSTM": other, "Adam": adam, "SGD": 0.1}.items():
+            measures = {"ratio": ratio, "ratio_low": ratio / 1.05, "ratio_high": ratio * 1.05, "mean": 1, "low": 0}
+            rate = None if "LSTM" in name else 0.1
+            rows.append({"scale": scale, "step": 100, "optimizer": name, "lr": rate, "high": 2, **measures, **columns})
     table = pd.DataFrame(rows)
-    table.attrs = {"num_tasks": 50, "seed": 7}  # as `read_result` gives them
+    table.attrs = {"num_tasks": 50, "seed": 7, "learned": {"LSTM": "mine"}, "tuning_tasks": 4, "problem": MADE_UP}
     return table
 
 
-@pytest.mark.parametrize(
-    ("ratios", "holds", "said"),
-    [
-        (SWEPT[:2], True, "in 2 of 2 settings, clearly in 2, clearly not in 0"),
-        (SWEPT[::2], False, "in 2 of 2 settings, clearly in 1, clearly not in 0"),
-        ([SWEPT[0], (1.2, 1.1, 1.3)], False, "in 1 of 2 settings, clearly in 1, clearly not in 1"),
-        ([SWEPT[0], (1e-9, 0.0, 1e-9)], True, "in 2 of 2 settings, clearly in 2, clearly not in 0"),
-    ],
-)
-def test_a_sweep_is_won_only_if_every_setting_is(ratios, holds, said):
-    claim = wins_sweep(swept(*ratios), *SAID)
-    assert claim.holds is holds
-    assert said in claim.measured
-    assert "over scale," in claim.conditions
-    assert (claim.problems, claim.seed) == (50, 7)
-    assert (claim.high < 1) is holds, "the setting that decides"
-    assert claim.low <= claim.effect <= claim.high
+# Each makes a table for a true ratio, and says how the claim is judged that this ratio decides.
+KINDS = {
+    "below all others": (lambda r: ratio_table(made(r)), {}),
+    "below all others, typically": (lambda r: ratio_table(made(r), typical=True), {}),
+    "below all others at every step": (lambda r: ratio_table(made(r, steps=30), steps=range(30)), {}),
+    "below one of them": (lambda r: ratio_table(made(2 * r)), {"every": False}),
+    "above all others": (lambda r: ratio_table(made(2 / r)), {"side": "above"}),
+    "above one of them": (lambda r: ratio_table(made(1 / r)), {"side": "above", "every": False}),
+    "below all baselines in every setting": (lambda r: swept(0.5, r), {}),
+    "below all baselines on average": (lambda r: swept(0.5 * r, 2 * r), {"average": True}),
+    "below what is no baseline": (lambda r: swept(0.5, other=r), {"against": ["another LSTM"]}),
+}
 
 
-@pytest.mark.parametrize(
-    ("wanted", "holds"),
-    [
-        ({}, False),
-        ({"clearly": 2}, False),
-        ({"ahead": 3}, False),
-        ({"ahead": 3, "clearly": 2}, True),
-        ({"ahead": 3, "clearly": 3}, False),
-        ({"ahead": 4, "clearly": 0}, False),
-    ],
-    ids=str,
-)
-def test_most_settings_may_be_enough(wanted, holds):
-    claim = wins_sweep(swept(*SWEPT), *SAID, **wanted)
-    assert claim.holds is holds
-    assert "in 3 of 4 settings, clearly in 2, clearly not in 0" in claim.measured
-    assert "ratio between 0.5 and 1.02 (95% CI 0.98 to 1.1; Adam, scale 3)" in claim.measured
-    assert (claim.effect, claim.low, claim.high) == (1.02, 0.98, 1.1)
+@pytest.mark.parametrize(("ratio", "verdict"), [(0.8, "holds"), (1.0, "undecided"), (1.25, "refuted")])
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_claim_has_each_verdict(kind, ratio, verdict):
+    make, how = KINDS[kind]
+    found = judged(make(ratio), **how)
+    assert found.verdict == verdict
+    assert found.low <= found.effect <= found.high
+    assert found.effect == pytest.approx(1 / ratio if "above" in kind else ratio, rel=0.05)
+    assert (found.low <= 1 <= found.high) == (verdict == "undecided")
+
+
+@pytest.mark.parametrize(("margin", "verdict"), [(0.7, "refuted"), (0.8, "undecided"), (0.95, "holds")])
+def test_the_margin_decides(margin, verdict):
+    found = judged(ratio_table(made(0.8)), margin=margin)
+    assert (found.verdict, found.margin) == (verdict, margin)
+    assert f"below {margin} (it was set beforehand)" in found.criterion
+
+
+def test_many_comparisons_make_neither_verdict_wrong_more_often():
+    """Level with the other at a hundred steps: one of the intervals nearly always lies above 1."""
+    draws = (0.1 * normal(100, 2, 12, 100)).exp()
+    curves = [Curves({"LSTM": one, "Adam": other}, {}, 0) for one, other in draws]
+    found = [judged(ratio_table(each, steps=range(100))).verdict for each in curves]
+    assert found.count("holds") == 0
+    assert found.count("refuted") <= 8  # 2.5 are expected at most
+
+
+def test_the_power_is_that_of_an_experiment():
+    """A ratio as far from the margin as a claim says is decided in about four cases of five."""
+    said, verdicts = [], []
+    for one, other in (0.1 * normal(80, 2, 12, 1)).exp():
+        level = judged(ratio_table(Curves({"LSTM": one, "Adam": other}, {}, 0)))
+        said.append(float(level.criterion.split("difference of ")[1].split("%")[0]) / 100)
+        better = Curves({"LSTM": one / (1 + np.mean(said)), "Adam": other}, {}, 0)
+        verdicts.append(judged(ratio_table(better)).verdict)
+    assert verdicts.count("holds") / 80 == pytest.approx(0.8, abs=0.1)
+
+
+def test_a_claim_says_on_what_it_was_measured():
+    found = judged(swept(0.8, 0.9).assign(protocol=ONE_RATE))
+    assert (found.problems, found.seed, found.data) == (50, 7, "")
+    for said in (
+        "50 problems synthetic(dim=3, step=100), seed 7",
+        "for the last number of steps on 4 other problems (fewer",
+    ):
+        assert said in found.conditions
+    assert "LSTM / Adam, scale 1: 0.9" in found.measured
+    card = {"trained": {"episodes": 5000}, "training": {"horizon": 100}, "start": "mine"}
+    found = judged(ratio_table(made(0.8), trained=training_of(card), tuning_tasks=8))
+    assert (
+        "LSTM trained for 5,000 episodes of 100 steps, starting from mine; baselines tuned on 8 other"
+        in found.conditions
+    )
+    assert training_of({}) == "an unknown time"
+
+
+def test_what_was_measured_on_stand_in_data_is_none_of_the_papers(tmp_path):
+    problem = MNIST(source="embedded").config()
+    curves = Curves(made(0.8).losses, problem, 0)
+    found = judged(ratio_table(curves))
+    assert (found.group, found.verdict) == ("stand-in", "holds")
+    assert "subset" in found.data
+    assert found.data in found.conditions
+    about = json.loads(write_result("x", swept(0.8), {"problem": problem}, tmp_path).with_suffix(".json").read_text())
+    assert (about["data"], about["stand_in"]) == (found.data, True)
+
+
+def test_a_claim_displays_and_records_itself():
+    found = judged(ratio_table(Curves({"LSTM": torch.full((3, 1), math.inf), "Adam": torch.ones(3, 1)}, {}, 0)))
+    assert (found.verdict, found.effect, found.high) == ("refuted", None, None)
+    shown, metadata = found._repr_mimebundle_()
+    assert all("refuted" in words and "figure 0" in words for words in shown.values())
+    assert json.loads(json.dumps(metadata, allow_nan=False))["l2l_claim"]["verdict"] == "refuted"
+    others = [judged(swept(ratio), group="ours") for ratio in (0.8, 0.9, 1.0)]
+    paper, ours, *meanings = summary([found, *others]).splitlines()
+    assert "0 hold, 1 refuted, 0 undecided" in paper
+    assert "2 hold, 0 refuted, 1 undecided" in ours
+    assert meanings == [f"{verdict}: {meaning}" for verdict, meaning in VERDICTS.items()]
 
 
 def test_a_sweep_is_judged_under_one_protocol():
-    one, each = (swept(ratio).assign(protocol=name) for ratio, name in ((SWEPT[0], ONE_RATE), (SWEPT[3], EACH_STEP)))
-    both = pd.concat([one, each], ignore_index=True)
-    for protocol, holds, said in ((ONE_RATE, True, "the last number"), (EACH_STEP, False, "each number")):
-        table = under(both, protocol)
-        for claim in (wins_sweep(table, *SAID), ratio_to(table, "Adam", *SAID, below=1)):
-            assert claim.holds is holds
-            assert said in claim.conditions
-            assert "1 settings" in claim.measured, "a protocol is no setting"
-    for judged in (lambda: wins_sweep(both, *SAID), lambda: ratio_to(both, "Adam", *SAID, below=1)):
-        with pytest.raises(ValueError, match="several protocols"):
-            judged()
+    both = pd.concat([swept(0.8, protocol=ONE_RATE), swept(1.25, protocol=EACH_STEP)], ignore_index=True)
+    assert [judged(under(both, each)).verdict for each in (ONE_RATE, EACH_STEP)] == ["holds", "refuted"]
+    with pytest.raises(ValueError, match="several protocols"):
+        judged(both)
 
 
 @pytest.mark.parametrize(
-    ("bounds", "holds", "said"),
+    ("wrong", "error", "match"),
     [
-        ({"above": 0.65}, True, "between 0.7 and 0.8; clearly above 0.65 in 2 of 2 settings"),
-        ({"above": 0.75}, False, "clearly above 0.75 in 0 of 2 settings"),
-        ({"below": 0.85}, False, "clearly below 0.85 in 1 of 2 settings"),
-        ({"above": 0.5, "below": 1.0}, True, "clearly above 0.5 and below 1 in 2 of 2 settings"),
+        (lambda: ratio_table(Curves({"LSTM": torch.rand(3, 30)}, {}, 0)), ValueError, "something to compare with"),
+        (lambda: ratio_table(made(1.0), against=["Adan"]), UnknownNameError, "Did you mean 'Adam'"),
+        (lambda: judged(swept(0.8).query("lr.isna()")), ValueError, "needs baselines"),
+        (
+            lambda: judged(swept(0.8), against=["Adam", "sub"]),
+            UnknownNameError,
+            "optimizer in this table 'sub'",
+        ),
     ],
-    ids=str,
+    ids=["nothing", "curves", "baselines", "table"],
 )
-def test_a_ratio_must_lie_within_its_bounds_with_all_of_its_interval(bounds, holds, said):
-    claim = ratio_to(swept((0.7, 0.67, 0.74), (0.8, 0.74, 0.88)), "Adam", *SAID, **bounds)
-    assert claim.holds is holds
-    assert said in claim.measured
-    assert "over scale," in claim.conditions
-    assert (bounds.get("above", 0) < claim.low and claim.high < bounds.get("below", 9)) is holds, "it decides"
-
-
-@pytest.mark.parametrize(
-    ("judged", "error", "match"),
-    [
-        (lambda: beats_baselines(Curves({"LSTM": torch.rand(3, 30)}, {}, 0), *SAID), ValueError, "needs baselines"),
-        (lambda: beats_baselines(curves(0.5), *SAID, from_step=41), ValueError, "at least 41 steps, got 40"),
-        (lambda: wins_sweep(swept(SWEPT[0]).query("lr.isna()"), *SAID), ValueError, "needs baselines"),
-        (lambda: ratio_to(swept(SWEPT[0]), "sub", *SAID), UnknownNameError, "unknown optimizer in this sweep"),
-    ],
-)
-def test_there_must_be_something_to_compare(judged, error, match):
+def test_there_must_be_something_to_compare(wrong, error, match):
     with pytest.raises(error, match=match):
-        judged()
+        wrong()

@@ -1,4 +1,4 @@
-"""The explorers of lesson 06: what they draw is what the optimizers and the preprocessing give."""
+"""The explorers of lesson 07: what they draw is what the optimizers and the preprocessing give."""
 
 import pytest
 import torch

@@ -6,7 +6,6 @@ Workers are forked from a process that has imported everything, since importing 
 import multiprocessing
 import os
 import random
-import re
 import signal
 import sys
 import time
@@ -103,8 +102,7 @@ def reproduce(folder, _):
 
 
 def reproduced(folder):
-    table = (folder / "claims.md").read_text()
-    return re.sub(r"\| \d+ \| (yes|\*\*no\*\*) \|\n", r"\1\n", table)  # without the seconds
+    return (folder / "claims.md").read_text()
 
 
 COMMANDS = {
@@ -206,8 +204,8 @@ LESSON = """
 import time
 
 def claim(number):
-    fields = {"source": f"figure {number}", "text": f"claim of {name}", "measured": str(seed + number)}
-    fields |= {"conditions": "nothing", "holds": number % 2 == 0, "effect": number / 3}
+    fields = {"group": "ours", "source": f"figure {number}", "text": f"claim of {name}", "measured": str(seed + number)}
+    fields |= {"verdict": "holds" if number % 2 == 0 else "refuted", "effect": number / 3}
     display({"text/plain": ""}, raw=True, metadata={"l2l_claim": fields})
     time.sleep(0.1)
 """

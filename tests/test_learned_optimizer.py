@@ -1,4 +1,4 @@
-"""LearnedOptimizer moves models, as people have them (lesson 8), by its rule; what it keeps and what it refuses."""
+"""LearnedOptimizer moves models, as people have them (lesson 9), by its rule; what it keeps and what it refuses."""
 
 import copy
 

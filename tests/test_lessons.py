@@ -19,7 +19,8 @@ from l2l_kit.making.lessons import check_parameters, execute_lesson, execute_les
 
 # A claim needs no l2l_kit here, so that a kernel is ready at once.
 CLAIM = """
-fields = {"source": "figure 0", "text": "a < b", "measured": f"{seed}", "conditions": "nothing", "holds": holds}
+fields = {"group": "paper", "source": "figure 0", "text": "a < b", "measured": f"{seed}"}
+fields["verdict"] = "holds" if holds else "refuted"
 display({"text/plain": ""}, raw=True, metadata={"l2l_claim": fields})
 """
 PARAMETERS = """
@@ -47,6 +48,8 @@ def write(path: Path, *code: str) -> Path:
 def lessons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write(tmp_path / "notebooks" / "01_good.ipynb", CLAIM)
     write(tmp_path / "notebooks" / "02_bad.ipynb", CLAIM, "raise RuntimeError('on purpose')")
+    (tmp_path / "notebooks" / "diagrams").mkdir()
+    (tmp_path / "notebooks" / "diagrams" / "loop.svg").write_text("<svg/>")
     monkeypatch.setattr(module, "NOTEBOOKS", tmp_path / "notebooks")
     return tmp_path / "notebooks"
 
@@ -88,11 +91,12 @@ def test_finished_lessons_are_not_executed_again(lessons: Path, tmp_path: Path) 
         assert sorted(seen, key=lambda lesson: lesson.name) == done, "each lesson is announced once, when it is done"
         for lesson in done:
             assert [claim.measured for claim in lesson.claims] == [parameters.get("seed", "0")]
-            assert lesson.claims[0].holds != ("holds" in parameters)
+            assert lesson.claims[0].verdict == ("refuted" if "holds" in parameters else "holds")
             assert lesson.seconds > 0
         return {path.stem for path in out.glob("*.ipynb") if path.stat().st_mtime_ns != before.get(path.stem)}
 
     assert run() == {"01_good", "02_bad"}
+    assert (out / "diagrams" / "loop.svg").is_file(), "executed lessons show the same diagrams"
     assert run() == {"02_bad"}
     good, bad = (read_executed(out / f"{name}.ipynb") for name in ("01_good", "02_bad"))
     assert [good.name, good.title, good.error] == ["01_good", "01_good, *a lesson*", None]
@@ -208,7 +212,7 @@ def test_a_full_disk_leaves_no_half_of_a_notebook(
     with pytest.raises(OSError, match="01_good") as caught:
         execute_lesson(lessons / "01_good.ipynb", tmp_path / "out", {})
     assert caught.value.errno == errno.ENOSPC
-    assert list((tmp_path / "out").iterdir()) == []
+    assert list((tmp_path / "out").glob("*.ipynb")) == []
 
 
 COMMAND = """

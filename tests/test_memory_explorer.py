@@ -1,4 +1,4 @@
-"""The explorer of lesson 07: what it draws is what the optimizers, BFGS and the memory give."""
+"""The explorer of lesson 08: what it draws is what the optimizers, BFGS and the memory give."""
 
 import io
 

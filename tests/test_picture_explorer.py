@@ -1,4 +1,4 @@
-"""The explorer of lesson 04; what it shares with that of networks that learn digits is tested there."""
+"""The explorer of lesson 05; what it shares with that of networks that learn digits is tested there."""
 
 import re
 

@@ -42,6 +42,8 @@ def test_finds_the_known_best(statistic):
     tuning = tuned()
     assert tuning.best(statistic) == baseline("sgd", 0.5)
     assert tuning.final(statistic)[0.5] < 1e-10
+    with pytest.warns(UserWarning, match=r"sgd: the best learning rate, 0.1, is at the end"):
+        tuned(learning_rates=GRID[:2]).best(statistic)
 
 
 @pytest.mark.parametrize("name", BASELINES)

@@ -352,7 +352,7 @@ class TestTrainer:
         assert widget.run() is widget.trained
         assert widget.history.stopped == "finished"
         assert len(lines(widget)["LSTM"]) == 11
-        assert re.search(r"On 16 fresh optimizees: .* It (beats|does not beat) every baseline", text(widget))
+        assert re.search(r"On 16 fresh optimizees .* It (beats|does not beat) every baseline", text(widget))
         before = lines(quadratics)["LSTM"]
         (name,) = [each for each in control(quadratics, "learned")["values"] if each.startswith("trained here")]
         quadratics.move(learned=name)

@@ -63,7 +63,7 @@ class TestPretrained:
             {"learned": l2l.load(name)}, problems.make(config), steps=20, num_tasks=num_tasks, device="cpu"
         )
         before, after = curves.statistic("learned", "median")[[0, -1]].tolist()
-        if name.startswith("mnist-none"):  # cannot read a network's gradients: lesson 02 shows that it learns nothing
+        if name.startswith("mnist-none"):  # cannot read a network's gradients: lesson 03 shows that it learns nothing
             assert after == pytest.approx(math.log(10), abs=0.1)
         else:
             assert after < before

@@ -14,15 +14,17 @@ from l2l_kit.evaluation.analysis import (
     responses,
     thoughts,
 )
-from l2l_kit.evaluation.claims import Claim, beats_baselines, falls_behind, ratio_to, wins_sweep
+from l2l_kit.evaluation.claims import GROUPS, VERDICTS, Claim, claim, ratio_table, summary, tally
 from l2l_kit.evaluation.comparison import Trajectories, compare, losses_at, metrics_on_test_set, trajectories
-from l2l_kit.evaluation.curves import Curves, Statistic
+from l2l_kit.evaluation.curves import Curves, Statistic, paired_ratio
 from l2l_kit.evaluation.results import (
     EACH_STEP,
     ONE_RATE,
     machine,
+    provenance,
     read_result,
     swept_baselines,
+    training_of,
     under,
     write_result,
 )

@@ -1,221 +1,262 @@
-"""The paper's claims as statistics: what it says, what was measured here, and whether it holds."""
+"""Claims and their verdicts: a paired ratio with its 95% confidence interval, against a margin that was set before."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.evaluation.curves import Curves, Statistic
-from l2l_kit.evaluation.results import EACH_STEP, ONE_RATE, under
+from l2l_kit.evaluation.curves import Curves, paired_ratio
+from l2l_kit.evaluation.results import EACH_STEP, ONE_RATE, provenance, under
+from l2l_kit.extras import needs
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import pandas as pd
 
-_MEASURES = ("protocol", "optimizer", "lr", "mean", "low", "high", "ratio", "ratio_low", "ratio_high")
-
-_RATES = {
-    ONE_RATE: ", with the learning rate that is best for the last number of steps",
-    EACH_STEP: ", with the learning rate that is best for each number of steps",
+Group = Literal["paper", "stricter", "ours", "stand-in"]
+GROUPS: dict[Group, tuple[str, str]] = {
+    "paper": ("The paper's claims", "What the paper says, in words close to its own, under its own protocol."),
+    "stricter": ("Stricter versions", "More than the paper says: other scales, every number of steps, harder tuning."),
+    "ours": ("Our own questions", "Asked in the lessons; the paper does not answer them."),
+    "stand-in": ("Claims on stand-in data", "Measured on the small data that come with the kit: no replication."),
 }
+"""Whose claims they are: title and meaning, in the order of the report."""
+Verdict = Literal["holds", "refuted", "undecided"]
+VERDICTS: dict[Verdict, str] = {
+    "holds": "the whole 95% interval lies on the claimed side of a margin that was set beforehand",
+    "refuted": "the whole interval lies on the other side",
+    "undecided": "the interval contains the margin, so the data support neither",
+}
+FEWEST_TO_TUNE_ON = 8
+"""How many problems the protocol asks baselines to be tuned on, at least."""
+
+_MEASURES = ("protocol", "optimizer", "lr", "mean", "low", "high", "ratio", "ratio_low", "ratio_high")
+_RATES = {ONE_RATE: "tuned for the last number of steps", EACH_STEP: "tuned for each number of steps", "": "tuned"}
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim of the paper and its verdict; displays itself in a notebook, where the report collects it.
+    """A claim and its verdict; displays itself in a notebook, where the report collects it.
 
     Attributes:
+        group: whose claim it is.
         source: section or figure of the paper.
-        text: the claim, in our words.
+        text: the claim.
+        verdict: what the measurement says of it.
         measured: what was measured, with its uncertainty.
-        conditions: number of optimizees, seed and what else the measurement depends on.
-        holds: whether the measurement supports the claim.
-        effect, low, high: the measurement as one number with its 95% confidence interval, if it is one; for a sweep,
-            that of the setting which decides.
-        problems, seed: number of optimizees behind it, in each setting of a sweep, and their seed.
+        criterion: when the claim holds, why the margin is there, and what difference the measurement could have shown.
+        conditions: what it was measured on: problems, data, training and tuning.
+        effect, low, high: the ratio with its 95% interval; None where infinite.
+        margin: what the ratio has to be below or above.
+        problems, seed: number of problems in each comparison, and their seed.
+        data: which data the problems are made of; empty if of none.
     """
 
+    group: Group
     source: str
     text: str
+    verdict: Verdict
     measured: str
-    conditions: str
-    holds: bool
+    criterion: str = ""
+    conditions: str = ""
     effect: float | None = None
     low: float | None = None
     high: float | None = None
+    margin: float | None = None
     problems: int | None = None
     seed: int | None = None
+    data: str = ""
 
     def __str__(self) -> str:
-        verdict = "holds" if self.holds else "DOES NOT HOLD"
-        return f"{self.source}: {self.text}\n  measured: {self.measured}\n  on: {self.conditions}\n  claim {verdict}"
+        lines = f"{GROUPS[self.group][0]}, {self.source}: {self.text}", self.measured, self.criterion, self.conditions
+        return "\n  ".join([*filter(None, lines), f"verdict: {self.verdict}"])
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, str], dict[str, Any]]:
-        verdict = "holds" if self.holds else "**does not hold**"
-        markdown = f"> **{self.source}** {verdict}: {self.text}.\n>\n> {self.measured}\n>\n> *On {self.conditions}.*"
+        lines = f"**{self.source}**, *{self.verdict}*: {self.text}.", self.measured, self.criterion, self.conditions
+        markdown = "\n>\n".join(f"> {line}" for line in filter(None, lines))
         return {"text/plain": str(self), "text/markdown": markdown}, {"l2l_claim": asdict(self)}
 
 
-class Ratio(NamedTuple):
-    """An optimizer's mean or median loss over another one's, paired, with its 95% confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def lies(self, above: float = -math.inf, below: float = math.inf) -> bool:
-        """Whether all of the interval is within the bounds. Every verdict on a ratio is given here."""
-        return above < self.low and self.high < below
+def tally(claims: Sequence[Claim]) -> str:
+    """How many claims have each verdict, in words."""
+    holding, refuted, undecided = ([each.verdict for each in claims].count(verdict) for verdict in VERDICTS)
+    return f"{holding} hold, {refuted} refuted, {undecided} undecided"
 
 
-def beats_baselines(
-    curves: Curves, source: str, text: str, *, learned: str = "LSTM", statistic: Statistic = "mean", from_step: int = 20
-) -> Claim:
-    """The learned optimizer is below every other one at every step from `from_step` on, and clearly so at the end.
+def summary(claims: Sequence[Claim]) -> str:
+    """How many claims of each group have each verdict, a line each, and what each of them means."""
+    groups = {title: [each for each in claims if each.group == group] for group, (title, _) in GROUPS.items()}
+    lines = [f"{title}: {tally(members)}" for title, members in groups.items() if members]
+    return "\n".join([*lines, *(f"{verdict}: {meaning}" for verdict, meaning in VERDICTS.items())])
 
-    Holds if the curve of the chosen statistic lies below all others from that step on, and the 95% confidence interval
-    of its paired ratio to the best of the others at the last step lies below 1.
+
+def ratio_table(
+    curves: Curves,
+    learned: str = "LSTM",
+    *,
+    against: Sequence[str] | None = None,
+    steps: Iterable[int] | None = None,
+    typical: bool = False,
+    trained: str = "",
+    tuning_tasks: int | None = None,
+) -> pd.DataFrame:
+    """One optimizer's loss over those of others, as recorded sweeps have it and `claim` judges it.
 
     Args:
-        curves: of the learned optimizer and of tuned baselines.
-        source, text: of the claim.
-        learned: name of the learned optimizer in the curves.
-        statistic: "mean" or "median" over the optimizees.
-        from_step: first step that counts.
+        curves: of all of them; any positive quantity will do instead of losses.
+        learned: the one whose loss is divided.
+        against: the others; None for all.
+        steps: the numbers of steps; None for the last.
+        typical: the geometric mean of the ratios instead of the ratio of the means (see `paired_ratio`).
+        trained: how long the learned one was trained (see `training_of`).
+        tuning_tasks: how many problems the others were tuned on; None where nothing was tuned.
 
     Raises:
-        ValueError: if there is nothing to compare with, or the curves end before that step.
-    """
-    if curves.steps < from_step:
-        raise ValueError(f"claim: needs at least {from_step} steps, got {curves.steps}.")
-    measured, ratio = _against_the_best(curves, learned, statistic)
-    below = all(
-        bool((curves.statistic(learned, statistic) < curves.statistic(other, statistic))[from_step:].all())
-        for other in curves.losses
-        if other != learned
-    )
-    if from_step < curves.steps:
-        measured += f"; below every baseline at every step from {from_step} on: {below}"
-    return Claim(source, text, measured, holds=below and ratio.lies(below=1), **_numbers(ratio), **_on(curves))
-
-
-def falls_behind(curves: Curves, source: str, text: str, *, learned: str = "LSTM") -> Claim:
-    """The learned optimizer fails here: another one is clearly below it at the last step.
-
-    Holds if the 95% confidence interval of its paired ratio to the best of the others lies above 1. Arguments are those
-    of `beats_baselines`.
-
-    Raises:
+        UnknownNameError: if one of the optimizers is not in the curves.
         ValueError: if there is nothing to compare with.
     """
-    measured, ratio = _against_the_best(curves, learned, "mean")
-    return Claim(source, text, measured, holds=ratio.lies(above=1), **_numbers(ratio), **_on(curves))
+    with needs("lessons"):
+        import pandas as pd
+
+    at = [curves.steps] if steps is None else list(steps)
+    others = against or [name for name in curves.losses if name != learned]
+    if not others:
+        raise ValueError(f"claim: needs something to compare with, got only {learned}.")
+    frames = []
+    for name in others:
+        interval = paired_ratio(curves[learned][:, at], curves[name][:, at], typical=typical)
+        columns = dict(zip(("ratio", "ratio_low", "ratio_high"), (part.numpy() for part in interval), strict=True))
+        frames.append(pd.DataFrame({**({"step": at} if curves.steps else {}), "optimizer": name, **columns}))
+    table = pd.concat(frames, ignore_index=True)
+    about: dict[Any, Any] = {"problem": dict(curves.problem), "num_tasks": curves.num_tasks, "seed": curves.seed}
+    about |= {"learned": [learned], "trained": {learned: trained}, "tuning_tasks": tuning_tasks}
+    table.attrs = about | provenance(curves.problem)
+    return table
 
 
-def wins_sweep(
+def claim(
     table: pd.DataFrame,
+    group: Group,
     source: str,
     text: str,
     *,
-    learned: str = "LSTM",
-    ahead: int | None = None,
-    clearly: int | None = None,
+    because: str,
+    margin: float = 1.0,
+    side: Literal["below", "above"] = "below",
+    against: Sequence[str] | None = None,
+    every: bool = True,
+    average: bool = False,
 ) -> Claim:
-    """The learned optimizer beats every baseline of a recorded sweep, in all settings and numbers of steps or in most.
-
-    Holds if its mean is below that of the best baseline in `ahead` of them or more, and the 95% confidence interval of
-    the paired ratio of the two lies below 1 in `clearly` of them or more.
+    """Judge a claim that ratios lie below, or above, a margin.
 
     Args:
-        table: a recorded sweep, from `read_result`; only the rows that the claim is about, under one protocol.
+        table: from `ratio_table`, or a recorded sweep; only the rows that the claim is about.
+        group: whose claim it is; what was measured on stand-in data belongs to "stand-in" instead.
         source, text: of the claim.
-        learned: name of the learned optimizer in the table, the first of the sweep, since ratios are its own.
-        ahead, clearly: None for all.
+        because: why the margin is there.
+        margin, side: of what, and where, the claim says that the ratios are.
+        against: optimizers to compare with; None for the baselines.
+        every: whether all ratios have to be there, or one is enough.
+        average: whether each optimizer's ratios are averaged first over settings and steps (as geometric means, each
+            with an interval as wide as if all erred in the same direction).
 
     Raises:
+        UnknownNameError: if one of `against` is not in the table.
         ValueError: if there is nothing to compare with, or the table has several protocols (see `under`).
     """
-    settings = [name for name in under(table).columns if name not in _MEASURES]
-    baselines = table[table["lr"].notna()]
-    if baselines.empty:
-        raise ValueError("claim: needs baselines, got none.")
-    best = baselines.sort_values("ratio").groupby(settings, sort=False).tail(1)  # the best of them has the highest
-    ratios, worst = _ratios(best), best.iloc[int(best["ratio"].argmax())]
-    below = sum(ratio.value < 1 for ratio in ratios)
-    won, lost = sum(ratio.lies(below=1) for ratio in ratios), sum(ratio.lies(above=1) for ratio in ratios)
-    where = [f"{name} {worst[name]}" for name in settings if best[name].nunique() > 1]
-    measured = (
-        f"{learned} is below the best baseline in {below} of {len(best)} settings, clearly in {won}, clearly not in "
-        f"{lost}; ratio between {best['ratio'].min():.3g} and {worst['ratio']:.3g} (95% CI {worst['ratio_low']:.3g} to "
-        f"{worst['ratio_high']:.3g}; {', '.join([worst['optimizer'], *where])})"
-    )
-    holds = below >= (len(best) if ahead is None else ahead) and won >= (len(best) if clearly is None else clearly)
-    decisive = max(ratios, key=lambda ratio: ratio.high)
-    return Claim(source, text, measured, holds=holds, **_numbers(decisive), **_over(table))
+    with needs("lessons"):
+        import pandas as pd
 
-
-def ratio_to(
-    table: pd.DataFrame, other: str, source: str, text: str, *, above: float = 0.0, below: float = math.inf
-) -> Claim:
-    """How the first learned optimizer of a recorded sweep does against another one, learned or not.
-
-    Holds if in every setting the 95% confidence interval of its paired ratio to the other one lies within the bounds
-    `above` and `below`. The rest as in `wins_sweep`.
-
-    Raises:
-        UnknownNameError: if the other one is not in the table.
-        ValueError: if the table has several protocols (see `under`).
-    """
-    rows = under(table)[table["optimizer"] == other]
+    about, rows = table.attrs, under(table)
+    if unknown := set(against or ()).difference(rows["optimizer"]):
+        raise UnknownNameError("optimizer in this table", unknown.pop(), rows["optimizer"].unique())
+    if against is not None or "lr" in rows:
+        rows = rows[rows["lr"].notna() if against is None else rows["optimizer"].isin(against)]
     if rows.empty:
-        raise UnknownNameError("optimizer in this sweep", other, table["optimizer"].unique())
-    ratios = _ratios(rows)
-    within = sum(ratio.lies(above, below) for ratio in ratios)
-    bounds = " and ".join([f"above {above:g}"] * (above > 0) + [f"below {below:g}"] * (below < math.inf))
-    measured = (
-        f"mean loss over that of {other}: between {rows['ratio'].min():.3g} and {rows['ratio'].max():.3g}; "
-        f"clearly {bounds} in {within} of {len(rows)} settings"
+        raise ValueError("claim: needs baselines, got none.")
+    with np.errstate(divide="ignore"):
+        logs = pd.DataFrame(np.log(rows[["ratio", "ratio_low", "ratio_high"]].to_numpy(float)), rows["optimizer"])
+    varied = [str(name) for name in rows if name not in _MEASURES and len(set(rows[name])) > 1]
+    labels = [", ".join([row["optimizer"], *(f"{name} {row[name]}" for name in varied)]) for _, row in rows.iterrows()]
+    if average:
+        logs = logs.groupby(level=0, sort=False).mean()
+        labels = [f"{name}, averaged over {' and '.join(varied)}" for name in logs.index]
+
+    highest = (side == "below") == every
+    problems, learned = about.get("num_tasks"), next(iter(about.get("learned", ["learned"])))
+    interval, decisive, resolution = _extreme(logs.to_numpy(), highest, problems)
+    value, low, high = interval.tolist()
+    holds, refuted = (high < margin, low > margin) if side == "below" else (low > margin, high < margin)
+    among = f", the {'highest' if highest else 'lowest'} of {len(logs)} ratios" if len(logs) > 1 else ""
+    which = ("every ratio" if every else "some ratio") if among else "the ratio"
+    effect, lower, upper = (end if math.isfinite(end) else None for end in (value, low, high))
+    return Claim(
+        "stand-in" if about.get("stand_in") else group,
+        source,
+        text,
+        "holds" if holds else "refuted" if refuted else "undecided",
+        f"{learned} / {labels[decisive]}: {value:#.3g} (95% CI {low:#.3g} to {high:#.3g}){among}",
+        f"Holds if {which} is {side} {margin:g} ({because}); {problems} problems would show a difference of "
+        f"{resolution:.1f}% from that in four cases of five",
+        _conditions(table, learned),
+        effect,
+        lower,
+        upper,
+        margin,
+        problems,
+        about.get("seed"),
+        about.get("data", ""),
     )
-    decisive = min(ratios, key=lambda ratio: min(ratio.low / above if above else math.inf, below / ratio.high))
-    return Claim(source, text, measured, holds=within == len(rows), **_numbers(decisive), **_over(table))
 
 
-def _against_the_best(curves: Curves, learned: str, statistic: Statistic) -> tuple[str, Ratio]:
-    """How it does at the last step against the best of the others, in words and as a ratio."""
-    finals = {name: curves.statistic(name, statistic)[-1].item() for name in curves.losses}
-    best = min((name for name in finals if name != learned), key=lambda name: finals[name], default=None)
-    if best is None:
-        raise ValueError(f"claim: needs baselines, got only {learned}.")
-    ratio = Ratio(*(part[-1].item() for part in curves.interval(learned, statistic, over=best)))
-    measured = (
-        f"{statistic} f after {curves.steps} steps: {learned} {finals[learned]:.3g}, best baseline {best} "
-        f"{finals[best]:.3g}, ratio {ratio.value:.3g} (95% CI {ratio.low:.3g} to {ratio.high:.3g})"
-    )
-    return measured, ratio
+def _extreme(logs: npt.NDArray[Any], highest: bool, problems: int | None) -> tuple[npt.NDArray[Any], int, float]:
+    """The highest or lowest of several ratios.
+
+    The highest lies below a margin if all do. So the upper end of its interval is the highest of their upper ends, each
+    of which errs in 2.5% of all cases (an intersection-union test, which needs no correction). One of many lower ends
+    is easily too high by chance, so its lower end is the highest of theirs at 2.5% over their number (Bonferroni).
+    The lowest ratio is the mirror image.
+
+    Args:
+        logs: logarithms of ratios and their 95% intervals, shape ``(ratios, 3)``.
+        highest: which of the two.
+        problems: number of problems behind each; None where unknown.
+
+    Returns:
+        The ratio with its 95% interval, which one it is, and which difference, in percent, has a power of 80%.
+    """
+    with needs("lessons"):
+        from scipy import stats
+
+    value, low, high = logs.T if highest else -logs.T[[0, 2, 1]]
+    student = stats.t(problems - 1 if problems else math.inf)
+    decisive = int(value.argmax())
+    with np.errstate(invalid="ignore"):  # of infinite ratios
+        lower = value - student.isf(0.025 / len(value)) / student.isf(0.025) * (value - low)
+        error = (high - low)[decisive] / 2 / student.isf(0.025)
+    interval = np.array([value.max(), np.where(np.isnan(lower), low, lower).max(), high.max()])
+    interval = interval if highest else -interval[[0, 2, 1]]
+    return np.exp(interval), decisive, 100 * float(np.expm1(error * (student.isf(0.025) + student.isf(0.2))))
 
 
-def _ratios(rows: pd.DataFrame) -> list[Ratio]:
-    return [Ratio(*row) for row in rows[["ratio", "ratio_low", "ratio_high"]].to_numpy().tolist()]
-
-
-def _numbers(ratio: Ratio) -> dict[str, Any]:
-    """A claim's effect and interval, without what JSON has no word for."""
-    finite = (value if math.isfinite(value) else None for value in ratio)
-    return dict(zip(("effect", "low", "high"), finite, strict=True))
-
-
-def _on(curves: Curves) -> dict[str, Any]:
-    """A claim's fields that say what the curves were measured on."""
-    fields = ", ".join(f"{name}={value}" for name, value in curves.problem.items() if name != "name")
-    problem = f"{curves.problem.get('name')}({fields})"
-    conditions = f"{curves.num_tasks} fresh optimizees of {problem}, seed {curves.seed}"
-    return {"conditions": conditions, "problems": curves.num_tasks, "seed": curves.seed}
-
-
-def _over(table: pd.DataFrame) -> dict[str, Any]:
-    """A claim's fields that say what a sweep was measured on."""
-    varied = [name for name in table.columns if name not in _MEASURES and table[name].nunique() > 1]
-    rates = _RATES[table["protocol"].iloc[0]] if "protocol" in table else ""
-    conditions = f"the recorded sweep over {' and '.join(varied) or 'one setting'}, baselines tuned for each setting"
-    return {"conditions": conditions + rates, "problems": table.attrs.get("num_tasks"), "seed": table.attrs.get("seed")}
+def _conditions(table: pd.DataFrame, learned: str) -> str:
+    """What was measured on, in words: problems, data, training and tuning."""
+    about = table.attrs
+    config = about.get("problem", {})
+    same = {name: table[name].iloc[0] for name in table if name not in _MEASURES and len(set(table[name])) == 1}
+    fields = ", ".join(f"{name}={value}" for name, value in {**config, **same}.items() if name != "name")
+    trained, tuned = about.get("trained", {}).get(learned), about.get("tuning_tasks")
+    protocol = table["protocol"].iloc[0] if "protocol" in table else ""
+    few = f" (fewer than the {FEWEST_TO_TUNE_ON} of the protocol)" if tuned and tuned < FEWEST_TO_TUNE_ON else ""
+    parts = [
+        f"{about.get('num_tasks')} problems {config.get('name')}({fields}), seed {about.get('seed')}",
+        f"data: {about['data']}" if about.get("data") else "",
+        f"{learned} trained for {trained}" if trained else "",
+        f"baselines {_RATES[protocol]} on {tuned} other problems{few}" if tuned else "",
+    ]
+    return "; ".join(filter(None, parts))

@@ -78,13 +78,15 @@ class Curves:
         level: float = 0.95,
         resamples: int = 1000,
     ) -> Interval:
-        """A statistic at each step with its confidence interval, by bootstrap over the optimizees.
+        """A statistic at each step with its confidence interval: a ratio of means as `paired_ratio`, else by bootstrap.
 
         Args:
-            over: divide by the same statistic of this optimizer, on the same resampled optimizees (a paired ratio).
+            over: divide by the same statistic of this optimizer, on the same optimizees (a paired ratio).
             level: coverage of the interval.
             resamples: number of bootstrap samples.
         """
+        if over is not None and statistic == "mean":
+            return paired_ratio(self[name], self[over], level=level)
         draws = torch.randint(self.num_tasks, (resamples, self.num_tasks), generator=generator(self.seed, "bootstrap"))
         value = self.statistic(name, statistic)
         samples = _resampled(self[name], statistic, draws)
@@ -117,6 +119,40 @@ class Curves:
             raise ValueError(f"step {step} is outside these curves, which go from 0 to {self.steps}.")
         frame = self.to_frame()
         return frame[frame["step"] == step].drop(columns="step").set_index("optimizer")
+
+
+def paired_ratio(losses: Tensor, others: Tensor, *, typical: bool = False, level: float = 0.95) -> Interval:
+    """The ratio of two optimizers' losses on the same optimizees, with Student's t interval of its logarithm.
+
+    The ratio of the means, which is what the paper plots, has its standard error from the jackknife; that is sound
+    where losses differ by a factor of a few from one optimizee to another. The typical ratio, the geometric mean of the
+    optimizees' own ratios, is sound however skewed the losses are.
+
+    Args:
+        losses, others: of the two optimizers, shape ``(num_tasks, steps)``.
+        typical: the geometric mean of the ratios instead of the ratio of the means.
+        level: coverage of the interval.
+
+    Returns:
+        Each of shape ``(steps,)``. A divergence, which has no size, counts against the first optimizer (all three are
+        infinite) but never for it (the interval is all there is, as it is for a single optimizee).
+    """
+    with needs("lessons"):
+        from scipy import stats
+
+    number, diverged = len(losses), losses.isinf().any(dim=0)
+    ours, theirs = losses.double(), others.double()
+    if typical:
+        values = ours.log() - theirs.log()
+        value = values.mean(dim=0)
+    else:
+        value = (ours.mean(dim=0) / theirs.mean(dim=0)).log()
+        left_out = ((ours.sum(dim=0) - ours) / (theirs.sum(dim=0) - theirs)).log()
+        values = number * value - (number - 1) * left_out  # the jackknife's pseudo-values
+    quantile = float(stats.t.ppf((1 + level) / 2, number - 1))
+    reach = (quantile * values.std(dim=0, correction=min(1, number - 1)) / number**0.5).nan_to_num(nan=torch.inf)
+    ends = (value - reach).exp().nan_to_num(0.0, torch.inf), (value + reach).exp().nan_to_num(torch.inf, torch.inf)
+    return Interval(*(part.masked_fill(diverged, torch.inf).to(losses.dtype) for part in (value.exp(), *ends)))
 
 
 def _quantiles(values: Tensor, at: tuple[float, ...]) -> Tensor:

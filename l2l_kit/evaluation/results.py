@@ -1,15 +1,17 @@
-"""Recorded results: the small tables behind the figures, each beside a note of how it was made."""
+"""Recorded results: the small tables behind the figures, each beside a note of how it was made and from what."""
 
 from __future__ import annotations
 
 import io
 import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from l2l_kit import problems
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.extras import needs
 from l2l_kit.optimizers import Baseline, baseline
@@ -34,15 +36,40 @@ def machine(device: torch.device | None = None) -> dict[str, Any]:
     return {"device": name, "python": platform.python_version(), "torch": torch.__version__}
 
 
+def provenance(problem: Mapping[str, Any]) -> dict[str, Any]:
+    """Which `data` the optimizees of a problem are made of, and from where, and whether those `stand_in` for others.
+
+    Args:
+        problem: its configuration.
+    """
+    if problem.get("name") not in ("mnist", "cifar", "neural_art"):
+        return {"data": "", "stand_in": False}
+    made = problems.make(problem)
+    parts = [getattr(made, part) for part in ("images", "photographs", "feature_weights") if hasattr(made, part)]
+    text = " and ".join(f"{part.title} from {part.origin}" for part in parts)
+    return {"data": text, "stand_in": any(part.source == "embedded" for part in parts)}
+
+
+def training_of(card: Mapping[str, Any]) -> str:
+    """How long a learned optimizer was trained, by its card (`zoo.card`): "5,000 episodes of 100 steps"."""
+    if "trained" not in card:
+        return "an unknown time"
+    before = [f"starting from {card['start']}"] if "start" in card else []
+    before += ["after an imitation"] if "imitation" in card else []
+    return ", ".join([f"{card['trained']['episodes']:,} episodes of {card['training']['horizon']} steps", *before])
+
+
 def write_result(name: str, table: pd.DataFrame, about: dict[str, Any], directory: Path = RESULTS) -> Path:
     """Record a table as ``name.csv`` and how it was made as ``name.json``.
 
     Args:
         name: such as "quadratics/tuning".
         table: written without its index.
-        about: problem, seed, number of tasks, command: what is needed to make it again.
+        about: problem, seed, number of tasks, command: what is needed to make it again. The provenance of the problem's
+            data is added.
         directory: where results live.
     """
+    about = about | provenance(about.get("problem", {}))
     text = io.StringIO()
     table.to_csv(text, index=False, float_format="%.6g")
     path = directory / f"{name}.csv"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -81,9 +82,16 @@ class Tuning:
         return self.table[self.table["step"] == step].set_index("lr")[statistic]
 
     def best(self, statistic: Statistic = "mean", step: int | None = None) -> Baseline:
-        """The baseline with the learning rate that has the best loss then; arguments as in `final`."""
+        """The baseline with the learning rate that has the best loss then; arguments as in `final`.
+
+        Warns if it is the first or the last that was tried: another one beyond it may be better.
+        """
         final = self.final(statistic, step)
-        return baseline(self.name, float(final.index[int(final.argmin())]))
+        best = int(final.argmin())
+        rate = float(final.index[best])
+        if len(final) > 1 and best in (0, len(final) - 1):
+            warnings.warn(f"{self.name}: the best learning rate, {rate:g}, is at the end of those tried.", stacklevel=2)
+        return baseline(self.name, rate)
 
 
 def tune(

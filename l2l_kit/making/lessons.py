@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,7 +63,7 @@ class Lesson:
 
     @property
     def name(self) -> str:
-        """Its file name without the ending, such as ``01_quadratics``."""
+        """Its file name without the ending, such as ``02_quadratics``."""
         return self.path.stem
 
 
@@ -159,6 +160,8 @@ def execute_lesson(lesson: Path, directory: Path, parameters: Mapping[str, Any])
     path, failure, marked = directory / lesson.name, None, False
     directory.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
+    if (diagrams := lesson.parent / "diagrams").is_dir():  # which the lesson shows
+        shutil.copytree(diagrams, directory / "diagrams", dirs_exist_ok=True)
     try:
         papermill.execute_notebook(
             _literally(lesson),
@@ -228,7 +231,8 @@ def read_executed(path: Path) -> Lesson:
         if cell.cell_type == "markdown":
             headings += re.findall(r"^#+ +(.+)$", cell.source, re.MULTILINE)
         for output in cell.get("outputs", []):
-            if claim := output.get("metadata", {}).get("l2l_claim"):
+            claim = output.get("metadata", {}).get("l2l_claim", {})
+            if "verdict" in claim:  # not one of an older version of the kit, which knew only what holds
                 claims.append(Claim(**claim))
             data = output.get("data", {})
             if encoded := data.get("image/png") or (_PLOTLY in data and data.get("image/jpeg")):

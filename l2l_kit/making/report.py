@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from l2l_kit import __version__, data
-from l2l_kit.evaluation import Claim, read_result, write_result
+from l2l_kit.evaluation import GROUPS, VERDICTS, Claim, read_result, tally, write_result
 from l2l_kit.extras import needs
 from l2l_kit.making.lessons import Lesson
 from l2l_kit.storage import write_atomically
@@ -26,7 +26,7 @@ RECORD = "reproduce/claims"
 PACKAGES = ("torch", "numpy", "pandas", "optuna", "plotly", "matplotlib", "papermill", "jupyterlab", "ipywidgets")
 PICTURE_BYTES = 50_000
 """What a figure may weigh on the page, which is to stay below 10 MB."""
-AXIS = 4.0
+AXIS = 2.0
 """Effects are drawn on a logarithmic axis from one over this to this."""
 
 
@@ -43,8 +43,11 @@ def write_report(lessons: Sequence[Lesson], parameters: Mapping[str, str], folde
 
 
 def read_record(results: Path) -> pd.DataFrame | None:
-    """The recorded claims, or None if there are none."""
-    return read_result(RECORD, results) if (results / f"{RECORD}.csv").exists() else None
+    """The recorded claims, or None if there are none, or only those of an older version, which have no verdicts."""
+    if not (results / f"{RECORD}.csv").exists():
+        return None
+    table = read_result(RECORD, results)
+    return table.fillna({"data": ""}) if "verdict" in table else None
 
 
 def record_claims(lessons: Sequence[Lesson], results: Path) -> Path:
@@ -79,9 +82,9 @@ def claims_frame(lessons: Sequence[Lesson]) -> pd.DataFrame:
 
 
 def changes(lessons: Sequence[Lesson], recorded: pd.DataFrame) -> pd.DataFrame:
-    """Where lessons differ from the recorded claims: verdicts, and effects outside their recorded interval.
+    """Where lessons differ from the recorded claims: verdicts, and ratios outside their recorded interval.
 
-    With another seed, one effect in six or so is outside by chance: two measurements differ by more than one of them
+    With another seed, one ratio in six or so is outside by chance: two measurements differ by more than one of them
     is uncertain.
 
     Args:
@@ -103,11 +106,13 @@ def _change(row: Mapping[Any, Any]) -> str:
     if row["which"] != "both":
         return "not recorded before" if row["which"] == "left_only" else "recorded, but not made any more"
     parts = []
-    if row["holds"] != row["holds_before"]:
-        parts.append("holds now, did not before" if row["holds"] else "does not hold any more")
+    if row["verdict"] != row["verdict_before"]:
+        parts.append(f"{row['verdict']}, was {row['verdict_before']}")
     if row["effect"] < row["low_before"] or row["effect"] > row["high_before"]:  # neither where one is missing
         before = f"{row['effect_before']:.3g} (95% CI {row['low_before']:.3g} to {row['high_before']:.3g})"
-        parts.append(f"effect {row['effect']:.3g}, recorded {before}")
+        parts.append(f"ratio {row['effect']:.3g}, recorded {before}")
+    if parts and row["data"] != row["data_before"]:
+        parts.append(f"measured on other data: {row['data']}, not {row['data_before']}")
     return "; ".join(parts)
 
 
@@ -129,7 +134,7 @@ def html_page(
     about: Mapping[str, str],
     recorded: pd.DataFrame | None = None,
 ) -> str:
-    """A self-contained HTML page: the verdicts, each lesson's claims and figures, what changed, and the environment.
+    """A self-contained HTML page: the claims and verdicts, the paper's first, the lessons' figures, and what changed.
 
     Args:
         lessons: executed.
@@ -138,17 +143,16 @@ def html_page(
         recorded: claims to compare with; None if there are none.
     """
     changed = None if recorded is None else changes([lesson for lesson in lessons if not lesson.error], recorded)
-    claims = [claim for lesson in lessons for claim in lesson.claims]
-    values = {"claims": claims, "parameters": parameters, "environment": about, "changes": changed, "axis": AXIS}
-    return _rendered("report.html.jinja", lessons=lessons, **values)
+    return _rendered("report.html.jinja", lessons, parameters=parameters, environment=about, changes=changed, axis=AXIS)
 
 
 def claims_table(lessons: Sequence[Lesson]) -> str:
     """The claims as a Markdown table."""
-    return _rendered("claims.md.jinja", lessons=lessons)
+    return _rendered("claims.md.jinja", lessons)
 
 
-def _rendered(template: str, **values: Any) -> str:
+def _rendered(template: str, lessons: Sequence[Lesson], **values: Any) -> str:
+    """A template with the lessons and their claims by group: (group, title, meaning, claims with their lessons)."""
     with needs("reproduce"):
         import jinja2
 
@@ -158,12 +162,17 @@ def _rendered(template: str, **values: Any) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    templates.filters |= {"across": across, "effect": effect, "minutes": minutes, "embedded": embedded}
-    return templates.get_template(template).render(values)
+    templates.filters |= {"across": across, "effect": effect, "minutes": minutes, "embedded": embedded, "tally": tally}
+    pairs = [(claim, lesson) for lesson in lessons for claim in lesson.claims]
+    groups = [
+        (group, title, meaning, [pair for pair in pairs if pair[0].group == group])
+        for group, (title, meaning) in GROUPS.items()
+    ]
+    return templates.get_template(template).render(lessons=lessons, groups=groups, verdicts=VERDICTS, **values)
 
 
 def effect(claim: Claim) -> str:
-    """The measured effect with its interval; empty where a claim is not about one number."""
+    """The measured ratio with its interval; empty where it is not finite."""
     if claim.effect is None:
         return ""
     low, high = ("?" if bound is None else f"{bound:.3g}" for bound in (claim.low, claim.high))

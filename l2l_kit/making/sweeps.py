@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from l2l_kit import problems, zoo
-from l2l_kit.evaluation import EACH_STEP, LBFGS, ONE_RATE, Curves, machine, write_result
+from l2l_kit.evaluation import EACH_STEP, LBFGS, ONE_RATE, Curves, machine, training_of, write_result
 from l2l_kit.making.plans import check_names, combinations, read_plan
 from l2l_kit.making.runs import FOLDER, Run
 from l2l_kit.making.work import parallel_map
@@ -150,7 +150,9 @@ def run_sweep(
         for protocol in (ONE_RATE, EACH_STEP)[: len(sweep.steps)]  # which are the same for one number of steps
     ]
     tried = {label: [measured[label][1] for measured in by_setting] for label in sweep.baselines}
-    about = {**asdict(sweep), "tried": tried, "command": f"l2l sweep {sweep.name}", **machine(pick_device(device))}
+    trained = {label: training_of(zoo.card(name)) for label, name in sweep.learned.items()}
+    about = {**asdict(sweep), "trained": trained, "tried": tried, "command": f"l2l sweep {sweep.name}"}
+    about |= machine(pick_device(device))
     return write_result(f"sweeps/{sweep.name}", pd.concat(tables, ignore_index=True), about, data / "results")
 
 

@@ -65,7 +65,7 @@ class CIFAR(ClassifierProblem):
     What the paper does not say is as in its authors' published code: channels and kernel size, initial weights and
     biases from N(0, 0.01²), pixels from 0 to 1, batch normalisation before *every* ReLU, with an offset and no scale,
     and which LSTM looks after which parameters: "conv" after the three kernels, "fc" after everything else. (Without
-    the normalisation of the fully connected layer, the gradients of a new network are a tenth as large; see lesson 4.)
+    the normalisation of the fully connected layer, the gradients of a new network are a tenth as large; see lesson 5.)
     The biases that the code adds just before a batch normalisation are left out: it subtracts them again.
 
     Args:

@@ -420,7 +420,7 @@ l2l.widgets.ProposalExplorer(rules, {"first": weights, "last": 10 * weights[:, :
 EVERY_PATH = "[...document.querySelectorAll('.js-plotly-plot path')].map(path => path.getAttribute('d'))"
 
 
-def test_the_explorers_of_lesson_6(open_notebook, tmp_path, record_property):
+def test_the_explorers_of_lesson_7(open_notebook, tmp_path, record_property):
     """Of gradients as many as those of a network, made up here."""
     page = open_notebook("inside.ipynb", INSIDE, PROPOSALS)
     page.wait_for_selector(LINES, timeout=30_000, state="attached")
