@@ -372,48 +372,42 @@ def architectures(table: pd.DataFrame, trained_on: str, title: str) -> Figure:
     return figure
 
 
-def landscape(trajectories: Trajectories) -> Figure:
-    """Contours of a function of two parameters with each optimizer's path; Play and a slider walk along the steps.
+def landscape(
+    trajectories: Trajectories, step: int | None = None, corners: tuple[float, float] | None = None
+) -> Figure:
+    """Contours of a function of two parameters, and the path of each optimizer.
 
-    The steps are frames of the figure, so moving through them needs no kernel.
+    Args:
+        trajectories: of that function.
+        step: up to which the paths are drawn; None for the last.
+        corners: the lowest and the highest value of both parameters; None for as much as the paths need.
 
     Raises:
         ValueError: if the function does not have two parameters.
     """
     if trajectories.best.numel() != 2:
         raise ValueError(f"plots.landscape draws functions of 2 parameters; this one has {trajectories.best.numel()}.")
-    by_name, steps = styles(trajectories.positions), trajectories.steps
-    low, high = _view(trajectories)
+    by_name, end = styles(trajectories.positions), trajectories.steps if step is None else step
+    low, high = _view(trajectories) if corners is None else (torch.full((2,), each) for each in corners)
     title = "The paths of the optimizers over one function"
-    figure = Figure(_contours(trajectories, low, high), layout(title, "θ₁", "θ₂", width=600, height=720))
-    paths = []
+    figure = Figure(_contours(trajectories, low, high), layout(title, "θ₁", "θ₂", width=600, height=650))
+    heads = []
     for name, path in trajectories.positions.items():
         # A run that leaves for good is cut off: what is far outside shows nothing but takes space.
         near = path.nan_to_num(nan=math.inf).clamp(low - 5 * (high - low), high + 5 * (high - low))
-        x, y = (rounded(column, 4) for column in near.T)
-        paths.append((x, y))
+        x, y = (rounded(column, 4) for column in near[: end + 1].T)
+        heads.append((x[-1], y[-1]))
         line = {**by_name[name].line, "dash": "solid"}  # a dashed path would look like steps
         figure.add_scatter(name=name, x=x, y=y, mode="lines", line=line)
-
-    def scatters(step: int) -> list[tuple[Values, Values]]:
-        """The paths up to a step, and where they all are then."""
-        heads = ([x[step] for x, _ in paths], [y[step] for _, y in paths])
-        return [*((x[: step + 1], y[: step + 1]) for x, y in paths), heads]
-
     colors = [by_name[name].color for name in trajectories.positions]
     marker = {"color": colors, "size": 11, "line": {"color": "#ffffff", "width": 1.5}}
     named = {"text": list(trajectories.positions), "hoverinfo": "text", "showlegend": False}
-    ends_x, ends_y = scatters(steps)[-1]
+    ends_x, ends_y = zip(*heads, strict=True)
     figure.add_scatter(x=ends_x, y=ends_y, mode="markers", marker=marker, **named)
-    moving = list(range(LEVELS, len(figure.data)))  # the contours come first and stay
-    figure.frames = [
-        go.Frame(name=str(step), data=[go.Scatter(x=x, y=y) for x, y in scatters(step)], traces=moving)
-        for step in range(steps + 1)
-    ]
-    figure.update_layout(margin_b=130, hovermode="closest", **_player(steps))
+    figure.update_layout(hovermode="closest", showlegend=True)
     (left, bottom), (right, top) = low.tolist(), high.tolist()
-    figure.update_xaxes(range=rounded([left, right], 4), showgrid=False)
-    figure.update_yaxes(range=rounded([bottom, top], 4), showgrid=False, scaleanchor="x")
+    figure.update_xaxes(range=rounded([left, right], 4), showgrid=False, constrain="domain")
+    figure.update_yaxes(range=rounded([bottom, top], 4), showgrid=False, constrain="domain", scaleanchor="x")
     return figure
 
 
@@ -430,10 +424,7 @@ def _view(trajectories: Trajectories) -> tuple[Tensor, Tensor]:
 
 
 def _contours(trajectories: Trajectories, low: Tensor, high: Tensor) -> list[go.Scatter]:
-    """Contour lines at log-spaced losses; a lower loss is a darker grey.
-
-    They are lines and not a contour trace, which plotly loses while it plays frames.
-    """
+    """Contour lines at log-spaced losses; a lower loss is a darker grey. Lines can also be drawn as a picture."""
     x, y = (torch.linspace(*ends, CELLS) for ends in zip(low.tolist(), high.tolist(), strict=True))
     losses = trajectories.losses_at(torch.cartesian_prod(y, x).flip(1)).clamp_min(1e-12).log10().view(CELLS, CELLS)
     levels = torch.linspace(torch.quantile(losses, 0.002).item(), losses.max().item(), LEVELS + 1)[:-1]
@@ -445,25 +436,6 @@ def _contours(trajectories: Trajectories, low: Tensor, high: Tensor) -> list[go.
         line = {"color": f"rgba(128, 128, 128, {0.9 - 0.6 * height / LEVELS:.2f})", "width": 1}
         traces.append(go.Scatter(x=rounded(across, 4), y=rounded(up, 4), mode="lines", line=line, **QUIET))
     return traces
-
-
-def _player(steps: int) -> Settings:
-    """A slider over the frames, and buttons that play and stop them."""
-
-    def frames(duration: int, **settings: object) -> Settings:
-        return {**settings, "frame": {"duration": duration, "redraw": False}, "transition": {"duration": 0}}
-
-    at_once = frames(0, mode="immediate")
-    stops = [{"label": str(step), "method": "animate", "args": [[str(step)], at_once]} for step in range(steps + 1)]
-    slider: Settings = {"active": steps, "steps": stops, "currentvalue": {"prefix": "step "}}
-    slider |= {"x": 0.22, "len": 0.78, "y": -0.09, "pad": {"t": 10}, "font": {"color": GREY, "size": 11}}
-    slider |= {"bgcolor": GRID, "bordercolor": GREY, "tickcolor": GREY, "minorticklen": 0}
-    play = {"label": "Play", "method": "animate", "args": [None, frames(90, fromcurrent=True)]}
-    pause = {"label": "Pause", "method": "animate", "args": [[None], at_once]}
-    buttons: Settings = {"type": "buttons", "buttons": [play, pause], "direction": "left", "showactive": False}
-    buttons |= {"x": 0, "xanchor": "left", "y": -0.16, "yanchor": "top"}
-    buttons |= {"bgcolor": "rgba(128, 128, 128, 0.15)", "bordercolor": GREY, "font": {"color": GREY}}
-    return {"sliders": [slider], "updatemenus": [buttons]}
 
 
 def pictures(rows: Mapping[str, Mapping[str, Tensor]], *, side: int | None = None, gap: int = 4) -> PIL.Image.Image:

@@ -21,9 +21,8 @@ from matplotlib.ticker import NullFormatter
 DPI = 100  # pixels of plotly's sizes per inch
 POINT = 72 / DPI  # of matplotlib's sizes, per pixel
 DASHES = {"solid": "-", "dot": ":", "dash": "--", "dashdot": "-.", "longdash": (0, (7, 3))}
-SYMBOLS = {"circle": "o", "star": "*", "x": "x"}
+SYMBOLS = {"circle": "o", "square": "s", "star": "*", "x": "x"}
 INK = "#767676"  # can be read on white and on black
-ANIMATED = "In JupyterLab, this can be played."
 
 
 def png(figure: go.Figure) -> bytes:
@@ -50,24 +49,31 @@ def draw(figure: go.Figure) -> Figure:
     size = (layout.width or 700) / DPI, (layout.height or 450) / DPI
     picture = Figure(figsize=size, dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(picture)
-    axes = picture.subplots()
+    panels = sorted({trace.yaxis or "y" for trace in figure.data} | {"y"})  # one below the other
+    heights = [high - low for low, high in (layout[_long(panel)].domain or (0, 1) for panel in panels)]
+    by_panel = dict(zip(panels, picture.subplots(len(panels), height_ratios=heights, squeeze=False)[:, 0], strict=True))
     for trace in figure.data:
         if trace.type != "scatter":
             raise TypeError(f"static.png cannot draw traces of kind {trace.type!r}, only 'scatter'.")
         if trace.visible in (None, True):
-            _trace(axes, trace)
-    _axis(axes, "x", layout.xaxis)
-    _axis(axes, "y", layout.yaxis)
-    if layout.yaxis.scaleanchor:
-        axes.set_aspect("equal")
-    axes.tick_params(colors=INK, labelsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
+            _trace(by_panel[trace.yaxis or "y"], trace)
+    for panel, axes in by_panel.items():
+        _axis(axes, "x", layout[_long(panel.replace("y", "x"))])
+        _axis(axes, "y", layout[_long(panel)])
+        if layout[_long(panel)].scaleanchor:
+            axes.set_aspect("equal")
+        axes.tick_params(colors=INK, labelsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+    axes = by_panel["y"]
     rows = _legend(axes) if layout.showlegend is not False else 0
     pad = 10 + 15 * rows if rows else None
     axes.set_title(_text(layout.title.text), loc="left", fontsize=11, color=INK, pad=pad)
-    if figure.frames:
-        axes.set_xlabel(f"{axes.get_xlabel()}\n\n{ANIMATED}")
     return picture
+
+
+def _long(axis: str) -> str:
+    """The name of an axis in the layout, such as "yaxis2" for "y2"."""
+    return f"{axis[0]}axis{axis[1:]}"
 
 
 def _trace(axes: Axes, trace: go.Scatter) -> None:

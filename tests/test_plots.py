@@ -268,16 +268,15 @@ def test_ticks_of_a_narrow_axis_go_when_it_is_wide():
     assert (axis.tickvals, axis.dtick, axis.minor.ticks) == (None, 1, "outside")
 
 
-def test_landscape_is_small_and_walks_along_the_steps(figures, paths):
-    figure = figures["landscape"]
-    assert len(figure.to_json()) < 400_000
-    assert len(figure.frames) == len(figure.layout.sliders[0].steps) == 61
-    for frame in (figure.frames[0], figure.frames[30]):
-        *grown, heads = frame.data
-        assert [len(line.x) for line in grown] == [int(frame.name) + 1] * 5
-        assert list(heads.x) == [line.x[-1] for line in grown]
-        assert [figure.data[trace].name for trace in frame.traces][:5] == list(paths.positions)
-    np.testing.assert_allclose(figure.frames[60].data[4].x, paths.positions["Adam"][:, 0], rtol=1e-3)
+@pytest.mark.parametrize("step", [0, 30, 60])
+def test_landscape_shows_the_paths_up_to_a_step(paths, step):
+    figure = plots.landscape(paths, step, (-4.0, 3.0))
+    *lines, heads = figure.data[plots.LEVELS :]
+    assert [line.name for line in lines] == list(paths.positions)
+    for line, path in zip(lines, paths.positions.values(), strict=True):
+        np.testing.assert_allclose(line.x, path[: step + 1, 0], rtol=1e-3)
+    assert list(heads.x) == [line.x[-1] for line in lines]
+    assert figure.layout.xaxis.range == figure.layout.yaxis.range == (-4.0, 3.0)
 
 
 def test_contours_are_where_the_loss_is_the_same(figures, paths):

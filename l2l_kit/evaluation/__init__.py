@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from l2l_kit.evaluation.analysis import (
     TensorMemory,
+    Thoughts,
     hidden_units,
     memories,
     meta_gradient_bias,
@@ -11,6 +12,7 @@ from l2l_kit.evaluation.analysis import (
     proposed_steps,
     recorded_gradients,
     responses,
+    thoughts,
 )
 from l2l_kit.evaluation.claims import GROUPS, VERDICTS, Claim, claim, ratio_table, summary, tally
 from l2l_kit.evaluation.comparison import Trajectories, compare, losses_at, metrics_on_test_set, trajectories

@@ -6,7 +6,7 @@ import copy
 import weakref
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from typing_extensions import override
 from l2l_kit.evaluation.comparison import Optimizers, paired_trajectories
 from l2l_kit.extras import needs
 from l2l_kit.optimizers import NTMBFGS, LSTMRule, LSTMState, NTMState, Optimizer, UpdateRule
+from l2l_kit.optimizers.lstm import LSTMLayer
 from l2l_kit.problems import Problem, QuadraticTasks
 from l2l_kit.problems.base import draw
 from l2l_kit.randomness import generator
@@ -111,6 +112,43 @@ def hidden_units(lstm: LSTMRule, gradients: Tensor) -> Tensor:
     for _, (memory,) in _answers(lstm, gradients[:, None]):
         held.append(cast(LSTMState, memory).hidden[:, :, 0].flatten(0, 1).clone())
     return torch.stack(held[1:])
+
+
+class Thoughts(NamedTuple):
+    """What an LSTM computes for one coordinate at each step t = 0, 1, ….
+
+    Attributes:
+        features: what it is shown of the gradient (appendix A), shape ``(steps, features)``.
+        gates: of each layer the input, forget and output gates and the candidate, ``(steps, layers, 4, hidden)``.
+        cells: the cell states before the first step and after each, ``(steps + 1, layers, hidden)``.
+        outputs: the cells' outputs, as many.
+        updates: shape ``(steps,)``.
+    """
+
+    features: Tensor
+    gates: Tensor
+    cells: Tensor
+    outputs: Tensor
+    updates: Tensor
+
+
+@torch.no_grad()
+def thoughts(lstm: LSTMRule, gradients: Tensor) -> Thoughts:
+    """What an LSTM computes as it meets a coordinate's gradients, shape ``(steps,)``.
+
+    Of an odd rule, which computes for -∇ as well, only what it computes for ∇; the updates are the rule's.
+    """
+    answers = _answers(lstm, gradients[:, None, None])
+    updates, held = zip(*((each.clone(), cast(LSTMState, memory)) for each, (memory,) in answers), strict=True)
+    outputs, cells = (torch.stack([state[part].flatten(2)[..., 0] for state in held]) for part in (0, 1))
+    features = lstm.preprocessing(gradients).T
+    gates, signal = [], features
+    for number, layer in enumerate(cast("Iterable[LSTMLayer]", lstm.layers)):
+        rows = torch.cat([signal, outputs[:-1, number]], dim=1) @ layer.weight.T + layer.bias
+        rows = rows.view(len(rows), 4, lstm.hidden_size)
+        gates.append(torch.cat([rows[:, :3].sigmoid(), rows[:, 3:].tanh()], dim=1))
+        signal = outputs[1:, number]
+    return Thoughts(features, torch.stack(gates, dim=1), cells, outputs, torch.stack(updates)[1:].flatten())
 
 
 def memories(optimizer: NTMBFGS, functions: QuadraticTasks, steps: int) -> Tensor:

@@ -120,12 +120,9 @@ class ComparisonExplorer(Explorer):
         here = (PRETRAINED, *self._trained_here.get(setting.problem.name, {}))
         which = Control("learned", "menu", "by", here, "Pretrained, or trained here")
         learned, task = self.choices(values)
-        rows: list[Control | tuple[Control, ...]] = [(_check(LEARNED), which) if len(here) > 1 else _check(LEARNED)]
+        rows: list[Control | tuple[Control, ...]] = [(tick(LEARNED), which) if len(here) > 1 else tick(LEARNED)]
         rows += learned
-        for label, rule in self.tuned(values).items():
-            rates = ordered(LEARNING_RATES, rule.lr, values.get(f"lr {label}", rule.lr))
-            about = f"Learning rate of {label}; the mark is the tuned one"
-            rows.append((_check(label), Control(f"lr {label}", "slider", "lr", rates, about, [rule.lr])))
+        rows += rate_controls(self.tuned(values), values)
         back = Control("tuned", "button", "Tuned rates", help="Set all learning rates to the tuned ones")
         again = Control("tune", "button", "Tune for this setting", help="Find the best learning rates, on other draws")
         rows.append((back, again) if setting.tuned_for else back)
@@ -275,6 +272,16 @@ def preprocessing_control(names: Sequence[str], *, off: bool = False) -> Control
     return Control("preprocessing", "choice", "Preprocessing", names, helps, off=off)
 
 
+def rate_controls(tuned: Mapping[str, Baseline], values: Values) -> list[tuple[Control, Control]]:
+    """For each baseline, whether it is shown, and its learning rate."""
+    rows = []
+    for label, rule in tuned.items():
+        rates = ordered(LEARNING_RATES, rule.lr, values.get(f"lr {label}", rule.lr))
+        about = f"Learning rate of {label}; the mark is the tuned one"
+        rows.append((tick(label), Control(f"lr {label}", "slider", "lr", rates, about, [rule.lr])))
+    return rows
+
+
 def constructor(problem: Problem) -> str:
     """The Python that makes a problem of the kit; one of the reader's own is only named."""
     values = {field.name: getattr(problem, field.name) for field in fields(cast("Any", problem))}
@@ -298,5 +305,6 @@ def _over(values: Values) -> Statistic:
     return cast("Statistic", values.get("statistic", "mean"))
 
 
-def _check(label: str) -> Control:
+def tick(label: str) -> Control:
+    """Whether an optimizer is shown, in its colour."""
     return Control(label, "check", label, help=f"Show {label}", more=plots.STYLES[label].color)

@@ -71,7 +71,8 @@ const kinds = {
       show(next, value) {
         spec = next;
         input.max = spec.values.length - 1;
-        if (Number(input.value) !== spec.values.indexOf(value)) input.value = spec.values.indexOf(value);
+        const put = Number(input.value) !== spec.values.indexOf(value);
+        if (put) input.value = spec.values.indexOf(value);
         tell(input.value);
         track.querySelectorAll(".l2l-mark").forEach((mark) => mark.remove());
         for (const mark of spec.marks) {
@@ -84,6 +85,7 @@ const kinds = {
           ["Step back", "Play", "Step on"].forEach((text, k) => buttons[k].setAttribute("aria-label", `${text} ${spec.label}`));
           track.parentNode.append(...buttons);
         }
+        if (put && spec.more === "auto" && input.value === "0" && !timer) buttons[1].onclick();
       },
     };
   },
@@ -255,7 +257,8 @@ function render({ model, el }) {
   const pictures = make("div", { class: "l2l-pictures" });
   const tools = make("div", { class: "l2l-tools" });
   const state = make("div", { class: "l2l-state" });
-  const stage = make("div", { class: "l2l-stage" }, plot, pictures, tools, state);
+  const lines = make("pre", { class: "l2l-lines", tabindex: "0" });
+  const stage = make("div", { class: "l2l-stage" }, plot, lines, pictures, tools, state);
   const panel = make("form", { class: "l2l-controls" });
   el.append(make("div", { class: "l2l-body" }, stage, panel));
   panel.onsubmit = (event) => event.preventDefault();
@@ -265,9 +268,9 @@ function render({ model, el }) {
   let complaint = "", moved = 0, late;
 
   const waits = () => model.get("answered") < model.get("moves");
-  function send(name, value) {
+  function send(moves) {
     complaint = "";
-    model.set("values", { ...model.get("values"), [name]: value });
+    model.set("values", { ...model.get("values"), ...moves });
     model.set("moves", model.get("moves") + 1);
     model.save_changes();
     moved = performance.now();
@@ -292,7 +295,7 @@ function render({ model, el }) {
           const rows = group.rows.map((row) => {
             const line = make("div", { class: "l2l-row" });
             for (const spec of row) {
-              const control = kinds[spec.kind]((value) => send(spec.name, value), () => !waits(), act, (text) => {
+              const control = kinds[spec.kind]((value) => send({ [spec.name]: value }), () => !waits() && !drawing, act, (text) => {
                 complaint = text;
                 tell();
               });
@@ -371,6 +374,7 @@ function render({ model, el }) {
 
   const addresses = new Map();
   function showPictures() {
+    lines.textContent = model.get("shown").lines ?? "";
     const shown = model.get("shown").pictures ?? [];
     while (pictures.childElementCount > shown.length) pictures.lastChild.remove();
     shown.forEach(({ name, png, caption, color, side }, k) => {
@@ -401,15 +405,17 @@ function render({ model, el }) {
         const dark = document.body.dataset.jpThemeLight === "false";
         el.style.colorScheme = dark ? "dark" : "light";
         const beside = el.clientWidth >= 880;
-        const room = (el.closest(".jp-WindowedPanel-outer")?.clientHeight || innerHeight) - (pictures.offsetHeight + tools.offsetHeight + state.offsetHeight);
+        const room = (el.closest(".jp-WindowedPanel-outer")?.clientHeight || innerHeight) - (lines.offsetHeight + pictures.offsetHeight + tools.offsetHeight + state.offsetHeight);
         const height = Math.max(220, Math.min(figure.layout.height ?? 420, 0.75 * width, (beside ? 0.95 : 0.62) * room));
         const { color } = getComputedStyle(el);
         const hover = { bgcolor: dark ? "#222" : "#fff", font: { color: dark ? "#eee" : "#333" } };
         const layout = { hovermode: "x unified", uirevision: "kept", ...figure.layout, width, height, hoverlabel: hover, font: { ...figure.layout.font, color } };
         if (layout.dragmode === "drawopenpath") layout.shapes = plot.layout?.shapes ?? []; // what the reader has drawn
-        const draws = layout.dragmode === "drawopenpath" ? ["drawopenpath", "eraseshape"] : ["zoom2d", "pan2d", "resetScale2d"];
+        const draws = { drawopenpath: ["drawopenpath", "eraseshape"], false: [] }[layout.dragmode] ?? ["zoom2d", "pan2d", "resetScale2d"];
         const config = { displaylogo: false, modeBarButtons: [["toImage", ...draws]] };
         await library.react(plot, figure.data, layout, config);
+        plot.classList.toggle("l2l-drag", Boolean(dragged()));
+        plot.setAttribute("role", dragged() ? "application" : "img");
         plot.setAttribute("aria-label", `${figure.layout.title?.text ?? "Figure"}. ${model.get("state").text ?? ""}`.replace(/<[^>]+>/g, " "));
         if (!plot.dataset.heard) {
           plot.dataset.heard = "yes";
@@ -420,8 +426,33 @@ function render({ model, el }) {
       drawing = false;
     }
   }
-  // The arrows walk along the curves as the pointer does.
+  // Two values may be where a point is in the figure: the pointer drags it, and the arrows move it.
+  const dragged = () => model.get("shown").figure?.layout.meta?.drag;
+  function drag(x, y) {
+    const [across, up] = dragged(), { xaxis, yaxis } = plot._fullLayout;
+    const within = (value, [low, high]) => Number(Math.max(low, Math.min(high, value)).toFixed(2));
+    send({ [across]: within(x, xaxis.range), [up]: within(y, yaxis.range) });
+  }
+  const follow = ({ clientX, clientY }) => {
+    const { left, top } = plot.getBoundingClientRect(), { xaxis, yaxis } = plot._fullLayout;
+    drag(xaxis.p2d(clientX - left - xaxis._offset), yaxis.p2d(clientY - top - yaxis._offset));
+  };
+  plot.addEventListener("pointerdown", (event) => {
+    if (!dragged() || kernel.gone || !event.target.closest(".nsewdrag")) return;
+    plot.setPointerCapture(event.pointerId);
+    follow(event);
+  }, true);
+  plot.onpointermove = (event) => plot.hasPointerCapture(event.pointerId) && follow(event);
+  // Otherwise the arrows walk along the curves as the pointer does.
   plot.onkeydown = async (event) => {
+    const to = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];
+    if (to && dragged()) {
+      event.preventDefault();
+      if (kernel.gone) return;
+      const [low, high] = plot._fullLayout.xaxis.range;
+      const [x, y] = dragged().map((name, k) => model.get("values")[name] + (to[k] * (high - low)) / 60);
+      return drag(x, y);
+    }
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     const { figure } = model.get("shown");
     if (!by || !figure?.data.length) return;
@@ -446,7 +477,7 @@ function render({ model, el }) {
   showControls(), showPictures(), showTools(), tell();
   const sized = new ResizeObserver(draw);
   sized.observe(el);
-  const themed = new MutationObserver(draw);
+  const themed = new MutationObserver(() => (draw(), setTimeout(draw, 1000))); // a theme's colours may come late
   themed.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light"] });
   const unwatch = watch(model, el, (known) => {
     kernel = { ...known };

@@ -43,7 +43,8 @@ class Control:
         marks: values to which a slider has a tick.
         off: whether it cannot be moved at present.
         more: of a button, "first" if a reader will press it first, or "working" if it can be pressed only while the
-            explorer works; of a number, what a button says that goes on to the next one; otherwise its colour.
+            explorer works; of a number, what a button says that goes on to the next one; of a player, "auto" if it
+            plays by itself wherever the explorer puts it to its beginning; otherwise its colour.
     """
 
     name: str
@@ -96,7 +97,9 @@ class Picture(NamedTuple):
 class View(NamedTuple):
     """What an explorer shows: a sentence or two, a figure, pictures below it, and what cannot be shown.
 
-    `progress` is how much of the work is done, from 0 to 1, or None where nothing is to be waited for.
+    `progress` is how much of the work is done, from 0 to 1, or None where nothing is to be waited for; `lines` are
+    equations and the like, one below the other. A figure whose `layout.meta` is ``{"drag": (x, y)}`` sets these two
+    values to where the pointer is dragged, or the arrow keys lead.
     """
 
     text: str
@@ -104,6 +107,7 @@ class View(NamedTuple):
     pictures: Sequence[Picture] = ()
     errors: Sequence[Exception] = ()
     progress: float | None = None
+    lines: Sequence[str] = ()
 
 
 Steps = Generator[Callable[[], View], None, None]
@@ -209,6 +213,7 @@ class Explorer(anywidget.AnyWidget):
 
     def picture(self) -> bytes:
         """What stands in for it where there is no kernel, as a PNG."""
+        self.wait()  # it is for good
         return static.png(self.view.figure)
 
     def start(self, steps: Steps, *, busy: bool = False) -> None:
@@ -312,6 +317,7 @@ class Explorer(anywidget.AnyWidget):
             self.shown = {
                 "figure": figure,
                 "pictures": [picture._asdict() for picture in view.pictures],
+                "lines": "\n".join(view.lines),
                 "code": self.code(self.values),
                 "pins": len(self._pins) if self.compares else None,
             }
@@ -362,7 +368,6 @@ class Explorer(anywidget.AnyWidget):
             self.fail(error)
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        self.wait()  # the picture is for good
         live, about = super()._repr_mimebundle_() or ({}, {})
         picture = base64.b64encode(self.picture()).decode()
         words = "Interactive figure: run this cell in JupyterLab to use it."

@@ -51,7 +51,7 @@ class PreprocessingExplorer(Explorer):
 
     def controls(self, values: Values) -> Mapping[str, Rows]:
         p = Control("p", "slider", "p", [half / 2 for half in range(1, 41)], "Of appendix A", marks=[10.0])
-        return {"Preprocessing": [p, _step(len(self._gradients))]}
+        return {"Preprocessing": [p, step_control(len(self._gradients))]}
 
     def draw(self, values: Values) -> View:
         gradients, threshold = self._gradients[values["step"]], math.exp(-values["p"])
@@ -79,16 +79,47 @@ class PreprocessingExplorer(Explorer):
         return f"from l2l_kit.optimizers import LogSign\n\n{both}  # both inputs of the LSTM, for each coordinate"
 
 
-class ProposalExplorer(Explorer):
+class OneCoordinate(Explorer):
+    """What is to be seen of one coordinate of one parameter; a subclass says what.
+
+    Args:
+        gradients: along a run, by parameter, as `evaluation.recorded_gradients` gives them.
+        parameter: of which a coordinate is shown, to begin with; None for the first.
+        coordinate: which one, to begin with; None for one whose gradients are of middling size.
+        values: what the other controls begin with.
+
+    Raises:
+        ValueError: for a parameter or coordinate that there is not.
+    """
+
+    def __init__(self, gradients: Tensors, parameter: str | None, coordinate: int | None, **values: Any) -> None:
+        self._gradients = gradients
+        parameter = next(iter(gradients)) if parameter is None else parameter
+        if parameter not in gradients:
+            raise UnknownNameError("parameter", parameter, gradients)
+        coordinate = _middling(gradients[parameter]) if coordinate is None else coordinate
+        super().__init__(parameter=parameter, coordinate=coordinate, **values)
+
+    def which(self, values: Values) -> Rows:
+        """Controls that choose the coordinate."""
+        parameter = Control("parameter", "menu", "Parameter", tuple(self._gradients))
+        last = self._gradients[values["parameter"]].shape[1] - 1
+        return [parameter, Control("coordinate", "number", "Coordinate", (0, last), more="Next")]
+
+    def settle(self, values: Values) -> Values:
+        if values["parameter"] == self._last.get("parameter", values["parameter"]):
+            return values
+        return {**values, "coordinate": _middling(self._gradients[values["parameter"]])}
+
+
+class ProposalExplorer(OneCoordinate):
     """See what optimizers would propose for a coordinate at any step, as a function of its gradient (appendix B).
 
     Each has met the coordinate's gradients up to that step, so it is shown with the state that it would be in there.
 
     Args:
         optimizers: by name.
-        gradients: along the trajectory, by parameter, as `evaluation.recorded_gradients` gives them.
-        parameter: of which a coordinate is shown, to begin with; None for the first.
-        coordinate: which one, to begin with; None for one whose gradients are of middling size.
+        gradients, parameter, coordinate: as in `OneCoordinate`.
         step: to begin with; None for the middle of the trajectory.
     """
 
@@ -100,25 +131,13 @@ class ProposalExplorer(Explorer):
         coordinate: int | None = None,
         step: int | None = None,
     ) -> None:
-        self._optimizers, self._gradients = optimizers, gradients
+        self._optimizers = optimizers
         self._found = lru_cache(maxsize=64)(self._evaluate)
-        parameter = next(iter(gradients)) if parameter is None else parameter
-        if parameter not in gradients:
-            raise UnknownNameError("parameter", parameter, gradients)
-        coordinate = _middling(gradients[parameter]) if coordinate is None else coordinate
-        step = len(gradients[parameter]) // 2 if step is None else step
-        super().__init__(parameter=parameter, coordinate=coordinate, step=step)
+        step = len(next(iter(gradients.values()))) // 2 if step is None else step
+        super().__init__(gradients, parameter, coordinate, step=step)
 
     def controls(self, values: Values) -> Mapping[str, Rows]:
-        steps, coordinates = self._gradients[values["parameter"]].shape
-        parameter = Control("parameter", "menu", "Parameter", tuple(self._gradients))
-        coordinate = Control("coordinate", "number", "Coordinate", (0, coordinates - 1), more="Next")
-        return {"Coordinate": [parameter, coordinate, _step(steps)]}
-
-    def settle(self, values: Values) -> Values:
-        if values["parameter"] == self._last.get("parameter", values["parameter"]):
-            return values
-        return {**values, "coordinate": _middling(self._gradients[values["parameter"]])}
+        return {"Coordinate": [*self.which(values), step_control(len(self._gradients[values["parameter"]]))]}
 
     def draw(self, values: Values) -> View:
         parameter, coordinate, step = values["parameter"], values["coordinate"], values["step"]
@@ -185,7 +204,7 @@ class MemoryExplorer(Explorer):
     def controls(self, values: Values) -> Mapping[str, Rows]:
         condition = Control("condition", "slider", "Condition", CONDITIONS, "Largest curvature over the smallest")
         function = Control("function", "slider", "Function", range(FUNCTIONS), "Which of ten")
-        return {"Function": [condition, function, _step(STEPS + 1)]}
+        return {"Function": [condition, function, step_control(STEPS + 1)]}
 
     def draw(self, values: Values) -> View:
         step, which = values["step"], CONDITIONS.index(values["condition"]) * FUNCTIONS + values["function"]
@@ -211,7 +230,8 @@ class MemoryExplorer(Explorer):
         )
 
 
-def _step(steps: int) -> Control:
+def step_control(steps: int) -> Control:
+    """A step of a run, which can be played."""
     return Control("step", "player", "Step", range(steps), "Of the trajectory")
 
 

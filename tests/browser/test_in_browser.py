@@ -365,24 +365,45 @@ def test_pictures_are_painted_and_own_ones_taken(open_notebook, tmp_path):
     page.screenshot(path=tmp_path / "painter_own.png")
 
 
-def test_a_figure_is_live_from_the_start_and_plays(open_notebook, tmp_path):
-    cells = [
-        IMPORT,
-        "from l2l_kit.evaluation import trajectories\n"
-        "optimizers = {'LSTM': l2l.load('quadratics-none-unroll20'), **l2l.tuned_baselines('quadratics')}\n"
-        "l2l.plots.landscape(trajectories(optimizers, l2l.problems.Quadratics(2), steps=60, seed=4))",
-    ]
-    page = open_notebook("landscape.ipynb", *cells)
-    page.wait_for_selector(LINES, timeout=30_000, state="attached")
+PLAIN = "l2l.plots.graph({'a': ([1, 2], [3, 4])}, x='x', y='y', title='Live')"
+SCORE = """races => [...document.querySelectorAll('.gtitle')].some(title => title.textContent.startsWith('Races won')
+    && title.textContent.match(/[0-9]+/g).map(Number).reduce((a, b) => a + b) === races)"""
+
+
+def test_the_race_and_the_playground(open_notebook, tmp_path, record_property):
+    cells = [IMPORT, PLAIN, "l2l.widgets.Race()", "l2l.widgets.Playground(start=(-2.0, 1.0), angle=0)"]
+    page = open_notebook("played.ipynb", *cells)
+    playwright.expect(page.locator(".js-plotly-plot").first).to_contain_text("Live")  # also a plain figure
+    page.wait_for_function(SCORE, arg=1, timeout=60_000)  # the first race begins by itself
+    button(page, "Another draw").click()
+    page.wait_for_function(SCORE, arg=2, timeout=60_000)
+    page.screenshot(path=tmp_path / "race.png")
+
+    playground = page.locator(".l2l").nth(1)
+    playground.get_by_text("As code").click()
+    code, plot = playground.locator(".l2l-code pre"), playground.locator(".l2l-plot")
+    plot.scroll_into_view_if_needed()
     page.wait_for_timeout(500)
-    page.screenshot(path=tmp_path / "landscape.png")
-    *contours, lstm, sgd, nag, rmsprop, adam = lines(page)
-    page.locator(".js-plotly-plot .updatemenu-button").first.click()
-    page.wait_for_function("document.querySelector('.js-plotly-plot .slider-label').textContent === 'step 8'")
-    moved = lines(page)
-    assert moved[:-5] == contours
-    assert all(now != whole for now, whole in zip(moved[-5:], (lstm, sgd, nag, rmsprop, adam), strict=True))
-    page.locator(".js-plotly-plot .updatemenu-button").nth(1).click()
+    box = plot.locator(".nsewdrag").bounding_box()
+    assert box["width"] == pytest.approx(box["height"], abs=2), "a circle is a circle"
+    at = {where: box["x"] + box["width"] * (where + 3) / 6 for where in (-2.0, 0.0, 2.0)}
+    paths = "[...document.querySelectorAll('.js-plotly-plot')].at(-1).querySelectorAll('.scatterlayer path.js-line')"
+    ends = f"[...{paths}].slice(-5).map(path => path.getAttribute('d'))"
+    before = page.evaluate(ends)
+    page.mouse.move(at[-2.0], box["y"] + box["height"] / 3)
+    page.mouse.down()
+    page.mouse.move(at[0.0], box["y"] + box["height"] / 2, steps=5)
+    page.mouse.move(at[2.0], box["y"] + box["height"] / 6, steps=5)
+    page.mouse.up()
+    playwright.expect(code).to_contain_text(re.compile(r"tensor\(\[\[(1\.9\d?|2\.?0?\d?), (1\.9\d?|2\.?0?\d?)\]\]"))
+    assert len({*before, *page.evaluate(ends)}) == 10, "every path begins elsewhere"
+    playground.get_by_role("button", name="Reset").click()
+    playwright.expect(code).to_contain_text("theta = torch.tensor([[-2.0, 1.0]])")
+    plot.focus()
+    page.evaluate(WATCH.replace("document.querySelector('.js-plotly-plot')", f"{paths}[0].closest('.js-plotly-plot')"))
+    record("playground, start moved by a key", [press(page, "ArrowUp") for _ in range(5)], record_property)
+    playwright.expect(code).to_contain_text("theta = torch.tensor([[-2, 1.5]])")
+    page.screenshot(path=tmp_path / "playground.png")
 
 
 INSIDE = """

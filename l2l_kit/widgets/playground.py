@@ -1,0 +1,123 @@
+"""A landscape to play on: where optimizers go from any start, on a function that can be turned and stretched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from l2l_kit import plots, static, zoo
+from l2l_kit.evaluation import Trajectories, tuned_baselines
+from l2l_kit.optimizers import Baseline, Optimizer, UpdateRule
+from l2l_kit.problems import QuadraticTasks
+from l2l_kit.widgets.comparison import LEARNED, rate_controls, tick
+from l2l_kit.widgets.explorer import Control, Explorer, Rows, Values, View
+
+STEPS, BEGIN, EDGE = 40, 10, 3.0
+"""Updates of each optimizer, how many are shown at first, and where the landscape ends on all four sides."""
+STEEPEST = 20.0
+"""The largest curvature. It stays when the function is stretched, and the other one becomes smaller."""
+CONDITIONS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+ARROW = 0.5
+
+
+class Playground(Explorer):
+    """See where SGD, NAG, RMSprop, Adam and a learned optimizer go on a quadratic function of two parameters.
+
+    Args:
+        start: the starting point, which can be dragged, to begin with; both within -3 and 3.
+        angle: by which the function is turned, in degrees, a multiple of 5 below 180, to begin with.
+        condition: its condition number, one of `CONDITIONS`, to begin with.
+
+    Raises:
+        FileNotFoundError: if no tuned learning rates for the quadratics are recorded.
+        UnknownNameError: for another angle or condition number.
+    """
+
+    compares = False
+
+    def __init__(self, start: tuple[float, float] = (-2.2, 1.4), angle: int = 30, condition: int = 20) -> None:
+        self._tuned, self._learned = tuned_baselines("quadratics"), zoo.load("quadratics")
+        self._path = lru_cache(maxsize=256)(self._walk)
+        values = {"x": start[0], "y": start[1], "angle": angle, "condition": condition, "step": BEGIN, "arrows": True}
+        values |= {LEARNED: True, **dict.fromkeys(self._tuned, True)}
+        super().__init__(**values, **{f"lr {name}": rule.lr for name, rule in self._tuned.items()})
+
+    def controls(self, values: Values) -> Mapping[str, Rows]:
+        function = [
+            Control("angle", "slider", "Turn", range(0, 180, 5), "Degrees"),
+            Control("condition", "slider", "Stretch", CONDITIONS, "Condition number: largest curvature over smallest"),
+        ]
+        arrows = Control("arrows", "check", "arrows downhill", help="At each optimizer, the direction of −∇f")
+        step = Control("step", "player", "Step", range(STEPS + 1), "Updates so far")
+        return {"Function": function, "Optimizers": [step, tick(LEARNED), *rate_controls(self._tuned, values), arrows]}
+
+    def draw(self, values: Values) -> View:
+        functions, step = self._function(values), values["step"]
+        rules: dict[str, Baseline | UpdateRule] = {LEARNED: self._learned}
+        rules |= {name: Baseline(rule.name, values[f"lr {name}"]) for name, rule in self._tuned.items()}
+        where = values["x"], values["y"], values["angle"], values["condition"]
+        paths = {name: self._path(rule, *where) for name, rule in rules.items() if values[name]}
+        if not paths:
+            return View("Tick at least one optimizer.")
+        losses = {name: (path @ _hessian(functions) * path).sum(dim=1) / 2 for name, path in paths.items()}
+        figure = plots.landscape(Trajectories(paths, losses, functions), step, (-EDGE, EDGE))
+        figure.update_layout(title_text="Drag the start, or move it by the arrow keys", height=600, dragmode=False)
+        figure.update_layout(meta={"drag": ("x", "y")})
+        ring = {"size": 17, "color": plots.CLEAR, "line": {"color": plots.GREY, "width": 3}}
+        figure.add_scatter(name="start", x=[values["x"]], y=[values["y"]], mode="markers", marker=ring, **plots.QUIET)
+        if values["arrows"]:
+            for name, path in paths.items():
+                self._add_arrow(figure, name, path[step], -path[step] @ _hessian(functions))
+        now = sorted((line[step].item(), name) for name, line in losses.items())
+        return View(f"f after {step} steps: " + ", ".join(f"{name} {loss:.3g}" for loss, name in now) + ".", figure)
+
+    def code(self, values: Values) -> str:
+        hessian = [[float(f"{entry:.4g}") for entry in row] for row in _hessian(self._function(values)).tolist()]
+        baselines = "".join(
+            f"# or l2l.baseline({rule.name!r}, lr={values[f'lr {name}']:g})\n" for name, rule in self._tuned.items()
+        )
+        return (
+            f"import torch\nimport l2l_kit as l2l\n\nhessian = torch.tensor({hessian})  # f(θ) = θᵀHθ / 2\n"
+            f'theta = torch.tensor([[{values["x"]}, {values["y"]}]])\noptimizer = l2l.load("quadratics")\n{baselines}'
+            'state = optimizer.init({"theta": theta})\n'
+            f"for _ in range({values['step']}):\n"
+            '    updates, state = optimizer.update({"theta": theta @ hessian}, state, {"theta": theta})\n'
+            '    theta = theta + updates["theta"]\nprint(theta, (theta @ hessian * theta).sum() / 2)'
+        )
+
+    def picture(self) -> bytes:
+        return static.png(self.draw({**self.values, "step": STEPS}).figure)
+
+    def _function(self, values: Values) -> QuadraticTasks:
+        angle = math.radians(values["angle"])
+        turn = torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+        scales = (STEEPEST / 2 * torch.tensor([1 / values["condition"], 1.0])).sqrt()
+        start = torch.tensor([[values["x"], values["y"]]], dtype=torch.float32)
+        return QuadraticTasks((scales[:, None] * turn)[None], torch.zeros(1, 2), start)
+
+    def _walk(self, rule: Baseline | UpdateRule, x: float, y: float, angle: int, condition: int) -> Tensor:
+        """The positions θ(0) … θ(STEPS). Gradients by hand: they are cheaper than autograd's, and the pointer waits."""
+        function = self._function({"x": x, "y": y, "angle": angle, "condition": condition})
+        hessian, points = _hessian(function), [function.theta]
+        optimizer = cast("Optimizer[Any]", rule)
+        state = optimizer.init(function.initial_params)
+        for _ in range(STEPS):
+            updates, state = optimizer.update({"theta": points[-1] @ hessian}, state, {"theta": points[-1]})
+            points.append(points[-1] + updates["theta"])
+        return torch.cat(points)
+
+    def _add_arrow(self, figure: plots.Figure, name: str, at: Tensor, downhill: Tensor) -> None:
+        """An arrow of one length: gradients of very different sizes are to be seen."""
+        if at.abs().max() < EDGE and downhill.norm() > 0:
+            (x, y), (to_x, to_y) = at.tolist(), (at + ARROW * downhill / downhill.norm()).tolist()
+            look = {"showarrow": True, "arrowhead": 2, "arrowwidth": 1.5, "arrowcolor": plots.STYLES[name].color}
+            figure.add_annotation(x=to_x, y=to_y, ax=x, ay=y, axref="x", ayref="y", text="", **look)
+
+
+def _hessian(functions: QuadraticTasks) -> Tensor:
+    return 2 * functions.W[0].mT @ functions.W[0]

@@ -1,0 +1,92 @@
+"""A race: the learned optimizer against tuned Adam and NAG, each time on a fresh function."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from l2l_kit import plots, static, zoo
+from l2l_kit.evaluation import compare, tuned_baselines
+from l2l_kit.optimizers import Optimizer
+from l2l_kit.problems import Quadratics
+from l2l_kit.widgets.comparison import LEARNED
+from l2l_kit.widgets.explorer import Control, Explorer, Rows, Values, View
+
+STEPS = 100
+
+
+class Race(Explorer):
+    """Watch optimizers minimize a random quadratic in ten dimensions. It begins as soon as it is on the page.
+
+    Whoever has the lowest loss after the last step wins. The score is that of the draws that were raced to the end.
+
+    Args:
+        seed: of the first draw; the next ones count up.
+
+    Raises:
+        FileNotFoundError: if no tuned learning rates for the quadratics are recorded.
+    """
+
+    compares = False
+
+    def __init__(self, seed: int = 0) -> None:
+        tuned = tuned_baselines("quadratics")
+        self._racers: dict[str, Optimizer[Any]] = {LEARNED: zoo.load("quadratics")}
+        self._racers |= {name: tuned[name] for name in ("Adam", "NAG")}
+        self._finished: set[int] = set()  # draws that were raced to the end
+        self._losses = lru_cache(maxsize=256)(self._run)
+        super().__init__(seed=seed, step=0)
+
+    def controls(self, values: Values) -> Mapping[str, Rows]:
+        another = Control("seed", "number", "Draw", (0, 2**31), "Seed of the function", more="Another draw")
+        return {"Race": [another, Control("step", "player", "Step", range(0, STEPS + 1, 2), more="auto")]}
+
+    def settle(self, values: Values) -> Values:
+        if values["seed"] != self._last.get("seed", values["seed"]):
+            return {**values, "step": 0}
+        if values["step"] == STEPS:
+            self._finished.add(values["seed"])
+        return values
+
+    def press(self, button: str) -> None:
+        self._finished.clear()  # there is no button but "reset"
+        super().press(button)
+
+    def draw(self, values: Values) -> View:
+        return self._view(values["seed"], values["step"], self._finished)
+
+    def code(self, values: Values) -> str:
+        return (
+            'import l2l_kit as l2l\n\ntuned = l2l.tuned_baselines("quadratics")\n'
+            'racers = {"LSTM": l2l.load("quadratics"), "Adam": tuned["Adam"], "NAG": tuned["NAG"]}\n'
+            "problem = l2l.problems.Quadratics(dim=10)\n"
+            f"curves = l2l.compare(racers, problem, steps={STEPS}, num_tasks=1, seed={values['seed']})\n"
+            "l2l.plots.learning_curves(curves, band=None)"
+        )
+
+    def picture(self) -> bytes:
+        seed = self.values["seed"]
+        return static.png(self._view(seed, STEPS, self._finished | {seed}).figure)
+
+    def _view(self, seed: int, step: int, finished: set[int]) -> View:
+        losses = self._losses(seed)
+        score = Counter(self._winner(each) for each in finished)
+        title = "Races won: " + ", ".join(f"{name} {score[name]}" for name in losses)
+        figure = plots.losses(
+            {name: line[: step + 1] for name, line in losses.items()}, STEPS, title, [*losses.values()]
+        )
+        figure.update_layout(height=380).update_yaxes(title="loss f(θ)")
+        ranks = sorted(losses, key=lambda name: losses[name][step])
+        standing = ", ".join(f"{name} {losses[name][step]:.3g}" for name in ranks)
+        told = f"{ranks[0]} wins draw {seed}" if step == STEPS else f"Draw {seed}, step {step} of {STEPS}"
+        return View(f"{told}. Losses, lowest first: {standing}.", figure)
+
+    def _run(self, seed: int) -> dict[str, list[float]]:
+        found = compare(self._racers, Quadratics(), steps=STEPS, num_tasks=1, seed=seed, device="cpu")
+        return {name: losses[0].tolist() for name, losses in found.losses.items()}
+
+    def _winner(self, seed: int) -> str:
+        losses = self._losses(seed)
+        return min(losses, key=lambda name: losses[name][-1])
