@@ -39,6 +39,7 @@ def driven(optimizer, gradients):
     return updates
 
 
+@pytest.mark.filterwarnings("error")  # a reader of lesson 7 would see it
 @each_optimizer
 @pytest.mark.parametrize("history", [HISTORY, HISTORY[:0]], ids=["history", "first step"])
 def test_proposals_are_what_comes_after_the_history(name, history):

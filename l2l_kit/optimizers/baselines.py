@@ -43,7 +43,7 @@ class BaselineState(NamedTuple):
     moved: Tensors  # tensors like the parameters, which torch's optimizers move
     leaves: dict[str, tuple[Tensor, ...]]  # their views that torch's optimizers get: the tensor, or each task's matrix
     optimizers: list[optim.Optimizer]
-    schedules: list[optim.lr_scheduler.LambdaLR]
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,7 @@ class Baseline:
             leaves[name] = tensor.unbind() if is_matrix else (tensor,)
             by_kind.setdefault(self.name if is_matrix or others is None else others, []).extend(leaves[name])
         optimizers = [_KINDS[kind].make(tensors, lr=self.lr) for kind, tensors in by_kind.items()]
-        schedules = [optim.lr_scheduler.LambdaLR(each, self._factor) for each in optimizers]
-        return BaselineState(moved, leaves, optimizers, schedules)
-
-    def _factor(self, step: int) -> float:
-        return 1.0 if self.decay is None else (1 + step / self.decay) ** -0.5
+        return BaselineState(moved, leaves, optimizers)
 
     @torch.no_grad()
     def update(self, gradients: Tensors, state: BaselineState, params: Tensors) -> tuple[Tensors, BaselineState]:
@@ -95,10 +91,13 @@ class Baseline:
             split = leaves[0].dim() < gradient.dim()
             for leaf, of_leaf in zip(leaves, gradient.unbind() if split else (gradient,), strict=True):
                 leaf.grad = of_leaf
-        for optimizer, schedule in zip(state.optimizers, state.schedules, strict=True):
+        factor = 1.0 if self.decay is None else (1 + state.step / self.decay) ** -0.5
+        for optimizer in state.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr * factor
             optimizer.step()
-            schedule.step()
-        return {n: t - params[n] if decays else t.clone() for n, t in state.moved.items()}, state
+        updates = {n: t - params[n] if decays else t.clone() for n, t in state.moved.items()}
+        return updates, state._replace(step=state.step + 1)
 
 
 def baseline(name: str, lr: float, decay: float | None = None) -> Baseline:
