@@ -140,8 +140,8 @@ class TestPaints:
     def test_pauses_goes_on_and_is_cancelled(self, make):
         widget = make(steps=256)
         widget.press("paint")
+        assert widget.state["working"], "at once, or a second press could follow"
         wait_for(lambda: steps_done(widget) > 8)
-        assert widget.state["working"]
         widget.press("pause")
         wait_for(lambda: "Paused at step" in widget.state["text"])
         paused = steps_done(widget)

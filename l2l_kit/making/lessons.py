@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,8 +159,8 @@ def execute_lesson(lesson: Path, directory: Path, parameters: Mapping[str, Any])
     path, failure, marked = directory / lesson.name, None, False
     directory.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
-    if (diagrams := lesson.parent / "diagrams").is_dir():  # which the lesson shows
-        shutil.copytree(diagrams, directory / "diagrams", dirs_exist_ok=True)
+    for diagram in (lesson.parent / "diagrams").glob("*.svg"):  # which lessons show
+        write_atomically(directory / "diagrams" / diagram.name, diagram.read_bytes())
     try:
         papermill.execute_notebook(
             _literally(lesson),

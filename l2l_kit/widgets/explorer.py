@@ -223,6 +223,8 @@ class Explorer(anywidget.AnyWidget):
             self._left.clear()
             self._seen.clear()
             self.cancelled, self._busy = False, busy
+            if busy:
+                self._tell(self.view)
             self._thread = threading.Thread(target=self._work, args=(steps,), daemon=True)
             self._thread.start()
 
