@@ -136,7 +136,7 @@ def test_what_a_reader_can_do(explorer_page, tmp_path):
     seed.press("Tab")
     page.wait_for_function(f"document.querySelectorAll('{LINES}').length >= 8")  # now, and the pinned ones
     page.get_by_text("As code").click()
-    assert "seed=37" in page.locator(".l2l-code pre").inner_text()
+    page.wait_for_function("document.querySelector('.l2l-code pre').innerText.includes('seed=37')")
     assert "seed=3," not in page.locator(".l2l-code pre").inner_text()
     button(page, "Unpin").click()
     finished(page)
