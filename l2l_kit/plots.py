@@ -74,7 +74,8 @@ STYLES: dict[str, Style] = {
     "RMSprop": Style("#009E73", "dashdot"),
     "Adam": Style("#D55E00", "12px,3px"),
 }
-_OTHERS = (Style("#56B4E9"), Style("#D55E00"), Style("#009E73"), Style("#CC79A7"), Style("#E69F00"), Style("#8C6D31"))
+# For what is no optimizer of the paper: none of their colours.
+_OTHERS = tuple(map(Style, ("#56B4E9", "#8C6D31", "#8F6FD1", "#8A9A2B", "#C4476B", GREY)))
 
 
 def styles(names: Iterable[str]) -> dict[str, Style]:
