@@ -22,6 +22,8 @@ HINT = re.compile(r"<details><summary>Hint (\d)</summary>\n\n.+?\n</details>", r
 SOLUTION = re.compile(r"<details><summary><b>Solution</b></summary>\n\n```python\n(.+?)```(.*?)</details>", re.DOTALL)
 INSTEAD = {
     "01_from_scratch": {"phi": "phi = new_phi()"},
+    "06_neural_art": {"learned": "learned = l2l.load('neural-art-small')"},
+    "07_inside": {"typical": "typical = 0.0025"},
     "08_information_sharing": {"rules": "rules = {'NTM-BFGS': l2l.load('quadratics-ntm')}"},
 }
 """Names that take long to make as the lesson does, with something as good for an exercise."""
