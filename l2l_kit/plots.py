@@ -213,7 +213,7 @@ def graph(
         figure.update_layout(showlegend=True)  # plotly shows none for a single trace
     if "x" in log:
         ticks = sorted({at for line in lines for at in line.x if at is not None})
-        figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
+        figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks], minor_ticks="")
     if "y" in log:
         figure.update_yaxes(loss_axis(line.y for line in lines))
     return figure
