@@ -19,6 +19,7 @@ BEFORE = {
     "03_mnist": "lstm = l2l.load('mnist')",
     "07_inside": "",
     "08_information_sharing": "rules = {'NTM-BFGS': l2l.load('quadratics-ntm')}",
+    "10_after_2016": "",
 }
 """What the exercises use of their lessons, besides parameters and imports; `{functions}` are those of the lesson."""
 
