@@ -115,13 +115,6 @@ class TestProposedSteps:
         assert table["descent"].tolist() == pytest.approx([1] * 12, abs=1e-3)
         assert table["size"].nunique() == 12
 
-    def test_a_step_that_is_none_has_no_direction(self):
-        nothing = LSTMRule(hidden_size=1)
-        for weight in nothing.output.parameters():
-            torch.nn.init.zeros_(weight)
-        table = proposed_steps({"none": nothing}, Quadratics(2), steps=1, num_tasks=1, device="cpu")
-        assert table[["size", "descent"]].to_numpy().tolist() == [[0, 0]]
-
 
 class TestBiasOfTheMetaGradient:
     @pytest.mark.parametrize("averaging", [0, 2])

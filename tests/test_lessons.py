@@ -165,8 +165,8 @@ def test_whatever_the_surroundings_lessons_run_together_in_this_interpreter_and_
     kernel = tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json"
     kernel.parent.mkdir(parents=True)
     kernel.write_text('{"argv": ["false"], "display_name": "Python 3", "language": "python"}')
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
-    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
+    monkeypatch.delenv("JUPYTER_PREFER_ENV_PATH", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "2,1")
     monkeypatch.delenv("L2L_JOBS", raising=False)
     write(lessons / "01_good.ipynb", MEET.replace("{mine}", "a").replace("{other}", "b"), CLAIM)

@@ -9,25 +9,12 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from test_paths import RECIPE
 
 ROOT = Path(__file__).resolve().parents[1]
 pytest.importorskip("hatchling", reason="hatchling, which builds the wheel, is not installed")
 
 BUILD = "import sys; from hatchling.build import build_wheel; print(build_wheel(sys.argv[1]))"
-RECIPE = """
-[problem]
-name = "quadratics"
-dim = 2
-[optimizer]
-hidden_size = 2
-[training]
-horizon = 2
-unroll = 2
-epochs = 1
-episodes_per_epoch = 1
-batch_size = 2
-validation_tasks = 2
-"""
 USE = """
 import json, sys
 import torch

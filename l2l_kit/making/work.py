@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing import active_children, connection, get_context, parent_process
@@ -22,24 +22,44 @@ import torch
 from torch import Tensor
 
 from l2l_kit.extras import needs
+from l2l_kit.storage import read_tensors, write_tensors
+from l2l_kit.tensors import Tensors
 
 Result = TypeVar("Result")
+VERSION = 1
+"""Of the files' format."""
 
 
-def key(about: Mapping[str, Any], weights: Iterable[Tensor] = ()) -> str:
-    """A digest of all that a piece of work depends on, for the name of its file."""
+def kept(
+    folder: Path,
+    about: Mapping[str, Any],
+    make: Callable[[], Tensors],
+    *,
+    weights: Sequence[Tensor] = (),
+    prefix: str = "",
+) -> Tensors:
+    """What `make` gives, from a file if it was made before. Of several processes, one makes it while others wait.
+
+    Args:
+        folder: where the file is; its name is a `prefix` and a digest of `about` and `weights`.
+        about: all that the result depends on, but for `weights`.
+
+    Raises:
+        WeightsFileError: if the file is damaged.
+    """
+    path = folder / f"{prefix}{_digest(about, weights)}.safetensors"
+    if not path.exists():
+        with file_lock(path.with_name(f".{path.name}.lock")):
+            if not path.exists():
+                write_tensors(path, make(), about, VERSION)
+    return read_tensors(path, VERSION)[0]
+
+
+def _digest(about: Mapping[str, Any], weights: Sequence[Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for tensor in weights:
         digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def once(path: Path, make: Callable[[], object]) -> None:
-    """Make a file unless it is there. Of several processes that want it, one makes it while the others wait."""
-    if not path.exists():
-        with file_lock(path.with_name(f".{path.name}.lock")):
-            if not path.exists():
-                make()
 
 
 @contextmanager
