@@ -1,4 +1,4 @@
-"""The command line: ``l2l train | search | tune | compare | sweep | reproduce | gallery | fetch | zoo``."""
+"""The command line: ``l2l train | search | tune | compare | sweep | reproduce | fetch | zoo``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from l2l_kit import problems, zoo
 from l2l_kit.evaluation import compare as run_comparison
 from l2l_kit.evaluation import summary, tally, tuned_baselines
 from l2l_kit.evaluation.curves import Statistic
-from l2l_kit.making.gallery import write_gallery
 from l2l_kit.making.lessons import Lesson, execute_lessons, find_lessons
 from l2l_kit.making.recipes import read_recipes
 from l2l_kit.making.report import record_claims, write_report
@@ -245,15 +244,6 @@ def _say(lesson: Lesson) -> None:
     outcome = f"[red]failed: {escape(lesson.error)}[/red]" if lesson.error else "done"
     claims = f"; claims: {tally(lesson.claims)}" if lesson.claims else ""
     console.print(f"{lesson.name}: {outcome} in {lesson.seconds:.0f} s{claims}")
-
-
-@app.command()
-def gallery(
-    folder: Annotated[Path, typer.Argument(parser=user_path, help="Where the pictures go.")] = Path("docs/figures"),
-) -> None:
-    """Write the figures of the paper, as the committed lessons show them, as PNG files and a page."""
-    for path in write_gallery(find_lessons(), folder):
-        console.print(f"{path}: {path.stat().st_size / 1000:.0f} kB", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -97,16 +97,6 @@ class TestProposedSteps:
             assert size == pytest.approx(0.01 * gradient.square().mean(dim=1).sqrt().mean().item(), rel=1e-3)
             theta = theta - 0.01 * gradient
 
-    def test_adam_first_steps_as_far_as_its_rate_in_every_coordinate(self):
-        """lr · g / (|g| + ε): all coordinates alike, so the cosine with g is Σ|g| / (√d ‖g‖)."""
-        table = proposed_steps({"Adam": baseline("adam", 0.02)}, Quadratics(5), steps=1, num_tasks=3, device="cpu")
-        tasks = Quadratics(5).sample(3, generator(0, "test"))
-        theta = tasks.theta.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(tasks.losses({"theta": theta}).sum(), theta)
-        cosine = gradient.abs().sum(dim=1) / (5**0.5 * gradient.norm(dim=1))
-        assert table["size"].item() == pytest.approx(0.02, rel=1e-4)
-        assert table["descent"].item() == pytest.approx(cosine.mean().item(), rel=1e-3)
-
     def test_it_meets_the_minibatch_of_each_step_and_tells_parameters_apart(self):
         """Gradient descent goes against the gradient of the minibatch that it was given: no other one's."""
         digits = MNIST(source="embedded", hidden=(3,), batch_size=16)

@@ -173,7 +173,6 @@ def test_reproduce_tells_each_lesson_and_where_the_report_is(
         (("train", "{folder}/junk.toml"), "not a valid recipe"),
         (("train", "{folder}/empty.toml"), "'training' is missing"),
         (("train", "quadratics", "--data", "{folder}/junk.toml"), "{folder}/junk.toml"),
-        (("gallery", "{folder}/junk.toml"), "{folder}/junk.toml"),
         (("fetch", "mnist"), "L2L_DATA_DIR"),
     ],
 )

@@ -16,7 +16,6 @@ from types import SimpleNamespace
 import numpy as np
 import pooch
 import pytest
-import requests
 import torch
 from PIL import Image
 from rich.console import Console
@@ -171,15 +170,23 @@ def files_below(folder):
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
+def downloaded_and_cached(official, load, file):
+    """What is loaded from the server, and then from the cache."""
+    before = len(official.downloads)
+    for origin in (official.url, f"cache, {file}"):
+        found = load()
+        assert (found.source, found.origin) == ("full", origin)
+        yield found
+        forget()
+    assert sorted(official.downloads[before:]) == sorted(set(official.downloads[before:])), "downloaded once"
+
+
 class TestSources:
     def test_what_is_missing_is_downloaded_once_and_then_read_from_the_cache(self, official, tmp_path):
-        for origin in (official.url, "cache, small.npz"):
-            found = data.load("small")
+        for found in downloaded_and_cached(official, lambda: data.load("small"), "small.npz"):
             assert is_whole(found)
-            assert found.origin == origin
             assert data.load("small", "full") is found
             assert files_below(tmp_path) == [tmp_path / "cache" / "small.npz"]
-            forget()
         assert official.downloads == list(FILES)
 
     def test_a_cached_one_needs_no_network(self, cached, disconnected):
@@ -321,33 +328,12 @@ class TestDownload:
         data.fetch("small")  # one that succeeds in the end is as good
         assert is_whole(data.load("small", "full"))
 
-    def test_an_interruption_leaves_no_rubbish(self, cached, monkeypatch, tmp_path):
-        cut(100)(cached)
-        before = files_below(tmp_path)
 
-        def interrupted(response, *_, **__):
-            yield response.raw.read(10)
-            if response.request.method == "GET":
-                raise KeyboardInterrupt
-
-        with monkeypatch.context() as patched:
-            patched.setattr(requests.Response, "iter_content", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                data.fetch("small")
-        assert files_below(tmp_path) == before
-        data.fetch("small")
-        assert is_whole(data.load("small", "full"))
-
-
-@pytest.mark.parametrize("reason", ["no folder", "full"])
-def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path, reason):
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    if reason == "no folder":
-        (tmp_path / "cache").write_text("a file where the folder should be")
-    else:
-        monkeypatch.setattr(storage.os, "fsync", full)
+    monkeypatch.setattr(storage.os, "fsync", full)
     before = files_below(tmp_path)
     with pytest.warns(UserWarning, match=r"small\.npz: cannot be written .*L2L_DATA_DIR.* not kept") as caught:
         assert is_whole(data.load("small"))
@@ -419,9 +405,8 @@ def test_the_archive_of_cifar10_is_read_once_and_then_the_sealed_cache(official,
     name = "cifar-10-python.tar.gz"
     put("tiny", replace(images.CIFAR10, file="tiny.npz", url=official.url, files={name: md5(archive)}))
     official.files[name] = archive
-    for origin in (official.url, "cache, tiny.npz"):
-        found = data.load("tiny")
-        assert (found.source, found.title, found.origin) == ("full", "CIFAR-10", origin)
+    for found in downloaded_and_cached(official, lambda: data.load("tiny"), "tiny.npz"):
+        assert found.title == "CIFAR-10"
         assert (found.classes[0], found.classes[9]) == ("airplane", "truck")
         # Of the third image the green of row 5, column 7; and then all of them.
         assert found.x_train[2, 1, 5, 7] == batches["data_batch_2"][0][0, 1024 + 5 * 32 + 7]
@@ -430,8 +415,6 @@ def test_the_archive_of_cifar10_is_read_once_and_then_the_sealed_cache(official,
             assert x.shape == (2 * len(some), 3, 32, 32)
             assert np.array_equal(x.flatten(1), np.concatenate([pixels for pixels, _ in some]))
             assert y.tolist() == [label for _, labels in some for label in labels]
-        forget()
-    assert official.downloads == [name]
 
 
 class TestPhotoPatches:
@@ -477,9 +460,7 @@ class TestPhotographs:
         put("photos", replace(images.PHOTOS, url=official.url, files={name: md5(archive)}))
         official.files[name] = archive
         seen = []
-        for origin in (official.url, "cache, photos.npz"):
-            found = data.photographs("full")
-            assert (found.source, found.title, found.origin) == ("full", "photographs", origin)
+        for found in downloaded_and_cached(official, lambda: data.photographs("full"), "photos.npz"):
             parts = found.train, found.validation, found.test
             assert [tuple(part.shape) for part in parts] == [(count, 3, 128, 128) for count in (1800, 20, 100)]
             numbers = [part[:, 0, 64, 64].int() + 251 * part[:, 1, 64, 64].int() for part in parts]
@@ -488,9 +469,7 @@ class TestPhotographs:
             assert all(part.float().mean().sub(1005).abs() < 300 for part in numbers)
             assert not (torch.cat(numbers) % 201 == 200).any()
             seen.append(torch.cat(parts))
-            forget()
         assert torch.equal(*seen)
-        assert official.downloads == [name]
 
     def test_the_stand_ins_are_crops_and_no_pixel_is_in_two_parts(self, monkeypatch):
         found = data.photographs("embedded")
@@ -521,14 +500,10 @@ class TestVGG16:
         put("vgg16", replace(vgg.VGG16, url=official.url, files={name: None}), **{name: content.getvalue()})
 
     def test_the_official_file_is_read_once_and_then_the_sealed_cache(self, official):
-        for origin in (official.url, "cache, vgg16.safetensors"):
-            found = data.feature_weights("full")
-            assert (found.source, found.title, found.origin) == ("full", "VGG-16", origin)
+        for found in downloaded_and_cached(official, lambda: data.feature_weights("full"), "vgg16.safetensors"):
             assert found.weights.keys() == {"features.0.weight", "features.0.bias"}
             assert torch.equal(found.weights["features.0.weight"], self.FIRST)
             assert found.weights["features.0.bias"].dtype == torch.float32
-            forget()
-        assert len(official.downloads) == 1
 
     def test_damage_is_noticed(self, official, tmp_path):
         path = data.fetch("vgg16")

@@ -57,7 +57,7 @@ def test_no_command_takes_a_path_as_it_stands() -> None:
             kind, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
             if Path in (kind, *get_args(kind)):
                 parsers += [note.parser for note in notes]
-    assert len(parsers) >= 8
+    assert len(parsers) >= 7
     assert set(parsers) == {paths.user_path}
 
 
@@ -113,7 +113,6 @@ def bad_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         ("train", "{folder}/searched.toml", "--data", "{disk}"),
         ("sweep", "{folder}/sweep.toml", "--data", "{disk}"),
         ("reproduce", "--lesson", "00", "--out", "{disk}"),
-        ("gallery", "{disk}"),
     ],
     ids=lambda command: " ".join(command[:2]),
 )

@@ -2,7 +2,9 @@
 
 import io
 import os
+import runpy
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -221,3 +223,12 @@ class TestFitted:
         torch.testing.assert_close(small.mean(), noise.mean(), rtol=0.01, atol=0)
         assert small.std() < noise.std()  # antialiased
         torch.testing.assert_close(data.fitted(torch.full((1, 3, 20, 20), 7.0), 9), torch.full((1, 3, 9, 9), 7.0))
+
+
+def test_the_styles_of_the_kit_are_what_the_code_draws():
+    """Nearly: arithmetic differs by a shade between machines."""
+    folder = Path(__file__).parents[1] / "data" / "styles"
+    styles = runpy.run_path(str(folder / "draw.py"))["STYLES"]
+    assert {path.stem for path in folder.glob("*.png")} == set(styles)
+    for name, draw in styles.items():
+        assert (draw().int() - data.load_picture(folder / f"{name}.png").int()).abs().float().mean() < 0.1

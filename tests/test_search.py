@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from test_cli import RECIPE as SMALL
 
 from l2l_kit.errors import MetaTrainingDivergedError
 from l2l_kit.evaluation import read_result
@@ -144,31 +145,12 @@ def test_what_is_drawn_is_what_was_recorded(name):
         assert drawn == pytest.approx(meta_lr, rel=1e-5)
 
 
-FILE = """
-name = "shared"
-[problem]
-name = "quadratics"
-dim = 2
-[optimizer]
-hidden_size = 3
-[training]
-horizon = 4
-unroll = 2
-epochs = 9
-episodes_per_epoch = 10
-batch_size = 3
-validation_tasks = 5
-[search]
-trials = 8
-epochs = 1
-meta_lr = [1e-3, 1e-1]
-"""
-
-
 def test_two_processes_share_a_search(tmp_path):
     """Each trial is run once, by one or the other, and both end with the table that one process makes."""
     path = tmp_path / "shared.toml"
-    path.write_text(FILE)
+    path.write_text(
+        SMALL.replace("tiny-unroll{unroll}", "shared").replace("[2, 5]", "[2]").replace("trials = 2", "trials = 8")
+    )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     command = [sys.executable, "-m", "l2l_kit", "search", str(path), "--device", "cpu", "--data", str(tmp_path)]
     running = [subprocess.Popen(command, env=environment) for _ in range(2)]
