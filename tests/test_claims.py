@@ -183,20 +183,12 @@ def test_a_sweep_is_judged_under_one_protocol():
         judged(both)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "error", "match"),
-    [
-        (lambda: ratio_table(Curves({"LSTM": torch.rand(3, 30)}, {}, 0)), ValueError, "something to compare with"),
-        (lambda: ratio_table(made(1.0), against=["Adan"]), UnknownNameError, "Did you mean 'Adam'"),
-        (lambda: judged(swept(0.8).query("lr.isna()")), ValueError, "needs baselines"),
-        (
-            lambda: judged(swept(0.8), against=["Adam", "sub"]),
-            UnknownNameError,
-            "optimizer in this table 'sub'",
-        ),
-    ],
-    ids=["nothing", "curves", "baselines", "table"],
-)
-def test_there_must_be_something_to_compare(wrong, error, match):
-    with pytest.raises(error, match=match):
-        wrong()
+def test_there_must_be_something_to_compare():
+    with pytest.raises(ValueError, match="something to compare with"):
+        ratio_table(Curves({"LSTM": torch.rand(3, 30)}, {}, 0))
+    with pytest.raises(UnknownNameError, match="Did you mean 'Adam'"):
+        ratio_table(made(1.0), against=["Adan"])
+    with pytest.raises(ValueError, match="needs baselines"):
+        judged(swept(0.8).query("lr.isna()"))
+    with pytest.raises(UnknownNameError, match="optimizer in this table 'sub'"):
+        judged(swept(0.8), against=["Adam", "sub"])

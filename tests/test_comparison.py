@@ -133,13 +133,11 @@ class TestDivergedRuns:
         assert curves["tame"].isfinite().all()
 
     @pytest.mark.parametrize("statistic", ["mean", "median"])
-    def test_make_statistics_infinite_not_nan(self, curves, statistic):
+    def test_make_statistics_and_tables_infinite_not_nan(self, curves, statistic):
         for part in (curves.statistic("wild", statistic), *curves.interval("wild", statistic)):
             assert part[-1] == math.inf
             assert not part.isnan().any()
         assert [part[-1] for part in curves.interval("wild", statistic, over="tame")] == [math.inf] * 3
-
-    def test_make_tables_infinite_not_nan(self, curves):
         assert not curves.to_frame().isna().any(axis=None)
 
     def test_leave_the_median_alone_where_they_are_few(self):

@@ -124,10 +124,9 @@ def test_lessons_are_found_by_number_or_name(lessons: Path, tmp_path: Path, monk
 
 
 def test_parameters_get_the_types_that_the_notebook_declares(lessons: Path) -> None:
-    given = {"seed": "3", "rate": "1e-2", "holds": "true", "profile": "full", "device": "cpu", "name": "some"}
-    expected = {"seed": 3, "rate": 0.01, "holds": True, "profile": "full", "device": "cpu", "name": "some"}
+    given = {"seed": "3", "rate": "1e-2", "holds": "true", "name": "7"}
     path = lessons / "01_good.ipynb"
-    assert check_parameters([path], given) == {path: expected}
+    assert check_parameters([path], given) == {path: {"seed": 3, "rate": 0.01, "holds": True, "name": "7"}}
 
 
 @pytest.mark.parametrize(
@@ -135,7 +134,6 @@ def test_parameters_get_the_types_that_the_notebook_declares(lessons: Path) -> N
     [
         ("sede", "1", "Did you mean 'seed'"),
         ("seed", "x", "seed of 01_good must be of type int"),
-        ("seed", "1.5", "must be of type int"),
         ("holds", "perhaps", "must be of type bool"),
         ("device", "gpu", "gpu"),
     ],

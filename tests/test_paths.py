@@ -11,11 +11,10 @@ import pytest
 from test_cli import SMALL, SWEEP, l2l
 from test_lessons import Here
 
-from l2l_kit import MetaTraining, data, load, meta_train, paths, save
+from l2l_kit import data, load, meta_train, paths, save
 from l2l_kit.cli import app
 from l2l_kit.making.recipes import read_recipes
 from l2l_kit.making.sweeps import read_sweep
-from l2l_kit.making.work import file_lock
 
 RECIPE = """
 [problem]
@@ -62,17 +61,15 @@ def test_no_command_takes_a_path_as_it_stands() -> None:
 
 
 def test_the_home_folder_is_found_by_functions(home: Path) -> None:
-    (home / "tiny.toml").write_text(RECIPE + SEARCH)
+    (home / "tiny.toml").write_text(RECIPE)
     (home / "sweep.toml").write_text(SWEEP)
     assert read_sweep("~/sweep.toml").name == "sweep"
     (recipe,) = read_recipes("~/tiny.toml")
-    rule, sizes = recipe.make_optimizer(), {"horizon": 2, "unroll": 2, "epochs": 1, "episodes_per_epoch": 1}
-    sizes |= {"batch_size": 2, "validation_tasks": 2}
-    meta_train(rule, recipe.make_problem(), MetaTraining(**sizes), checkpoint="~/a/run.safetensors", progress=False)
+    rule = recipe.make_optimizer()
+    meta_train(rule, recipe.make_problem(), recipe.training, checkpoint="~/a/run.safetensors", progress=False)
     save(rule, "~/a/rule")
     assert load("~/a/rule").config() == rule.config()
-    found = {path.name for path in (home / "a").iterdir()}
-    assert found >= {"run.safetensors", "rule.safetensors", "rule.json"}
+    assert {path.name for path in (home / "a").iterdir()} >= {"run.safetensors", "rule.safetensors", "rule.json"}
 
 
 @pytest.mark.parametrize(
@@ -140,9 +137,3 @@ def test_a_drive_without_file_locks_is_named(tmp_path: Path, monkeypatch, error:
     result = l2l("train", tmp_path / "tiny.toml", "--data", tmp_path, code=2)
     assert result.stderr.startswith(f"error: {tmp_path / 'cache' / 'runs' / 'tiny' / 'lock'}: ")
     assert "file locks" in result.stderr
-
-
-def test_a_lock_keeps_others_out(tmp_path: Path) -> None:
-    with file_lock(tmp_path / "lock"), pytest.raises(filelock.Timeout):
-        filelock.FileLock(tmp_path / "lock", timeout=0).acquire()
-    filelock.FileLock(tmp_path / "lock", timeout=0).acquire().lock.release()

@@ -68,42 +68,30 @@ def test_the_page_leads_with_the_papers_claims_and_gives_every_number(made) -> N
 
 @pytest.fixture
 def drawn(made):
-    """Where a claim's line at 1, bar, dot and arrows are, across the page."""
+    """Where a claim's line at 1, margin, bar, dots and arrows are, across the page."""
 
-    def places(effect: float, low: float, high: float) -> dict[str, list[float]]:
+    def places(effect: float, low: float, high: float) -> list[list[float]]:
         page = made(lesson(replace(CLAIM, effect=effect, low=low, high=high)))
-        (axis,), (bar,) = page.select("line.axis"), page.select("line.bar")
-        return {
-            "axis": [float(axis["x1"]), float(axis["x2"])],
-            "margin": [float(each["x1"]) for each in page.select("line.margin")],
-            "bar": [float(bar["x1"]), float(bar["x2"])],
-            "dot": [float(dot["cx"]) for dot in page.select("circle")],
-            "beyond": [float(re.findall(r"-?[\d.]+", arrow["d"])[0]) for arrow in page.select("path.beyond")],
-        }
+        found = [[float(each[at]) for each in page.select(f"line.{name}") for at in ("x1", "x2")] for name in LINES]
+        arrows = [float(re.findall(r"-?[\d.]+", arrow["d"])[0]) for arrow in page.select("path.beyond")]
+        return [*found, [float(dot["cx"]) for dot in page.select("circle")], arrows]
 
     return places
 
 
-def test_an_effect_of_one_is_on_the_line_and_as_far_from_it_as_its_inverse(drawn) -> None:
-    one = drawn(1.0, 1 / 1.5, 1.5)
-    (line, same), (low, high) = one["axis"], one["bar"]
-    assert line == same
-    assert one["dot"] == [line]
-    assert one["margin"] == drawn(0.9, 0.8, 1.0)["dot"]
+LINES = ("axis", "margin", "bar")
+
+
+def test_ratios_are_drawn_on_a_logarithmic_axis_and_arrows_are_where_it_ends(drawn) -> None:
+    (line, same), margin, (low, high), dot, arrows = drawn(1.0, 1 / 1.5, 1.5)
+    assert (line, dot, arrows) == (same, [line], [])
     assert line - low == pytest.approx(high - line)
-    assert low < line
-    assert drawn(1 / 1.5, 0.6, 0.7)["dot"] == [low]
-    assert drawn(1.5, 1.4, 1.6)["dot"] == [high]
-    assert not one["beyond"]
-
-
-def test_what_is_beyond_the_axis_is_marked_where_the_axis_ends(drawn) -> None:
-    below, above = drawn(0.55, 1e-3, 0.6), drawn(50.0, 40.0, 60.0)
-    (end,), (other,), (line, _) = below["beyond"], above["beyond"], below["axis"]
-    assert line - end == pytest.approx(other - line)
-    assert end < min(below["bar"]) < line
-    assert above["dot"] == []  # the arrow alone, not a dot at another number
-    assert drawn(1.0, 1e-3, 1e3)["beyond"] == [end, other]
+    assert [drawn(ratio, 0.6, 1.6)[3] for ratio in (1 / 1.5, 1.5, 0.9)] == [[low], [high], margin[:1]]
+    *_, below = drawn(0.55, 1e-3, 0.6)
+    *_, dots, above = drawn(50.0, 40.0, 60.0)
+    assert below < [low] < [high] < above
+    assert dots == []  # the arrow alone, not a dot at another number
+    assert drawn(1.0, 1e-3, 1e3)[4] == [*below, *above]
 
 
 @pytest.mark.parametrize("numbers", [(None, None, None), (0.4, None, 0.5), (0.4, 0.0, 0.5), (0.4, 0.3, None)])

@@ -105,14 +105,13 @@ class TestSaveAndLoad:
 
     def test_a_pretrained_one_comes_by_name(self, tmp_path, monkeypatch):
         monkeypatch.setattr(zoo, "PRETRAINED", tmp_path)
-        for name in ("mnist", "cifar10", "quadratics"):
+        for name in ("mnist", "quadratics"):
             zoo.save(make_optimizer(), tmp_path / name)
-        assert zoo.names() == ["cifar10", "mnist", "quadratics"]
+        assert zoo.names() == ["mnist", "quadratics"]
         assert_same(zoo.load("mnist"), make_optimizer())
-        for name, near in (("mnits", "mnist"), ("quadratic", "quadratics"), ("MNIST", "mnist")):
-            for read in (zoo.load, zoo.card):
-                with pytest.raises(UnknownNameError, match=f"pretrained optimizer '{name}'. Did you mean '{near}'"):
-                    read(name)
+        for name, near in (("quadratic", "quadratics"), ("MNIST", "mnist")):
+            with pytest.raises(UnknownNameError, match=f"pretrained optimizer '{name}'. Did you mean '{near}'"):
+                zoo.load(name)
 
     def test_the_card_tells_of_the_training(self, tmp_path):
         optimizer = make_optimizer()
@@ -142,9 +141,7 @@ class TestSaveAndLoad:
         [
             ({}, 1, "optimizer"),
             ({"optimizer": {"kind": "lsmt"}}, 1, "Did you mean 'lstm'"),
-            ({"optimizer": {"hidden_size": -4}}, 1, "hidden_size must be"),
             ({"optimizer": {"hiden_size": 4}}, 1, "hiden_size"),
-            ({"optimizer": {"preprocessing": {"name": "log"}}}, 1, "unknown preprocessing 'log'"),
             ({"optimizer": None}, 1, "cannot be used"),
             ({"optimizer": {"hidden_size": 5}}, 1, r"output\.weight \(expected \(1, 5\), found \(1, 4\)\)"),
             ({"optimizer": {"hidden_size": 4}}, 2, "Update l2l_kit"),
