@@ -30,7 +30,7 @@ COLUMNS = ["trial", "meta_lr", "validation_loss"]
 
 
 def search(path, recipe=RECIPE):
-    return random_search(recipe, path, device="cpu")
+    return random_search(recipe, recipe.search, path, device="cpu")
 
 
 def with_search(**changes):

@@ -17,7 +17,7 @@ import torch
 
 from l2l_kit.errors import MetaTrainingDivergedError
 from l2l_kit.extras import needs
-from l2l_kit.making.recipes import Recipe
+from l2l_kit.making.recipes import Recipe, Search
 from l2l_kit.making.work import kept, parallel_map
 from l2l_kit.tensors import Device, Tensors
 from l2l_kit.training import MetaTrainer
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def random_search(recipe: Recipe, folder: Path, jobs: int = 1, device: Device = None) -> pd.DataFrame:
-    """Run those trials of a recipe's search that are not in the folder yet.
+def random_search(recipe: Recipe, search: Search, folder: Path, jobs: int = 1, device: Device = None) -> pd.DataFrame:
+    """Train by a recipe with several meta-learning rates; trials that are in the folder already are not run again.
 
     Args:
-        recipe: with a `search`; each trial trains its optimizer for the search's number of epochs.
+        recipe: what is trained, for the search's number of epochs.
         folder: where the trials are kept.
         jobs: trials at once.
         device: None for the best there is.
@@ -39,16 +39,14 @@ def random_search(recipe: Recipe, folder: Path, jobs: int = 1, device: Device = 
         A row per trial, the best first: trial, meta_lr, validation_loss (infinite where it diverged), seconds.
 
     Raises:
-        ValueError: if the recipe has no search, or every trial diverged.
+        ValueError: if every trial diverged.
     """
     with needs("lessons"):
         import pandas as pd
 
-    if recipe.search is None:
-        raise ValueError(f"recipe {recipe.name!r} has no [search] section.")
-    trials = list(range(recipe.search.trials))
+    trials = list(range(search.trials))
     random.Random().shuffle(trials)  # so that machines that share the folder rarely want the same trial
-    rows = parallel_map(_trial, [(recipe, folder, number, device) for number in trials], jobs)
+    rows = parallel_map(_trial, [(recipe, search, folder, number, device) for number in trials], jobs)
     table = pd.DataFrame(rows).sort_values(["validation_loss", "trial"], ignore_index=True)
     if table["validation_loss"].iloc[0] == math.inf:
         raise ValueError(f"recipe {recipe.name!r}: every trial of the search diverged; lower its meta_lr bounds.")
@@ -61,11 +59,10 @@ def draw_rate(seed: int, bounds: tuple[float, float]) -> float:
     return math.exp(np.random.RandomState(seed).uniform(low, high))
 
 
-def _trial(recipe: Recipe, folder: Path, number: int, device: Device) -> dict[str, float]:
+def _trial(recipe: Recipe, search: Search, folder: Path, number: int, device: Device) -> dict[str, float]:
     """The row of one trial."""
-    assert recipe.search is not None
-    rate = draw_rate(recipe.training.seed * 1000 + number, recipe.search.meta_lr)
-    settings = replace(recipe.training, meta_lr=rate, epochs=recipe.search.epochs)
+    rate = draw_rate(recipe.training.seed * 1000 + number, search.meta_lr)
+    settings = replace(recipe.training, meta_lr=rate, epochs=search.epochs)
     optimizer, problem = recipe.make_optimizer(), recipe.make_problem()
 
     def run() -> Tensors:

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 def search_recipe(recipe: Recipe, data: Path = HOME, jobs: int = 1, device: Device = None) -> pd.DataFrame:
     """Search a recipe's meta-learning rate, so many trials at once, and record them; the rest as in `train_recipe`."""
-    trials = random_search(_with_start(recipe, data, device), _runs(recipe, data), jobs, device)
+    if recipe.search is None:
+        raise ValueError(f"recipe {recipe.name!r} has no [search] section.")
+    trials = random_search(_with_start(recipe, data, device), recipe.search, _runs(recipe, data), jobs, device)
     about = {**_about(recipe, device), **vars(recipe.search)}
     write_result(f"search/{recipe.name}", trials, about, data / "results")
     return trials
