@@ -56,7 +56,7 @@ def test_no_command_takes_a_path_as_it_stands() -> None:
             kind, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
             if Path in (kind, *get_args(kind)):
                 parsers += [note.parser for note in notes]
-    assert len(parsers) >= 7
+    assert len(parsers) >= 6
     assert set(parsers) == {paths.user_path}
 
 

@@ -101,7 +101,7 @@ def lines_of(figure):
 
 
 def test_optimizers_keep_their_colours(figures):
-    for name in ("learning curves", "tuning", "landscape", "settings", "architectures", "accuracy"):
+    for name in ("learning curves", "tuning", "settings", "architectures", "accuracy"):
         shown = [line for line in lines_of(figures[name]) if line.name in plots.STYLES]
         assert len(shown) >= 4
         assert all(line.line.color == plots.STYLES[line.name].color for line in shown)
