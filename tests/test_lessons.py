@@ -188,16 +188,6 @@ def test_a_kernel_that_dies_is_a_lesson_that_failed(lessons: Path, tmp_path: Pat
     assert [cell.source for cell in marked] == ["import os\nos._exit(1)"]
 
 
-def test_figures_are_called_by_their_title_or_the_heading_above_them(tmp_path: Path) -> None:
-    picture = {"image/png": "YSBwaWN0dXJl"}
-    titled = {**picture, module._PLOTLY: {"data": [], "layout": {"title": {"text": "A <b>title</b> of its own"}}}}
-    notebook = nbformat.read(write(tmp_path / "01.ipynb", ""), as_version=4)
-    notebook.cells[2].outputs = [nbformat.v4.new_output("display_data", data) for data in (titled, picture)]
-    nbformat.write(notebook, tmp_path / "01.ipynb")
-    pictures = read_executed(tmp_path / "01.ipynb").pictures
-    assert pictures == [("A title of its own", b"a picture"), ("A section", b"a picture")]
-
-
 COMMAND = """
 import signal, sys
 from pathlib import Path

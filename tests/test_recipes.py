@@ -116,15 +116,7 @@ def test_a_mistake_is_named(tmp_path, right, wrong, message):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("find", "name", "message"),
-    [
-        (read_recipes, "quadratic", r"unknown recipe 'quadratic'\. Did you mean 'quadratics'"),
-        (read_recipes, "quadratics-log-sign-unroll55", "quadratics-log-sign-unroll5"),
-        (read_recipes, "nowhere/none.toml", r"none\.toml"),
-        (find_recipe, "quadratics-log-sign-unroll55", "quadratics-log-sign-unroll5"),
-    ],
-)
-def test_an_unknown_recipe_gives_the_near_match(find, name, message):
-    with pytest.raises(UnknownNameError, match=message):
-        find(name)
+@pytest.mark.parametrize("find", [read_recipes, find_recipe])
+def test_an_unknown_recipe_gives_the_near_match(find):
+    with pytest.raises(UnknownNameError, match="Did you mean 'quadratics-log-sign-unroll5'"):
+        find("quadratics-log-sign-unroll55")

@@ -90,13 +90,6 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path, monkeypatch, whole
     assert len(ran) == 1 + 8 + interrupt_at % 2, "finished trials are not run again"
 
 
-def test_more_trials_continue_a_finished_search(tmp_path, monkeypatch, whole):
-    search(tmp_path, with_search(trials=2))
-    ran = episodes(monkeypatch, lambda _: None)
-    assert_same(search(tmp_path), whole)
-    assert len(ran) == 4
-
-
 def test_a_trial_that_diverged_is_infinite_and_last(tmp_path, monkeypatch):
     def diverge(number):
         if number == 2:
