@@ -40,6 +40,7 @@ def test_results_come_in_the_order_of_the_calls():
     told = []
     for jobs in (1, 2):
         assert parallel_map(pow, [(2, 1), (2, 2), (2, 3)], jobs, told.append) == [2, 4, 8]
+        assert parallel_map(pow, [(2, power) for power in range(9)], jobs, shared=True) == [2**n for n in range(9)]
     assert (told[:3], sorted(told[3:])) == ([2, 4, 8], [2, 4, 8])
     assert parallel_map(pow, [], 2, apart=True) == []
 

@@ -104,7 +104,7 @@ def record_tuning(
     noted, grid = ascending(steps, num_tasks), learning_rates(rates)
     rules = [baseline(name, lr) for name in BASELINES for lr in grid]
     runs = [Run(data / FOLDER, problem, rule, "tuning", num_tasks, noted, False, seed, device) for rule in rules]
-    losses = iter(parallel_map(Run.losses, [(run,) for run in runs], jobs))
+    losses = iter(parallel_map(Run.losses, [(run,) for run in runs], jobs, shared=True))
     tunings = [Tuning.of(name, noted, {lr: next(losses) for lr in grid}) for name in BASELINES]
     about = {"problem": problem.config(), "steps": list(steps), "num_tasks": num_tasks, "rates": rates, "seed": seed}
     table = pd.concat([tuning.table for tuning in tunings], ignore_index=True)

@@ -7,7 +7,6 @@ in a file, so any number of processes that reach the folder, on one machine or s
 from __future__ import annotations
 
 import math
-import random
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,10 +43,9 @@ def random_search(recipe: Recipe, search: Search, folder: Path, jobs: int = 1, d
     with needs("lessons"):
         import pandas as pd
 
-    trials = list(range(search.trials))
-    random.Random().shuffle(trials)  # so that machines that share the folder rarely want the same trial
-    rows = parallel_map(_trial, [(recipe, search, folder, number, device) for number in trials], jobs)
-    table = pd.DataFrame(rows).sort_values(["validation_loss", "trial"], ignore_index=True)
+    trials = [(recipe, search, folder, number, device) for number in range(search.trials)]
+    table = pd.DataFrame(parallel_map(_trial, trials, jobs, shared=True))
+    table = table.sort_values(["validation_loss", "trial"], ignore_index=True)
     if table["validation_loss"].iloc[0] == math.inf:
         raise ValueError(f"recipe {recipe.name!r}: every trial of the search diverged; lower its meta_lr bounds.")
     return table

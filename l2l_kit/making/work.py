@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import random
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -92,25 +93,31 @@ def parallel_map(
     on_result: Callable[[Result], object] = lambda _: None,
     *,
     apart: bool = False,
+    shared: bool = False,
 ) -> list[Result]:
     """The results of calls of an importable function, in their order, from so many processes that share the cores.
 
     The processes end when this one does, or when it is interrupted: what they have made by then is in their files. For
     a single job there are none, unless it is to be run `apart`. `on_result` is called as soon as a result is there.
+    Calls whose results are kept are made in a random order if they may be `shared`: machines that keep them in the same
+    folder then rarely want the same one at the same time.
     """
-    jobs, results = max(1, min(jobs, len(calls))), []
+    jobs, order = max(1, min(jobs, len(calls))), list(range(len(calls)))
+    if shared:
+        random.Random().shuffle(order)
     if jobs == 1 and not apart:
-        for call in calls:
-            results.append(function(*call))
-            on_result(results[-1])
-        return results
+        results = {}
+        for number in order:
+            results[number] = function(*calls[number])
+            on_result(results[number])
+        return [results[number] for number in sorted(results)]
     others = set(active_children())
     with ProcessPoolExecutor(jobs, get_context("spawn"), _begin_worker, (max(1, cores() // jobs),)) as pool:
         try:
-            futures = [pool.submit(function, *call) for call in calls]
-            for future in as_completed(futures):
+            futures = {number: pool.submit(function, *calls[number]) for number in order}
+            for future in as_completed(futures.values()):
                 on_result(future.result())
-            return [future.result() for future in futures]
+            return [futures[number].result() for number in sorted(futures)]
         except BaseException as error:  # what was begun may take hours
             for worker in set(active_children()) - others:
                 worker.kill()
