@@ -104,6 +104,11 @@ def flipped(content, draws):
     return content
 
 
+def copied_over(content, draws):
+    one, other, length = spot(content, draws), spot(content, draws), draws.choice((4, 64, 512))
+    return replaced(content, one, content[other : other + length])
+
+
 def noise(content, draws):
     """New bytes, zeros or a number of the largest of its width, in place of what was there or before it."""
     new = draws.choice((draws.randbytes(draws.choice((1, 8, 100))), bytes(draws.choice((1, 8, 200))), HUGE))
@@ -125,6 +130,12 @@ def otherwise(content, draws):
     text = content.decode("latin1")
     place = draws.choice(list(re.finditer(r"-?\d[\d.e-]*|\"[^\"]*\"|true|false|\[[^\[\]]*\]|\{[^{}]*\}", text)))
     return (text[: place.start()] + draws.choice(VALUES) + text[place.end() :]).encode("latin1")
+
+
+def without_a_line(content, draws):
+    lines = content.split(b"\n")
+    del lines[draws.randrange(len(lines))]
+    return b"\n".join(lines)
 
 
 def otherwise_in_the_header(content, draws):
@@ -153,8 +164,8 @@ def unsealed(content, tensors=None):
     return save(tensors or load(content), {"l2l_kit": header[header.index("{") :]})
 
 
-BYTES = (truncated, flipped, flipped, noise, noise)
-TEXT = (truncated, flipped, noise, otherwise, otherwise, otherwise)
+BYTES = (truncated, flipped, flipped, copied_over, noise, noise)
+TEXT = (truncated, flipped, copied_over, noise, otherwise, otherwise, otherwise, otherwise, without_a_line)
 TENSORS = (*BYTES, longer, otherwise_in_the_header, otherwise_in_the_header, lying_about_the_header)
 
 
@@ -240,7 +251,8 @@ def written(text, reader):
 
 def recorded(suffix):
     def made(folder):
-        path = write_result("mine", pd.DataFrame({"lr": [0.1, 1.0], "mean": [1.5, 2.5]}), {"seed": 3}, folder)
+        about = {"problem": {"name": "quadratics"}, "seed": 3, "command": "l2l tune"}
+        path = write_result("mine", pd.DataFrame({"lr": [0.1, 1.0], "mean": [1.5, 2.5]}), about, folder)
         return path.with_suffix(suffix), lambda: read_result("mine", folder)
 
     return made
@@ -276,17 +288,17 @@ def cache(file):
 
 FORMS = ("PNG", "JPEG", "WebP", "GIF", "TIFF", "BMP")
 FILES = {  # how it is made and read, what is done to it, how often, and whether anything but itself may be read
-    "a learned optimizer": (rule, TENSORS, 300, False),
-    "a learned optimizer of an earlier version": (earlier(rule), (*TENSORS, not_finite), 300, True),
-    "a checkpoint": (checkpoint, TENSORS, 300, False),
-    "a checkpoint of an earlier version": (earlier(checkpoint), (*TENSORS, not_finite), 300, True),
-    "a recipe": (written(RECIPE, read_recipes), TEXT, 300, True),
-    "a sweep": (written(SWEEP, read_sweep), TEXT, 300, True),
-    "the note of a recorded table": (recorded(".json"), TEXT, 300, True),
-    "a recorded table": (recorded(".csv"), TEXT, 300, True),
+    "a learned optimizer": (rule, TENSORS, 500, False),
+    "a learned optimizer of an earlier version": (earlier(rule), (*TENSORS, not_finite), 500, True),
+    "a checkpoint": (checkpoint, TENSORS, 500, False),
+    "a checkpoint of an earlier version": (earlier(checkpoint), (*TENSORS, not_finite), 500, True),
+    "a recipe": (written(RECIPE, read_recipes), TEXT, 500, True),
+    "a sweep": (written(SWEEP, read_sweep), TEXT, 500, True),
+    "the note of a recorded table": (recorded(".json"), TEXT, 500, True),
+    "a recorded table": (recorded(".csv"), TEXT, 500, True),
     **{f"a {form} picture": (picture(form), (*BYTES, longer), 100, True) for form in FORMS},
-    "cached images": (cache("mine.npz"), (*BYTES, longer), 300, False),
-    "cached weights": (cache("mine.safetensors"), TENSORS, 300, False),
+    "cached images": (cache("mine.npz"), (*BYTES, longer), 500, False),
+    "cached weights": (cache("mine.safetensors"), TENSORS, 500, False),
 }
 
 
@@ -351,18 +363,23 @@ def load_mnist(_):
 LONG = "\n".join(
     f'"training.{key}" = {list(range(1, 100))}' for key in ("unroll", "epochs", "horizon", "seed", "sample")
 )
+WIDE = "\n".join(f"x{key} = {list(range(100))}" for key in range(6))
 MANY = {str(group): {"hidden_size": 1000} for group in range(1000)}
 HOSTILE = {
     "a billion units": ("mine.safetensors", optimizer_file(hidden_size=10**9), l2l.load),
     "a billion layers": ("mine.safetensors", optimizer_file(num_layers=10**9), l2l.load),
     "a million tiny layers": ("mine.safetensors", optimizer_file(hidden_size=1, num_layers=10**6), l2l.load),
     "a thousand large groups": ("mine.safetensors", optimizer_file(kind="groups", groups=MANY), l2l.load),
+    "groups that are none": ("mine.safetensors", optimizer_file(kind="groups", groups=[1]), l2l.load),
     "a bias beyond all numbers": ("mine.safetensors", optimizer_file(forget_bias=10**400), l2l.load),
     "pickled weights": ("mine.safetensors", lambda path: path.write_bytes(pickle.dumps(Program())), l2l.load),
     "a recipe of ten billion": ("mine.toml", text('"training.unroll" = [1, 2]', LONG), read_recipes),
     "a recipe of a billion units": ("mine.toml", text("hidden_size = 3", "hidden_size = 1_000_000_000"), read_recipes),
+    "a recipe of a million layers": ("mine.toml", text("num_layers = 2", "num_layers = 1_000_000"), read_recipes),
     "a recipe for another folder": ("mine.toml", text('"mine-{unroll}"', '"../../mine-{unroll}"'), read_recipes),
+    "a recipe with a wide name": ("mine.toml", text("{unroll}", "{unroll:>9999999999}"), read_recipes),
     "a recipe that looks around": ("mine.toml", text("{unroll}", "{unroll.__class__}"), read_recipes),
+    "a sweep of a trillion": ("mine.toml", text("dim = [2, 3]", WIDE), read_sweep),
     "four gigabytes of zeros": ("mnist.npz", packed_zeros, load_mnist),
     "pickled images": ("mnist.npz", lambda path: np.savez(path, x_train=np.array([Program()], object)), load_mnist),
     "a program for a printer": ("mine.jpg", lambda path: Image.fromarray(PIXELS).save(path, "EPS"), data.load_picture),
