@@ -142,7 +142,7 @@ def test_two_processes_share_a_search(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     command = [sys.executable, "-m", "l2l_kit", "search", str(path), "--device", "cpu", "--data", str(tmp_path)]
     running = [subprocess.Popen(command, env=environment) for _ in range(2)]
-    assert [process.wait(timeout=200) for process in running] == [0, 0]
+    assert [process.wait(timeout=280) for process in running] == [0, 0]
     assert len(list((tmp_path / "cache" / "runs" / "shared").glob("trial-*.safetensors"))) == 8
     alone = search(tmp_path / "alone", read_recipes(path)[0])
     shared = read_result("search/shared", tmp_path / "results")
