@@ -106,24 +106,15 @@ def flipped(content, draws):
     return content
 
 
-def copied_over(content, draws):
-    one, other, length = spot(content, draws), spot(content, draws), draws.choice((4, 64, 512))
-    return replaced(content, one, content[other : other + length])
-
-
 def noise(content, draws):
-    """New bytes, zeros or a number of the largest of its width, in place of what was there or before it."""
-    new = draws.choice((draws.randbytes(draws.choice((1, 8, 100))), bytes(draws.choice((1, 8, 200))), HUGE))
-    place = spot(content, draws)
+    """New bytes, zeros, a huge number or others of the file, in place of some or before them."""
+    place, other = spot(content, draws), spot(content, draws)
+    new = draws.choice((draws.randbytes(draws.choice((1, 8, 100))), bytes(200), HUGE, content[other : other + 64]))
     return replaced(content, place, new) if draws.random() < 0.5 else content[:place] + new + content[place:]
 
 
-def longer(content, draws):
-    return content + draws.choice((draws.randbytes(draws.randrange(1, 2000)), content, bytes(9)))
-
-
 HUGE = b"\xff" * 3 + b"\x7f"
-VALUES = ("-1", "0", "1e400", "9" * 20, "9" * 400, "NaN", "1e-3", "1000000")
+VALUES = ("-1", "0", "1e400", "9" * 400, "NaN", "1e-3", "1000000")
 VALUES += ("null", "true", '"x"', '""', "[]", "{}", "[1, [2]]", "[" * 500 + "]" * 500, "[" * 100_000 + "]" * 100_000)
 
 
@@ -134,21 +125,11 @@ def otherwise(content, draws):
     return (text[: place.start()] + draws.choice(VALUES) + text[place.end() :]).encode("latin1")
 
 
-def without_a_line(content, draws):
-    lines = content.split(b"\n")
-    del lines[draws.randrange(len(lines))]
-    return b"\n".join(lines)
-
-
 def otherwise_in_the_header(content, draws):
     """Of a safetensors file, which is made as long again as it says that it is."""
     (length,) = struct.unpack("<Q", content[:8])
     header = otherwise(content[8 : 8 + length], draws)
     return struct.pack("<Q", len(header)) + header + content[8 + length :]
-
-
-def lying_about_the_header(content, draws):
-    return struct.pack("<Q", draws.choice((0, 1, 2**31, 2**40, 2**63, 2**64 - 1))) + content[8:]
 
 
 def not_finite(content, draws):
@@ -166,9 +147,9 @@ def unsealed(content, tensors=None):
     return save(tensors or load(content), {"l2l_kit": header[header.index("{") :]})
 
 
-BYTES = (truncated, flipped, flipped, copied_over, noise, noise)
-TEXT = (truncated, flipped, copied_over, noise, otherwise, otherwise, otherwise, otherwise, without_a_line)
-TENSORS = (*BYTES, longer, otherwise_in_the_header, otherwise_in_the_header, lying_about_the_header)
+BYTES = (truncated, flipped, noise)
+TEXT = (*BYTES, otherwise, otherwise, otherwise)
+TENSORS = (*BYTES, otherwise_in_the_header, otherwise_in_the_header)
 
 
 # What is read. Each makes a file in a folder, and gives how it is read.
@@ -286,36 +267,30 @@ def database(folder):
     return path, lambda: random_search(SEARCH, path, device="cpu")
 
 
-def cache(file):
-    def made(folder):
-        whole = replace(data.DATA_SETS["mnist"], file=file, copies={})
-        sources.write_cached(whole, {"x": PIXELS, "y": np.arange(20, dtype=np.uint8)})
+def cached(folder):
+    whole = replace(data.DATA_SETS["mnist"], file="mine.npz", copies={})
+    sources.write_cached(whole, {"x": PIXELS, "y": np.arange(20, dtype=np.uint8)})
 
-        def read():
-            arrays, remark = sources.read_cached(whole)
-            if arrays is None:
-                raise ValueError(remark)
-            return {name: array.tolist() for name, array in arrays.items()}
+    def read():
+        arrays, remark = sources.read_cached(whole)
+        if arrays is None:
+            raise ValueError(remark)
+        return {name: array.tolist() for name, array in arrays.items()}
 
-        return folder / file, read
-
-    return made
+    return folder / "mine.npz", read
 
 
-FORMS = ("PNG", "JPEG", "WebP", "GIF", "TIFF", "BMP")
 FILES = {  # how it is made and read, what is done to it, how often, and whether anything but itself may be read
-    "a learned optimizer": (rule, TENSORS, 500, False),
+    "a learned optimizer": (rule, TENSORS, 300, False),
     "a learned optimizer of an earlier version": (earlier(rule), (*TENSORS, not_finite), 500, True),
-    "a checkpoint": (checkpoint, TENSORS, 500, False),
     "a checkpoint of an earlier version": (earlier(checkpoint), (*TENSORS, not_finite), 500, True),
     "a recipe": (written(RECIPE, read_recipes), TEXT, 500, True),
     "a sweep": (written(SWEEP, read_sweep), TEXT, 500, True),
     "the note of a recorded table": (recorded(".json"), TEXT, 500, True),
     "a recorded table": (recorded(".csv"), TEXT, 500, True),
-    **{f"a {form} picture": (picture(form), (*BYTES, longer), 100, True) for form in FORMS},
-    "cached images": (cache("mine.npz"), (*BYTES, longer), 500, False),
-    "cached weights": (cache("mine.safetensors"), TENSORS, 500, False),
-    "a search": (database, BYTES, 500, True),
+    **{f"a {form} picture": (picture(form), BYTES, 100, True) for form in ("PNG", "JPEG", "WebP", "GIF", "TIFF")},
+    "cached images": (cached, BYTES, 500, False),
+    "a search": (database, BYTES, 300, True),
 }
 
 
@@ -377,22 +352,18 @@ def load_mnist(_):
     return data.load("mnist", "full")
 
 
-LONG = "\n".join(
-    f'"training.{key}" = {list(range(1, 100))}' for key in ("unroll", "epochs", "horizon", "seed", "sample")
-)
+LONG = "\n".join(f'"training.{key}" = {list(range(1, 100))}' for key in ("unroll", "epochs", "seed", "sample"))
 WIDE = "\n".join(f"x{key} = {list(range(100))}" for key in range(6))
 MANY = {str(group): {"hidden_size": 1000} for group in range(1000)}
 HOSTILE = {
     "a billion units": ("mine.safetensors", optimizer_file(hidden_size=10**9), l2l.load),
-    "a billion layers": ("mine.safetensors", optimizer_file(num_layers=10**9), l2l.load),
     "a million tiny layers": ("mine.safetensors", optimizer_file(hidden_size=1, num_layers=10**6), l2l.load),
     "a thousand large groups": ("mine.safetensors", optimizer_file(kind="groups", groups=MANY), l2l.load),
     "groups that are none": ("mine.safetensors", optimizer_file(kind="groups", groups=[1]), l2l.load),
     "a bias beyond all numbers": ("mine.safetensors", optimizer_file(forget_bias=10**400), l2l.load),
     "pickled weights": ("mine.safetensors", lambda path: path.write_bytes(pickle.dumps(Program())), l2l.load),
-    "a recipe of ten billion": ("mine.toml", text('"training.unroll" = [1, 2]', LONG), read_recipes),
+    "a recipe of ten million": ("mine.toml", text('"training.unroll" = [1, 2]', LONG), read_recipes),
     "a recipe of a billion units": ("mine.toml", text("hidden_size = 3", "hidden_size = 1_000_000_000"), read_recipes),
-    "a recipe of a million layers": ("mine.toml", text("num_layers = 2", "num_layers = 1_000_000"), read_recipes),
     "a recipe for another folder": ("mine.toml", text('"mine-{unroll}"', '"../../mine-{unroll}"'), read_recipes),
     "a recipe with a wide name": ("mine.toml", text("{unroll}", "{unroll:>9999999999}"), read_recipes),
     "a recipe that looks around": ("mine.toml", text("{unroll}", "{unroll.__class__}"), read_recipes),

@@ -39,8 +39,7 @@ def tasks_of(problem):
 def test_a_run(problem):
     tasks = tasks_of(problem)
     for rule in (rule_for(problem), baseline("adam", 0.1)):
-        for point in trajectory(rule, tasks, 3):
-            assert {tensor.device for tensor in point} == {META}
+        assert {tensor.device for point in trajectory(rule, tasks, 3) for tensor in point} == {META}
     if isinstance(tasks, ClassifierTasks):
         assert {tensor.device for tensor in tasks.test(tasks.initial_params)} == {META}
 

@@ -2,21 +2,19 @@
 
 import copy
 import functools
-import io
 import itertools
 import pickle
 from contextlib import contextmanager
 
 import pytest
 import torch
-from small import assert_close, same_bits
+from small import ADAM, Run, assert_close, of_groups, of_model, same_bits, through_a_file
 from torch import nn
 from torch.optim import lr_scheduler
 
 import l2l_kit as l2l
-from l2l_kit import LearnedOptimizer, learned_optimizer, parameter_groups
+from l2l_kit import LearnedOptimizer, learned_optimizer
 
-ADAM = "torch.optim.Adam"
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -37,71 +35,8 @@ each = pytest.mark.parametrize("which", [ADAM, *RULES])
 each_rule = pytest.mark.parametrize("which", RULES)
 
 
-def of_groups(which, groups, **options):
-    """An optimizer of parameters that belong to no module."""
-    if which == ADAM:
-        return torch.optim.Adam(groups, **options)
-    return LearnedOptimizer([{"kind": "fc", **group} for group in groups], which, **options)
-
-
 def of_tensors(which, *params):
     return of_groups(which, [{"params": params}])
-
-
-def of_model(which, model, **options):
-    if which == ADAM:
-        return torch.optim.Adam(model.parameters(), **{"lr": 0.01, **options})
-    return LearnedOptimizer(parameter_groups(model), which, **options)
-
-
-def through_a_file(what):
-    """By torch.save and by torch.load as it is by default, with weights_only."""
-    file = io.BytesIO()
-    torch.save(what, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
-class Run:
-    """A model and its optimizer."""
-
-    def __init__(self, which, dtype=torch.float32, make=of_model, **options):
-        torch.manual_seed(0)
-        self.model = nn.Sequential(nn.Conv1d(1, 2, 2), nn.Tanh(), nn.Flatten(), nn.Linear(4, 2)).to(dtype)
-        self.optimizer = make(which, self.model, **options)
-        self.again = lambda: Run(which, dtype, make)
-
-    def loss(self, step):
-        like = next(self.model.parameters())
-        inputs = torch.randn(6, 1, 3, generator=torch.Generator().manual_seed(step)).to(like)
-        return (self.model(inputs) - inputs.sum(dim=2)).square().mean()
-
-    def train(self, *steps):
-        """Weights after these steps."""
-        for step in steps:
-            self.optimizer.zero_grad()
-            self.loss(step).backward()
-            self.optimizer.step()
-        return self.weights
-
-    def load(self, other):
-        """Go on from what another one saves."""
-        model, optimizer = through_a_file((other.model.state_dict(), other.optimizer.state_dict()))
-        self.model.load_state_dict(model)
-        self.optimizer.load_state_dict(optimizer)
-        return self
-
-    @property
-    def weights(self):
-        return [param.detach().clone() for param in self.model.parameters()]
-
-    @property
-    def kept(self):
-        return [tensor.clone() for tensors in self.optimizer.state.values() for tensor in tensors.values()]
-
-    @property
-    def rates(self):
-        return [group["lr"] for group in self.optimizer.param_groups]
 
 
 def moved(found, before):
@@ -133,29 +68,21 @@ class TestStates:
         assert same_bits(twin.train(3, 4), run.train(3, 4))
 
     @each
-    @pytest.mark.parametrize("when", ["new", "loaded", "unpickled"])
-    def test_the_class_and_the_defaults_make_another_one_and_so_do_the_groups(self, which, when):
-        """As ZeroRedundancyOptimizer does, and Accelerate."""
+    def test_the_class_and_the_defaults_make_another_one_and_so_do_the_groups(self, which):
+        """As ZeroRedundancyOptimizer does, and Accelerate; here after a restart."""
         run, twin = Run(which), Run(which)
-        if when == "loaded":
-            run.optimizer.load_state_dict(run.optimizer.state_dict())
-        if when == "unpickled":
-            run.model, run.optimizer = pickle.loads(pickle.dumps((run.model, run.optimizer)))
+        run.model, run.optimizer = pickle.loads(pickle.dumps((run.model, run.optimizer)))
+        run.optimizer.load_state_dict(run.optimizer.state_dict())
         make = functools.partial(type(run.optimizer), **run.optimizer.defaults)
-        bare = [
-            {name: group[name] for name in group if name in ("params", "kind")} for group in twin.optimizer.param_groups
-        ]
-        twin.optimizer = make(bare)
+        groups = twin.optimizer.param_groups
+        twin.optimizer = make([{name: group[name] for name in ("params", "kind") if name in group} for group in groups])
         assert same_bits(twin.train(0, 1, 2), run.train(0, 1, 2))
         run.optimizer.param_groups[0]["lr"] = 0.5
         assert [group["lr"] for group in make(copy.copy(run.optimizer.param_groups)).param_groups] == run.rates
 
     @each
-    def test_hooks_are_called_around_what_they_are_named_after_and_may_change_what_is_loaded(self, which):
-        run, called, loaded = Run(which, torch.bfloat16), [], []
-        names = [f"{what}_{when}" for what in ("step", "state_dict", "load_state_dict") for when in ("pre", "post")]
-        for name in names:
-            getattr(run.optimizer, f"register_{name}_hook")(lambda *_, name=name: called.append(name))
+    def test_a_hook_may_change_what_is_loaded_and_another_sees_it(self, which):
+        run, loaded = Run(which, torch.bfloat16), []
         run.train(0)
         before = run.kept
 
@@ -166,48 +93,24 @@ class TestStates:
         run.optimizer.register_load_state_dict_pre_hook(halve)
         run.optimizer.register_load_state_dict_post_hook(lambda _: loaded.extend(run.kept))
         run.optimizer.load_state_dict(run.optimizer.state_dict())
-        assert called == names
         assert same_bits(loaded, [tensor / 2 for tensor in before])
-
-    @each
-    def test_named_parameters(self, which):
-        run = Run(which, make=lambda which, model: of_groups(which, [{"params": list(model.named_parameters())}]))
-        run.train(0, 1)
-        other = run.again().load(run)
-        assert same_bits(other.train(2, 3), run.train(2, 3))
-        assert other.optimizer.param_groups[0]["param_names"] == [name for name, _ in run.model.named_parameters()]
 
 
 SCHEDULERS = {
-    "LambdaLR": {"lr_lambda": lambda step: 1 / (1 + step)},
-    "MultiplicativeLR": {"lr_lambda": lambda step: 0.9},
-    "StepLR": {"step_size": 3},
-    "MultiStepLR": {"milestones": [2, 5]},
-    "ConstantLR": {"total_iters": 4},
-    "LinearLR": {"total_iters": 4},
-    "ExponentialLR": {"gamma": 0.8},
-    "SequentialLR": {"milestones": [3]},
-    "CosineAnnealingLR": {"T_max": 10},
-    "ChainedScheduler": {},
-    "ReduceLROnPlateau": {"patience": 1},
-    "CyclicLR": {"base_lr": 0.1, "max_lr": 1.0, "step_size_up": 3, "cycle_momentum": False},
-    "CosineAnnealingWarmRestarts": {"T_0": 4},
-    "OneCycleLR": {"max_lr": 1.0, "total_steps": 20, "cycle_momentum": False},
-    "PolynomialLR": {"total_iters": 8},
+    "LambdaLR": (lr_scheduler.LambdaLR, {"lr_lambda": lambda step: 1 / (1 + step)}),
+    "ReduceLROnPlateau": (lr_scheduler.ReduceLROnPlateau, {"patience": 1}),
+    "CyclicLR": (lr_scheduler.CyclicLR, {"base_lr": 0.1, "max_lr": 1.0, "step_size_up": 3, "cycle_momentum": False}),
+    "OneCycleLR": (lr_scheduler.OneCycleLR, {"max_lr": 1.0, "total_steps": 20, "cycle_momentum": False}),
+    "CosineAnnealingWarmRestarts": (lr_scheduler.CosineAnnealingWarmRestarts, {"T_0": 4}),
 }
 
 
 def scheduler_of(name, optimizer, **more):
-    make, arguments = functools.partial(getattr(lr_scheduler, name), optimizer=optimizer), {**SCHEDULERS[name], **more}
-    if name in ("SequentialLR", "ChainedScheduler"):
-        arguments["schedulers"] = [lr_scheduler.ExponentialLR(optimizer, gamma) for gamma in (0.5, 0.9)]
-    return make(**arguments)
+    make, arguments = SCHEDULERS[name]
+    return make(optimizer, **{**arguments, **more})
 
 
 class TestSchedulers:
-    def test_all_of_torch_are_tried(self):
-        assert set(SCHEDULERS) == set(lr_scheduler.__all__) - {"LRScheduler"}
-
     @pytest.mark.parametrize("name", SCHEDULERS)
     def test_ten_steps_with_a_restart_between_them(self, name):
         """The learning rates are those of torch.optim.SGD, and the parameters move."""
@@ -224,13 +127,6 @@ class TestSchedulers:
                 each_scheduler.step(*([1.0] if name == "ReduceLROnPlateau" else []))
             assert set(run.rates) == set(sgd.rates)
         assert all(moved(run.weights, before))
-
-    @pytest.mark.parametrize("name", ["OneCycleLR", "CyclicLR"])
-    @pytest.mark.parametrize("make", [of_model, lambda _, model: torch.optim.Adagrad(model.parameters())])
-    def test_what_has_no_momentum_says_so(self, name, make):
-        """As torch's own optimizers do that have none."""
-        with pytest.raises(ValueError, match="momentum"):
-            scheduler_of(name, Run("mnist", make=make).optimizer, cycle_momentum=True)
 
     @each
     def test_a_learning_rate_may_be_a_tensor(self, which):
@@ -266,7 +162,7 @@ class TestPrecision:
         assert same_bits(run.weights, before)
 
     @each_rule
-    @pytest.mark.parametrize("dtype", [*HALF, torch.float64], ids=str)
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
     def test_rules_of_any_precision(self, which, dtype):
         """Their states are of it, and know their rule."""
         run = Run(l2l.load(which).to(dtype))
@@ -425,12 +321,10 @@ class TestGroups:
 
     @each_rule
     def test_labels_of_others_pass_and_options_without_effect_are_refused(self, which):
-        """Adam takes these, and they have none."""
         group = {"params": [nn.Parameter(torch.zeros(3))]}
         (kept,) = of_groups(which, [{**group, **dict.fromkeys(self.LABELS, 0.5)}]).param_groups
         assert all(kept[label] == 0.5 for label in self.LABELS)
-        for option in ("momentum", "betas", "weigth_decay"):
-            assert of_groups(ADAM, [{**group, option: 0.9}]).param_groups[0][option] == 0.9
+        for option in ("betas", "weigth_decay"):
             with pytest.raises(ValueError, match=f"'{option}' .*would have no effect"):
                 of_groups(which, [{**group, option: 0.9}])
 
@@ -446,31 +340,21 @@ class TestGroups:
         optimizer.step()
         torch.testing.assert_close(params[0].detach(), values * (1 - 0.5 * 0.3))
         assert torch.equal(params[1].detach(), values)
-        for option in ("lr", "weight_decay"):
-            with pytest.raises(ValueError, match=r"lr|learning rate|weight_decay"):
-                Run(which, **{option: -0.1})
 
 
-class TestCompiled:
-    @each
-    def test_a_model(self, which):
-        run = Run(which)
-        run.model.compile(backend="eager")
-        assert_close(run.train(0, 1, 2), Run(which).train(0, 1, 2))
-
-    @pytest.mark.parametrize("which", [ADAM, l2l.LSTMRule(hidden_size=2, num_layers=1)], ids=["Adam", "a small rule"])
-    def test_a_step(self, which):
-        """Its compiling takes many times as long as the step itself."""
-        torch._dynamo.reset()
-        params = [nn.Parameter(torch.ones(3)) for _ in range(2)]
-        one, other = (of_tensors(which, param) for param in params)
-        steps = [one.step, torch.compile(other.step, backend="eager")]
-        for gradient in ([1.0, 0.0, -1.0], [0.5, 0.0, 2.0]):
-            for param, step in zip(params, steps, strict=True):
-                param.grad = torch.tensor(gradient)
-                step()
-        torch.testing.assert_close(params[0], params[1])
-        assert not torch.equal(params[0], torch.ones(3))
+@pytest.mark.parametrize("which", [ADAM, l2l.LSTMRule(hidden_size=2, num_layers=1)], ids=["Adam", "a small rule"])
+def test_a_compiled_step(which):
+    """Compiling takes many times as long as the step itself."""
+    torch._dynamo.reset()
+    params = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    one, other = (of_tensors(which, param) for param in params)
+    steps = [one.step, torch.compile(other.step, backend="eager")]
+    for gradient in ([1.0, 0.0, -1.0], [0.5, 0.0, 2.0]):
+        for param, step in zip(params, steps, strict=True):
+            param.grad = torch.tensor(gradient)
+            step()
+    torch.testing.assert_close(params[0], params[1])
+    assert not torch.equal(params[0], torch.ones(3))
 
 
 def peak_memory(run):
