@@ -104,30 +104,20 @@ def at_once(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("at_once")
-class TestAgainstPlainNetworks:
-    @every_problem
-    def test_losses_and_gradients(self, problem, seen):
-        tasks = sample(problem)
-        params, layout = moved(tasks), Layout.of(tasks.initial_params)
-        losses, gradients = tasks.losses_and_gradients(ravel(params), layout, 7)
-        torch.testing.assert_close(losses, tasks.losses(params, 7), rtol=1e-12, atol=0)
-        for one, images in enumerate(seen[:3]):
-            mine = {name: tensor[one].requires_grad_() for name, tensor in moved(tasks).items()}
-            logits = network(problem, mine, images)
-            loss = functional.cross_entropy(logits, classes(problem, images, problem.split))
-            torch.testing.assert_close(losses[one], loss.detach(), rtol=1e-12, atol=0)
-            expected = torch.autograd.grad(loss, mine.values())
-            for tensor, gradient in zip(layout.unravel(gradients).values(), expected, strict=True):
-                torch.testing.assert_close(tensor[one], gradient, rtol=1e-9, atol=1e-12)
-
-    def test_hessian_products(self):
-        """Against differences of gradients: so close by, no ReLU and no maximum goes over to another value."""
-        tasks = sample(cifar(labels=(7, 2)))
-        rows, layout = ravel(moved(tasks)), Layout.of(tasks.initial_params)
-        vectors = torch.randn(rows.shape, generator=generator(0, "vectors"), **DOUBLE)
-        ahead, behind = (tasks.losses_and_gradients(rows + h * vectors, layout, 7)[1] for h in (1e-8, -1e-8))
-        products = tasks.hessian_products(rows, layout, 7, vectors)
-        assert ((ahead - behind) / 2e-8 - products).norm() < 1e-4 * products.norm()
+@every_problem
+def test_losses_and_gradients_are_those_of_plain_networks(problem, seen):
+    tasks = sample(problem)
+    params, layout = moved(tasks), Layout.of(tasks.initial_params)
+    losses, gradients = tasks.losses_and_gradients(ravel(params), layout, 7)
+    torch.testing.assert_close(losses, tasks.losses(params, 7), rtol=1e-12, atol=0)
+    for one, images in enumerate(seen[:3]):
+        mine = {name: tensor[one].requires_grad_() for name, tensor in moved(tasks).items()}
+        logits = network(problem, mine, images)
+        loss = functional.cross_entropy(logits, classes(problem, images, problem.split))
+        torch.testing.assert_close(losses[one], loss.detach(), rtol=1e-12, atol=0)
+        expected = torch.autograd.grad(loss, mine.values())
+        for tensor, gradient in zip(layout.unravel(gradients).values(), expected, strict=True):
+            torch.testing.assert_close(tensor[one], gradient, rtol=1e-9, atol=1e-12)
 
 
 @every_problem

@@ -3,8 +3,6 @@
 A tensor that is made on the CPU by mistake meets one of the device and raises, as it would on a GPU.
 """
 
-from dataclasses import replace
-
 import pytest
 import torch
 from small import PROBLEMS
@@ -54,11 +52,3 @@ def test_meta_gradients(problem, kind, monkeypatch):
     for _ in range(2):
         window = estimator.unroll(3)
         assert {tensor.device for tensor in (window.losses, *window.meta_gradient.values())} == {META}
-
-
-def test_a_tensor_left_on_the_cpu_is_noticed():
-    """Or these tests could not fail."""
-    functions = tasks_of("quadratics")
-    elsewhere = replace(functions, y=torch.zeros(functions.y.shape))
-    with pytest.raises(RuntimeError, match="device"):
-        next(trajectory(baseline("adam", 0.1), elsewhere, 1))

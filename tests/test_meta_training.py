@@ -240,7 +240,7 @@ class TestDivergence:
         with pytest.raises(MetaTrainingDivergedError) as caught:
             finish(trainer)
         assert f"loss became {value} at step {step} of episode 3 (epoch 2, meta_lr 0.01)" in str(caught.value)
-        assert f"those of epoch {trainer.history.best.epoch} " in str(caught.value)
+        assert f"those of epoch {trainer.history.best.epoch}." in str(caught.value)
         assert trainer.history.stopped == "diverged"
         tensors, about = checkpointed(path)
         assert [record["epoch"] for record in about["history"]] == [0, 1]

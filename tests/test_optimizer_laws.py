@@ -1,7 +1,6 @@
 """Laws of torch.optim: each is tried on torch.optim.Adam, as the control, and on every kind of rule that is shipped."""
 
 import copy
-import functools
 import itertools
 import pickle
 from contextlib import contextmanager
@@ -66,19 +65,6 @@ class TestStates:
         run.train(0, 1, 2)
         twin.model, twin.optimizer = duplicate((run.model, run.optimizer))
         assert same_bits(twin.train(3, 4), run.train(3, 4))
-
-    @each
-    def test_the_class_and_the_defaults_make_another_one_and_so_do_the_groups(self, which):
-        """As ZeroRedundancyOptimizer does, and Accelerate; here after a restart."""
-        run, twin = Run(which), Run(which)
-        run.model, run.optimizer = pickle.loads(pickle.dumps((run.model, run.optimizer)))
-        run.optimizer.load_state_dict(run.optimizer.state_dict())
-        make = functools.partial(type(run.optimizer), **run.optimizer.defaults)
-        groups = twin.optimizer.param_groups
-        twin.optimizer = make([{name: group[name] for name in ("params", "kind") if name in group} for group in groups])
-        assert same_bits(twin.train(0, 1, 2), run.train(0, 1, 2))
-        run.optimizer.param_groups[0]["lr"] = 0.5
-        assert [group["lr"] for group in make(copy.copy(run.optimizer.param_groups)).param_groups] == run.rates
 
     @each
     def test_a_hook_may_change_what_is_loaded_and_another_sees_it(self, which):

@@ -92,12 +92,6 @@ def sharded(make, options):
     return model, make(model.parameters(), **options)
 
 
-def fully_sharded(make, options, rank):
-    model, optimizer = sharded(make, options)
-    train(model, optimizer, range(6), rank)
-    return close(weights(model), weights(alone(make, options)[0]))
-
-
 def fully_sharded_checkpoint(make, options, rank):
     """A whole state that one process saved, continued by two, and the other way round."""
     one, optimizer = alone(make, options, steps=3)
@@ -137,7 +131,7 @@ def refused(make, options, rank):
     return False
 
 
-EVERY = distributed_data_parallel, zero_redundancy, fully_sharded, fully_sharded_checkpoint, tensor_parallel
+EVERY = distributed_data_parallel, zero_redundancy, fully_sharded_checkpoint, tensor_parallel
 LAWS = {(law.__name__, name): law for name in ("Adam", "mnist", "bfloat16 state") for law in EVERY}
 LAWS |= {(law.__name__, "averaging"): law for law in (distributed_data_parallel, refused)}
 
