@@ -118,8 +118,8 @@ class _TapeEstimator(GradientEstimator):
 
     def _room(self, part: Part, steps: int) -> int:
         """How many coordinates an `LSTMTape` of so many steps has room for; none, if the rule is not coordinatewise."""
-        room = self._tape_bytes // len(self._parts) // (steps * bytes_per_step(part.network))
-        return room if part.network.coordinatewise else 0
+        tape_bytes = self._tape_bytes // len(self._parts)
+        return tape_bytes // (steps * bytes_per_step(part.network)) if part.network.coordinatewise else 0
 
     def _tape(self, part: Part, state: Memory, steps: int) -> LSTMTape | AutogradTape:
         """A tape of all coordinates that a network moves."""
