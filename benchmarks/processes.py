@@ -18,7 +18,7 @@ import time
 
 from l2l_kit import LSTMRule, MetaTrainer, MetaTraining, problems
 from l2l_kit.evaluation import machine
-from l2l_kit.training.processes import barrier, process_group, rank_and_world_size
+from l2l_kit.processes import barrier, process_group, rank_and_world_size
 
 OPTIMIZERS = {"quadratics": {}, "mnist": {"preprocessing": "log-sign", "output_scale": 0.1}}
 

@@ -30,8 +30,8 @@ from l2l_kit.making.work import cores, parallel_map
 from l2l_kit.optimizers import BASELINES, Optimizer, baseline
 from l2l_kit.paths import HOME, user_path
 from l2l_kit.problems import Problem
+from l2l_kit.processes import process_group, rank_and_world_size
 from l2l_kit.storage import write_atomically
-from l2l_kit.training.processes import process_group, rank_and_world_size
 
 # A pipe has no width: give it room, so that a name is never cut.
 console = Console(width=None if sys.stdout.isatty() else 160)

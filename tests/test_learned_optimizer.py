@@ -63,7 +63,7 @@ class Run:
         torch.manual_seed(0)
         make, self.inputs = MODELS[name]
         self.model = model or make()
-        groups = parameter_groups(self.model, lambda _, part: "conv" if isinstance(part, nn.Conv2d) else "fc")
+        groups = parameter_groups(self.model)
         self.optimizer, self.states = LearnedOptimizer(groups, rule, **options), {}
 
     def step(self, count=3, *, parts=1, clip=None):

@@ -17,7 +17,7 @@ from l2l_kit.training import (
     trajectory,
 )
 
-WINDOWS = {"one window": [5], "a shorter last window": [4, 4, 1], "single steps": [1, 1, 1]}
+WINDOWS = {"a shorter last window": [4, 4, 1], "single steps": [1, 1, 1]}
 ESTIMATORS = {
     "first order": FirstOrderEstimator,
     "first order, in chunks": lambda rule: FirstOrderEstimator(rule, tape_bytes=1),
@@ -108,7 +108,7 @@ def test_is_the_slope_of_the_meta_loss(make, second_order):
 
 
 @pytest.mark.parametrize("make", COORDINATEWISE.values(), ids=COORDINATEWISE)
-@pytest.mark.parametrize("chunk", [0, 1, 4, 7, 32])
+@pytest.mark.parametrize("chunk", [0, 4, 32])
 def test_replay_in_chunks_equals_replay_at_once(monkeypatch, make, chunk):
     """33 coordinates, in chunks that do not divide them; no longer tape is made, but for room for a single one."""
     taped = set()
@@ -166,8 +166,7 @@ class TestEveryEstimator:
         run(estimator, Network(seed=1), [4, 4])
         assert_equal_windows(run(estimator, Network(seed=2), [4, 2]), run(kind(rule), Network(seed=2), [4, 2]), 0)
 
-    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-    @pytest.mark.parametrize("step", [0, 1, 3, 4, 5, 9])
+    @pytest.mark.parametrize(("step", "value"), [(0, torch.nan), (1, torch.inf), (4, torch.nan), (5, torch.inf)])
     def test_a_loss_that_is_not_finite_is_named_with_its_step(self, kind, step, value):
         class Broken(Network):
             def losses(self, params, at):
@@ -179,12 +178,6 @@ class TestEveryEstimator:
 
 
 class TestSampledCoordinates:
-    @pytest.mark.parametrize("make", COORDINATEWISE.values(), ids=COORDINATEWISE)
-    def test_a_sample_of_all_is_exact(self, make):
-        rule = make().double()
-        exact = run(FirstOrderEstimator(rule), Network(), [4, 4])
-        assert_equal_windows(run(FirstOrderEstimator(rule, sample=8), Network(), [4, 4]), exact)
-
     @pytest.mark.parametrize("tape_bytes", [1, 10**9], ids=["chunks", "at once"])
     @pytest.mark.parametrize(
         ("name", "tasks", "sample", "samples"),

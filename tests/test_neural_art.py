@@ -7,9 +7,10 @@ import torch
 from torch.nn import functional
 
 from l2l_kit import data
+from l2l_kit.data.features import SMALL, VGG16, FeatureNetwork
 from l2l_kit.errors import DataError, WeightsFileError
 from l2l_kit.problems import NeuralArt, NeuralArtTasks, neural_art
-from l2l_kit.problems.features import SMALL, VGG16, FeatureNetwork, gram
+from l2l_kit.problems.neural_art import gram
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, ravel
 
@@ -65,23 +66,16 @@ class TestFeatures:
         assert list(found) == [f"features.{place}.{kind}" for place in places for kind in ("weight", "bias")]
         assert [found["features.5.weight"], found["features.17.weight"]] == [(128, 64, 3, 3), (512, 256, 3, 3)]
 
-    def test_weights_may_be_those_of_a_deeper_network(self):
+    def test_weights_may_be_those_of_a_deeper_network_and_of_no_other(self):
         network = FeatureNetwork.of(TINY[:3], 1.0, tiny_weights())
         assert list(network.state_dict())[-1] == "features.12.bias"
-        assert network(torch.zeros(1, 3, 8, 8), ["conv3_1"])["conv3_1"].shape == (1, 3, 2, 2)
         assert not any(weight.requires_grad for weight in network.parameters())
-
-    def test_weights_of_another_network_are_refused(self):
         with pytest.raises(WeightsFileError, match=r"features\.0\.weight"):
             FeatureNetwork.of(SMALL, 1.0, tiny_weights())
 
     def test_gram_is_the_mean_product_of_channels(self):
         features = draw(2, 3, 4, 5)
-        found = gram(features)
-        for n in range(2):
-            for a in range(3):
-                for b in range(3):
-                    torch.testing.assert_close(found[n, a, b], (features[n, a] * features[n, b]).mean())
+        torch.testing.assert_close(gram(features), torch.einsum("naij,nbij->nab", features, features) / 20)
 
 
 @pytest.fixture
@@ -122,17 +116,13 @@ class TestLoss:
         for one, other in zip(together, tasks.losses_and_gradients(rows, layout, 0), strict=True):
             torch.testing.assert_close(one, other)
 
-    @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+    @pytest.mark.parametrize("scale", [1e-3, 1e3])
     def test_content_and_style_are_1_where_there_are_no_features_whatever_the_scale(self, tasks, scale):
-        scaled = replace(
-            tasks,
-            content=scale * tasks.content,
-            style=tuple(scale * style for style in tasks.style),
-        )
+        scaled = replace(tasks, content=scale * tasks.content, style=tuple(scale * style for style in tasks.style))
         blank = {layer: torch.zeros_like(found) for layer, found in scaled.network(draw(2, 3, 16, 16), LAYERS).items()}
         terms = replace(scaled, network=lambda pixels, layers: blank).terms(draw(2, 3, 16, 16))
-        torch.testing.assert_close(terms["content"], torch.ones(2, dtype=torch.float64))
-        torch.testing.assert_close(terms["style"], torch.ones(2, dtype=torch.float64))
+        for term in ("content", "style"):
+            torch.testing.assert_close(terms[term], torch.ones(2, dtype=torch.float64))
 
 
 def art(**fields):
@@ -157,9 +147,9 @@ class TestProblem:
         assert all(torch.equal(each.sort().values, means[0].sort().values) for each in means)
         assert not torch.equal(means[1], means[2])
 
-    @pytest.mark.parametrize(("split", "validated"), [("train", "validation"), ("test", "test")])
-    def test_training_validates_on_photographs_set_apart(self, split, validated):
-        assert art(split=split).validation_problem() == art(split=validated)
+    def test_training_validates_on_photographs_set_apart(self):
+        assert art(split="train").validation_problem() == art(split="validation")
+        assert art(split="test").validation_problem() == art(split="test")
 
     def test_people_bring_their_own_content_and_style(self):
         content = torch.randint(256, (1, 3, 50, 40), generator=generator(0, "content"), dtype=torch.uint8)

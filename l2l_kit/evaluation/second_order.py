@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from l2l_kit.problems import QuadraticTasks, TaskBatch
-from l2l_kit.problems.checks import first_evaluation
+from l2l_kit.problems.base import first_evaluation
 from l2l_kit.training.rollout import Point
 
 LBFGS = "L-BFGS"

@@ -11,13 +11,13 @@ themselves, and the teacher says what it would have done there (DAgger; Ross, Go
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from l2l_kit.errors import check_counts, check_positive
+from l2l_kit.errors import Count, Positive, check_fields
 from l2l_kit.optimizers import LSTMTape, Optimizer, UpdateRule
 from l2l_kit.optimizers.base import Part
 from l2l_kit.problems import Problem, TaskBatch
@@ -51,19 +51,17 @@ class Imitation:
         ValueError: for a number that is not positive, or an unroll that is longer than a tenth of the horizon.
     """
 
-    networks: int = 10
-    horizon: int = 1000
-    sample: int = 250
-    passes: int = 60
-    coordinates: int = 250
-    unroll: int = 25
-    lr: float = 0.003
+    networks: Count = 10
+    horizon: Count = 1000
+    sample: Count = 250
+    passes: Count = 60
+    coordinates: Count = 250
+    unroll: Count = 25
+    lr: Positive = 0.003
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = {name: value for name, value in asdict(self).items() if name not in ("lr", "seed")}
-        check_counts("imitation", **counts)
-        check_positive("imitation", lr=self.lr)
+        check_fields(self, "imitation")
         if self.unroll * 10 > self.horizon:
             raise ValueError(
                 f"imitation: unroll {self.unroll} is longer than a tenth of the horizon {self.horizon}, which some "

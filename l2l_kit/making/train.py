@@ -18,10 +18,10 @@ from l2l_kit.making.search import random_search
 from l2l_kit.making.work import file_lock, kept
 from l2l_kit.optimizers import UpdateRule
 from l2l_kit.paths import HOME
+from l2l_kit.processes import barrier, rank_and_world_size
 from l2l_kit.storage import load_weights
 from l2l_kit.tensors import Device, Tensors, pick_device
 from l2l_kit.training import meta_train
-from l2l_kit.training.processes import barrier, rank_and_world_size
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, optim
 
-from l2l_kit.errors import UnknownNameError, check_positive
+from l2l_kit.errors import Positive, check_fields, look_up
 from l2l_kit.tensors import Tensors
 
 
@@ -55,13 +55,12 @@ class Baseline:
     """
 
     name: str  # "sgd", "nag", "rmsprop", "adam", "nadam", "adamw" or "muon"
-    lr: float  # learning rate of the first step
-    decay: float | None = None  # τ in steps: the learning rate of step t is lr / sqrt(1 + t/τ); None for a constant one
+    lr: Positive  # learning rate of the first step
+    decay: Positive | None = None  # τ in steps: the learning rate of step t is lr / sqrt(1 + t/τ), or lr for None
 
     def __post_init__(self) -> None:
-        if self.name not in _KINDS:
-            raise UnknownNameError("baseline", self.name, _KINDS)
-        check_positive(f"baseline {self.name!r}", lr=self.lr, decay=1.0 if self.decay is None else self.decay)
+        look_up("baseline", self.name, _KINDS)
+        check_fields(self, f"baseline {self.name!r}")
 
     def config(self) -> dict[str, str | float]:
         """The arguments of this baseline. Those that are None are left out, so that a new one changes no old file."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
 
-from l2l_kit.errors import UnknownNameError
+from l2l_kit.errors import look_up
 from l2l_kit.optimizers.base import Part, UpdateRule
 from l2l_kit.optimizers.lstm import LSTMRule
 from l2l_kit.tensors import Layout
@@ -35,15 +34,12 @@ class GroupedRule(UpdateRule):
             self.groups[kind] = LSTMRule(**arguments)
 
     @property
-    @override
     def coordinatewise(self) -> bool:
         return all(self.network_for(kind).coordinatewise for kind in self.groups)
 
-    @override
     def config(self) -> dict[str, object]:
         return {"kind": self.kind, "groups": {kind: self.network_for(kind).config() for kind in self.groups}}
 
-    @override
     def network_for(self, kind: str | None) -> LSTMRule:
         """As in `UpdateRule`; a ValueError for no kind, or one that the rule lacks (`UnknownNameError`)."""
         if kind is None:
@@ -51,11 +47,8 @@ class GroupedRule(UpdateRule):
                 f"this optimizer has one LSTM for each kind of parameter ({', '.join(self.groups)}), so each parameter "
                 "must say its kind: l2l_kit.parameter_groups(model) sorts those of a model."
             )
-        if kind not in self.groups:
-            raise UnknownNameError("kind of parameter", kind, self.groups)
-        return cast(LSTMRule, self.groups[kind])
+        return cast(LSTMRule, look_up("kind of parameter", kind, dict(self.groups.items())))
 
-    @override
     def parts(self, layout: Layout) -> list[Part]:
         columns: dict[str, list[Tensor]] = {}
         device = next(self.parameters()).device
@@ -68,12 +61,11 @@ class GroupedRule(UpdateRule):
         ]
 
 
-def parameter_groups(model: nn.Module, kind_of: Callable[[str, nn.Module], str] | None = None) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module) -> list[dict[str, object]]:
     """A model's parameters as groups with ``kind`` and ``params``, for a `LearnedOptimizer` with a `GroupedRule`.
 
-    Each parameter occurs once; frozen ones are left out. `kind_of` gives a parameter's kind from its name and the
-    submodule that it belongs to. By default the kernels of convolutions (reparametrized ones too) are "conv" and all
-    other parameters "fc", as in the rules that were trained on CIFAR-10 and in the authors' code.
+    Kernels of convolutions (reparametrized ones too) are "conv" and all other parameters "fc", as in the rules that
+    were trained on CIFAR-10 and in the authors' code. Each parameter occurs once; frozen ones are left out.
     """
     kernels = {
         param
@@ -82,12 +74,8 @@ def parameter_groups(model: nn.Module, kind_of: Callable[[str, nn.Module], str] 
         for name, param in module.named_parameters()
         if name.startswith(("weight", "parametrizations.weight"))
     }
-    kinds: dict[nn.Parameter, str] = {}
-    for prefix, module in model.named_modules():
-        for name, param in module.named_parameters(prefix, recurse=False):
-            if param.requires_grad and param not in kinds:
-                kinds[param] = kind_of(name, module) if kind_of else "conv" if param in kernels else "fc"
     groups: dict[str, list[nn.Parameter]] = {}
-    for param, kind in kinds.items():
-        groups.setdefault(kind, []).append(param)
+    for param in model.parameters():
+        if param.requires_grad:
+            groups.setdefault("conv" if param in kernels else "fc", []).append(param)
     return [{"kind": kind, "params": params} for kind, params in groups.items()]

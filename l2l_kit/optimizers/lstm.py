@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import Annotated, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
 
-from l2l_kit.errors import check_counts, check_positive
+from l2l_kit.errors import AtLeast, Count, Positive, check_fields
 from l2l_kit.optimizers.base import Memory, Part, UpdateRule, map_state
 from l2l_kit.optimizers.preprocessing import Preprocessing, make_preprocessing
 from l2l_kit.randomness import generator
@@ -35,11 +34,8 @@ class LSTMLayer(nn.Module):
 
     def __init__(self, inputs: int, hidden: int, forget_bias: Sequence[float], draws: torch.Generator) -> None:
         super().__init__()
-        bound = 1 / math.sqrt(hidden)  # as torch.nn.LSTM is initialized
-        shapes = (4 * hidden, inputs + hidden), (4 * hidden,)
-        self.weight, self.bias = (
-            nn.Parameter(torch.empty(shape, device="cpu").uniform_(-bound, bound, generator=draws)) for shape in shapes
-        )
+        self.weight = nn.Parameter(_uniform(hidden, draws, 4 * hidden, inputs + hidden))
+        self.bias = nn.Parameter(_uniform(hidden, draws, 4 * hidden))
         with torch.no_grad():
             low, high = forget_bias[0], forget_bias[-1]
             if len(forget_bias) == 1:
@@ -64,6 +60,12 @@ class LSTMLayer(nn.Module):
         return self.weight.detach() * factors, self.bias.detach()[:, None] * factors
 
 
+def _uniform(hidden: int, draws: torch.Generator, *shape: int) -> Tensor:
+    """Initial weights as those of torch.nn.LSTM."""
+    bound = 1 / math.sqrt(hidden)
+    return torch.empty(shape, device="cpu").uniform_(-bound, bound, generator=draws)
+
+
 def _tanh(values: Tensor) -> Tensor:
     """tanh(x) = 2σ(2x) - 1, because torch's σ is ten times as fast as its tanh on a CPU."""
     return 2 * (2 * values).sigmoid() - 1
@@ -73,7 +75,6 @@ def step_in_place(
     weights: tuple[Tensor, Tensor],
     inputs: Tensor,
     gates: Tensor,
-    split: Sequence[Tensor],
     cell: Tensor,
     next_cell: Tensor,
     tanh_cell: Tensor,
@@ -81,18 +82,12 @@ def step_in_place(
 ) -> None:
     """`LSTMLayer.forward` without a graph and without new tensors, which are all ``(…, coordinates)``.
 
-    Args:
-        weights: from `LSTMLayer.doubled`. By tanh(x) = 2σ(2x) - 1 one σ then gives all four gates.
-        inputs: the layer's input and its last output, as one tensor.
-        gates: overwritten by the input, forget and output gates and the candidate; `split` has views of these four.
-        cell: the cell state.
-        next_cell: overwritten by the new cell state.
-        tanh_cell: overwritten by its tanh; may share memory with any gate but the output gate.
-        output: overwritten by the new output; may share memory with the last one in `inputs`.
+    The layer's input and its last output are one tensor, `inputs`. With weights from `LSTMLayer.doubled` one σ gives
+    all four gates, by tanh(x) = 2σ(2x) - 1. The other arguments but `cell` are overwritten; `tanh_cell` may be the
+    place of a gate other than the output gate, and `output` that of the last output.
     """
     weight, bias = weights
-    take, keep, give, candidate = split
-    torch.addmm(bias, weight, inputs, out=gates).sigmoid_()
+    take, keep, give, candidate = torch.addmm(bias, weight, inputs, out=gates).sigmoid_().chunk(4)
     candidate.mul_(2).sub_(1)
     torch.mul(keep, cell, out=next_cell).addcmul_(take, candidate)
     torch.mul(next_cell, 2, out=tanh_cell).sigmoid_().mul_(2).sub_(1)
@@ -102,8 +97,7 @@ def step_in_place(
 class LSTMRule(UpdateRule):
     """The paper's rule: g(t), h(t+1) = m(∇f(θ(t)), h(t); φ), with the same weights φ for each coordinate (figure 3).
 
-    It is one network: stacked LSTM layers and a linear layer. Its state is a named tuple of tensors whose last axes are
-    those of the gradients.
+    It is one network: stacked LSTM layers and a linear layer.
 
     Args:
         hidden_size, num_layers: cells of each LSTM layer, and layers; the paper uses two layers of 20.
@@ -111,13 +105,13 @@ class LSTMRule(UpdateRule):
         output_scale: factor on the proposed update; the paper uses 0.1 on MNIST and none (1.0) on the quadratics.
         forget_bias: added to the initial biases of the forget gates; the paper does not mention one. With a bias b an
             untrained cell remembers about 1 + exp(b) steps, and a long memory averages noisy gradients. A pair spreads
-            the cells of a layer between two biases, so that some remember a few steps and others hundreds, and lowers
-            the biases of their input gates by half as much (compare Tallec and Ollivier, 2018).
+            the cells of a layer between two biases, and lowers those of their input gates by half as much (compare
+            Tallec and Ollivier, 2018).
         global_averaging_cells: cells in each layer whose outputs are replaced, at each step, by their mean over all
             coordinates of the task (appendix of the paper's first version, arXiv:1606.04474v1).
         seed: seed of the initial weights.
         odd: make the update an odd function of the gradients, (m(∇) - m(-∇)) / 2, at twice the cost. The paper's rule
-            is not: it may drift, the same way for all coordinates, which adds up over a thousand steps.
+            may drift, the same way for all coordinates, which adds up over a thousand steps.
         more_inputs, outputs: for subclasses: inputs of the first layer besides the preprocessed gradient, and outputs
             of the linear layer, of which the first is the update.
 
@@ -126,6 +120,11 @@ class LSTMRule(UpdateRule):
     """
 
     kind = "lstm"
+
+    hidden_size: Count
+    num_layers: Count
+    output_scale: Positive
+    global_averaging_cells: Annotated[int, AtLeast(0)]
 
     def __init__(
         self,
@@ -142,42 +141,34 @@ class LSTMRule(UpdateRule):
         outputs: int = 1,
     ) -> None:
         super().__init__()
-        mine = type(self).__name__
-        check_counts(mine, hidden_size=hidden_size, num_layers=num_layers)
-        check_positive(mine, output_scale=output_scale)
-        biases = (forget_bias,) if isinstance(forget_bias, int | float) else tuple(forget_bias)
-        if len(biases) not in (1, 2) or not all(map(math.isfinite, biases)):
-            raise ValueError(f"{mine}: forget_bias must be a finite number, or two of them, got {forget_bias!r}.")
-        if not isinstance(global_averaging_cells, int) or not 0 <= global_averaging_cells <= hidden_size:
-            wanted = f"a whole number from 0 to {hidden_size}, the cells of a layer"
-            raise ValueError(f"{mine}: global_averaging_cells must be {wanted}, got {global_averaging_cells!r}.")
         self.hidden_size, self.num_layers, self.output_scale = hidden_size, num_layers, output_scale
         self.preprocessing = make_preprocessing(preprocessing)
-        self.forget_bias = biases[0] if len(biases) == 1 else list(biases)
         self.global_averaging_cells, self.odd, self.seed = global_averaging_cells, odd, seed
+        self.sides = 2 if odd else 1  # how many times the LSTM runs, see `both_sides`
+        check_fields(self)
+        if global_averaging_cells > hidden_size:
+            raise ValueError(f"global_averaging_cells must be at most {hidden_size}, got {global_averaging_cells!r}.")
+        biases = (forget_bias,) if isinstance(forget_bias, int | float) else tuple(forget_bias)
+        if len(biases) not in (1, 2) or not all(map(math.isfinite, biases)):
+            raise ValueError(f"forget_bias must be a finite number, or two of them, got {forget_bias!r}.")
+        self.forget_bias = biases[0] if len(biases) == 1 else list(biases)
         draws = generator(seed, "initial weights")
         widths = [self.preprocessing.features + more_inputs] + [hidden_size] * (num_layers - 1)
         self.layers = nn.ModuleList(LSTMLayer(width, hidden_size, biases, draws) for width in widths)
-        bound = 1 / math.sqrt(hidden_size)
-        self.output = nn.Linear(hidden_size, outputs, device="meta").to_empty(device="cpu")
-        with torch.no_grad():
-            self.output.weight.uniform_(-bound, bound, generator=draws)
-            self.output.bias.zero_()
+        self.output = nn.Linear(hidden_size, outputs, device="meta")
+        self.output.weight = nn.Parameter(_uniform(hidden_size, draws, outputs, hidden_size))
+        self.output.bias = nn.Parameter(torch.zeros(outputs, device="cpu"))
 
     @property
-    @override
     def coordinatewise(self) -> bool:
         return self.global_averaging_cells == 0
 
-    @override
     def network_for(self, kind: str | None) -> LSTMRule:
         return self
 
-    @override
     def parts(self, layout: Layout) -> list[Part]:
         return [Part("", self, slice(None), layout.sizes)]
 
-    @override
     def config(self) -> dict[str, object]:
         # The order is part of the fingerprints in saved states. The last two are left out if not used, for the same
         # reason: those states date from before them.
@@ -215,11 +206,6 @@ class LSTMRule(UpdateRule):
         outputs = torch.addmm(self.output.bias[:, None], self.output.weight, signal.flatten(1))
         return outputs.view(len(outputs), *shape), LSTMState(torch.stack(new_hidden), torch.stack(new_cell))
 
-    @property
-    def sides(self) -> int:
-        """How many times the LSTM runs: an odd rule's also on the negative gradients."""
-        return 2 if self.odd else 1
-
     def both_sides(self, gradients: Tensor) -> Tensor:
         """What the LSTM runs on: the gradients and, if the rule is odd, their negatives, ``(2, *shape)``."""
         return torch.stack([gradients, -gradients]) if self.odd else gradients
@@ -253,14 +239,13 @@ class LSTMRule(UpdateRule):
             part = slice(first, first + block)
             rows = whole[:, : len(flat) - first]
             outputs, gates = rows[features : -4 * size], rows[-4 * size :]
-            split = gates.chunk(4)
             rows[:features] = self.preprocessing(flat[part].to(whole.dtype))
             outputs.copy_(hidden[..., part].flatten(0, 1))
             end = features
             for layer, c, new_c in zip(weights, cell[..., part], new_cell[..., part], strict=True):
                 end += size
                 inputs, output = rows[end - layer[0].shape[1] : end], rows[end - size : end]
-                step_in_place(layer, inputs, gates, split, c, new_c, split[3], output)
+                step_in_place(layer, inputs, gates, c, new_c, gates[-size:], output)
             updates[part] = torch.addmm(self.output.bias[:, None], self.output.weight, output)[0]
             new_hidden[..., part] = outputs.view(self.num_layers, size, -1)
         updates *= self.output_scale

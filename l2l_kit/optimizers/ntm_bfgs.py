@@ -1,8 +1,7 @@
 """A rule with a memory that all coordinates share (appendix of the paper's first version, arXiv:1606.04474v1).
 
 BFGS moves by a matrix M, its estimate of the inverse Hessian, times the gradient, and adds a few outer products to M at
-each step. NTM-BFGS keeps that scheme and learns the rest: an LSTM with global averaging cells, applied to every
-coordinate, chooses the vectors that are multiplied by M and those whose outer products are added to it.
+each step. NTM-BFGS keeps that scheme; an LSTM with global averaging cells chooses the vectors.
 """
 
 from __future__ import annotations
@@ -12,9 +11,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from typing_extensions import override
 
-from l2l_kit.errors import check_counts
+from l2l_kit.errors import Count
 from l2l_kit.optimizers.base import Memory
 from l2l_kit.optimizers.lstm import LSTMRule
 from l2l_kit.optimizers.preprocessing import Preprocessing
@@ -46,11 +44,14 @@ class NTMBFGS(LSTMRule):
     M x = x + Σ a (b·x) / coordinates; dividing by the number of coordinates keeps the size independent of it.
 
     Arguments are those of `LSTMRule`, and `read_heads`, `write_heads` and `history`, the number of steps whose outer
-    products are kept, as in L-BFGS (the paper's NTM-L-BFGS). The paper says that two averaging cells, one read head and
-    three write heads can do what BFGS does, if the network can compute any function of its coordinate.
+    products are kept, as in L-BFGS (the paper's NTM-L-BFGS). By default there are as many as can do what BFGS does.
     """
 
     kind = "ntm-bfgs"
+
+    read_heads: Count
+    write_heads: Count
+    history: Count
 
     def __init__(
         self,
@@ -65,27 +66,22 @@ class NTMBFGS(LSTMRule):
         history: int = 100,
         seed: int = 0,
     ) -> None:
-        check_counts("NTMBFGS", read_heads=read_heads, write_heads=write_heads, history=history)
+        self.read_heads, self.write_heads, self.history = read_heads, write_heads, history  # where they are checked
         lstm = hidden_size, num_layers, preprocessing, output_scale, forget_bias, global_averaging_cells, seed
         super().__init__(*lstm, more_inputs=read_heads, outputs=1 + read_heads + 2 * write_heads)
-        self.read_heads, self.write_heads, self.history = read_heads, write_heads, history
 
-    @override
     def config(self) -> dict[str, object]:
         heads = {"read_heads": self.read_heads, "write_heads": self.write_heads, "history": self.history}
         return {**super().config(), "global_averaging_cells": self.global_averaging_cells, **heads}
 
     @property
-    @override
     def coordinatewise(self) -> bool:
         return False
 
-    @override
     def initial_state(self, *shape: int) -> NTMState:
         (hidden, cell), new = super().initial_state(*shape), self.output.weight.new_zeros
         return NTMState(hidden, cell, new(self.read_heads, *shape), new(0, *shape), new(0, *shape))
 
-    @override
     def forward(self, gradients: Tensor, state: Memory) -> tuple[Tensor, NTMState]:
         hidden, cell, read, left, right = state
         outputs, lstm = self._run(torch.cat([self.preprocessing(gradients), read]), hidden, cell)

@@ -10,9 +10,8 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from typing_extensions import override
 
-from l2l_kit.errors import UnknownNameError, check_positive
+from l2l_kit.errors import Positive, check_fields, look_up
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,6 @@ class Identity(Preprocessing):
 
     name = "none"
 
-    @override
     def __call__(self, gradients: Tensor) -> Tensor:
         return gradients[None]
 
@@ -48,12 +46,11 @@ class Scale(Preprocessing):
 
     name = "scale"
 
-    factor: float = 100.0
+    factor: Positive = 100.0
 
     def __post_init__(self) -> None:
-        check_positive("Scale", factor=self.factor)
+        check_fields(self)
 
-    @override
     def __call__(self, gradients: Tensor) -> Tensor:
         return (self.factor * gradients)[None]
 
@@ -71,7 +68,6 @@ class LogSign(Preprocessing):
         if not 0 < self.p <= 80:  # e^p must be a float32
             raise ValueError(f"LogSign: p must lie in (0, 80], got {self.p!r}.")
 
-    @override
     def __call__(self, gradients: Tensor) -> Tensor:
         # Clamping takes the place of the two cases: for a small gradient the logarithm stays at -p, and for a large one
         # the scaled gradient stays at its sign.
@@ -80,7 +76,7 @@ class LogSign(Preprocessing):
         return torch.stack([magnitude.log() / self.p, direction])
 
 
-_KINDS: dict[object, type[Preprocessing]] = {kind.name: kind for kind in (Identity, Scale, LogSign)}
+_KINDS: dict[str, type[Preprocessing]] = {kind.name: kind for kind in (Identity, Scale, LogSign)}
 
 
 def make_preprocessing(choice: str | Preprocessing | Mapping[str, object]) -> Preprocessing:
@@ -88,7 +84,4 @@ def make_preprocessing(choice: str | Preprocessing | Mapping[str, object]) -> Pr
     if isinstance(choice, Preprocessing):
         return choice
     fields = {"name": choice} if isinstance(choice, str) else dict(choice)
-    name = fields.pop("name", None)
-    if name not in _KINDS:
-        raise UnknownNameError("preprocessing", name, map(str, _KINDS))
-    return _KINDS[name](**fields)
+    return look_up("preprocessing", fields.pop("name", None), _KINDS)(**fields)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from l2l_kit.errors import UnknownNameError
+from l2l_kit.errors import look_up
 from l2l_kit.paths import user_path
 from l2l_kit.problems.base import Problem, TaskBatch, check_problem
 from l2l_kit.problems.cifar import CIFAR, CIFARTasks
@@ -19,13 +18,8 @@ from l2l_kit.problems.neural_art import NeuralArt, NeuralArtTasks
 from l2l_kit.problems.own import ModuleProblem
 from l2l_kit.problems.quadratics import ConditionedQuadratics, Quadratics, QuadraticTasks
 
-__all__ = ["CIFAR", "MNIST", "CIFARTasks", "ClassifierTasks", "ConditionedQuadratics", "MNISTTasks", "ModuleProblem"]
-__all__ += ["NeuralArt", "NeuralArtTasks", "Problem", "QuadraticTasks", "Quadratics", "TaskBatch", "make", "register"]
-__all__ += ["with_current_names"]
-
 _KINDS: tuple[type[Problem], ...] = Quadratics, ConditionedQuadratics, MNIST, CIFAR, NeuralArt
-_OURS = {kind.name: kind for kind in _KINDS}
-_KNOWN: dict[str, Problem | type[Problem]] = {**_OURS}
+_KNOWN: dict[str, Problem | type[Problem]] = {kind.name: kind for kind in _KINDS}
 _OLD_NAMES = {"mnist": "digits", "cifar": "variant", "neural_art": "contents"}
 """What the field `source` was called in files that older versions of the kit wrote."""
 _Registered = TypeVar("_Registered", bound=Problem | type[Problem])
@@ -35,12 +29,12 @@ def register(problem: _Registered) -> _Registered:
     """Make a problem of one's own, or (as a decorator) a class of them, known to `make` by its name.
 
     Raises:
-        TypeError: if it is no problem, or files cannot record it.
+        TypeError: as `check_problem`.
         ValueError: if the name is one of the kit's.
     """
     if not (isinstance(problem, type) and issubclass(problem, Problem)):
         check_problem(problem)
-    if problem.name in _OURS:
+    if problem.name in {kind.name for kind in _KINDS}:
         raise ValueError(f"{problem.name!r} is a problem of the kit. Give yours another name.")
     _KNOWN[problem.name] = problem
     return problem
@@ -49,8 +43,8 @@ def register(problem: _Registered) -> _Registered:
 def make(config: Mapping[str, object]) -> Problem:
     """Build a problem from its configuration, ``{"name": "quadratics", "dim": 10}``; inverse of `Problem.config`.
 
-    The name may begin with a Python file that registers the problem, ``{"name": "path/to/file.py:mine"}``, so that
-    recipes, sweeps and the command line can name it. The file is imported.
+    In recipes, sweeps and the command line the name may begin with a file that is to be imported and registers the
+    problem, ``{"name": "path/to/file.py:mine"}``.
 
     Raises:
         ValueError: if there is no such problem or field (`UnknownNameError`) or file, or another module has its name.
@@ -59,13 +53,9 @@ def make(config: Mapping[str, object]) -> Problem:
     path, in_file, name = str(fields.pop("name", None)).rpartition(".py:")
     if in_file:
         _import(user_path(f"{path}.py").absolute())
-    if name not in _KNOWN:
-        raise UnknownNameError("problem", name, _KNOWN)
-    found = _KNOWN[name]
-    known = [] if isinstance(found, Problem) else [field.name for field in dataclasses.fields(found)]
+    found = look_up("problem", name, _KNOWN)
     for field in fields:
-        if field not in known:
-            raise UnknownNameError(f"field of {name}", field, known)
+        look_up(f"field of {name}", field, {} if isinstance(found, Problem) else found.__dataclass_fields__)
     return found if isinstance(found, Problem) else found(**fields)
 
 

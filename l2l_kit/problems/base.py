@@ -1,4 +1,7 @@
-"""What a problem is: a distribution over tasks, sampled as batches of independent functions to minimize."""
+"""What a problem is: a distribution over tasks, sampled as batches of independent functions to minimize.
+
+Below that contract stand its checks: a mistake in a problem of your own is named where it is defined or first used.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,17 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from typing_extensions import override
 
-from l2l_kit.problems.checks import check_method, checked_gradients, checked_start
-from l2l_kit.tensors import Layout, Tensors
+from l2l_kit.tensors import Layout, Tensors, ravel
+
+
+def _check_method(cls: type, method: str, *arguments: str) -> None:
+    """Refuse a class whose method cannot be called with these, in this order, by a TypeError."""
+    try:
+        inspect.signature(getattr(cls, method)).bind("self", *arguments)
+    except TypeError as error:
+        listed = ", ".join(("self", *arguments))
+        raise TypeError(f"{cls.__name__}.{method}: expected a method ({listed}): {error}.") from error
 
 
 class TaskBatch(ABC):
@@ -25,7 +35,7 @@ class TaskBatch(ABC):
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
-        check_method(cls, "losses", "params", "step")
+        _check_method(cls, "losses", "params", "step")
 
     @property
     @abstractmethod
@@ -49,10 +59,11 @@ class TaskBatch(ABC):
     def losses_and_gradients(self, rows: Tensor, layout: Layout, step: int) -> tuple[Tensor, Tensor]:
         """Losses ``(n,)`` and gradients ``(n, coordinates)`` at parameters ``(n, coordinates)``, both detached.
 
-        Tasks are independent, so the gradient of summed losses is every task's own. Raises as `checked_gradients`.
+        Tasks are independent, so the gradient of summed losses is every task's own. A ValueError if `losses` does not
+        give a loss for each task, or one that autograd cannot differentiate.
         """
         parts = self.points_and_losses(rows, layout, step)
-        gradients, losses = zip(*((checked_gradients(self, *part), part[1].detach()) for part in parts), strict=True)
+        gradients, losses = zip(*((_gradients(self, *part), part[1].detach()) for part in parts), strict=True)
         return torch.cat(losses), torch.cat(gradients)
 
     @torch.enable_grad()
@@ -73,7 +84,6 @@ class StoredTasks(TaskBatch):
     initial: Tensors
 
     @property
-    @override
     def initial_params(self) -> Tensors:
         return self.initial
 
@@ -89,7 +99,7 @@ class Problem(ABC):
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
-        check_method(cls, "sample", "num_tasks", "generator", "device")
+        _check_method(cls, "sample", "num_tasks", "generator", "device")
         if "__init__" in vars(cls) and "__dataclass_fields__" not in vars(cls):  # which dataclass(slots=True) has
             raise TypeError(f"{cls.__name__}: expected a frozen dataclass with fields, got a class with an __init__.")
 
@@ -115,28 +125,13 @@ class Problem(ABC):
 
         Args:
             name: all that files record of it, so give a changed problem another one. See `problems.register`.
-            init: draws one task, ``params, data = init(generator)``, each a dict of named tensors: where the
-                optimization begins, and what else the loss depends on, which may be nothing, ``{}``.
+            init: draws one task, ``params, data = init(generator)``: named tensors where the optimization begins, and
+                others on which the loss depends, which may be none.
             loss: of one task, a differentiable scalar tensor, ``loss(params, data)``.
         """
         from l2l_kit.problems.own import FunctionProblem
 
         return FunctionProblem(name, init, loss)
-
-
-def draw(problem: Problem, num_tasks: int, generator: torch.Generator, device: torch.device | None = None) -> TaskBatch:
-    """What a problem samples, or a TypeError or ValueError if it is no problem or gives not what was asked for."""
-    check_problem(problem)
-    tasks, expected = problem.sample(num_tasks, generator, device), f"{type(problem).__name__}.sample: expected"
-    if not isinstance(tasks, TaskBatch):
-        raise TypeError(f"{expected} TaskBatch, got {type(tasks).__name__}.")
-    first = next(iter(checked_start(tasks).values()))
-    if len(first) != num_tasks:
-        raise ValueError(f"{expected} {num_tasks} tasks, got {len(first)}.")
-    asked = device or torch.device("cpu")
-    if first.device.type != asked.type or asked.index not in (None, first.device.index):
-        raise ValueError(f"{expected} tensors on {asked}, got {first.device}. Move them with .to(device).")
-    return tasks
 
 
 def check_problem(problem: object) -> None:
@@ -146,8 +141,8 @@ def check_problem(problem: object) -> None:
     kind = type(problem)
     if not isinstance(getattr(problem, "name", None), str) or not problem.name:
         raise TypeError(f'{kind.__name__}: expected a name that files record, such as name: ClassVar[str] = "mine".')
-    new = [name for name, of in inspect.get_annotations(kind).items() if "ClassVar" not in str(of)]
-    if new and "__dataclass_fields__" not in vars(kind):
+    fields = [name for name, of in inspect.get_annotations(kind).items() if "ClassVar" not in str(of)]
+    if fields and "__dataclass_fields__" not in vars(kind):
         raise TypeError(f"{kind.__name__}: expected a dataclass, since it has fields. Write @dataclass(frozen=True).")
     try:
         json.dumps(problem.config())
@@ -156,3 +151,70 @@ def check_problem(problem: object) -> None:
             f"{kind.__name__}: expected fields that JSON can hold, since checkpoints and cards record them: {error}. "
             "Make tensors and other objects in `sample`."
         ) from error
+
+
+def draw(problem: Problem, num_tasks: int, generator: torch.Generator, device: torch.device | None = None) -> TaskBatch:
+    """What a problem samples, or a TypeError or ValueError if it is no problem or gives not what was asked for."""
+    check_problem(problem)
+    tasks, expected = problem.sample(num_tasks, generator, device), f"{type(problem).__name__}.sample: expected"
+    if not isinstance(tasks, TaskBatch):
+        raise TypeError(f"{expected} TaskBatch, got {type(tasks).__name__}.")
+    first = next(iter(_start(tasks).values()))
+    if len(first) != num_tasks:
+        raise ValueError(f"{expected} {num_tasks} tasks, got {len(first)}.")
+    asked = device or torch.device("cpu")
+    if first.device.type != asked.type or asked.index not in (None, first.device.index):
+        raise ValueError(f"{expected} tensors on {asked}, got {first.device}. Move them with .to(device).")
+    return tasks
+
+
+def first_evaluation(tasks: TaskBatch) -> tuple[Layout, Tensor, Tensor, Tensor]:
+    """Layout, starting points ``(n, coordinates)``, losses ``(n,)`` and gradients there, with which every run begins.
+
+    A ValueError for starting points that are not what they must be, losses that change them in place, and as
+    `TaskBatch.losses_and_gradients`.
+    """
+    start = _start(tasks)
+    layout, rows = Layout.of(start), ravel(start).detach()
+    if not rows.is_meta and not rows.isfinite().all():
+        raise ValueError(f"{_name(tasks)}.initial_params: expected numbers, got NaN or infinity.")
+    before = rows.clone()
+    losses, gradients = tasks.losses_and_gradients(rows, layout, 0)
+    if not rows.is_meta and not torch.equal(before, rows):
+        raise ValueError(f"{_name(tasks)}.losses: expected to leave `params` as they are, but changed them in place.")
+    return layout, rows, losses, gradients
+
+
+def _start(tasks: TaskBatch) -> Tensors:
+    """Starting points, or a ValueError if they are not what `TaskBatch.initial_params` must be."""
+    where, start = f"{_name(tasks)}.initial_params: expected", tasks.initial_params
+    if not isinstance(start, dict) or not start or not all(isinstance(each, Tensor) for each in start.values()):
+        raise ValueError(f"{where} a property that gives a dict of named tensors, got {start!r}.")
+    kinds = {(tensor.dtype, tensor.device, tensor.shape[:1]) for tensor in start.values()}
+    if len(kinds) > 1 or not all(tensor.dim() and tensor.is_floating_point() for tensor in start.values()):
+        found = ", ".join(f"{name!r} {tuple(each.shape)} {each.dtype} {each.device}" for name, each in start.items())
+        raise ValueError(
+            f"{where} tensors of one floating-point type, on one device, with a leading axis of one length that counts "
+            f"the tasks; got {found}."
+        )
+    return start
+
+
+def _gradients(tasks: TaskBatch, point: Tensor, losses: Tensor) -> Tensor:
+    """The gradient of the summed losses at a point, or a ValueError if they are not what `TaskBatch.losses` must be."""
+    where, shape = f"{_name(tasks)}.losses: expected", (len(point),)
+    if (found := tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__) != shape:
+        wanted = f"a tensor of shape {shape}, a loss for each task"
+        raise ValueError(f"{where} {wanted}, got {found}. Sum or average over all other axes.")
+    gradients = torch.autograd.grad(losses.sum(), point, allow_unused=True)[0] if losses.requires_grad else None
+    if gradients is None:
+        raise ValueError(
+            f"{where} losses that autograd can differentiate by the parameters, got some that do not depend on them. "
+            "Compute them from `params` by torch alone: no .detach(), .data, .item() or numpy."
+        )
+    return gradients
+
+
+def _name(tasks: TaskBatch) -> str:
+    """What messages call it: the problem that was made from functions, or its class."""
+    return getattr(tasks, "name", type(tasks).__name__)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from typing_extensions import override
 
 from l2l_kit import data
-from l2l_kit.errors import check_positive
+from l2l_kit.errors import AtLeast, Positive
 from l2l_kit.problems.classifiers import ClassifierProblem, ClassifierTasks
 from l2l_kit.tensors import Tensors
 
 LAYERS, CHANNELS, KERNEL, HIDDEN = 3, 16, 5, 32
 POOLED = 32 // 2**LAYERS  # height and width after the last pooling
-TEST_IMAGES = 1000
-"""How many of the test images a network is tested on: enough for two digits, and every test costs a forward pass."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +23,11 @@ class CIFARTasks(ClassifierTasks):
     """``n`` convolutional networks on images ``(3, 32, 32)``, with parameters for two LSTMs, "conv" and "fc"."""
 
     @property
-    @override
     def images_at_once(self) -> int:
         # On a CPU every network runs alone: its activations, some 30 MB, are far more than fit into a cache as it is.
         # Elsewhere this bounds those of all networks to some 10 GB.
         return 0 if self.images.device.type == "cpu" else 2**15
 
-    @override
     def logits(self, params: Tensors, images: Tensor) -> Tensor:
         """As `ClassifierTasks.logits`; batch normalisation takes its mean and variance from these very images."""
         n = len(images)
@@ -64,9 +60,8 @@ class CIFAR(ClassifierProblem):
 
     What the paper does not say is as in its authors' published code: channels and kernel size, initial weights and
     biases from N(0, 0.01²), pixels from 0 to 1, batch normalisation before *every* ReLU, with an offset and no scale,
-    and which LSTM looks after which parameters: "conv" after the three kernels, "fc" after everything else. (Without
-    the normalisation of the fully connected layer, the gradients of a new network are a tenth as large; see lesson 5.)
-    The biases that the code adds just before a batch normalisation are left out: it subtracts them again.
+    and which LSTM looks after which parameters: "conv" after the three kernels, "fc" after everything else. The biases
+    that the code adds just before a batch normalisation are left out: it subtracts them again.
 
     Args:
         labels: which classes, 0 … 9, two or more; CIFAR-5 and CIFAR-2 of the paper are five and two of them.
@@ -76,25 +71,24 @@ class CIFAR(ClassifierProblem):
             best there is; after construction it says which one that is.
 
     Raises:
-        ValueError: for an unknown word (`UnknownNameError`), or a value that makes no sense.
+        ValueError: for an unknown word (`UnknownNameError`) or a value that makes no sense.
     """
 
     name = "cifar"
     data_set = "cifar10"
+    tested = 1000  # enough for two digits, and every test costs a forward pass
 
     labels: tuple[int, ...] = tuple(range(10))
-    batch_size: int = 128
-    init_scale: float = 0.01
+    batch_size: Annotated[int, AtLeast(2)] = 128
+    init_scale: Positive = 0.01
     split: data.Split = "train"
     source: data.Source = "auto"
 
     def __post_init__(self) -> None:
-        labels = tuple(self.labels) if isinstance(self.labels, tuple | list) else ()
+        super().__post_init__()
+        labels = self.labels if isinstance(self.labels, tuple) else ()
         if len(set(labels) & set(range(10))) < max(2, len(labels)):
             raise ValueError(f"CIFAR: labels must be two or more different ones of 0 to 9, got {self.labels!r}.")
-        check_positive("CIFAR", init_scale=self.init_scale)
-        object.__setattr__(self, "labels", labels)  # from a file it comes as a list
-        self._settle(smallest_batch=2)
 
     @property
     def title(self) -> str:
@@ -103,22 +97,16 @@ class CIFAR(ClassifierProblem):
             return f"CIFAR-{len(self.labels)}"
         return f"{len(self.labels)} classes of {self.images.title}"
 
-    @override
     def sample(self, num_tasks: int, generator: torch.Generator, device: torch.device | None = None) -> CIFARTasks:
         def gaussian(*shape: int) -> Tensor:
-            return (self.init_scale * torch.randn(num_tasks, *shape, generator=generator)).to(device)
+            return self.init_scale * torch.randn(num_tasks, *shape, generator=generator)
 
         initial: Tensors = {}
         for layer in range(LAYERS):
             initial[f"conv.weight{layer}"] = gaussian(CHANNELS, CHANNELS if layer else 3, KERNEL, KERNEL)
-            initial[f"fc.offset{layer}"] = torch.zeros(num_tasks, CHANNELS, device=device)
+            initial[f"fc.offset{layer}"] = torch.zeros(num_tasks, CHANNELS)
         initial["fc.weight0"] = gaussian(CHANNELS * POOLED**2, HIDDEN)
-        initial[f"fc.offset{LAYERS}"] = torch.zeros(num_tasks, HIDDEN, device=device)
+        initial[f"fc.offset{LAYERS}"] = torch.zeros(num_tasks, HIDDEN)
         initial["fc.weight1"] = gaussian(HIDDEN, len(self.labels))
         initial["fc.bias"] = gaussian(len(self.labels))
-        order = int(torch.randint(2**62, (), generator=generator))
-        images, labels, tested, answers = self._images(self.labels, device)
-        some = min(TEST_IMAGES, len(tested))
-        # Spread over all: there are packings of the data in which a class comes after the other.
-        spread = torch.arange(some, device=device) * len(tested) // some
-        return CIFARTasks(initial, images, labels, tested[spread], answers[spread], self.batch_size, order)
+        return CIFARTasks(*self._tasks(initial, generator, device))

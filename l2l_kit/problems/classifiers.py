@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,12 +12,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from torch.nn import functional
-from typing_extensions import override
 
 from l2l_kit import data
+from l2l_kit.errors import check_fields
 from l2l_kit.problems.base import Problem, StoredTasks
-from l2l_kit.problems.checks import check_choice, check_number
-from l2l_kit.randomness import generator
+from l2l_kit.randomness import generator as make_generator
 from l2l_kit.tensors import Layout, Tensors
 
 
@@ -40,14 +40,12 @@ class ClassifierTasks(StoredTasks):
         """How many images networks together look at, at one time, where there are several networks."""
         return 2**14
 
-    @override
     def losses(self, params: Tensors, step: int) -> Tensor:
         """Cross entropy, in nats, averaged over each network's minibatch of that step."""
         minibatches = self._minibatches(len(next(iter(params.values()))), step)
         parts = self._parts(self.batch_size, minibatches, *params.values())
         return torch.cat([self._losses(dict(zip(params, some, strict=True)), batch) for batch, *some in parts])
 
-    @override
     def points_and_losses(self, rows: Tensor, layout: Layout, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         for some, minibatch in self._parts(self.batch_size, rows, self._minibatches(len(rows), step)):
             point = some.detach().requires_grad_()
@@ -66,9 +64,8 @@ class ClassifierTasks(StoredTasks):
 
     def _minibatches(self, num_tasks: int, step: int) -> Tensor:
         """Which images the networks see at a step, ``(n, batch_size)``, drawn with replacement."""
-        draws = generator(self.order, "minibatch", step)
-        chosen = torch.randint(len(self.images), (num_tasks, self.batch_size), generator=draws)
-        return chosen.to(self.images.device)
+        draws, shape = make_generator(self.order, "minibatch", step), (num_tasks, self.batch_size)
+        return torch.randint(len(self.images), shape, generator=draws).to(self.images.device)
 
     def _losses(self, params: Tensors, minibatches: Tensor) -> Tensor:
         return _cross_entropies(self.logits(params, self.images[minibatches]), self.labels[minibatches])
@@ -88,15 +85,17 @@ class ClassifierProblem(Problem):
     """A problem on one of the data sets of `l2l_kit.data`. Subclasses are dataclasses with these fields, and others."""
 
     data_set: ClassVar[str]
+    tested: ClassVar[int] = sys.maxsize  # how many of the test images a network is tested on
+    labels: tuple[int, ...]
     batch_size: int
     split: data.Split
     source: data.Source
 
-    def _settle(self, smallest_batch: int) -> None:
-        """Refuse fields that make no sense, and find out what "auto" means."""
-        check_number(self, "batch_size", int, smallest_batch)
-        check_choice(self, "split", data.Split)
-        check_choice(self, "source", data.Source)
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, list):  # what a file has for a tuple
+                object.__setattr__(self, name, tuple(value))
+        check_fields(self)
         if self.source == "auto":
             object.__setattr__(self, "source", self.images.source)
 
@@ -105,21 +104,31 @@ class ClassifierProblem(Problem):
         """All images, and where they come from; a `DataError` if "full" was asked for and cannot be had."""
         return data.load(self.data_set, self.source)
 
-    def _images(self, labels: tuple[int, ...], device: torch.device | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Images with these labels and their classes, to train on and to test on."""
-        train, test = (_labelled(self.data_set, self.source, split, labels, device) for split in (self.split, "test"))
-        return *train, *test
+    def _tasks(
+        self, initial: Tensors, generator: torch.Generator, device: torch.device | None
+    ) -> tuple[Tensors, Tensor, Tensor, Tensor, Tensor, int, int]:
+        """The fields of `ClassifierTasks`, on a device; `initial` is on the CPU."""
+        initial = {name: tensor.to(device) for name, tensor in initial.items()}
+        order = int(torch.randint(2**62, (), generator=generator))
+        train, test = (
+            _labelled(self.data_set, self.source, split, self.labels, most, device)
+            for split, most in ((self.split, sys.maxsize), ("test", self.tested))
+        )
+        return initial, *train, *test, self.batch_size, order
 
 
 @cache
 def _labelled(
-    data_set: str, source: data.Source, split: data.Split, labels: tuple[int, ...], device: torch.device | None
+    data_set: str, source: data.Source, split: data.Split, labels: tuple[int, ...], most: int, on: torch.device | None
 ) -> tuple[Tensor, Tensor]:
     """Images with these labels, and the place of each one's among them; they stay on the device for all who sample."""
     images, classes = data.load(data_set, source).split(split)
     places = torch.full((10,), -1)
     places[list(labels)] = torch.arange(len(labels))
     classes = places[classes]
-    if len(labels) < 10:
-        images, classes = images[classes >= 0], classes[classes >= 0]
-    return images.to(device), classes.to(device)
+    chosen = (classes >= 0).nonzero()[:, 0]
+    if len(chosen) > most:  # spread over all: there are packings of the data in which a class comes after the other
+        chosen = chosen[torch.arange(most) * len(chosen) // most]
+    if len(chosen) < len(images):
+        images, classes = images[chosen], classes[chosen]
+    return images.to(on), classes.to(on)

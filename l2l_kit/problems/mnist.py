@@ -9,27 +9,21 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from typing_extensions import override
 
 from l2l_kit import data
-from l2l_kit.problems.checks import check_choice
+from l2l_kit.errors import Count
 from l2l_kit.problems.classifiers import ClassifierProblem, ClassifierTasks
 from l2l_kit.tensors import Tensors
-
-Activation = Literal["sigmoid", "relu", "tanh"]
-
-PIXELS, CLASSES = 28 * 28, 10
 
 
 @dataclass(frozen=True)
 class MNISTTasks(ClassifierTasks):
-    """``n`` perceptrons on images ``(784,)``, with ``weight0`` of shape ``(n, 784, hidden)``, ``bias0`` and so on."""
+    """``n`` perceptrons on images ``(28, 28)``, with ``weight0`` of shape ``(n, 784, hidden)``, ``bias0`` and so on."""
 
-    activation: Activation
+    activation: str
 
-    @override
     def logits(self, params: Tensors, images: Tensor) -> Tensor:
-        signal = images.to(params["weight0"].dtype) / 255
+        signal = images.flatten(2).to(params["weight0"].dtype) / 255
         last = len(params) // 2 - 1
         for layer in range(last + 1):
             signal = signal @ params[f"weight{layer}"] + params[f"bias{layer}"][:, None]
@@ -54,34 +48,30 @@ class MNIST(ClassifierProblem):
             "auto" for the best there is; after construction it says which one that is.
 
     Raises:
-        ValueError: for an unknown word (`UnknownNameError`), sizes below 1, or a scale that is not positive.
+        ValueError: for an unknown word (`UnknownNameError`) or a number that makes no sense.
     """
 
     name = "mnist"
     data_set = "mnist"
+    labels = tuple(range(10))
 
     hidden: tuple[int, ...] = (20,)
-    activation: Activation = "sigmoid"
-    batch_size: int = 128
+    activation: Literal["sigmoid", "relu", "tanh"] = "sigmoid"
+    batch_size: Count = 128
     init_scale: float | tuple[float, float] = 0.1
     split: data.Split = "train"
     source: data.Source = "auto"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.hidden, tuple | list) or not all(isinstance(u, int) and u > 0 for u in self.hidden):
+        super().__post_init__()
+        if not isinstance(self.hidden, tuple) or not all(isinstance(units, int) and units > 0 for units in self.hidden):
             raise ValueError(f"MNIST: hidden must be the units of each layer, such as (20,), got {self.hidden!r}.")
-        for name in ("hidden", "init_scale"):  # from a file they come as lists
-            if isinstance(value := getattr(self, name), list):
-                object.__setattr__(self, name, tuple(value))
         scales = self.init_scale if isinstance(self.init_scale, tuple) else (self.init_scale,) * 2
-        numbers = all(isinstance(scale, int | float) for scale in scales)
-        if not numbers or len(scales) != 2 or not 0 < scales[0] <= scales[1] < math.inf:
+        numbers = len(scales) == 2 and all(isinstance(scale, int | float) for scale in scales)
+        if not numbers or not 0 < scales[0] <= scales[1] < math.inf:
             wanted = "a positive number, or two with low <= high"
             raise ValueError(f"MNIST: init_scale must be {wanted}, got {self.init_scale!r}.")
-        check_choice(self, "activation", Activation)
-        self._settle(smallest_batch=1)
 
-    @override
     def sample(self, num_tasks: int, generator: torch.Generator, device: torch.device | None = None) -> MNISTTasks:
         if isinstance(self.init_scale, tuple):
             low, high = self.init_scale
@@ -90,14 +80,10 @@ class MNIST(ClassifierProblem):
             scales = torch.full((num_tasks,), self.init_scale)
 
         def gaussian(*shape: int) -> Tensor:
-            numbers = torch.randn(num_tasks, *shape, generator=generator)
-            return (scales.view(-1, *(1 for _ in shape)) * numbers).to(device)
+            return scales.view(-1, *(1 for _ in shape)) * torch.randn(num_tasks, *shape, generator=generator)
 
         initial: Tensors = {}
-        for layer, (inputs, outputs) in enumerate(pairwise((PIXELS, *self.hidden, CLASSES))):
+        for layer, (inputs, outputs) in enumerate(pairwise((28 * 28, *self.hidden, len(self.labels)))):
             initial[f"weight{layer}"] = gaussian(inputs, outputs)
             initial[f"bias{layer}"] = gaussian(outputs)
-        order = int(torch.randint(2**62, (), generator=generator))
-        images, labels, tested, answers = self._images(tuple(range(CLASSES)), device)
-        some = images.flatten(1), labels, tested.flatten(1), answers
-        return MNISTTasks(initial, *some, self.batch_size, order, self.activation)
+        return MNISTTasks(*self._tasks(initial, generator, device), self.activation)

@@ -6,20 +6,18 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
-from typing_extensions import override
 
 from l2l_kit import data
+from l2l_kit.data.features import SMALL, VGG16, FeatureNetwork
+from l2l_kit.errors import AtLeast, NotNegative, check_fields
 from l2l_kit.problems.base import Problem, StoredTasks
-from l2l_kit.problems.checks import check_choice, check_number
-from l2l_kit.problems.features import SMALL, VGG16, FeatureNetwork, gram
 from l2l_kit.tensors import Layout, Tensors
 
 Network = Literal["auto", "vgg16", "small"]
-Part = Literal["train", "validation", "test"]
 
 _WEIGHTS: dict[str, data.Source] = {"vgg16": "full", "small": "embedded"}
 _TRAINING_STYLES = "starry_night_vangogh1889", "swirls"
@@ -31,8 +29,6 @@ MEAN = (123.68, 116.779, 103.939)
 """ImageNet's mean red, green and blue, as VGG was trained with."""
 PIXEL_SCALE = 57.6
 """The standard deviation of ImageNet's bytes: pixels are counted in these, so that photographs are of scale 1."""
-REFERENCE_SIZE = 64
-"""Pixels a side of the pictures whose loss is a mean over the places; see `NeuralArt`."""
 _AT_ONCE = 4 * 64 * 64
 """Pixels whose features are computed at a time; more are not faster on a CPU, and take 1.5 kB of memory each."""
 
@@ -47,18 +43,15 @@ class NeuralArtTasks(StoredTasks):
     network: FeatureNetwork
     weights: tuple[float, float, float]  # of the content, style and total-variation terms
 
-    @override
     def losses(self, params: Tensors, step: int) -> Tensor:
         terms = torch.stack(list(self.terms(params["pixels"]).values()))
-        area = (params["pixels"].shape[-1] / REFERENCE_SIZE) ** 2
+        area = (params["pixels"].shape[-1] / 64) ** 2
         return area * (terms * terms.new_tensor(self.weights)[:, None]).sum(dim=0)
 
-    @override
     def select(self, index: int) -> NeuralArtTasks:
         chosen = slice(index, index + 1)
         return replace(self, initial={"pixels": self.initial["pixels"][chosen]}, content=self.content[chosen])
 
-    @override
     def points_and_losses(self, rows: Tensor, layout: Layout, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         parts = _parts(len(rows), self.initial["pixels"].shape[-1])
         for part, content in zip(rows.chunk(parts), self.content.chunk(parts), strict=True):
@@ -82,6 +75,12 @@ def _parts(pictures: int, size: int) -> int:
     return math.ceil(pictures * size**2 / _AT_ONCE)
 
 
+def gram(features: Tensor) -> Tensor:
+    """How channels go together, averaged over places: ``(n, channels, channels)`` from ``(n, channels, h, w)``."""
+    rows = features.flatten(2)
+    return rows @ rows.transpose(1, 2) / rows.shape[2]
+
+
 def _relative(found: Tensor, wanted: Tensor) -> Tensor:
     """Squared distance, in units of what it would be if nothing had been found, shape ``(n,)``."""
     nothing = wanted.square().flatten(1).sum(dim=1)
@@ -100,46 +99,40 @@ class NeuralArt(Problem):
         S = ‖G − G*‖² / ‖G*‖², averaged over conv1_1, conv2_1, conv3_1 and conv4_1;
         V = mean squared difference of pixels side by side, plus that of pixels one above the other.
 
-    C and S are 1 where nothing is right, whatever network, layer, style or size. (Gatys et al. use constants instead,
-    and compare contents in conv4_2, which has too few places at 64 pixels.) V is that of Johnson et al. (2016), squared
-    and per pixel. All three are means over places, so the factor (size / 64)² makes a pixel's gradient, all that a
-    coordinatewise optimizer sees, as large at any size.
+    C and S are 1 where nothing is right. (Gatys et al. use constants instead, and compare contents in conv4_2, which
+    has too few places at 64 pixels.) V is that of Johnson et al. (2016), squared and per pixel. All three are means
+    over places, so the factor (size / 64)² keeps the gradient of a pixel as large at any size.
 
     Args:
-        style: name of a style, see `data.style_names`, or a file's path; "auto" for a night of stars by van Gogh where
-            it is there, else for the kit's own swirls.
+        style: name of a style, see `data.style_names`, or a file's path; "auto" for van Gogh's Starry Night where it
+            is there, else for the kit's own swirls.
         size: pixels a side; the paper trains on 64 and tests on 128, too.
         network: whose features: "vgg16", "small" for the kit's own, "auto" for the best there is.
         split: which photographs, "train", "validation" or "test".
         source: of the photographs, "full" for 1,920 of them, "embedded" for what stands in for them, "auto" for the
             best there is. After construction `style`, `network` and `source` say what "auto" found.
         content_weight, style_weight, tv_weight: the paper does not give its own. These are for VGG-16; the kit's own
-            network, which minds noise less, paints better with 0.5, 1 and 0.5.
-        init_scale: standard deviation of the noise that a picture starts from, where photographs have 1; the paper
-            does not say where it starts, Gatys et al. do from white noise.
+            network paints better with 0.5, 1 and 0.5.
+        init_scale: standard deviation of the noise that a picture starts from, where photographs have 1.
 
     Raises:
-        ValueError: for an unknown word (`UnknownNameError`), a size below 16, or a negative weight or scale.
+        ValueError: for an unknown word (`UnknownNameError`) or a number that makes no sense.
     """
 
     name = "neural_art"
 
     style: str = "auto"
-    size: int = 64
+    size: Annotated[int, AtLeast(16)] = 64
     network: Network = "auto"
-    split: Part = "train"
+    split: Literal["train", "validation", "test"] = "train"
     source: data.Source = "auto"
-    content_weight: float = 1.0
-    style_weight: float = 1.0
-    tv_weight: float = 0.1
-    init_scale: float = 0.1
+    content_weight: NotNegative = 1.0
+    style_weight: NotNegative = 1.0
+    tv_weight: NotNegative = 0.1
+    init_scale: NotNegative = 0.1
 
     def __post_init__(self) -> None:
-        check_number(self, "size", int, 16)
-        for name in ("content_weight", "style_weight", "tv_weight", "init_scale"):
-            check_number(self, name, float, 0)
-        for name, known in (("network", Network), ("split", Part), ("source", data.Source)):
-            check_choice(self, name, known)
+        check_fields(self)
         if self.network == "auto":
             found = data.feature_weights().source
             object.__setattr__(self, "network", "vgg16" if found == "full" else "small")
@@ -159,11 +152,9 @@ class NeuralArt(Problem):
         """Of the network, and where they come from."""
         return data.feature_weights(_WEIGHTS[self.network])
 
-    @override
     def validation_problem(self) -> NeuralArt:
         return replace(self, split="validation") if self.split == "train" else self
 
-    @override
     def sample(self, num_tasks: int, generator: torch.Generator, device: torch.device | None = None) -> NeuralArtTasks:
         """Draw contents, none twice before each was drawn once, and the noise to start from."""
         pictures: Tensor = getattr(self.photographs, self.split)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, replace_all_batch_norm_modules_, stack_module_state, vmap
-from typing_extensions import override
 
 from l2l_kit.problems.base import Problem, StoredTasks
 from l2l_kit.randomness import generator as make_generator
@@ -27,7 +26,6 @@ class FunctionTasks(StoredTasks):
     batches: Batches | None = None
     seeds: tuple[int, ...] = ()
 
-    @override
     def losses(self, params: Tensors, step: int) -> Tensor:
         minibatch: list[Tensor] = []
         if self.batches is not None:
@@ -44,7 +42,6 @@ class FunctionTasks(StoredTasks):
                 "losses. Set dropout to 0, or draw from the generator that is given to your functions."
             ) from error
 
-    @override
     def select(self, index: int) -> FunctionTasks:
         chosen = slice(index, index + 1)
         initial, data = ({name: each[chosen] for name, each in part.items()} for part in (self.initial, self.data))
@@ -57,7 +54,6 @@ class _Named(Problem):
 
     name: str  # type: ignore[misc]  # of each problem, and not of the class
 
-    @override
     def config(self) -> dict[str, object]:
         return {"name": self.name}
 
@@ -69,14 +65,11 @@ class FunctionProblem(_Named):
     init: Callable[[torch.Generator], tuple[Tensors, Tensors]]
     loss: Callable[[Tensors, Tensors], Tensor]
 
-    @override
     def sample(self, num_tasks: int, generator: torch.Generator, device: torch.device | None = None) -> FunctionTasks:
         drawn = [self.init(generator) for _ in range(num_tasks)]
         for task in drawn:
             if not isinstance(task, tuple) or [*map(type, task)] != [dict, dict]:
-                raise TypeError(
-                    f"{self.name}: expected init to give two dicts of tensors, params and data, got {task!r}."
-                )
+                raise TypeError(f"{self.name}: expected init to give two dicts, params and data, got {task!r}.")
         params, data = (
             {name: torch.stack([task[name] for task in tasks]).to(device) for name in tasks[0]}
             for tasks in zip(*drawn, strict=True)
@@ -88,9 +81,9 @@ class FunctionProblem(_Named):
 class ModuleProblem(_Named):
     """A network of one's own on minibatches: any `nn.Module`, from fresh weights for each task.
 
-    A parameter's name decides which of several LSTMs looks after it, by the part before its first dot: what belongs to
-    ``self.conv`` is of the kind "conv". Frozen parameters and buffers stay as they are. Batch normalisation normalises
-    by the minibatch at hand and keeps no running statistics. Modules that draw at random, such as dropout, are refused.
+    A parameter of ``self.conv`` is of the kind "conv", for rules with an LSTM for each kind. Frozen parameters and
+    buffers stay as they are. Batch normalisation normalises by the minibatch at hand and keeps no running statistics.
+    Modules that draw at random, such as dropout, are refused.
 
     Args:
         name: as in `Problem.from_functions`.
@@ -105,7 +98,6 @@ class ModuleProblem(_Named):
     batches: Batches
     loss: Callable[[Tensor, Tensor], Tensor]
 
-    @override
     def sample(self, num_tasks: int, generator: torch.Generator, device: torch.device | None = None) -> FunctionTasks:
         seeds = tuple(torch.randint(2**62, (num_tasks,), generator=generator).tolist())
         models = []

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
-from typing_extensions import override
 
+from l2l_kit.errors import AtLeast, Count, check_fields
 from l2l_kit.problems.base import Problem, TaskBatch
-from l2l_kit.problems.checks import check_number
 from l2l_kit.tensors import Tensors
 
 
@@ -22,16 +22,13 @@ class QuadraticTasks(TaskBatch):
     theta: Tensor  # starting points, (n, dim)
 
     @property
-    @override
     def initial_params(self) -> Tensors:
         return {"theta": self.theta}
 
-    @override
     def losses(self, params: Tensors, step: int = 0) -> Tensor:
         residual = torch.baddbmm(-self.y[:, :, None], self.W, params["theta"][:, :, None])
         return residual.square().sum(dim=(1, 2))
 
-    @override
     def select(self, index: int) -> QuadraticTasks:
         return QuadraticTasks(*(tensor[index : index + 1] for tensor in (self.W, self.y, self.theta)))
 
@@ -45,12 +42,11 @@ class Quadratics(Problem):
 
     name = "quadratics"
 
-    dim: int = 10
+    dim: Count = 10
 
     def __post_init__(self) -> None:
-        check_number(self, "dim", int, 1)
+        check_fields(self)
 
-    @override
     def sample(self, num_tasks: int, generator: torch.Generator, device: torch.device | None = None) -> QuadraticTasks:
         shapes = (num_tasks, self.dim, self.dim), (num_tasks, self.dim), (num_tasks, self.dim)
         return QuadraticTasks(*(torch.randn(shape, generator=generator).to(device) for shape in shapes))
@@ -60,19 +56,13 @@ class Quadratics(Problem):
 class ConditionedQuadratics(Quadratics):
     """`Quadratics` whose Hessians 2 WᵀW all have one condition number, the ratio of largest to smallest curvature.
 
-    The singular vectors of W, y and θ₀ are those that `Quadratics` draws, and the mean curvature is what it is there on
-    average; so that two problems of this kind differ by the condition number alone.
+    The singular vectors of W, y and θ₀ are those that `Quadratics` draws, and the mean curvature is its average there.
     """
 
     name = "conditioned-quadratics"
 
-    condition: float = 100.0
+    condition: Annotated[float, AtLeast(1)] = 100.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number(self, "condition", float, 1)
-
-    @override
     def sample(self, num_tasks: int, generator: torch.Generator, device: torch.device | None = None) -> QuadraticTasks:
         drawn = super().sample(num_tasks, generator)
         left, _, right = torch.linalg.svd(drawn.W)

@@ -1,7 +1,7 @@
 """The meta-gradient: truncated backpropagation through time, one window of the trajectory after the other.
 
-A rule is trained on L(φ) = E[Σ_t f(θ(t))], with all weights w(t) = 1 (equation 3). A trajectory is cut into windows of
-`unroll` steps. θ and the LSTM's state are carried over from window to window; gradients are not.
+A rule is trained on L(φ) = E[Σ_t f(θ(t))], with all weights w(t) = 1 (equation 3). A trajectory is cut into windows.
+θ and the LSTM's state are carried over from window to window; gradients are not.
 
 First order. The paper drops the gradients along the dashed edges of figure 2: ∇f(θ(t)) counts as independent of φ.
 Then θ depends on φ only through the sum of the updates g, and the meta-gradient of a window is
@@ -9,9 +9,7 @@ Then θ depends on φ only through the sum of the updates g, and the meta-gradie
     dL/dφ = Σ_t G(t) · ∂g(t)/∂φ,    G(t) = Σ_{s>t} ∇f(θ(s)).
 
 Each ∇f(θ(s)) is known already, as the rule's next input. So `FirstOrderEstimator` needs no graph through the task: it
-runs forward, forms G by a reversed cumulative sum and backpropagates through the LSTM alone (optimizers/tape.py). The
-sum over t is also one over coordinates, which share φ, so a sample of them gives an unbiased estimate: a thousand of
-the 15,680 first-layer weights of an MNIST network are enough, and make an episode twice as fast.
+runs forward, forms G by a reversed cumulative sum and backpropagates through the LSTM alone (optimizers/tape.py).
 
 Second order. With the dashed edges, G(t), the gradient with respect to θ(t+1), has a second term: a change of θ(s)
 changes the gradient there and all later updates with it. Backward through the window,
@@ -19,9 +17,7 @@ changes the gradient there and all later updates with it. Backward through the w
     G(s-1) = G(s) + ∇f(θ(s)) + H(θ(s)) d(s),    d(s) = dL/d∇f(θ(s)),
 
 where backpropagation through the LSTM gives d(s). `SecondOrderEstimator` computes one Hessian-vector product per step
-and keeps no graph for longer than that.
-
-`AutogradEstimator` gives either by ordinary autograd.
+and keeps no graph for longer than that. `AutogradEstimator` gives either order by ordinary autograd.
 """
 
 from __future__ import annotations
@@ -35,18 +31,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from typing_extensions import override
 
 from l2l_kit.errors import MetaTrainingDivergedError
 from l2l_kit.optimizers import UpdateRule
 from l2l_kit.optimizers.base import Memory, Part, map_state
 from l2l_kit.optimizers.tape import AutogradTape, LSTMTape, bytes_per_step
 from l2l_kit.problems import TaskBatch
-from l2l_kit.problems.checks import first_evaluation
+from l2l_kit.problems.base import first_evaluation
 from l2l_kit.tensors import Layout, Tensors, ravel
 from l2l_kit.training.rollout import Point, trajectory
 
-Tape = LSTMTape | AutogradTape
 TAPE_BYTES = 400 * 2**20
 """Memory for the recorded activations of a window; longer or wider windows are replayed in parts."""
 
@@ -66,11 +60,7 @@ class GradientEstimator(ABC):
 
     @abstractmethod
     def reset(self, tasks: TaskBatch, draws: torch.Generator | None = None) -> None:
-        """Go to the initial parameters of these tasks, with the rule's initial state.
-
-        `draws` is a CPU generator for the estimator's own draws, None for torch's own. Raises as `first_evaluation` and
-        `unroll`.
-        """
+        """Go to the start of these tasks; `draws` are for the estimator's own draws. Raises as `first_evaluation`."""
 
     @abstractmethod
     def unroll(self, steps: int) -> UnrollResult:
@@ -91,7 +81,6 @@ class _TapeEstimator(GradientEstimator):
         self._tape_bytes = tape_bytes
         self._lstm_tape = cache(LSTMTape)  # one of each size for all windows, because they are slow to allocate
 
-    @override
     def reset(self, tasks: TaskBatch, draws: torch.Generator | None = None) -> None:
         self._tasks, self._draws, self._step = tasks, draws, 0
         self._dtype = next(self.rule.parameters()).dtype  # that of the tasks may differ
@@ -110,14 +99,14 @@ class _TapeEstimator(GradientEstimator):
         updates = torch.empty_like(rows)
         for index, (part, tape) in enumerate(zip(self._parts, self._tapes, strict=True)):
             seen = rows[:, part.columns].to(self._dtype)
-            if tape is None:
-                update, self._states[index] = part.network.step(seen, self._states[index])
-            else:
+            if tape is not None:
                 update = tape.step(seen)
+            else:
+                update, self._states[index] = part.network.step(seen, self._states[index])
             updates[:, part.columns] = update.to(rows.dtype)
         return self._layout.unravel(updates), None
 
-    def _window(self, steps: int, tapes: Sequence[Tape | None]) -> tuple[list[Point], Tensor]:
+    def _window(self, steps: int, tapes: Sequence[LSTMTape | AutogradTape | None]) -> tuple[list[Point], Tensor]:
         """Go through a window; returns its points, from where it begins, and the losses after each update."""
         self._tapes = tapes
         points = [self._point, *islice(self._trajectory, steps)]
@@ -128,28 +117,28 @@ class _TapeEstimator(GradientEstimator):
         return points, losses
 
     def _room(self, part: Part, steps: int) -> int:
-        """How many coordinates a tape of so many steps has room for."""
-        return self._tape_bytes // len(self._parts) // (steps * bytes_per_step(part.network))
+        """How many coordinates an `LSTMTape` of so many steps has room for; none, if the rule is not coordinatewise."""
+        tape_bytes = self._tape_bytes // len(self._parts)
+        return tape_bytes // (steps * bytes_per_step(part.network)) if part.network.coordinatewise else 0
 
-    def _tape(self, part: Part, state: Memory, steps: int) -> Tape:
+    def _tape(self, part: Part, state: Memory, steps: int) -> LSTMTape | AutogradTape:
         """A tape of all coordinates that a network moves."""
-        coordinates = state[0].shape[-2:].numel()
-        if part.network.coordinatewise and coordinates <= self._room(part, steps):
-            tape = self._lstm_tape(part.network, coordinates, steps)
-            tape.start(state)
-            return tape
-        return AutogradTape(part.network, state, self._tape_bytes // len(self._parts))
+        if (coordinates := state[0].shape[-2:].numel()) > self._room(part, steps):
+            return AutogradTape(part.network, state, self._tape_bytes // len(self._parts))
+        tape = self._lstm_tape(part.network, coordinates, steps)
+        tape.start(state)
+        return tape
 
 
 class FirstOrderEstimator(_TapeEstimator):
     """Without the dashed edges of figure 2, as in the paper. It needs only the gradients of the tasks.
 
-    If recorded activations do not fit into `tape_bytes`, coordinates are replayed after the window, in chunks. A
-    `sample` is the number of coordinates from which the meta-gradient is estimated, of each parameter tensor with more.
-    They are drawn anew for each window and weighted so that the estimate is unbiased. None for all, which is exact.
+    If recorded activations do not fit into `tape_bytes`, coordinates are replayed after the window, in chunks.
 
-    Raises:
-        ValueError: for a sample if the rule is not coordinatewise.
+    The meta-gradient is a sum over coordinates, which share φ, so a `sample` of them gives an unbiased estimate: so
+    many of each parameter tensor with more, drawn anew for each window. A thousand of the 15,680 first-layer weights of
+    an MNIST network make an episode twice as fast. None for all coordinates; a ValueError for a sample if the rule is
+    not coordinatewise.
     """
 
     def __init__(self, rule: UpdateRule, tape_bytes: int = TAPE_BYTES, *, sample: int | None = None) -> None:
@@ -158,11 +147,9 @@ class FirstOrderEstimator(_TapeEstimator):
             raise ValueError("coordinates that depend on each other can only be replayed together; leave sample None.")
         self._sample = sys.maxsize if sample is None else sample
 
-    @override
     def unroll(self, steps: int) -> UnrollResult:
-        states = self._states.copy()
-        parts = list(zip(self._parts, states, strict=True))
-        tapes = [self._tape(*each, steps) if self._is_recorded(each[0], steps) else None for each in parts]
+        parts = list(zip(self._parts, self._states, strict=True))
+        tapes = [None if self._is_replayed(part, steps) else self._tape(part, state, steps) for part, state in parts]
         points, losses = self._window(steps, tapes)
         gradients = torch.stack([point.gradients for point in points]).to(self._dtype)
         upstream = gradients[1:].flip(0).cumsum(0).flip(0).div_(losses.shape[1])  # G
@@ -173,21 +160,16 @@ class FirstOrderEstimator(_TapeEstimator):
             meta_gradient |= {part.prefix + name: gradient for name, gradient in found.items()}
         return UnrollResult(losses, meta_gradient)
 
-    def _is_recorded(self, part: Part, steps: int) -> bool:
-        """Whether a tape records all of a part's coordinates during the forward pass."""
-        if not part.network.coordinatewise:  # an autograd tape needs no more of it than its `forward`
-            return True
+    def _is_replayed(self, part: Part, steps: int) -> bool:
+        """Whether a part is replayed after the window, since a tape has no room for it, or for a sample of it."""
         fits = len(self._point.losses) * sum(part.sizes) <= self._room(part, steps)
-        return fits and not self._is_sampled(part)
-
-    def _is_sampled(self, part: Part) -> bool:
-        return max(part.sizes) > self._sample
+        return part.network.coordinatewise and (not fits or max(part.sizes) > self._sample)
 
     def _replayed(self, part: Part, state: Memory, seen: Tensor, upstream: Tensor) -> Tensors:
         """The meta-gradient of a part that was not recorded: chunk by chunk, since coordinates are independent."""
         seen, upstream = seen.flatten(1), upstream.flatten(1)
         state = map_state(state, lambda values: values.flatten(-2))
-        if self._is_sampled(part):
+        if max(part.sizes) > self._sample:
             chosen, weights = self._sampled_coordinates(part.sizes)
             seen, upstream = seen[:, chosen], upstream[:, chosen] * weights
             state = map_state(state, lambda values: values[..., chosen])
@@ -222,7 +204,6 @@ class SecondOrderEstimator(_TapeEstimator):
     If recorded activations do not fit into `tape_bytes`, steps are taken again on the way back.
     """
 
-    @override
     def unroll(self, steps: int) -> UnrollResult:
         first, dtype = self._step, self._dtype
         tapes = [self._tape(*each, steps) for each in zip(self._parts, self._states, strict=True)]
@@ -247,31 +228,28 @@ class SecondOrderEstimator(_TapeEstimator):
 class AutogradEstimator(GradientEstimator):
     """By autograd through rule and task: the readable reference.
 
-    `second_order` keeps the dashed edges of figure 2: it backpropagates through ∇f(θ(t)) as well, so the tasks' losses
-    must then be twice differentiable by autograd.
+    `second_order` keeps the dashed edges of figure 2: it backpropagates through ∇f(θ(t)) as well.
     """
 
     def __init__(self, rule: UpdateRule, *, second_order: bool) -> None:
         super().__init__(rule)
         self._second_order = second_order
 
-    @override
     def reset(self, tasks: TaskBatch, draws: torch.Generator | None = None) -> None:
         self._tasks, self._step = tasks, 0
         self._layout, self._params, losses, _ = first_evaluation(tasks)
         self._check(losses[None], 0)
         self._states = self.rule.init(tasks.initial_params)
 
-    @override
     def unroll(self, steps: int) -> UnrollResult:
         dtype = next(self.rule.parameters()).dtype  # that of the tasks may differ
-        params, states, losses = self._params.detach().requires_grad_(), self._states, []
+        params, losses = self._params.detach().requires_grad_(), []
         loss = self._tasks.losses(self._layout.unravel(params), self._step)
         for _ in range(steps):
             (gradients,) = torch.autograd.grad(loss.sum(), params, create_graph=self._second_order, retain_graph=True)
             updates = torch.zeros_like(params)
             for index, part in enumerate(self.rule.parts(self._layout)):
-                update, states[index] = part.network(gradients[:, part.columns].to(dtype), states[index])
+                update, self._states[index] = part.network(gradients[:, part.columns].to(dtype), self._states[index])
                 updates[:, part.columns] = update.to(params.dtype)
             params = params + updates
             self._step += 1
@@ -282,5 +260,5 @@ class AutogradEstimator(GradientEstimator):
         names, weights = zip(*self.rule.named_parameters(), strict=True)
         meta_gradient = torch.autograd.grad(stacked.mean(dim=1).sum(), weights)
         self._params = params.detach()
-        self._states = [map_state(state, Tensor.detach) for state in states]
+        self._states = [map_state(state, Tensor.detach) for state in self._states]
         return UnrollResult(stacked.detach(), dict(zip(names, meta_gradient, strict=True)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -15,17 +16,17 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from l2l_kit.errors import MetaTrainingDivergedError, WeightsFileError, check_counts, check_positive
+from l2l_kit.errors import Count, MetaTrainingDivergedError, Positive, WeightsFileError, check_fields
 from l2l_kit.extras import needs
 from l2l_kit.optimizers import UpdateRule
 from l2l_kit.paths import user_path
 from l2l_kit.problems import Problem, TaskBatch, with_current_names
 from l2l_kit.problems.base import check_problem, draw
+from l2l_kit.processes import all_reduce_mean, rank_and_world_size
 from l2l_kit.randomness import generator
 from l2l_kit.storage import check_finite, load_weights, read_tensors, write_tensors
 from l2l_kit.tensors import Device, Tensors, pick_device
 from l2l_kit.training.meta_gradient import FirstOrderEstimator, SecondOrderEstimator
-from l2l_kit.training.processes import all_reduce_mean, rank_and_world_size
 from l2l_kit.training.rollout import rollout
 
 if TYPE_CHECKING:
@@ -40,56 +41,47 @@ class MetaTraining:
 
     Args:
         horizon: steps for which the tasks are run, T in equation 3.
-        unroll: steps of each window of truncated backpropagation; one meta-update follows each window. If the horizon
-            is not a multiple of it, the last window is shorter.
+        unroll: steps of each window of truncated backpropagation, of which the last one may be shorter; one meta-update
+            follows each window.
         epochs: number of validations; the weights with the best final validation loss are kept.
         episodes_per_epoch: batches of tasks between two validations.
         batch_size: tasks per batch; the meta-gradient is their mean.
         meta_lr: learning rate of Adam, the meta-optimizer.
         schedule: of the learning rate: "constant", or "cosine", annealed to a hundredth of it over the run.
-        clip_norm: upper bound on the norm of the meta-gradient, so that the steep first window of an episode does not
-            dominate the later ones; None for no clipping.
+        clip_norm: upper bound on the norm of the meta-gradient, lest the steep first window dominate; None for none.
         validation_tasks: number of tasks that every validation uses; none of them is trained on.
         second_derivatives: keep the gradients along the dashed edges of figure 2.
         sample: as in `FirstOrderEstimator`.
-        shards: number of parts of equal size into which a batch is cut, each drawn on its own. Several processes share
-            them, and the result does not depend on how many, except for rounding. None for a batch drawn as a whole.
+        shards: number of parts of equal size into which a batch is cut, each drawn on its own, for several processes to
+            share: how many does not matter but for rounding. None for a batch drawn as a whole.
         seed: seed of all draws.
 
     Raises:
         ValueError: for a setting that makes no sense, such as an unroll longer than the horizon.
     """
 
-    horizon: int = 100
-    unroll: int = 20
-    epochs: int = 50
-    episodes_per_epoch: int = 20
-    batch_size: int = 128
-    meta_lr: float = 0.003
+    horizon: Count = 100
+    unroll: Count = 20
+    epochs: Count = 50
+    episodes_per_epoch: Count = 20
+    batch_size: Count = 128
+    meta_lr: Positive = 0.003
     schedule: Literal["constant", "cosine"] = "cosine"
-    clip_norm: float | None = 1.0
-    validation_tasks: int = 256
+    clip_norm: Positive | None = 1.0
+    validation_tasks: Count = 256
     second_derivatives: bool = False
-    sample: int | None = None
-    shards: int | None = None
+    sample: Count | None = None
+    shards: Count | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = ["horizon", "unroll", "epochs", "episodes_per_epoch", "batch_size", "validation_tasks"]
-        counts += [name for name in ("sample", "shards") if getattr(self, name) is not None]
-        check_counts("meta-training", **{name: getattr(self, name) for name in counts})
-        check_positive("meta-training", meta_lr=self.meta_lr, clip_norm=1 if self.clip_norm is None else self.clip_norm)
-        wrong = None
+        check_fields(self, "meta-training")
         if self.sample is not None and self.second_derivatives:
-            wrong = "with second_derivatives all coordinates are needed; leave sample None"
+            raise ValueError("meta-training: with second_derivatives all coordinates are needed; leave sample None.")
         if self.batch_size % (self.shards or 1):
-            wrong = f"batch_size {self.batch_size} cannot be cut into {self.shards} shards of equal size"
+            raise ValueError(f"meta-training: batch_size {self.batch_size} cannot be cut into {self.shards} shards.")
         if self.unroll > self.horizon:
-            wrong = f"unroll {self.unroll} is longer than the horizon {self.horizon}"
-        if self.schedule not in ("constant", "cosine"):
-            wrong = f'schedule must be "constant" or "cosine", got {self.schedule!r}'
-        if wrong is not None:
-            raise ValueError(f"meta-training: {wrong}.")
+            raise ValueError(f"meta-training: unroll {self.unroll} is longer than the horizon {self.horizon}.")
 
     @property
     def episodes(self) -> int:
@@ -130,8 +122,7 @@ class History:
     @property
     def best(self) -> EpochRecord:
         """The record of the epoch whose weights are kept."""
-        losses = [math.inf if math.isnan(record.validation_loss) else record.validation_loss for record in self.records]
-        return self.records[losses.index(min(losses))]
+        return min(self.records, key=lambda record: (math.isnan(record.validation_loss), record.validation_loss))
 
     def about(self) -> dict[str, object]:
         """A summary of the run for the rule's card."""
@@ -172,25 +163,20 @@ def validation_batch(problem: Problem, settings: MetaTraining, device: torch.dev
 
 
 class MetaTrainer:
-    """Meta-trains a rule in a loop of your own: iterate over `run` (`meta_train` is such a loop with a progress bar).
+    """Meta-trains a rule in place, in a loop of your own: iterate over `run`. `meta_train` is such a loop.
 
     To cancel, stop iterating and close the generator. However the run ends, the rule then holds the weights with the
-    best validation loss, and `history` records the run.
-
-    Where torchrun started several processes (see `process_group`), each runs its share of the shards. All of them take
-    the same meta-updates and validate, and the first one saves.
+    best validation loss, and `history` records the run. Where torchrun started several processes (see `process_group`),
+    each runs its share of the shards; all take the same meta-updates and validate, and the first one saves.
 
     Args:
-        rule, problem: what is trained, in place, and on what.
         settings: None for the defaults of `MetaTraining`.
         checkpoint: file in which the run is saved after each epoch. If it exists, the run continues from it, bit for
             bit as if it had never stopped.
         device: None for the best there is.
 
     Raises:
-        TypeError: if `problem` is no problem.
-        ValueError: if the processes cannot share the shards, or the checkpoint cannot be read or is another run's
-            (`WeightsFileError`).
+        ValueError: if the processes cannot share the shards, or for the checkpoint of another run (`WeightsFileError`).
     """
 
     def __init__(
@@ -208,12 +194,10 @@ class MetaTrainer:
         self.history = History(problem.config(), self.settings, str(self.device), [])
         self._rank, self._processes = rank_and_world_size()
         if (self.settings.shards or 1) % self._processes:
-            raise ValueError(
-                f"meta-training on {self._processes} processes needs shards that they can share: set shards to a "
-                f"multiple of {self._processes}, got {self.settings.shards!r}."
-            )
+            number = f"{self._processes} processes needs shards that they can share, a multiple of {self._processes}"
+            raise ValueError(f"meta-training on {number}, got {self.settings.shards!r}.")
         self._meta_optimizer = torch.optim.Adam(rule.parameters(), lr=self.settings.meta_lr)
-        self._best = self._weights()
+        self._best = copy.deepcopy(rule.state_dict())
         self._started = time.monotonic()
         self._checkpoint = None if checkpoint is None else user_path(checkpoint)
         if self._checkpoint is not None and self._checkpoint.exists():
@@ -257,8 +241,7 @@ class MetaTrainer:
             history.stopped = "diverged"
             raise MetaTrainingDivergedError(
                 f"{error} of episode {episode} (epoch {epoch}, meta_lr {settings.meta_lr:g}). The optimizer now holds "
-                f"the best weights so far, those of epoch {history.best.epoch} (validation loss "
-                f"{history.best.validation_loss:.4g}). A lower meta_lr usually helps."
+                f"the best weights so far, those of epoch {history.best.epoch}. A lower meta_lr usually helps."
             ) from error
         finally:
             if history.stopped == "running":
@@ -297,26 +280,21 @@ class MetaTrainer:
         record = EpochRecord(epoch, training_loss, losses[:, -1].mean().item(), self.seconds)
         self.history.records.append(record)
         if self.history.best is record:
-            self._best = self._weights()
+            self._best = copy.deepcopy(self.rule.state_dict())
         if self._checkpoint is not None and self._rank == 0:
             self._save(self._checkpoint)
         return Progress(epoch, epoch * self.settings.episodes_per_epoch, training_loss, losses)
 
-    def _weights(self) -> Tensors:
-        return {name: tensor.detach().clone() for name, tensor in self.rule.state_dict().items()}
-
     def _identity(self) -> dict[str, dict[str, object]]:
         """What a checkpoint must have in common with this run, to be continued."""
-        rule, problem = self.rule.config(), self.problem.config()
-        identity = {"optimizer": rule, "problem": problem, "settings": asdict(self.settings)}
-        plain: dict[str, dict[str, object]] = json.loads(json.dumps(identity))  # lists for tuples, as in a checkpoint
+        parts = {"optimizer": self.rule.config(), "problem": self.problem.config(), "settings": asdict(self.settings)}
+        plain: dict[str, dict[str, object]] = json.loads(json.dumps(parts))  # lists for tuples, as in a checkpoint
         return plain
 
     def _save(self, path: Path) -> None:
-        tensors = {f"weights.{name}": tensor for name, tensor in self._weights().items()}
-        tensors |= {f"best.{name}": tensor for name, tensor in self._best.items()}
-        for index, state in self._meta_optimizer.state_dict()["state"].items():
-            tensors |= {f"adam.{index}.{name}": tensor for name, tensor in state.items()}
+        parts = {"weights": self.rule.state_dict(), "best": self._best}
+        parts |= {f"adam.{index}": state for index, state in self._meta_optimizer.state_dict()["state"].items()}
+        tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
         records = [record._asdict() for record in self.history.records]
         write_tensors(path, tensors, {**self._identity(), "history": records}, CHECKPOINT_VERSION)
 
@@ -328,18 +306,17 @@ class MetaTrainer:
             if differing:
                 listed = ", ".join(f"{key} {theirs.get(key)!r} (now {mine.get(key)!r})" for key in differing)
                 raise WeightsFileError(
-                    f"{path}: a checkpoint of another run, whose {part} had {listed}. Continue it with those, name "
-                    "another file, or delete this one to start again."
+                    f"{path}: a checkpoint of another run, whose {part} had {listed}. Use those, or another file."
                 )
 
         def part_of(prefix: str) -> Tensors:
             return {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
 
         adam = self._meta_optimizer.state_dict()
-        states = {index: part_of(f"adam.{index}.") for index, _ in enumerate(self.rule.parameters())}
-        adam["state"] = {index: state for index, state in states.items() if state}
-        for index, state in states.items():
-            check_finite(state, f"{path} (Adam's state of weight {index})")
+        for index, _ in enumerate(self.rule.parameters()):
+            if state := part_of(f"adam.{index}."):
+                check_finite(state, f"{path} (Adam's state of weight {index})")
+                adam["state"][index] = state
         self._best = part_of("best.")
         load_weights(self.rule, self._best, f"{path} (best weights)")
         load_weights(self.rule, part_of("weights."), str(path))
@@ -362,15 +339,15 @@ def meta_train(
 ) -> History:
     """Meta-train a rule in place, with a progress bar; afterwards it holds the weights with the best validation loss.
 
-    An interruption (Ctrl-C, or "stop" in a notebook) ends the training and keeps the best weights so far. Arguments are
-    those of `MetaTrainer`, and so are the errors that are raised, with those of `MetaTrainer.run`.
+    An interruption (Ctrl-C, or "stop" in a notebook) ends the training and keeps the best weights so far. Arguments and
+    errors are those of `MetaTrainer` and of its `run`.
     """
     trainer = MetaTrainer(rule, problem, settings, checkpoint=checkpoint, device=device)
-    done = (len(trainer.history.records) - 1) * trainer.settings.episodes_per_epoch
+    done = max(0, len(trainer.history.records) - 1) * trainer.settings.episodes_per_epoch
     events = trainer.run()
     # TQDM_DISABLE is tqdm's own switch for headless runs, which its notebook bar ignores.
     quiet = not progress or bool(os.environ.get("TQDM_DISABLE")) or rank_and_world_size()[0] > 0
-    with tqdm(total=trainer.settings.episodes, initial=max(done, 0), unit="episode", disable=quiet) as bar:
+    with tqdm(total=trainer.settings.episodes, initial=done, unit="episode", disable=quiet) as bar:
         try:
             for event in events:
                 best = trainer.history.best.validation_loss

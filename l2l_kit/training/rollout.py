@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import count
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from l2l_kit.optimizers import Optimizer
+from l2l_kit.optimizers.base import Optimizer, State
 from l2l_kit.problems import TaskBatch
-from l2l_kit.problems.checks import first_evaluation
+from l2l_kit.problems.base import first_evaluation
 from l2l_kit.tensors import ravel
-
-State = TypeVar("State")
 
 
 class Point(NamedTuple):

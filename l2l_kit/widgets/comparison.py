@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from l2l_kit import plots, zoo
-from l2l_kit.errors import UnknownNameError, check_counts
+from l2l_kit.errors import UnknownNameError, check_number
 from l2l_kit.evaluation import LEARNING_RATES, Curves, Statistic, learning_rates, tune, tuned_baselines
 from l2l_kit.optimizers import Baseline, Optimizer, UpdateRule
 from l2l_kit.problems import Problem
@@ -77,7 +77,8 @@ class ComparisonExplorer(Explorer):
     _trained_here: ClassVar[dict[str, dict[str, UpdateRule]]] = {}
 
     def __init__(self, *, steps: int, num_tasks: int, **values: Any) -> None:
-        check_counts(type(self).__name__, steps=steps, networks=num_tasks)
+        for name, count in (("steps", steps), ("networks", num_tasks)):
+            check_number(type(self).__name__, name, count)
         self._num_tasks, self._steps = num_tasks, ordered(self.lengths, steps)
         self._runs: dict[tuple[Any, Problem, int], _Run] = {}
         self._tuned: dict[_Key, Mapping[str, Baseline]] = {}

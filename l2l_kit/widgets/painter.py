@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from l2l_kit import data, plots, zoo
-from l2l_kit.errors import UnknownNameError, WeightsFileError, check_counts
+from l2l_kit.errors import UnknownNameError, WeightsFileError, check_number
 from l2l_kit.evaluation import LBFGS, ONE_RATE, lbfgs, read_result, swept_baselines, under
 from l2l_kit.problems import NeuralArt, TaskBatch
 from l2l_kit.problems.neural_art import Network, to_pictures
@@ -66,7 +66,7 @@ class Painter(Explorer):
         steps: int = 128,
         network: Network = "auto",
     ) -> None:
-        check_counts("Painter", steps=steps)
+        check_number("Painter", "steps", steps)
         self._problem = _trained_on(NeuralArt(network=network, source="embedded"))
         self._rates = {number: under(read_result(name), ONE_RATE) for number, name in SWEEPS.items()}
         self._steps = ordered(STEPS, steps)

@@ -57,9 +57,3 @@ class FeatureNetwork(nn.Module):
             if len(found) == len(layers):
                 break
         return found
-
-
-def gram(features: Tensor) -> Tensor:
-    """How channels go together, averaged over places: ``(n, channels, channels)`` from ``(n, channels, h, w)``."""
-    rows = features.flatten(2)
-    return rows @ rows.transpose(1, 2) / rows.shape[2]

@@ -1,4 +1,4 @@
-"""Meta-training on several processes that torchrun started: each takes its share of the tasks."""
+"""Several processes that torchrun started. In meta-training each of them takes its share of the tasks."""
 
 from __future__ import annotations
 
