@@ -45,7 +45,7 @@ notebooks: setup
 		--ExecutePreprocessor.store_widget_state=False notebooks/[0-9]*.ipynb
 
 gallery: setup
-	$(BIN)/l2l gallery
+	$(BIN)/python docs/figures/make.py
 
 diagrams: setup
 	$(BIN)/python notebooks/diagrams/draw.py
