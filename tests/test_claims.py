@@ -66,6 +66,17 @@ def test_a_divergence_counts_against_the_learned_optimizer_only():
     assert [float(part[0]) for part in paired_ratio(losses[1:2], fine[1:2])][1:] == [0, math.inf], "one says nothing"
 
 
+def test_where_another_diverged_a_typical_ratio_has_a_draw():
+    losses, others = normal(2, 25, 1).exp()
+    level = others.clone()
+    level[:2] = losses[:2]
+    others[:2] = math.inf
+    for part, expected in zip(
+        paired_ratio(losses, others, typical=True), paired_ratio(losses, level, typical=True), strict=True
+    ):
+        torch.testing.assert_close(part, expected)
+
+
 def made(ratio, number=25, steps=1, noise=0.03):
     """Curves on which the LSTM's loss is so many times Adam's, and half as many times SGD's."""
     adam = (0.3 * normal(number, steps)).exp()

@@ -26,6 +26,7 @@ TORCH = {
 OPTIMIZERS = {
     **{name: baseline(name, 0.1) for name in TORCH},
     "decaying": baseline("adam", 0.1, decay=2.0),
+    "cosine": baseline("nag", 0.1, cosine=5.0),
     "baselines in groups": GroupedBaselines({"conv": baseline("adamw", 0.1), "fc": baseline("nag", 0.2)}),
     **{name: make().double() for name, make in RULES.items()},
 }
@@ -152,12 +153,32 @@ def test_a_baseline_on_a_batch_is_torch_optim_on_each_task(name):
         assert (there - found[0][n]).norm() > 0.1  # it went somewhere
 
 
-def test_a_learning_rate_decays_as_one_over_the_root():
-    rule, params = baseline("sgd", 0.5, 4.0), {"x": torch.zeros(2, 3)}
+def cosine_of_torch(steps):
+    """The factors of torch's own cosine schedule from 1 to 0 over so many steps; it stays at 0 afterwards."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    schedule, factors = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps), []
+    for _ in range(steps + 1):
+        factors += schedule.get_last_lr()
+        optimizer.step()
+        schedule.step()
+    return factors
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        ({"decay": 4.0}, [(1 + step / 4) ** -0.5 for step in range(10)]),
+        ({"cosine": 7.0}, [*cosine_of_torch(7), 0.0, 0.0]),
+        ({"cosine": 7.0, "hold": 3.0}, [1.0, 1.0, 1.0, *cosine_of_torch(7)]),
+    ],
+    ids=["decay", "cosine", "held, then cosine"],
+)
+def test_a_learning_rate_follows_its_schedule(schedule, factors):
+    rule, params = baseline("sgd", 0.5, **schedule), {"x": torch.zeros(2, 3)}
     state = rule.init(params)
-    for step in range(10):
+    for factor in factors:
         update, state = rule.update({"x": torch.ones(2, 3)}, state, params)
-        torch.testing.assert_close(update["x"], torch.full((2, 3), -0.5 / (1 + step / 4) ** 0.5))
+        torch.testing.assert_close(update["x"], torch.full((2, 3), -0.5 * factor))
 
 
 @pytest.mark.parametrize("name", ["groups", "baselines in groups"])
@@ -230,7 +251,7 @@ WRONG = [
     *((LSTMRule, "forget_bias", value) for value in (INF, (0.0, 1.0, 2.0))),
     *((LSTMRule, "global_averaging_cells", value) for value in (21, -1, 1.5)),
     *((NTMBFGS, name, 0) for name in ("hidden_size", "read_heads", "write_heads", "history")),
-    *((Baseline, name, value) for name in ("lr", "decay") for value in (0, NAN, INF)),
+    *((Baseline, name, value) for name in ("lr", "decay", "cosine") for value in (0, NAN, INF)),
 ]
 
 

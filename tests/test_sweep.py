@@ -21,14 +21,16 @@ from l2l_kit.evaluation import (
     read_result,
     swept_baselines,
     tune,
+    tuned_baselines,
     under,
 )
+from l2l_kit.evaluation.claims import FEWEST_TO_TUNE_ON
 from l2l_kit.making.plans import combinations
 from l2l_kit.making.recipes import find_recipe
 from l2l_kit.making.runs import Run
 from l2l_kit.making.sweeps import Sweep, read_sweep, run_sweep
 from l2l_kit.optimizers import Baseline, LSTMRule, baseline
-from l2l_kit.paths import SWEEPS
+from l2l_kit.paths import RESULTS, SWEEPS
 from l2l_kit.problems import Quadratics
 from l2l_kit.randomness import generator
 
@@ -354,3 +356,42 @@ class TestFiles:
         assert len(configs) == len(settings) == math.prod(map(len, sweep.grid.values()))
         for optimizer in sweep.learned.values():
             assert find_recipe(optimizer).problem["name"] == sweep.problem["name"]
+
+
+LN_10 = math.log(10)
+FEW = pytest.mark.xfail(strict=True, reason="tuned on two photographs, and on no learning rates but those")
+RECORDS = {path.stem: path for path in sorted((RESULTS / "sweeps").glob("*.csv")) if "cifar" not in path.stem}
+
+
+def at_an_end(table):
+    """Where the best learning rate is the first or the last that was tried, though networks learn something with it."""
+    settings = [name for name in table if name in table.attrs["grid"]]
+    numbers = {setting: number for number, (setting, _) in enumerate(table.groupby(settings, sort=False))}
+    for setting, rows in table[table["lr"].notna()].groupby(settings, sort=False):
+        for row in rows.itertuples():
+            if "tried" in table.attrs:
+                tried = table.attrs["tried"][row.optimizer][numbers[setting]]
+            else:  # recorded before grids were extended
+                tried = table.attrs["learning_rates"][row.optimizer.lower()]
+            if not min(tried) < row.lr < max(tried) and row.mean < 0.999 * LN_10:
+                yield row
+
+
+class TestRecords:
+    """The paper's protocol in what is recorded: learning rates from other problems, at least 8, and none at an end."""
+
+    @pytest.mark.parametrize(
+        "name", [pytest.param(name, marks=FEW if "neural-art" in name else ()) for name in RECORDS]
+    )
+    def test_a_sweep(self, name):
+        table = read_result(f"sweeps/{name}")
+        assert table.attrs["tuning_tasks"] >= FEWEST_TO_TUNE_ON
+        assert not list(at_an_end(table))
+
+    @pytest.mark.parametrize("problem", ["quadratics", "mnist"])
+    def test_a_tuning(self, problem, recwarn):
+        assert read_result(f"{problem}/tuning").attrs["num_tasks"] >= FEWEST_TO_TUNE_ON
+        for step in read_result(f"{problem}/tuning").attrs["steps"]:
+            for statistic in ("mean", "median"):
+                tuned_baselines(problem, statistic, step)
+        assert not recwarn.list, "a learning rate is at the end of its grid"

@@ -130,7 +130,8 @@ def paired_ratio(losses: Tensor, others: Tensor, *, typical: bool = False) -> In
 
     Returns:
         Each of shape ``(steps,)``. A divergence, which has no size, counts against the first optimizer (all three are
-        infinite) but never for it (the interval is all there is, as it is for a single optimizee).
+        infinite) but never for it: that optimizee counts as a draw in a typical ratio, and between means the interval
+        is all there is, as it is for a single optimizee.
     """
     with needs("lessons"):
         from scipy import stats
@@ -138,7 +139,7 @@ def paired_ratio(losses: Tensor, others: Tensor, *, typical: bool = False) -> In
     number, diverged = len(losses), losses.isinf().any(dim=0)
     ours, theirs = losses.double(), others.double()
     if typical:
-        values = ours.log() - theirs.log()
+        values = (ours.log() - theirs.log()).masked_fill(others.isinf(), 0.0)
         value = values.mean(dim=0)
     else:
         value = (ours.mean(dim=0) / theirs.mean(dim=0)).log()

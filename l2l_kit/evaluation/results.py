@@ -131,4 +131,9 @@ def swept_baselines(table: pd.DataFrame, step: int, **setting: Any) -> dict[str,
         many = "nothing" if rates.empty else "more than one setting"
         raise ValueError(f"the sweep has {many} at step {step} for {setting}.")
     rules = {label: table.attrs.get("baselines", {}).get(label, {"name": label}) for label in rates.index}
-    return {label: baseline(rule["name"], float(rates[label]), rule.get("decay")) for label, rule in rules.items()}
+    return {
+        label: baseline(
+            lr=float(rates[label]), **{name: value for name, value in rule.items() if name != "learning_rates"}
+        )
+        for label, rule in rules.items()
+    }

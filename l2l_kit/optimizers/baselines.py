@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, optim
 
-from l2l_kit.errors import Positive, check_fields, look_up
+from l2l_kit.errors import NotNegative, Positive, check_fields, look_up
 from l2l_kit.tensors import Tensors
 
 
@@ -51,20 +52,29 @@ class Baseline:
     """A hand-designed optimizer with its learning rate. It treats each task of a batch independently.
 
     Raises:
-        ValueError: for an unknown name (`UnknownNameError`), or a learning rate or decay that is not positive.
+        ValueError: for an unknown name (`UnknownNameError`), or a number that makes no sense.
     """
 
     name: str  # "sgd", "nag", "rmsprop", "adam", "nadam", "adamw" or "muon"
     lr: Positive  # learning rate of the first step
     decay: Positive | None = None  # τ in steps: the learning rate of step t is lr / sqrt(1 + t/τ), or lr for None
+    cosine: Positive | None = None  # T in steps: after `hold` steps it falls to 0 along half a cosine, over T steps
+    hold: NotNegative = 0.0
 
     def __post_init__(self) -> None:
         look_up("baseline", self.name, _KINDS)
         check_fields(self, f"baseline {self.name!r}")
 
     def config(self) -> dict[str, str | float]:
-        """The arguments of this baseline. Those that are None are left out, so that a new one changes no old file."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """The arguments of this baseline. Those that change nothing are left out, so that a new one changes no old file."""
+        return {name: value for name, value in asdict(self).items() if value}
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0, by the schedule."""
+        decayed = self.lr if self.decay is None else self.lr * (1 + step / self.decay) ** -0.5
+        if self.cosine is None:
+            return decayed
+        return decayed * (1 + math.cos(math.pi * min(max(step - self.hold, 0) / self.cosine, 1))) / 2
 
     def init(self, params: Tensors) -> BaselineState:
         """As in `Optimizer`."""
@@ -90,15 +100,16 @@ class Baseline:
             split = leaves[0].dim() < gradient.dim()
             for leaf, of_leaf in zip(leaves, gradient.unbind() if split else (gradient,), strict=True):
                 leaf.grad = of_leaf
-        factor = 1.0 if self.decay is None else (1 + state.step / self.decay) ** -0.5
         for optimizer in state.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = self.lr * factor
+                group["lr"] = self.learning_rate(state.step)
             optimizer.step()
         updates = {n: t - params[n] if decays else t.clone() for n, t in state.moved.items()}
         return updates, state._replace(step=state.step + 1)
 
 
-def baseline(name: str, lr: float, decay: float | None = None) -> Baseline:
+def baseline(
+    name: str, lr: float, decay: float | None = None, cosine: float | None = None, hold: float = 0.0
+) -> Baseline:
     """As `Baseline`, with the name in upper or lower case."""
-    return Baseline(name.lower(), lr, decay)
+    return Baseline(name.lower(), lr, decay, cosine, hold)
