@@ -26,6 +26,7 @@ from l2l_kit.making.lessons import Lesson, execute_lessons, find_lessons
 from l2l_kit.making.recipes import read_recipes
 from l2l_kit.making.report import record_claims, write_report
 from l2l_kit.making.runs import record_tuning
+from l2l_kit.making.site import write_site
 from l2l_kit.making.sweeps import read_sweep, run_sweep
 from l2l_kit.making.train import search_recipe, train_recipe
 from l2l_kit.making.work import cores, parallel_map
@@ -274,6 +275,27 @@ def gallery(
     """Write the figures of the paper, as the committed lessons show them, as PNG files and a page."""
     for path in write_gallery(find_lessons(), folder):
         console.print(f"{path}: {path.stat().st_size / 1000:.0f} kB", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def site(
+    folder: Annotated[Path, typer.Argument(parser=user_path, help="Where it goes; what is there is replaced.")] = Path(
+        "build/site"
+    ),
+    lesson: Annotated[list[str] | None, typer.Option(help="Only these lessons, such as 02; may be repeated.")] = None,
+    repository: Annotated[str, typer.Option(help="The kit's address, for links to Binder and Colab.")] = "",
+    record: Annotated[bool, typer.Option("--record", help="Record anew what explorers show.")] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Explorers at once; as many as cores if not given.")] = None,
+    data: Data = HOME,
+) -> None:
+    """Write a site of the committed lessons that needs no kernel, no network and no server."""
+    with console.status("writing the site"):
+        records, at_once = data / "results" / "site", jobs or cores()
+        page = write_site(
+            find_lessons(lesson or ()), folder, records, again=record, repository=repository, jobs=at_once
+        )
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    console.print(f"{page.resolve()}: {size / 1e6:.0f} MB", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -10,7 +10,8 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 import anywidget
 import ipywidgets
@@ -138,8 +139,10 @@ class Explorer(anywidget.AnyWidget):
     moves = traitlets.Int(0).tag(sync=True)  # counted by the page
     answered = traitlets.Int(0).tag(sync=True)  # how many of them were followed
 
-    compares: ClassVar[bool] = True
+    compares: bool = True
     """Whether lines can be pinned and compared with those before the last move."""
+    recorded: Mapping[str, Sequence[Any]] = MappingProxyType({})
+    """Values of controls for which `recording.record` keeps what is shown, for pages without a kernel."""
     _thread: threading.Thread | None = None
 
     def __init__(self, **values: Any) -> None:
@@ -199,6 +202,11 @@ class Explorer(anywidget.AnyWidget):
         """
         with self._choosing:  # a page and a cell may move at the same time
             self._follow(self._settled({**self.values, **values}))
+
+    def replay(self, values: Values) -> None:
+        """Show what is to be recorded for these values."""
+        self.move(**values)
+        self.wait()
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until what is shown is finished, for at most `timeout` seconds."""

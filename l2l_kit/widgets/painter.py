@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -55,6 +56,7 @@ class Painter(Explorer):
     """
 
     compares = False
+    recorded = MappingProxyType({"content": ("astronaut", "cat"), "step": range(0, 65, 4)})
 
     def __init__(
         self,
@@ -96,6 +98,15 @@ class Painter(Explorer):
 
     def draw(self, values: Values) -> View:
         return self._view("Choose, then press Paint.")
+
+    def replay(self, values: Values) -> None:
+        if values["step"] == 0:
+            self.move(content=values["content"])
+            self._recording = self._paint(self.values)
+        view = next(self._recording)
+        while len(self._losses[LBFGS]) <= values["step"]:  # whose turn is last
+            view = next(self._recording)
+        self._show(view())
 
     def press(self, button: str) -> None:
         if button == "paint" and not self._busy:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -39,6 +40,9 @@ class Playground(Explorer):
     """
 
     compares = False
+    recorded = MappingProxyType(
+        {"angle": (0, 30, 60, 90), "condition": (1, 5, 20, 100), "step": range(0, STEPS + 1, 2)}
+    )
 
     def __init__(self, start: tuple[float, float] = (-2.2, 1.4), angle: int = 30, condition: int = 20) -> None:
         self._tuned, self._learned = tuned_baselines("quadratics"), zoo.load("quadratics")
