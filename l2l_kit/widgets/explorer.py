@@ -150,7 +150,7 @@ class Explorer(anywidget.AnyWidget):
         self._initial, self._last = values, dict[str, Any]()
         self._left, self._seen, self._busy = threading.Event(), threading.Event(), False
         self._choosing, self._sending = threading.RLock(), threading.RLock()
-        self._moved, self._lines, self._before = "", Lines(), Lines()
+        self._moved, self._lines, self._before, self._ghosts = "", Lines(), Lines(), set[str]()
         self._pins: list[Lines] = []
         self._held: tuple[float, float] | None = None
         values = self._settled(values)
@@ -275,17 +275,18 @@ class Explorer(anywidget.AnyWidget):
         self._leave()
         moved = next((name for name in values if values[name] != self._last.get(name)), self._moved)
         if moved != self._moved:
-            self._moved, self._before = moved, self._lines
-        self.values = self._last = values
-        self._describe()
-        try:
-            drawn = self.draw(values)
-            if isinstance(drawn, View):
-                self._show(drawn)
-            else:
-                self.start(drawn)
-        except Exception as error:  # the kernel would only log it
-            self.fail(error)
+            self._moved, self._before, self._ghosts = moved, self._lines, set()
+        with self._sending, self.hold_sync():  # in one message
+            self.values = self._last = values
+            self._describe()
+            try:
+                drawn = self.draw(values)
+                if isinstance(drawn, View):
+                    self._show(drawn)
+                else:
+                    self.start(drawn)
+            except Exception as error:  # the kernel would only log it
+                self.fail(error)
 
     def _leave(self) -> None:
         """Stop the work after the step under way."""
@@ -350,7 +351,9 @@ class Explorer(anywidget.AnyWidget):
         """Draw what was before the last move behind a figure, and pinned lines, and let its vertical axis only grow."""
         colors = {name: style.color for name, style in plots.STYLES.items()}
         colors |= {trace["name"]: trace["line"]["color"] for trace in figure["data"] if trace["name"] in now}
-        ghosts = {name: line for name, line in self._before.items() if name in now and line != now[name]}
+        # Once there, a ghost stays: the page is quickest while there are the same lines.
+        self._ghosts |= {name for name, line in self._before.items() if name in now and line != now[name]}
+        ghosts = {name: line for name, line in self._before.items() if name in self._ghosts}
         for label, lines in [("before", ghosts), *((f"pin {k}", pin) for k, pin in enumerate(self._pins, 1))]:
             for name, (x, y) in lines.items():
                 line = {"color": colors.get(name, plots.GREY), "width": 1.5, "dash": "dot"}

@@ -76,7 +76,9 @@ class Playground(Explorer):
         figure.add_scatter(name="start", x=[values["x"]], y=[values["y"]], mode="markers", marker=ring, **plots.QUIET)
         if values["arrows"]:
             for name, path in paths.items():
-                self._add_arrow(figure, name, path[step], -path[step] @ _hessian(functions))
+                x, y = _arrow(path[step], -path[step] @ _hessian(functions))
+                color = {"color": plots.STYLES[name].color, "width": 1.5}
+                figure.add_scatter(name=f"{name}, downhill", x=x, y=y, mode="lines", line=color, **plots.QUIET)
         now = sorted((line[step].item(), name) for name, line in losses.items())
         return View(f"f after {step} steps: " + ", ".join(f"{name} {loss:.3g}" for loss, name in now) + ".", figure)
 
@@ -115,12 +117,15 @@ class Playground(Explorer):
             points.append(points[-1] + updates["theta"])
         return torch.cat(points)
 
-    def _add_arrow(self, figure: plots.Figure, name: str, at: Tensor, downhill: Tensor) -> None:
-        """An arrow of one length: gradients of very different sizes are to be seen."""
-        if at.abs().max() < EDGE and downhill.norm() > 0:
-            (x, y), (to_x, to_y) = at.tolist(), (at + ARROW * downhill / downhill.norm()).tolist()
-            look = {"showarrow": True, "arrowhead": 2, "arrowwidth": 1.5, "arrowcolor": plots.STYLES[name].color}
-            figure.add_annotation(x=to_x, y=to_y, ax=x, ay=y, axref="x", ayref="y", text="", **look)
+
+def _arrow(at: Tensor, downhill: Tensor) -> tuple[list[float], list[float]]:
+    """The outline of an arrow of one length: gradients of very different sizes are to be seen."""
+    if at.abs().max() >= EDGE or downhill.norm() == 0:
+        return [], []
+    along = ARROW * downhill / downhill.norm()
+    tip, across = at + along, 0.12 * torch.stack([-along[1], along[0]])
+    points = torch.stack([at, tip, tip - 0.25 * along + across, tip, tip - 0.25 * along - across])
+    return points[:, 0].tolist(), points[:, 1].tolist()
 
 
 def _hessian(functions: QuadraticTasks) -> Tensor:
