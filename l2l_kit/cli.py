@@ -1,4 +1,4 @@
-"""The command line: ``l2l train | search | tune | compare | sweep | reproduce | gallery | fetch | zoo``."""
+"""The command line: ``l2l train | search | tune | compare | sweep | reproduce | site | gallery | fetch | zoo``."""
 
 from __future__ import annotations
 

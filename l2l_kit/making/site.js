@@ -63,7 +63,7 @@ function follow(change) {
 const figures = [...document.querySelectorAll(".l2l-figure")].map((place) => {
   const { data, layout } = JSON.parse(place.firstChild.textContent);
   const title = (layout.title?.text ?? "Figure").replace(/<[^>]+>/g, " ");
-  const plot = make("div", { role: "img", "aria-label": title });
+  const plot = make("div", { role: "group", "aria-label": title });
   place.append(plot);
   return () => {
     const width = Math.min(layout.width ?? 720, place.clientWidth);
