@@ -69,6 +69,10 @@ const figures = [...document.querySelectorAll(".l2l-figure")].map((place) => {
     const width = Math.min(layout.width ?? 720, place.clientWidth);
     const { color } = getComputedStyle(place);
     const shown = { ...structuredClone(layout), width, font: { ...layout.font, color }, hoverlabel: {} };
+    if (width < 500) {
+      if (shown.title?.text) shown.title = { ...shown.title, font: { size: 13 }, text: shown.title.text.replace(/(.{36}\S*) /g, "$1<br>") };
+      shown.legend = { ...shown.legend, y: -0.28, yanchor: "top" }; // above, it would meet the title
+    }
     return Plotly.react(plot, structuredClone(data), shown, { displaylogo: false, modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] });
   };
 });

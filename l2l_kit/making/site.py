@@ -11,7 +11,7 @@ import re
 import shutil
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.util import find_spec
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ HERE, ROOT = Path(__file__).parent, NOTEBOOKS.parent
 WIDGET, PLOTLY = "application/vnd.jupyter.widget-view+json", "application/vnd.plotly.v1+json"
 SHOWN = ("notebooks/diagrams", "docs/figures", "data/results/figures")
 """Folders of pictures to which the lessons and the README refer."""
+SCRIPTS = {"plotly": "package_data/plotly.min.js", "sphinx-mathjax-offline": "static/mathjax/tex-svg.js"}
+"""What other packages bring, which pages must not fetch from elsewhere."""
 ASSETS = "../_static"
 """As a lesson sees them: the pages lie as the notebooks do."""
 
@@ -40,10 +42,15 @@ def write_site(
         again: make all of them.
         repository: address of the kit's repository, for links that open a lesson on Binder or Colab; empty for none.
         jobs: how many recordings are made at once.
+
+    Raises:
+        FileNotFoundError: if this is not the kit's repository, but an installed package.
     """
     with needs("site"):
         from sphinx.application import Sphinx
 
+    if not (ROOT / "README.md").exists():
+        raise FileNotFoundError(f"{ROOT}: the site is made in the kit's repository.")
     source = folder.with_name(f"{folder.name}-source")
     shutil.rmtree(source, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -156,19 +163,16 @@ def _figure(figure: Mapping[str, Any]) -> str:
 
 def _write_assets(folder: Path) -> None:
     """The scripts and styles of the explorers and of this site, plotly's and MathJax's."""
-    import plotly
-
     from l2l_kit.widgets import explorer
 
     for ending in ("js", "css"):
-        files = explorer.HERE / f"explorer.{ending}", HERE / f"site.{ending}"
-        text = "\n".join(file.read_text(encoding="utf-8") for file in files)
+        both = explorer.HERE / f"explorer.{ending}", HERE / f"site.{ending}"
+        text = "\n".join(file.read_text(encoding="utf-8") for file in both)
         if ending == "js":  # a module would not be loaded from a folder
             text = f"{{{text.replace('export default', 'const explorer =')}}}"
         write_atomically(folder / f"l2l.{ending}", text.encode())
-    shutil.copy(Path(plotly.__file__).parent / "package_data" / "plotly.min.js", folder)
-    math: Any = find_spec("sphinx-mathjax-offline")
-    shutil.copy(Path(math.submodule_search_locations[0], "static", "mathjax", "tex-svg.js"), folder)
+    for package, script in SCRIPTS.items():
+        write_atomically(folder / script.rpartition("/")[2], (files(package) / script).read_bytes())
 
 
 def _first_page(lessons: Sequence[Path], repository: str) -> str:
@@ -208,4 +212,5 @@ def _settings(source: Path, repository: str) -> dict[str, Any]:
         "mathjax_path": "tex-svg.js",
         "html_context": {"default_mode": "auto"},
         "html_show_copyright": False,
+        "html_show_search_summary": False,  # for which a page in a folder may not read the others
     }

@@ -29,6 +29,9 @@ def record(explorer: Explorer) -> bytes:
     explorer.compares, views, pool = False, [], dict[str, int]()
     for values in itertools.product(*grid.values()):
         explorer.replay(dict(zip(grid, values, strict=True)))
+        layout = (explorer.shown["figure"] or {"layout": {}})["layout"]
+        if layout.pop("meta", None):  # it can be dragged, which its title says, but not in a recording
+            del layout["title"]
         view = {"values": explorer.values, "groups": _groups(explorer, explorer.values)}
         views.append(_pooled({**view, "shown": explorer.shown, "state": explorer.state}, pool)["$"])
     about = {"values": grid, "start": start, "views": views}
