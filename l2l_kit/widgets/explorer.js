@@ -304,7 +304,7 @@ function render({ model, el }) {
               const tag = ["slider", "check"].includes(spec.kind) ? "label" : "span";
               if (control.input && spec.kind !== "button") control.input.setAttribute("aria-label", [spec.label, spec.help].filter(Boolean).join(": "));
               line.append(
-                make(tag, { class: `l2l-control l2l-${spec.kind}`, title: typeof spec.help === "string" ? spec.help : "" },
+                make(tag, { class: `l2l-control l2l-${spec.kind}${spec.more === "list" ? " l2l-list" : ""}`, title: typeof spec.help === "string" ? spec.help : "" },
                   ...(control.before ?? []), ...(control.bare ? [] : [text]), ...control.nodes),
               );
               controls.set(spec.name, control);
