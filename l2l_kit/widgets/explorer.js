@@ -262,6 +262,8 @@ function render({ model, el }) {
   const panel = make("form", { class: "l2l-controls" });
   el.append(make("div", { class: "l2l-body" }, stage, panel));
   panel.onsubmit = (event) => event.preventDefault();
+  // Who comes by keyboard is to see the figure that a control moves.
+  panel.addEventListener("focusin", ({ target }) => target.matches(":focus-visible") && plot.scrollIntoView({ block: "nearest" }));
   const unique = Math.random().toString(36).slice(2);
   const controls = new Map();
   let kernel = { busy: false, gone: false };
