@@ -262,6 +262,8 @@ function render({ model, el }) {
   const panel = make("form", { class: "l2l-controls" });
   el.append(make("div", { class: "l2l-body" }, stage, panel));
   panel.onsubmit = (event) => event.preventDefault();
+  // Who comes by keyboard is to see the figure that a control moves.
+  panel.addEventListener("focusin", ({ target }) => target.matches(":focus-visible") && plot.scrollIntoView({ block: "nearest" }));
   const unique = Math.random().toString(36).slice(2);
   const controls = new Map();
   let kernel = { busy: false, gone: false };
@@ -304,7 +306,7 @@ function render({ model, el }) {
               const tag = ["slider", "check"].includes(spec.kind) ? "label" : "span";
               if (control.input && spec.kind !== "button") control.input.setAttribute("aria-label", [spec.label, spec.help].filter(Boolean).join(": "));
               line.append(
-                make(tag, { class: `l2l-control l2l-${spec.kind}`, title: typeof spec.help === "string" ? spec.help : "" },
+                make(tag, { class: `l2l-control l2l-${spec.kind}${spec.more === "list" ? " l2l-list" : ""}`, title: typeof spec.help === "string" ? spec.help : "" },
                   ...(control.before ?? []), ...(control.bare ? [] : [text]), ...control.nodes),
               );
               controls.set(spec.name, control);

@@ -45,7 +45,8 @@ class Control:
         off: whether it cannot be moved at present.
         more: of a button, "first" if a reader will press it first, or "working" if it can be pressed only while the
             explorer works; of a number, what a button says that goes on to the next one; of a player, "auto" if it
-            plays by itself wherever the explorer puts it to its beginning; otherwise its colour.
+            plays by itself wherever the explorer puts it to its beginning; of a choice, "list" if the names are long;
+            of a check box, its colour.
     """
 
     name: str
@@ -146,7 +147,7 @@ class Explorer(anywidget.AnyWidget):
     _thread: threading.Thread | None = None
 
     def __init__(self, **values: Any) -> None:
-        self.view, self.cancelled = View(""), False
+        self.view = View("")
         self._initial, self._last = values, dict[str, Any]()
         self._left, self._seen, self._busy = threading.Event(), threading.Event(), False
         self._choosing, self._sending = threading.RLock(), threading.RLock()
@@ -224,29 +225,14 @@ class Explorer(anywidget.AnyWidget):
         self.wait()  # it is for good
         return static.png(self.view.figure)
 
-    def start(self, steps: Steps, *, busy: bool = False) -> None:
-        """Leave the work under way and begin another in the background; `busy` turns the controls off meanwhile."""
+    def start(self, steps: Steps) -> None:
+        """Leave the work under way, and begin another in the background."""
         with self._choosing:
             self._leave()
             self._left.clear()
             self._seen.clear()
-            self.cancelled, self._busy = False, busy
-            if busy:
-                self._tell(self.view)
             self._thread = threading.Thread(target=self._work, args=(steps,), daemon=True)
             self._thread.start()
-
-    def finish(self, steps: Steps) -> None:
-        """Do the work here and now.
-
-        Raises:
-            RuntimeError: if something is being computed already.
-        """
-        if self._thread is not None and self._thread.is_alive():
-            raise RuntimeError("this explorer is working already.")
-        self._left.clear()
-        self.cancelled = False
-        self._do(steps)
 
     def fail(self, error: Exception) -> None:
         """Show what went wrong. The next view that is shown clears it."""
@@ -385,6 +371,60 @@ class Explorer(anywidget.AnyWidget):
         picture = base64.b64encode(self.picture()).decode()
         words = "Interactive figure: run this cell in JupyterLab to use it."
         return {**live, "image/png": picture, "text/plain": words}, about
+
+
+class Job(Explorer):
+    """Work that takes so long that a button begins it, and another cancels it; the controls are off meanwhile.
+
+    Attributes:
+        cancelled: whether the work is to stop, or was stopped.
+    """
+
+    verb: ClassVar[str]
+    """What the button that begins it says."""
+    cancelled = False
+
+    def work(self, values: Values) -> Steps:
+        """What the button begins. It ends where `cancelled` is set, and then says so."""
+        raise NotImplementedError
+
+    def look(self, text: str, progress: float | None = None) -> View:
+        """What there is to see so far."""
+        raise NotImplementedError
+
+    def buttons(self, *more: Control) -> tuple[Control, ...]:
+        """Those that begin and cancel the work, with others between them."""
+        begin = Control("begin", "button", self.verb, more="first")
+        return begin, *more, Control("cancel", "button", "Cancel", help="Keeps what there is so far", more="working")
+
+    def draw(self, values: Values) -> View:
+        return self.look(f"Choose, then press {self.verb}.")
+
+    def press(self, button: str) -> None:
+        if button == "cancel":
+            self.cancelled = True
+        elif button != "begin":
+            super().press(button)
+        elif not self._busy:
+            self.cancelled, self._busy = False, True
+            self._tell(self.view)
+            self.start(self.work(self.values))
+
+    def finish(self) -> None:
+        """Do the work here and now, without a page. Ctrl-C stops early.
+
+        Raises:
+            RuntimeError: if it is under way already.
+        """
+        if self._busy:
+            raise RuntimeError("this explorer is working already.")
+        self._left.clear()
+        self.cancelled = False
+        try:
+            self._do(self.work(self.values))
+        except KeyboardInterrupt:
+            self.cancelled = True
+            self._show(self.look("Cancelled."))
 
 
 class _Plotly(ipywidgets.Widget):  # type: ignore[misc]  # ipywidgets has no types

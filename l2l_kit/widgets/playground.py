@@ -14,19 +14,19 @@ from torch import Tensor
 from l2l_kit import plots, static, zoo
 from l2l_kit.evaluation import Trajectories, tuned_baselines
 from l2l_kit.optimizers import Baseline, Optimizer, UpdateRule
-from l2l_kit.problems import QuadraticTasks
-from l2l_kit.widgets.comparison import LEARNED, rate_controls, tick
-from l2l_kit.widgets.explorer import Control, Explorer, Rows, Values, View
+from l2l_kit.problems import Quadratics, QuadraticTasks
+from l2l_kit.widgets.comparison import LEARNED, LearnedExplorer, rate_controls
+from l2l_kit.widgets.explorer import Control, Rows, Values, View
 
 STEPS, BEGIN, EDGE = 40, 10, 3.0
 """Updates of each optimizer, how many are shown at first, and where the landscape ends on all four sides."""
 STEEPEST = 20.0
 """The largest curvature. It stays when the function is stretched, and the other one becomes smaller."""
 CONDITIONS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-ARROW = 0.5
+ARROW, PROBLEM = 0.5, Quadratics.name
 
 
-class Playground(Explorer):
+class Playground(LearnedExplorer):
     """See where SGD, NAG, RMSprop, Adam and a learned optimizer go on a quadratic function of two parameters.
 
     Args:
@@ -45,10 +45,10 @@ class Playground(Explorer):
     )
 
     def __init__(self, start: tuple[float, float] = (-2.2, 1.4), angle: int = 30, condition: int = 20) -> None:
-        self._tuned, self._learned = tuned_baselines("quadratics"), zoo.load("quadratics")
+        self._tuned, self._learned = tuned_baselines(PROBLEM), zoo.load(PROBLEM)
         self._path = lru_cache(maxsize=256)(self._walk)
         values = {"x": start[0], "y": start[1], "angle": angle, "condition": condition, "step": BEGIN, "arrows": True}
-        values |= {LEARNED: True, **dict.fromkeys(self._tuned, True)}
+        values |= dict.fromkeys(self._tuned, True)
         super().__init__(**values, **{f"lr {name}": rule.lr for name, rule in self._tuned.items()})
 
     def controls(self, values: Values) -> Mapping[str, Rows]:
@@ -58,11 +58,13 @@ class Playground(Explorer):
         ]
         arrows = Control("arrows", "check", "arrows downhill", help="At each optimizer, the direction of −∇f")
         step = Control("step", "player", "Step", range(STEPS + 1), "Updates so far")
-        return {"Function": function, "Optimizers": [step, tick(LEARNED), *rate_controls(self._tuned, values), arrows]}
+        rates = rate_controls(self._tuned, values)
+        return {"Function": function, "Optimizers": [step, self.learned_controls(PROBLEM), *rates, arrows]}
 
     def draw(self, values: Values) -> View:
         functions, step = self._function(values), values["step"]
-        rules: dict[str, Baseline | UpdateRule] = {LEARNED: self._learned}
+        learned = self.trained_here(PROBLEM).get(values["learned"], self._learned)
+        rules: dict[str, Baseline | UpdateRule] = {LEARNED: learned}
         rules |= {name: Baseline(rule.name, values[f"lr {name}"]) for name, rule in self._tuned.items()}
         where = values["x"], values["y"], values["angle"], values["condition"]
         paths = {name: self._path(rule, *where) for name, rule in rules.items() if values[name]}
