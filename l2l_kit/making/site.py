@@ -169,7 +169,7 @@ def _write_assets(folder: Path) -> None:
         both = explorer.HERE / f"explorer.{ending}", HERE / f"site.{ending}"
         text = "\n".join(file.read_text(encoding="utf-8") for file in both)
         if ending == "js":  # a module would not be loaded from a folder
-            text = f"{{{text.replace('export default', 'const explorer =')}}}"
+            text = f"{{{text.replace('export default {', 'const explorer = {')}}}"
         write_atomically(folder / f"l2l.{ending}", text.encode())
     for package, script in SCRIPTS.items():
         write_atomically(folder / script.rpartition("/")[2], (files(package) / script).read_bytes())
