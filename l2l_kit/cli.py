@@ -303,9 +303,7 @@ def gallery(
 
 @app.command()
 def site(
-    folder: Annotated[Path, typer.Argument(parser=user_path, help="Where it goes; what is there is replaced.")] = Path(
-        "build/site"
-    ),
+    folder: Annotated[Path, typer.Argument(parser=user_path, help="Where it goes.")] = Path("build/site"),
     lesson: Annotated[list[str] | None, typer.Option(help="Only these lessons, such as 02; may be repeated.")] = None,
     repository: Annotated[str, typer.Option(help="The kit's address, for links to Binder and Colab.")] = "",
     record: Annotated[bool, typer.Option("--record", help="Record anew what explorers show.")] = False,

@@ -13,6 +13,7 @@ from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from l2l_kit.extras import needs
@@ -33,11 +34,11 @@ ASSETS = "../_static"
 def write_site(
     lessons: Sequence[Path], folder: Path, records: Path, *, again: bool = False, repository: str = "", jobs: int = 1
 ) -> Path:
-    """Write the site of these lessons into a folder, which it replaces, and return its first page.
+    """Write the site of these lessons into a folder, and return its first page.
 
     Args:
         lessons: executed notebooks.
-        folder: where the site goes; ``folder/../site-source`` is what Sphinx makes it from.
+        folder: where the site goes.
         records: where recordings are kept; those that are missing there are made.
         again: make all of them.
         repository: address of the kit's repository, for links that open a lesson on Binder or Colab; empty for none.
@@ -51,9 +52,6 @@ def write_site(
 
     if not (ROOT / "README.md").exists():
         raise FileNotFoundError(f"{ROOT}: the site is made in the kit's repository.")
-    source = folder.with_name(f"{folder.name}-source")
-    shutil.rmtree(source, ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)
     notebooks = {lesson: json.loads(lesson.read_text(encoding="utf-8")) for lesson in lessons}
     found = {lesson: _explorers(notebook["cells"], lesson, records) for lesson, notebook in notebooks.items()}
     for lesson in lessons if again else ():
@@ -61,20 +59,22 @@ def write_site(
             earlier.unlink()
     missing = [made for each in found.values() for made in each.values() if not made[1].exists()]
     parallel_map(make_recording, missing, jobs)
-    for lesson, notebook in notebooks.items():
-        for place, (_, record) in found[lesson].items():
-            (*_, output) = (each for each in notebook["cells"][place]["outputs"] if WIDGET in each.get("data", {}))
-            output["data"] = {"text/html": _explorer(output["data"], record, source / "assets")}
-        for output in (output for cell in notebook["cells"] for output in cell.get("outputs", [])):
-            if PLOTLY in output.get("data", {}):
-                output["data"] = {"text/html": _figure(output["data"][PLOTLY])}
-        write_atomically(source / "notebooks" / lesson.name, json.dumps(notebook).encode())
-    _write_assets(source / "assets")
-    for pictures in SHOWN:
-        shutil.copytree(ROOT / pictures, source / pictures, ignore=shutil.ignore_patterns("*.py", "*.md"))
-    write_atomically(source / "index.md", _first_page(lessons, repository).encode())
-    settings, cache = _settings(source, repository), source / ".cache"
-    Sphinx(source, None, folder, cache, "html", settings, status=None, freshenv=True, parallel=jobs).build()
+    with TemporaryDirectory(prefix="l2l-site-") as temporary:
+        source = Path(temporary, "source")
+        _write_assets(source / "assets")
+        for lesson, notebook in notebooks.items():
+            for place, (_, record) in found[lesson].items():
+                (*_, output) = (each for each in notebook["cells"][place]["outputs"] if WIDGET in each.get("data", {}))
+                output["data"] = {"text/html": _explorer(output["data"], record, source / "assets")}
+            for output in (output for cell in notebook["cells"] for output in cell.get("outputs", [])):
+                if PLOTLY in output.get("data", {}):
+                    output["data"] = {"text/html": _figure(output["data"][PLOTLY])}
+            write_atomically(source / "notebooks" / lesson.name, json.dumps(notebook).encode())
+        for pictures in SHOWN:
+            shutil.copytree(ROOT / pictures, source / pictures, ignore=shutil.ignore_patterns("*.py", "*.md"))
+        write_atomically(source / "index.md", _first_page(lessons, repository).encode())
+        settings, cache = _settings(source, repository), Path(temporary, "cache")
+        Sphinx(source, None, folder, cache, "html", settings, status=None, freshenv=True, parallel=jobs).build()
     for lesson in lessons:  # to download; Sphinx has copied what it was given
         shutil.copy(lesson, folder / "_sources" / "notebooks" / lesson.name)
     return folder / "index.html"
