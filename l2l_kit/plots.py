@@ -74,7 +74,8 @@ STYLES: dict[str, Style] = {
     "RMSprop": Style("#009E73", "dashdot"),
     "Adam": Style("#D55E00", "12px,3px"),
 }
-_OTHERS = (Style("#56B4E9"), Style("#D55E00"), Style("#009E73"), Style("#CC79A7"), Style("#E69F00"), Style("#8C6D31"))
+# For all that is not one of these: none has the colour of a baseline.
+_OTHERS = (Style("#56B4E9"), Style("#8C6D31"), Style("#8878C3"), Style("#9A9A2E"), Style("#C44E6C"), Style("#5F8A8B"))
 
 
 def styles(names: Iterable[str]) -> dict[str, Style]:
@@ -212,7 +213,7 @@ def graph(
         figure.update_layout(showlegend=True)  # plotly shows none for a single trace
     if "x" in log:
         ticks = sorted({at for line in lines for at in line.x if at is not None})
-        figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
+        figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks], minor_ticks="")
     if "y" in log:
         figure.update_yaxes(loss_axis(line.y for line in lines))
     return figure

@@ -23,6 +23,7 @@ POINT = 72 / DPI  # of matplotlib's sizes, per pixel
 DASHES = {"solid": "-", "dot": ":", "dash": "--", "dashdot": "-.", "longdash": (0, (7, 3))}
 SYMBOLS = {"circle": "o", "square": "s", "star": "*", "x": "x"}
 INK = "#767676"  # can be read on white and on black
+GRID = (0.5, 0.5, 0.5, 0.25)
 
 
 def png(figure: go.Figure) -> bytes:
@@ -64,6 +65,7 @@ def draw(figure: go.Figure) -> Figure:
             axes.set_aspect("equal")
         axes.tick_params(colors=INK, labelsize=9)
         axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["bottom", "left"]].set_color(INK)
     axes = by_panel["y"]
     rows = _legend(axes) if layout.showlegend is not False else 0
     pad = 10 + 15 * rows if rows else None
@@ -105,6 +107,7 @@ def _axis(axes: Axes, name: Literal["x", "y"], axis: go.layout.XAxis | go.layout
     """Label, scale, range, ticks and grid of one axis."""
     scale = "log" if axis.type == "log" else "linear"
     axes.set(**{f"{name}scale": scale, f"{name}label": _text(axis.title.text)})
+    getattr(axes, f"{name}axis").label.set_color(INK)
     if axis.range is not None:
         axes.set(**{f"{name}lim": [10.0**end for end in axis.range] if scale == "log" else axis.range})
     if axis.tickvals is not None:
@@ -114,7 +117,7 @@ def _axis(axes: Axes, name: Literal["x", "y"], axis: go.layout.XAxis | go.layout
     if axis.ticks == "":
         axes.tick_params(axis=name, length=0)
     if axis.showgrid is not False:
-        axes.grid(axis=name, color="#dddddd", linewidth=0.6)
+        axes.grid(axis=name, color=GRID, linewidth=0.6)
 
 
 def _legend(axes: Axes) -> int:

@@ -208,7 +208,7 @@ def lstm_cell() -> str:
         label(645, 292, "update $g_{t}$"),
         label(653, 252, "$× v$", anchor="start"),
     ]
-    gates = ((232, "forget", "σ"), (332, "write", "σ"), (432, "new", "tanh"), (532, "read", "σ"))
+    gates = ((232, "forget", "σ"), (332, "input", "σ"), (432, "new", "tanh"), (532, "output", "σ"))
     for x, name, squash in gates:
         parts += [
             box(x, 290, 76, 48, [name, squash], OPTIMIZER),
@@ -233,9 +233,9 @@ def lstm_cell() -> str:
     return svg(
         720,
         418,
-        "An LSTM cell: forget a little, write a little, read some of it out",
-        "The cell state is multiplied by the forget gate; then the write gate times the new content is added. The "
-        "tanh of the result, times the read gate, is the next hidden state, and a weighted sum of that is the update. "
+        "An LSTM cell: forget a little, let a little in, and show some of it",
+        "The cell state is multiplied by the forget gate; then the input gate times the new content is added. The "
+        "tanh of the result, times the output gate, is the next hidden state, whose weighted sum is the update. "
         "Every gate sees the gradient and the last hidden state.",
         parts,
     )
