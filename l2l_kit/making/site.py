@@ -57,15 +57,17 @@ def write_site(
     for lesson in lessons if again else ():
         for earlier in records.glob(f"{lesson.stem}-*"):
             earlier.unlink()
-    missing = [made for each in found.values() for made in each.values() if not made[1].exists()]
+    made = [each for explorers in found.values() for each in explorers.values()]
+    missing = [(code, record) for code, record in made if not record.exists() and _recordable(code)]
     parallel_map(make_recording, missing, jobs)
     with TemporaryDirectory(prefix="l2l-site-") as temporary:
         source = Path(temporary, "source")
         _write_assets(source / "assets")
         for lesson, notebook in notebooks.items():
-            for place, (_, record) in found[lesson].items():
+            for place, (code, record) in found[lesson].items():
                 (*_, output) = (each for each in notebook["cells"][place]["outputs"] if WIDGET in each.get("data", {}))
-                output["data"] = {"text/html": _explorer(output["data"], record, source / "assets")}
+                html = _explorer(output["data"], record, source / "assets", predicted="widgets.Prediction" in code)
+                output["data"] = {"text/html": html}
             for output in (output for cell in notebook["cells"] for output in cell.get("outputs", [])):
                 if PLOTLY in output.get("data", {}):
                     output["data"] = {"text/html": _figure(output["data"][PLOTLY])}
@@ -80,8 +82,15 @@ def write_site(
     return folder / "index.html"
 
 
+def _recordable(code: str) -> bool:
+    """Whether code makes an explorer that says what is to be recorded: to run the others may take minutes."""
+    from l2l_kit import widgets
+
+    return any(getattr(widgets, name).recorded for name in re.findall(r"widgets\.([A-Z]\w+)", code))
+
+
 def make_recording(code: str, path: Path) -> None:
-    """Run code whose last line is an explorer, and write what it shows; an empty file if it is not to be recorded."""
+    """Run code whose last line is an explorer, and write what it shows."""
     from l2l_kit.widgets.recording import record
 
     *lines, last = ast.parse(code).body
@@ -143,13 +152,14 @@ def _explorers(cells: Sequence[Mapping[str, Any]], lesson: Path, records: Path) 
     return found
 
 
-def _explorer(data: Mapping[str, Any], record: Path, assets: Path) -> str:
+def _explorer(data: Mapping[str, Any], record: Path, assets: Path, *, predicted: bool) -> str:
     """An explorer as HTML: its picture, which the recording replaces where there is one."""
     picture = f'<img alt="What the explorer shows at first." src="data:image/png;base64,{data["image/png"].strip()}">'
-    if not (content := record.read_bytes()):
-        return f'<figure class="l2l-still">{picture}<figcaption>To use it, run this lesson.</figcaption></figure>'
+    if not record.exists():
+        words = "Say what you expect, then open this." if predicted else "What you get when you run this lesson."
+        return f'<details class="l2l-still"{"" if predicted else " open"}><summary>{words}</summary>{picture}</details>'
     name = record.name.removesuffix(".json.gz")
-    call = f'globalThis.l2lRecordings = {{...globalThis.l2lRecordings, "{name}": "{b64encode(content).decode()}"}};'
+    call = f'globalThis.l2lRecordings = {{...globalThis.l2lRecordings, "{name}": "{b64encode(record.read_bytes()).decode()}"}};'
     write_atomically(assets / f"{name}.js", call.encode())
     note = "Recorded for these values of the controls. Run this lesson to choose others."
     script = f'<script src="{ASSETS}/{name}.js"></script>'

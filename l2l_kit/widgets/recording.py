@@ -17,13 +17,11 @@ from l2l_kit.widgets.explorer import Control, Explorer, Values
 
 
 def record(explorer: Explorer) -> bytes:
-    """All views of an explorer for the values that it names in `recorded`, as JSON in gzip; empty if it names none.
+    """All views of an explorer for the values that it names in `recorded`, as JSON in gzip.
 
     The JSON has the `values` of each control, where they `start`, the `views` of all combinations (the last control
     changes fastest), and the `pool`: each list or object that occurs is there once, and elsewhere as ``{"$": place}``.
     """
-    if not explorer.recorded:
-        return b""
     grid = {name: list(values) for name, values in explorer.recorded.items()}
     start = {name: explorer.values.get(name) for name in grid}
     explorer.compares, views, pool = False, [], dict[str, int]()
