@@ -159,7 +159,8 @@ def _explorer(data: Mapping[str, Any], record: Path, assets: Path, *, predicted:
         words = "Say what you expect, then open this." if predicted else "What you get when you run this lesson."
         return f'<details class="l2l-still"{"" if predicted else " open"}><summary>{words}</summary>{picture}</details>'
     name = record.name.removesuffix(".json.gz")
-    call = f'globalThis.l2lRecordings = {{...globalThis.l2lRecordings, "{name}": "{b64encode(record.read_bytes()).decode()}"}};'
+    content = b64encode(record.read_bytes()).decode()
+    call = f'globalThis.l2lRecordings = {{...globalThis.l2lRecordings, "{name}": "{content}"}};'
     write_atomically(assets / f"{name}.js", call.encode())
     note = "Recorded for these values of the controls. Run this lesson to choose others."
     script = f'<script src="{ASSETS}/{name}.js"></script>'

@@ -99,6 +99,8 @@ class NetworkExplorer(ComparisonExplorer):
         digits: as `source` of `problems.MNIST`.
     """
 
+    recorded = MappingProxyType(TRAININGS)
+
     def __init__(
         self,
         seed: int = 0,
@@ -113,7 +115,7 @@ class NetworkExplorer(ComparisonExplorer):
     ) -> None:
         self._source, self._architecture = MNIST(source=digits).source, architecture
         learned = {"main": fully_trained, "unroll": unroll, "preprocessing": preprocessing}
-        self.recorded = NETWORKS if architecture else TRAININGS
+        self.recorded = MappingProxyType(NETWORKS if architecture else TRAININGS)
         super().__init__(steps=steps, num_tasks=networks, seed=seed, **learned, **NETWORK)
 
     def setting(self, values: Values) -> Setting:
