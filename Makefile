@@ -50,7 +50,7 @@ site: setup
 	$(BIN)/l2l site $(if $(REPOSITORY),--repository $(REPOSITORY))
 
 gallery: setup
-	$(BIN)/l2l gallery
+	$(BIN)/python docs/figures/make.py
 
 diagrams: setup
 	$(BIN)/python notebooks/diagrams/draw.py

@@ -25,28 +25,6 @@ from l2l_kit.optimizers import GroupedRule, LSTMRule, baseline, parameter_groups
 from l2l_kit.training import MetaTrainer, MetaTraining, meta_train
 from l2l_kit.zoo import load, save
 
-__all__ = [
-    "GroupedRule",
-    "LSTMRule",
-    "LearnedOptimizer",
-    "MetaTrainer",
-    "MetaTraining",
-    "baseline",
-    "build",
-    "compare",
-    "evaluation",
-    "load",
-    "meta_train",
-    "optimizers",
-    "parameter_groups",
-    "problems",
-    "save",
-    "training",
-    "tune",
-    "tuned_baselines",
-    "zoo",
-]
-
 
 def __getattr__(name: str) -> ModuleType:
     """`plots` and `widgets` are imported when first used: an extra brings plotly and ipywidgets."""

@@ -1,4 +1,4 @@
-"""The command line: ``l2l train | search | tune | compare | sweep | reproduce | site | gallery | fetch | zoo``."""
+"""The command line: ``l2l train | search | tune | compare | sweep | reproduce | site | fetch | zoo``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import errno
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -22,8 +22,6 @@ from l2l_kit import problems, zoo
 from l2l_kit.evaluation import compare as run_comparison
 from l2l_kit.evaluation import summary, tally, tuned_baselines
 from l2l_kit.evaluation.curves import Statistic
-from l2l_kit.making.features import make_features
-from l2l_kit.making.gallery import write_gallery
 from l2l_kit.making.lessons import Lesson, execute_lessons, find_lessons
 from l2l_kit.making.recipes import read_recipes
 from l2l_kit.making.report import record_claims, write_report
@@ -33,7 +31,7 @@ from l2l_kit.making.sweeps import read_sweep, run_sweep
 from l2l_kit.making.train import search_recipe, train_recipe
 from l2l_kit.making.work import cores, parallel_map
 from l2l_kit.optimizers import BASELINES, Optimizer, baseline
-from l2l_kit.paths import DATA, HOME, user_path
+from l2l_kit.paths import HOME, user_path
 from l2l_kit.problems import Problem
 from l2l_kit.storage import write_atomically
 from l2l_kit.training.processes import process_group, rank_and_world_size
@@ -97,7 +95,6 @@ Seed = Annotated[int, typer.Option(help="Seed of all draws.")]
 Jobs = Annotated[int, typer.Option(min=1, help="How many to run at once, the cores shared among them.")]
 Tasks = Annotated[int, typer.Option("--tasks", min=1, help="Number of optimizees.")]
 RecipeName = Annotated[str, typer.Argument(help="A recipe of data/recipes, or a path to one (.toml).")]
-Storage = Annotated[str | None, typer.Option(help="Database URL of a search that several machines share.")]
 Data = Annotated[Path, typer.Option(parser=user_path, help="Where pretrained/, results/ and cache/ are.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", "-p", help="A field, as name=value; may be repeated.")]
 
@@ -120,7 +117,7 @@ def _problem(name: str, settings: list[str] | None) -> Problem:
     return problems.make(fields)
 
 
-def _print_table(rows: Sequence[dict[str, str]], title: str | None = None) -> None:
+def _print_table(rows: Sequence[Mapping[Any, str]], title: str | None = None) -> None:
     """Rows that share their columns."""
     table = Table(*(rows[0] if rows else ()), title=title)
     for row in rows:
@@ -129,9 +126,7 @@ def _print_table(rows: Sequence[dict[str, str]], title: str | None = None) -> No
 
 
 @app.command()
-def train(
-    recipe: RecipeName, jobs: Jobs = 1, storage: Storage = None, data: Data = HOME, device: Device = None
-) -> None:
+def train(recipe: RecipeName, jobs: Jobs = 1, data: Data = HOME, device: Device = None) -> None:
     """Make pretrained optimizers: search the meta-learning rate, train, save. Goes on where it was interrupted."""
 
     def say(path: Path) -> None:
@@ -141,38 +136,22 @@ def train(
             console.print(f"{path}: validation {how}")
 
     with process_group(device) as mine:
-        parallel_map(train_recipe, [(member, data, storage, str(mine)) for member in read_recipes(recipe)], jobs, say)
-
-
-@app.command("train-features")
-def train_small_network(
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over CIFAR-10.")] = 3, seed: Seed = 0, data: Data = DATA
-) -> None:
-    """Make the small network whose features stand in for VGG-16's, and record how well it tells pictures apart."""
-    path, recorded, accuracy = make_features(epochs, seed, data)
-    console.print(f"{path}: {accuracy:.1%} of CIFAR-10's test images right; recorded in {recorded}")
+        parallel_map(train_recipe, [(member, data, str(mine)) for member in read_recipes(recipe)], jobs, say)
 
 
 @app.command()
-def search(
-    recipe: RecipeName, jobs: Jobs = 1, storage: Storage = None, data: Data = HOME, device: Device = None
-) -> None:
-    """Draw meta-learning rates, and what else a recipe leaves open, at random. Goes on where it was interrupted."""
+def search(recipe: RecipeName, jobs: Jobs = 1, data: Data = HOME, device: Device = None) -> None:
+    """Draw meta-learning rates at random and train with each for a while. Goes on where it was interrupted."""
     from l2l_kit import plots, static
 
     for member in read_recipes(recipe):
-        if member.search is None:
-            raise ValueError(f"recipe {member.name!r} has no [search] section.")
-        with console.status(f"{member.name}: {member.search.trials} trials"):
-            work = [(member, data, storage, device)] * min(jobs, member.search.trials)
-            trials = parallel_map(search_recipe, work, jobs)[-1]
-        rows = [{str(name): f"{value:.4g}" for name, value in row.items()} for row in trials.to_dict("records")]
-        _print_table(rows, f"{member.name}, best first")
+        with console.status(f"{member.name}: random search"):
+            trials = search_recipe(member, data, jobs, device)
+        _print_table(trials.map("{:.4g}".format).to_dict("records"), f"{member.name}, best first")
         console.print(f"recorded in {data / 'results' / 'search' / member.name}.csv", soft_wrap=True)
-        for name in member.search.ranges:
-            path = data / "cache" / "runs" / member.name / f"search-{name}.png"
-            write_atomically(path, static.png(plots.search(trials, name, title=f"{member.name}: random search")))
-            console.print(f"plotted in {path}", soft_wrap=True)
+        path = data / "cache" / "runs" / member.name / "search.png"
+        write_atomically(path, static.png(plots.search(trials, title=f"{member.name}: random search")))
+        console.print(f"plotted in {path}", soft_wrap=True)
 
 
 @app.command()
@@ -293,15 +272,6 @@ def _say(lesson: Lesson, left: str) -> None:
 
 
 @app.command()
-def gallery(
-    folder: Annotated[Path, typer.Argument(parser=user_path, help="Where the pictures go.")] = Path("docs/figures"),
-) -> None:
-    """Write the figures of the paper, as the committed lessons show them, as PNG files and a page."""
-    for path in write_gallery(find_lessons(), folder):
-        console.print(f"{path}: {path.stat().st_size / 1000:.0f} kB", highlight=False, soft_wrap=True)
-
-
-@app.command()
 def site(
     folder: Annotated[Path, typer.Argument(parser=user_path, help="Where it goes.")] = Path("build/site"),
     lesson: Annotated[list[str] | None, typer.Option(help="Only these lessons, such as 02; may be repeated.")] = None,
@@ -323,23 +293,15 @@ def site(
 @app.command()
 def fetch(
     name: Annotated[str | None, typer.Argument(help="What, such as mnist; everything if not given.")] = None,
-    show: Annotated[bool, typer.Option("--list", help="Only show what is there and whether it is whole.")] = False,
 ) -> None:
-    """Download data sets and VGG-16 into the cache, $L2L_DATA_DIR or data/cache."""
-    rows = []
+    """Download data sets and VGG-16 into the cache, $L2L_DATA_DIR or data/cache, unless whole copies are there."""
     for each in [name] if name else data_sets.DATA_SETS:
-        (state, remark), data_set = data_sets.status(each), data_sets.DATA_SETS[each]
-        words = {"verified": "[green]holds[/green]", "damaged": "[red]does not hold[/red]", "missing": ""}[state]
-        rows.append({"name": each, "in the cache": "nothing" if state == "missing" else str(data_set.path)})
-        rows[-1] |= {"checksum": f"{words} ({remark})" if state == "verified" and remark else words}
-        rows[-1] |= {"from": data_set.url, "without it": data_set.stand_in}
-        if not show and state == "verified":
-            console.print(f"{each}: already in {data_set.path}{f' ({remark})' if remark else ''}", soft_wrap=True)
-        elif not show:
-            console.print(f"{each}: {remark or 'not in the cache.'} Downloading from {data_set.url}", soft_wrap=True)
-            console.print(f"{each}: verified and written to {data_sets.fetch(each)}", soft_wrap=True)
-    if show:
-        _print_table(rows)
+        whole, remark = data_sets.status(each)
+        if not whole:
+            url = data_sets.DATA_SETS[each].url
+            console.print(f"{each}: {remark or 'not in the cache.'} Downloading from {url}", soft_wrap=True)
+        copy = f" ({remark})" if whole and remark else ""
+        console.print(f"{each}: whole, in {data_sets.fetch(each)}{copy}", soft_wrap=True)
 
 
 @app.command("zoo")

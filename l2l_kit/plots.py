@@ -6,7 +6,7 @@ import base64
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -24,7 +24,7 @@ from torch.nn.functional import interpolate, pad
 
 from l2l_kit import static
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.evaluation import Curves, Statistic, Trajectories
+from l2l_kit.evaluation import Curves, Statistic
 from l2l_kit.evaluation.results import under
 from l2l_kit.optimizers import BASELINES
 
@@ -317,18 +317,11 @@ def validation(histories: Mapping[str, pd.DataFrame], title: str = "Validation l
     return figure
 
 
-def search(table: pd.DataFrame, setting: str, title: str) -> Figure:
-    """Validation loss of the trials of `random_search` over one of the settings that were drawn.
-
-    Pruned trials are drawn apart, and those that diverged are left out.
-    """
-    pruned = table["pruned_after"].notna() if "pruned_after" in table else table["trial"] < 0
-    kinds = {"finished": table[~pruned], "pruned, loss when it was": table[pruned]}
-    points = {name: (rows[setting], rows["validation_loss"]) for name, rows in kinds.items() if len(rows)}
-    figure = graph(points, x=setting.replace("_", "-"), y="validation loss", title=title, markers=9)
-    figure.update_traces(mode="markers").update_traces(marker_symbol="x", selector={"name": list(kinds)[1]})
-    if (table[setting] > 0).all() and table[setting].max() > 3 * table[setting].min():
-        figure.update_xaxes(LOGARITHMIC)
+def search(table: pd.DataFrame, title: str) -> Figure:
+    """Validation loss over meta-learning rate of the trials of `random_search`; those that diverged are left out."""
+    points = {"trial": (table["meta_lr"], table["validation_loss"])}
+    figure = graph(points, x="meta-learning rate", y="validation loss", title=title, markers=9)
+    figure.update_traces(mode="markers").update_xaxes(LOGARITHMIC)
     figure.update_yaxes(loss_axis([rounded(table["validation_loss"].sort_values(ascending=False))]))
     return figure
 
@@ -374,68 +367,49 @@ def architectures(table: pd.DataFrame, trained_on: str, title: str) -> Figure:
 
 
 def landscape(
-    trajectories: Trajectories, step: int | None = None, corners: tuple[float, float] | None = None
+    function: Callable[[Tensor], Tensor], paths: Mapping[str, Tensor], step: int, edge: float, title: str
 ) -> Figure:
     """Contours of a function of two parameters, and the path of each optimizer.
 
     Args:
-        trajectories: of that function.
-        step: up to which the paths are drawn; None for the last.
-        corners: the lowest and the highest value of both parameters; None for as much as the paths need.
-
-    Raises:
-        ValueError: if the function does not have two parameters.
+        function: losses ``(n,)`` at points ``(n, 2)``.
+        paths: by optimizer θ(0), θ(1), …, shape ``(steps + 1, 2)``.
+        step: up to which the paths are drawn.
+        edge: where the figure ends on all four sides.
     """
-    if trajectories.best.numel() != 2:
-        raise ValueError(f"plots.landscape draws functions of 2 parameters; this one has {trajectories.best.numel()}.")
-    by_name, end = styles(trajectories.positions), trajectories.steps if step is None else step
-    low, high = _view(trajectories) if corners is None else (torch.full((2,), each) for each in corners)
-    title = "The paths of the optimizers over one function"
-    figure = Figure(_contours(trajectories, low, high), layout(title, "θ₁", "θ₂", width=600, height=650))
+    by_name = styles(paths)
+    figure = Figure(_contours(function, edge), layout(title, "θ₁", "θ₂", width=600, height=600))
     heads = []
-    for name, path in trajectories.positions.items():
+    for name, path in paths.items():
         # A run that leaves for good is cut off: what is far outside shows nothing but takes space.
-        near = path.nan_to_num(nan=math.inf).clamp(low - 5 * (high - low), high + 5 * (high - low))
-        x, y = (rounded(column, 4) for column in near[: end + 1].T)
+        near = path[: step + 1].nan_to_num(nan=math.inf).clamp(-11 * edge, 11 * edge)
+        x, y = (rounded(column, 4) for column in near.T)
         heads.append((x[-1], y[-1]))
         line = {**by_name[name].line, "dash": "solid"}  # a dashed path would look like steps
         figure.add_scatter(name=name, x=x, y=y, mode="lines", line=line)
-    colors = [by_name[name].color for name in trajectories.positions]
+    colors = [by_name[name].color for name in paths]
     marker = {"color": colors, "size": 11, "line": {"color": "#ffffff", "width": 1.5}}
-    named = {"text": list(trajectories.positions), "hoverinfo": "text", "showlegend": False}
     ends_x, ends_y = zip(*heads, strict=True)
+    named = {"text": list(paths), "hoverinfo": "text", "showlegend": False}
     figure.add_scatter(x=ends_x, y=ends_y, mode="markers", marker=marker, **named)
     figure.update_layout(hovermode="closest", showlegend=True)
-    (left, bottom), (right, top) = low.tolist(), high.tolist()
-    figure.update_xaxes(range=rounded([left, right], 4), showgrid=False, constrain="domain")
-    figure.update_yaxes(range=rounded([bottom, top], 4), showgrid=False, constrain="domain", scaleanchor="x")
+    figure.update_xaxes(range=[-edge, edge], showgrid=False, constrain="domain")
+    figure.update_yaxes(range=[-edge, edge], showgrid=False, constrain="domain", scaleanchor="x")
     return figure
 
 
-def _view(trajectories: Trajectories) -> tuple[Tensor, Tensor]:
-    """Corners of the square that a landscape shows, each of shape ``(2,)``.
-
-    It holds start, best point and as much of the paths as stays near them: a diverging run must not set the scale.
-    """
-    points, best = torch.cat(list(trajectories.positions.values())), trajectories.best
-    near = points[(points - best).norm(dim=1) <= 1.5 * (points[0] - best).norm().clamp_min(1e-3)]
-    least, most = near.amin(dim=0), near.amax(dim=0)
-    middle, half = (most + least) / 2, 1.15 * (most - least).max() / 2
-    return middle - half, middle + half
-
-
-def _contours(trajectories: Trajectories, low: Tensor, high: Tensor) -> list[go.Scatter]:
+def _contours(function: Callable[[Tensor], Tensor], edge: float) -> list[go.Scatter]:
     """Contour lines at log-spaced losses; a lower loss is a darker grey. Lines can also be drawn as a picture."""
-    x, y = (torch.linspace(*ends, CELLS) for ends in zip(low.tolist(), high.tolist(), strict=True))
-    losses = trajectories.losses_at(torch.cartesian_prod(y, x).flip(1)).clamp_min(1e-12).log10().view(CELLS, CELLS)
+    line = torch.linspace(-edge, edge, CELLS)
+    losses = function(torch.cartesian_prod(line, line).flip(1)).clamp_min(1e-12).log10().view(CELLS, CELLS)
     levels = torch.linspace(torch.quantile(losses, 0.002).item(), losses.max().item(), LEVELS + 1)[:-1]
-    generator = contour_generator(x.numpy(), y.numpy(), losses.numpy(), line_type=LineType.ChunkCombinedNan)
+    generator = contour_generator(line.numpy(), line.numpy(), losses.numpy(), line_type=LineType.ChunkCombinedNan)
     traces = []
     for height, level in enumerate(levels.tolist()):
         points = generator.lines(level)[0][0]  # of the only chunk; pieces of the line are parted by NaN
         across, up = ([], []) if points is None else points.T
-        line = {"color": f"rgba(128, 128, 128, {0.9 - 0.6 * height / LEVELS:.2f})", "width": 1}
-        traces.append(go.Scatter(x=rounded(across, 4), y=rounded(up, 4), mode="lines", line=line, **QUIET))
+        style = {"color": f"rgba(128, 128, 128, {0.9 - 0.6 * height / LEVELS:.2f})", "width": 1}
+        traces.append(go.Scatter(x=rounded(across, 4), y=rounded(up, 4), mode="lines", line=style, **QUIET))
     return traces
 
 

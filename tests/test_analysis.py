@@ -97,16 +97,6 @@ class TestProposedSteps:
             assert size == pytest.approx(0.01 * gradient.square().mean(dim=1).sqrt().mean().item(), rel=1e-3)
             theta = theta - 0.01 * gradient
 
-    def test_adam_first_steps_as_far_as_its_rate_in_every_coordinate(self):
-        """lr · g / (|g| + ε): all coordinates alike, so the cosine with g is Σ|g| / (√d ‖g‖)."""
-        table = proposed_steps({"Adam": baseline("adam", 0.02)}, Quadratics(5), steps=1, num_tasks=3, device="cpu")
-        tasks = Quadratics(5).sample(3, generator(0, "test"))
-        theta = tasks.theta.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(tasks.losses({"theta": theta}).sum(), theta)
-        cosine = gradient.abs().sum(dim=1) / (5**0.5 * gradient.norm(dim=1))
-        assert table["size"].item() == pytest.approx(0.02, rel=1e-4)
-        assert table["descent"].item() == pytest.approx(cosine.mean().item(), rel=1e-3)
-
     def test_it_meets_the_minibatch_of_each_step_and_tells_parameters_apart(self):
         """Gradient descent goes against the gradient of the minibatch that it was given: no other one's."""
         digits = MNIST(source="embedded", hidden=(3,), batch_size=16)
@@ -114,13 +104,6 @@ class TestProposedSteps:
         assert table["parameter"].tolist() == ["weight0", "bias0", "weight1", "bias1"] * 3
         assert table["descent"].tolist() == pytest.approx([1] * 12, abs=1e-3)
         assert table["size"].nunique() == 12
-
-    def test_a_step_that_is_none_has_no_direction(self):
-        nothing = LSTMRule(hidden_size=1)
-        for weight in nothing.output.parameters():
-            torch.nn.init.zeros_(weight)
-        table = proposed_steps({"none": nothing}, Quadratics(2), steps=1, num_tasks=1, device="cpu")
-        assert table[["size", "descent"]].to_numpy().tolist() == [[0, 0]]
 
 
 class TestBiasOfTheMetaGradient:
@@ -161,15 +144,3 @@ class TestTensorMemory:
                 torch.ones(50)  # 200 bytes, one after the other
             kept.view(10, 10).add_(before[:100].view(10, 10))  # views, and what was there before, in place
         assert memory.peak == 4 * (100 + 50)
-
-    def test_that_of_a_graph_grows_with_it(self):
-        def peak(layers):
-            x = torch.ones(1000, requires_grad=True)
-            with TensorMemory() as memory:
-                y = x
-                for _ in range(layers):
-                    y = y.exp()  # each output is kept for the way back
-                y.sum().backward()
-            return memory.peak
-
-        assert peak(20) - peak(10) == 10 * 4000

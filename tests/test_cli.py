@@ -1,6 +1,5 @@
 """The command line as a user meets it: real commands on small problems, and errors of one line."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -9,55 +8,43 @@ from typer.testing import CliRunner, Result
 from l2l_kit import cli, zoo
 from l2l_kit.evaluation import EACH_STEP, ONE_RATE, read_result
 from l2l_kit.making.lessons import Lesson
+from l2l_kit.optimizers import BASELINES
 from l2l_kit.problems import MNIST
 
 RECIPE = """
 name = "tiny-unroll{unroll}"
-
 [grid]
 "training.unroll" = [2, 5]
-
 [problem]
 name = "quadratics"
 dim = 2
-
 [optimizer]
 hidden_size = 4
-
 [training]
 horizon = 10
 epochs = 2
 episodes_per_epoch = 2
 batch_size = 4
 validation_tasks = 8
-
 [search]
 trials = 2
 epochs = 1
 meta_lr = [1e-3, 1e-2]
 """
-
-
 SWEEP = """
 steps = [2, 4]
 num_tasks = 3
 tuning_tasks = 2
-
 [learned]
 LSTM = "quadratics"
-
 [problem]
 name = "quadratics"
-
 [grid]
 dim = [2, 3, 4]
-
 [baselines]
 SGD = { name = "sgd", learning_rates = [0.03, 0.1] }
 Adam = { name = "adam", learning_rates = [0.1] }
 """
-
-
 SMALL = ("-p", "dim=2", "--tasks", "2", "--steps", "1")
 
 
@@ -67,69 +54,46 @@ def l2l(*arguments: object, code: int = 0) -> Result:
     return result
 
 
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    path = tmp_path / "tiny.toml"
-    path.write_text(RECIPE)
-    return path
-
-
-@pytest.fixture
-def sweep(tmp_path: Path) -> Path:
-    path = tmp_path / "swept.toml"
-    path.write_text(SWEEP)
-    return path
-
-
-def test_train_makes_every_member_of_a_recipe_and_its_records(tmp_path: Path, recipe: Path) -> None:
-    l2l("train", recipe, "--data", tmp_path, "--jobs", 2, "--device", "cpu")
+def test_train_makes_every_member_of_a_recipe_and_its_records_as_search_does_and_again_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    arguments = (tmp_path / "tiny.toml", "--data", tmp_path, "--device", "cpu")
+    l2l("train", *arguments, "--jobs", 2)
     for unroll in (2, 5):
         name = f"tiny-unroll{unroll}"
-        path = tmp_path / "pretrained" / f"{name}.safetensors"
-        card, trials = zoo.card(path), read_result(f"search/{name}", tmp_path / "results")
-        assert zoo.load(path).hidden_size == 4
+        card, trials = zoo.card(tmp_path / "pretrained" / name), read_result(f"search/{name}", tmp_path / "results")
+        assert zoo.load(tmp_path / "pretrained" / name).hidden_size == 4
         assert card["training"]["meta_lr"] == pytest.approx(trials["meta_lr"][0], rel=1e-5)
         assert card["trained"]["episodes"] == 4
         assert len(trials) == 2
-        assert trials["validation_loss"].is_monotonic_increasing
         assert len(read_result(f"training/{name}", tmp_path / "results")) == 3
-
-
-def test_search_records_the_trials_that_train_uses_and_again_changes_nothing(tmp_path: Path, recipe: Path) -> None:
-    recipe.write_text(RECIPE.replace("[2, 5]", "[2]"))
-    arguments = (recipe, "--data", tmp_path, "--device", "cpu")
-    recorded, made = tmp_path / "results/search/tiny-unroll2.csv", tmp_path / "pretrained/tiny-unroll2.safetensors"
+    made = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.suffix in (".csv", ".safetensors")}
+    l2l("train", *arguments)
     assert "best first" in l2l("search", *arguments).output
-    picture = tmp_path / "cache" / "runs" / "tiny-unroll2" / "search-meta_lr.png"
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    searched = recorded.read_bytes()
-    l2l("train", *arguments)
-    assert recorded.read_bytes() == searched, "the same trials, not run again"
-    trained = made.read_bytes()
-    l2l("train", *arguments)
-    assert made.read_bytes() == trained
+    assert all(path.read_bytes() == content for path, content in made.items())
+    assert (tmp_path / "cache" / "runs" / name / "search.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_tune_records_several_lengths_and_as_many_rates_as_asked_for(tmp_path: Path) -> None:
     settings = ("-p", "dim=2", "--tasks", 8, "--rates", 2, "--data", tmp_path, "--device", "cpu")
     output = l2l("tune", "quadratics", "--steps", 6, "--steps", 3, *settings).output
     table = read_result("quadratics/tuning", tmp_path / "results")
-    assert list(table.columns) == ["lr", "step", "mean", "median", "baseline"]
     assert table.groupby(["baseline", "step"], sort=False)["lr"].count().to_dict() == {
-        (name, step): 5 * 2 + 1 for name in ("sgd", "nag", "rmsprop", "adam") for step in (3, 6)
+        (name, step): 5 * 2 + 1 for name in BASELINES for step in (3, 6)
     }
-    for name in ("SGD", "NAG", "RMSprop", "Adam"):
+    for name in BASELINES.values():
         assert [line.split()[3] for line in output.splitlines() if f" {name} " in line] == ["6", "3"]
-    assert json.loads((tmp_path / "results" / "quadratics" / "tuning.json").read_text())["steps"] == [6, 3]
+    assert table.attrs["steps"] == [6, 3]
 
 
 def test_sweep_records_all_settings_in_their_order_and_again_runs_nothing(
-    tmp_path: Path, sweep: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ("sweep", sweep, "--device", "cpu", "--data", tmp_path)
+    (tmp_path / "swept.toml").write_text(SWEEP)
+    arguments = ("sweep", tmp_path / "swept.toml", "--device", "cpu", "--data", tmp_path)
     l2l(*arguments, "--jobs", 2)
     lines = capfd.readouterr().out.splitlines()  # workers print for themselves
-    recorded = tmp_path / "results" / "sweeps" / "swept.csv"
     table = read_result("sweeps/swept", tmp_path / "results")
     assert list(zip(table["dim"], table["protocol"], table["step"], table["optimizer"], strict=True)) == [
         (dim, protocol, step, name)
@@ -138,17 +102,14 @@ def test_sweep_records_all_settings_in_their_order_and_again_runs_nothing(
         for step in (2, 4)
         for name in ("LSTM", "SGD", "Adam")
     ]
-    about = json.loads(recorded.with_suffix(".json").read_text())
-    assert about["learned"] == {"LSTM": "quadratics"}
-    assert about["grid"] == {"dim": [2, 3, 4]}
-    assert (about["num_tasks"], about["tuning_tasks"], about["seed"]) == (3, 2, 0)
-    for label in ("SGD", "Adam"):
-        assert len(about["tried"][label]) == 3, "for each setting the learning rates"
+    assert (table.attrs["learned"], table.attrs["grid"]) == ({"LSTM": "quadratics"}, {"dim": [2, 3, 4]})
+    assert {label: len(tried) for label, tried in table.attrs["tried"].items()} == {"SGD": 3, "Adam": 3}
     assert {"{'dim': 2}: LSTM, test", "{'dim': 4}: Adam 0.1, tuning"} < set(lines)
+    recorded = tmp_path / "results" / "sweeps" / "swept.csv"
     before = recorded.read_bytes()
     assert not [line for line in l2l(*arguments).output.splitlines() if line.startswith("{")]
     assert recorded.read_bytes() == before
-    assert "{'dim': 2}: LSTM, test" in l2l(*arguments[:-1], tmp_path / "alone").output
+    l2l(*arguments[:-1], tmp_path / "alone")
     assert (tmp_path / "alone" / "results" / "sweeps" / "swept.csv").read_bytes() == before
 
 
@@ -197,56 +158,38 @@ def test_reproduce_tells_each_lesson_and_where_the_report_is(
     ("arguments", "message"),
     [
         (("compare", "quadratic"), "Did you mean 'quadratics'?"),
-        (("compare", "adam=fast"), "fast"),
         (("compare", "adam", "--problem", "quadratic"), "Did you mean 'quadratics'?"),
         (("compare", "adam", "-p", "dim"), "name=value"),
-        (("compare", "adam", "--tasks", "0"), "--tasks"),
         (("tune", "quadratics", "-p", "dim=0"), "at least 1"),
-        (("compare", "adam", "--problem", "mnist", "-p", "hidden=20"), "such as (20,), got 20"),
         (("compare", "adam", "--problem", "mnist", "-p", "hidden=twenty"), "got 'twenty'"),
         (("fetch", "minst"), "Did you mean 'mnist'?"),
-        (("fetch", "minst", "--list"), "Did you mean 'mnist'?"),
         (("tune", "quadratics", "--steps", "0"), "--steps"),
-        (("tune", "quadratics", "--rates", "0"), "--rates"),
         (("sweep", "mnist-figure7"), "unknown sweep 'mnist-figure7'"),
         (("sweep", "mnist-figure6", "--only", "adam"), "Did you mean 'Adam'?"),
         (("train", "quadratic"), "Did you mean 'quadratics'?"),
         (("reproduce", "--profile", "fast"), "--profile"),
-        (("reproduce", "--lesson", "99"), "unknown lesson"),
         (("reproduce", "--lesson", "02", "-p", "sed=1"), "Did you mean 'seed'?"),
         (("reproduce", "--lesson", "02", "-p", "unroll=many"), "must be of type int, got 'many'"),
         (("reproduce", "--device", "gpu"), "there is no device 'gpu'"),
         (("search", "mnist"), "recipe 'mnist' has no [search] section"),
-        (("compare", "adam", "--device", "meta", *SMALL), "there is no device 'meta'"),
-        (("compare", "nothing.safetensors"), "there is no such file"),
         (("compare", "{folder}/junk.safetensors"), "not a whole safetensors file"),
         (("train", "nothing.toml"), "unknown recipe 'nothing.toml'"),
-        (("train", "{folder}"), "unknown recipe"),
         (("train", "{folder}/junk.toml"), "not a valid recipe"),
         (("train", "{folder}/empty.toml"), "'training' is missing"),
-        (("train", "{folder}/bytes.toml"), "not a valid recipe"),
         (("train", "quadratics", "--data", "{folder}/junk.toml"), "{folder}/junk.toml"),
-        (("train", "quadratics", "--device", "gpu"), "there is no device 'gpu'"),
-        (("search", "quadratics", "--storage", "nonsense://x"), "postgresql://user@host:port/name"),
-        (("search", "quadratics", "--storage", "postgresql://me:secret@host:port/x"), "postgresql://user@host:port/"),
-        (("search", "quadratics", "--storage", "{folder}"), "unable to open database file"),
-        (("sweep", "{folder}/empty.toml"), "not a valid sweep"),
-        (("gallery", "{folder}/junk.toml"), "{folder}/junk.toml"),
         (("fetch", "mnist"), "L2L_DATA_DIR"),
     ],
 )
 def test_bad_input_is_one_clear_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
 ) -> None:
-    monkeypatch.setattr("l2l_kit.making.search.time.sleep", lambda _: None)
     monkeypatch.setattr("l2l_kit.data.download", lambda _: {})
     monkeypatch.setenv("L2L_DATA_DIR", str(tmp_path / "junk.toml"))
-    for name, content in {"junk.toml": b"a = [", "bytes.toml": b"name = '\xff'", "empty.toml": b""}.items():
+    for name, content in {"junk.toml": b"a = [", "empty.toml": b""}.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
     result = l2l(*(argument.format(folder=tmp_path) for argument in arguments), code=2)
     assert message.format(folder=tmp_path) in result.stderr
-    assert "secret" not in result.output
     if not result.stderr.startswith("Usage"):  # typer draws a box
         assert result.stderr.startswith("error: ")
         assert result.stderr.count("\n") == 1

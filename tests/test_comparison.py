@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from typing import ClassVar
 
 import pandas as pd
 import pytest
@@ -60,16 +61,11 @@ class TestPairing:
 class Elsewhere(nn.Module):
     """Proposes nothing, and notes where it and its copies are put."""
 
-    places: list[torch.device]
-
-    def __init__(self):
-        super().__init__()
-        self.mine = []
-        Elsewhere.places = []
+    copies: ClassVar[list] = []
 
     def to(self, device):
-        self.mine.append(device)
-        Elsewhere.places.append(device)
+        self.mine = True
+        Elsewhere.copies.append(device)
         return self
 
     def init(self, params):
@@ -79,12 +75,12 @@ class Elsewhere(nn.Module):
         return {name: torch.zeros_like(gradient) for name, gradient in gradients.items()}, state
 
 
-@pytest.mark.parametrize("measure", [compare, metrics_on_test_set], ids=lambda measure: measure.__name__)
-def test_a_copy_of_a_learned_optimizer_is_put_where_the_optimizees_are(measure):
+def test_a_copy_of_a_learned_optimizer_is_put_where_the_optimizees_are():
     """The caller's own stays as it is and where it is."""
     optimizer = Elsewhere()
-    measure({"": optimizer}, DIGITS, num_tasks=1, device="cpu", **({"at": [1]} if measure != compare else {"steps": 1}))
-    assert (Elsewhere.places, optimizer.mine) == ([torch.device("cpu")], [])
+    compare({"": optimizer}, PROBLEM, steps=1, num_tasks=1, device="cpu")
+    assert Elsewhere.copies == [torch.device("cpu")]
+    assert not hasattr(optimizer, "mine")
 
 
 class TestStatistics:
@@ -103,11 +99,12 @@ class TestStatistics:
 
     @pytest.mark.parametrize("num_tasks", [1, 6, 7])
     @pytest.mark.parametrize(("statistic", "over"), [("mean", None), ("median", None), ("median", "other")])
-    def test_the_bootstrap_equals_a_loop(self, statistic, over, num_tasks):
+    def test_the_bootstrap_equals_a_loop(self, monkeypatch, statistic, over, num_tasks):
         """Ties as well: the first step is the same number for all."""
+        monkeypatch.setattr("l2l_kit.evaluation.curves.RESAMPLES", 50)
         losses = {"me": lognormal(num_tasks, 3), "other": lognormal(num_tasks, 3, seed=1)}
         losses["me"][:, 0] = 2.0
-        found = synthetic(5, **losses).interval("me", statistic, over=over, level=0.9, resamples=50)
+        found = synthetic(5, **losses).interval("me", statistic, over=over)
         draws = torch.randint(num_tasks, (50, num_tasks), generator=generator(5, "bootstrap"))
         function = getattr(statistics, statistic)
 
@@ -117,19 +114,9 @@ class TestStatistics:
 
         for step in range(3):
             samples = torch.tensor([estimate(indices, step) for indices in draws.tolist()], dtype=torch.float64)
-            low, high = torch.quantile(samples, torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist()
+            low, high = torch.quantile(samples, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
             expected = estimate(range(num_tasks), step), low, high
             assert [part[step].item() for part in found] == pytest.approx(expected, rel=1e-12)
-
-    def test_a_paired_ratio_is_far_tighter_than_an_unpaired_one(self):
-        """One optimizer is 10% better on each optimizee, and optimizees differ by orders of magnitude."""
-        losses = lognormal(200) ** 2
-        noise = 1 + 0.02 * torch.randn(200, 1, generator=generator(0, "noise"), dtype=torch.float64)
-        curves = synthetic(one=0.9 * losses * noise, two=losses)
-        value, low, high = (part.item() for part in curves.interval("one", over="two"))
-        assert 0.88 < low < value < high < 0.92
-        _, alone_low, alone_high = (part.item() for part in curves.interval("one"))
-        assert alone_high / alone_low > 1.5
 
 
 @pytest.fixture(scope="module")
@@ -145,21 +132,13 @@ class TestDivergedRuns:
         assert torch.equal(wild.isinf().int().cummax(dim=1).values.bool(), wild.isinf())
         assert curves["tame"].isfinite().all()
 
-    def test_count_as_infinite_where_the_loss_overflows(self):
-        """θ after one such step is finite still, and its square no longer."""
-        losses = run({"wild": baseline("sgd", 1e25)}, steps=1)["wild"]
-        assert losses.isinf().tolist() == [[False, True]] * 5
-
     @pytest.mark.parametrize("statistic", ["mean", "median"])
-    def test_make_statistics_infinite_not_nan(self, curves, statistic):
+    def test_make_statistics_and_tables_infinite_not_nan(self, curves, statistic):
         for part in (curves.statistic("wild", statistic), *curves.interval("wild", statistic)):
             assert part[-1] == math.inf
             assert not part.isnan().any()
         assert [part[-1] for part in curves.interval("wild", statistic, over="tame")] == [math.inf] * 3
-
-    def test_make_tables_infinite_not_nan(self, curves):
         assert not curves.to_frame().isna().any(axis=None)
-        assert (curves.at_step(60).loc["wild"] == math.inf).all()
 
     def test_leave_the_median_alone_where_they_are_few(self):
         """One of nine diverged: the mean is infinite, the median is not, and the 0.75 quantile is not either."""
@@ -195,9 +174,6 @@ class TestTables:
         assert path == tmp_path / "deep" / "er" / "table.csv"
         pd.testing.assert_frame_equal(read_result("deep/er/table", tmp_path), table)
         assert '"dim": 3' in path.with_suffix(".json").read_text()
-        curves = run().to_frame()
-        write_result("curves", curves, {}, tmp_path)
-        pd.testing.assert_frame_equal(read_result("curves", tmp_path), curves, rtol=1e-5, check_dtype=False)
 
     def test_a_result_that_is_not_there_lists_those_that_are(self, tmp_path):
         write_result("quadratics/tuning", pd.DataFrame({"lr": [0.1]}), {}, tmp_path)
@@ -218,7 +194,7 @@ class TestOnTestImages:
         assert table["step"].tolist() == [0, 2, 5] * 2
         assert table.groupby("step")["loss"].nunique().tolist() == [1, 2, 2], "they start from the same networks"
 
-    @pytest.mark.parametrize("step", [0, 2, 5])
+    @pytest.mark.parametrize("step", [0, 5])
     def test_gradient_descent_does_on_test_images_as_torch_says(self, table, step):
         """One network after the other, trained on the minibatches of `losses` and shown all the test images."""
         images, labels = data.load("mnist", "embedded").split("test")
@@ -254,7 +230,6 @@ class TestOnTestImages:
         (lambda: run()["logsign"], UnknownNameError, "Did you mean 'log-sign'"),
         (lambda: run().interval("LSTM", over="Adan"), UnknownNameError, "Did you mean 'Adam'"),
         (lambda: run().interval("LSTM", "medain"), UnknownNameError, "Did you mean 'median'"),
-        (lambda: run().at_step(-1), ValueError, "step -1 is outside these curves, which go from 0 to 6"),
         (lambda: run().at_step(7), ValueError, "step 7 is outside these curves, which go from 0 to 6"),
         (lambda: run({}), ValueError, "no optimizers given"),
         (lambda: run(steps=0), ValueError, "must be at least 1"),

@@ -9,7 +9,6 @@ import pickle
 import random
 import re
 import signal
-import sqlite3
 import struct
 import sys
 from contextlib import contextmanager
@@ -26,8 +25,7 @@ import l2l_kit as l2l
 from l2l_kit import data, storage, zoo
 from l2l_kit.data import sources
 from l2l_kit.evaluation import read_result, write_result
-from l2l_kit.making.recipes import Recipe, Search, read_recipes
-from l2l_kit.making.search import random_search
+from l2l_kit.making.recipes import read_recipes
 from l2l_kit.making.sweeps import read_sweep
 from l2l_kit.optimizers import LSTMRule
 from l2l_kit.problems import Quadratics
@@ -225,7 +223,6 @@ meta_lr = 0.01
 trials = 8
 epochs = 1
 meta_lr = [1e-3, 1e-1]
-optimizer = { forget_bias = [0.0, 4.0] }
 [grid]
 "training.unroll" = [1, 2]
 """
@@ -273,19 +270,6 @@ def picture(form):
     return made
 
 
-QUADRATICS, LSTM = {"name": "quadratics", "dim": 2}, {"hidden_size": 3}
-SEARCH = Recipe("mine", QUADRATICS, LSTM, TRAINING, Search(trials=2, epochs=1, meta_lr=(1e-3, 1e-1)))
-
-
-def database(folder):
-    path = folder / "search.db"
-    random_search(SEARCH, path, device="cpu")
-    with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA journal_mode = DELETE")
-    connection.close()
-    return path, lambda: random_search(SEARCH, path, device="cpu")
-
-
 def cache(file):
     def made(folder):
         whole = replace(data.DATA_SETS["mnist"], file=file, copies={})
@@ -315,7 +299,6 @@ FILES = {  # how it is made and read, what is done to it, how often, and whether
     **{f"a {form} picture": (picture(form), (*BYTES, longer), 100, True) for form in FORMS},
     "cached images": (cache("mine.npz"), (*BYTES, longer), 500, False),
     "cached weights": (cache("mine.safetensors"), TENSORS, 500, False),
-    "a search": (database, BYTES, 500, True),
 }
 
 
@@ -418,13 +401,3 @@ def test_a_hostile_file_is_refused_before_it_does_harm(tmp_path, monkeypatch, na
             read(path)
     data._full.cache_clear()
     assert [each.name for each in tmp_path.iterdir()] == [file]
-
-
-def test_a_database_of_something_else_is_refused(tmp_path, monkeypatch):
-    path = tmp_path / "search.db"
-    with sqlite3.connect(path) as connection:
-        connection.execute("CREATE TABLE studies (something TEXT)")
-    connection.close()
-    monkeypatch.setattr("l2l_kit.making.search.time.sleep", lambda _: None)
-    with pytest.raises(ValueError, match=r"search\.db"):
-        random_search(SEARCH, path, device="cpu")

@@ -18,9 +18,9 @@ from test_data import Official, small_data_set
 
 from l2l_kit import data, zoo
 from l2l_kit.evaluation import read_result
-from l2l_kit.making import lessons, search
+from l2l_kit.making import lessons
 from l2l_kit.making.recipes import Recipe, Search
-from l2l_kit.making.report import claims_table
+from l2l_kit.making.report import write_report
 from l2l_kit.making.runs import record_tuning
 from l2l_kit.making.sweeps import Sweep, run_sweep
 from l2l_kit.making.train import train_recipe
@@ -54,7 +54,6 @@ SWEEP = Sweep(
 
 
 def train(folder, _):
-    search.HEARTBEAT = 1  # a killed trial is taken up again after twice as long
     train_recipe(RECIPE, folder, device="cpu")
 
 
@@ -98,7 +97,7 @@ def contents(folder):
 def reproduce(folder, _):
     lessons.NOTEBOOKS = folder.parent / "notebooks"
     done = lessons.execute_lessons(lessons.find_lessons(), folder / "notebooks", {"seed": "5"})
-    (folder / "claims.md").write_text(claims_table(done))
+    write_report(done, {}, folder, folder / "results")
 
 
 def reproduced(folder):
@@ -127,7 +126,7 @@ def work(command, folder, url):
 @pytest.fixture(scope="module")
 def workers():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["l2l_kit.cli", "optuna", "papermill", "pooch", "mlxtend.data", "psutil"])
+    context.set_forkserver_preload(["l2l_kit.cli", "papermill", "pooch", "mlxtend.data", "psutil"])
     ready = context.Process(target=int)
     ready.start()
     ready.join()

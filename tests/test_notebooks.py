@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from l2l_kit import zoo
 from l2l_kit.making.recipes import find_recipe, read_recipes
 from l2l_kit.making.sweeps import read_sweep
 
@@ -113,14 +112,6 @@ def test_the_full_profile_makes_what_it_reads(notebook: dict) -> None:
     made = made_first(notebook)
     for name in read_by_name(notebook):
         assert any(re.fullmatch(name, each) for each in made), f"{name} is read but not made"
-
-
-def test_a_reading_of_what_was_not_made_is_seen() -> None:
-    code = "l2l.build(['quadratics'])\nl2l.load(f'mnist-{kind}')\nl2l.tuned_baselines('quadratics')"
-    bad = {"cells": [{"cell_type": "code", "source": code}]}
-    assert read_by_name(bad) == {"mnist\\-.*", "tuning/quadratics"}
-    assert made_first(bad) == {"quadratics", "result/training/quadratics"}
-    assert "quadratics" in zoo.names()
 
 
 def test_the_full_profile_reads_from_nowhere_else(notebook: dict) -> None:

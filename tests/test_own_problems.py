@@ -15,7 +15,7 @@ from torch.nn import functional
 from typer.testing import CliRunner
 
 from l2l_kit import cli, problems, widgets, zoo
-from l2l_kit.evaluation import compare, lbfgs, read_result, trajectories, tune
+from l2l_kit.evaluation import compare, lbfgs, read_result, tune
 from l2l_kit.optimizers import NTMBFGS, GroupedRule, LSTMRule, baseline
 from l2l_kit.problems import MNIST, ModuleProblem, Problem, Quadratics, QuadraticTasks, TaskBatch
 from l2l_kit.problems.base import draw
@@ -243,7 +243,6 @@ USES = {
     "train": lambda problem: meta_train(LSTMRule(3), problem, SETTINGS, device="cpu", progress=False),
     "compare": lambda problem: compare(SGD, problem, steps=2, num_tasks=N, device="cpu"),
     "tune": lambda problem: tune("sgd", problem, steps=2, num_tasks=N, learning_rates=[0.1], device="cpu"),
-    "trajectories": lambda problem: trajectories(SGD, problem, steps=2),
     "rollout": lambda problem: rollout(LSTMRule(3), problem.sample(N, generator(0)), 2),
     "unroll": lambda problem: FirstOrderEstimator(LSTMRule(3)).reset(problem.sample(N, generator(0))),
 }

@@ -11,12 +11,10 @@ import pytest
 from test_cli import SMALL, SWEEP, l2l
 from test_lessons import Here
 
-from l2l_kit import MetaTraining, data, load, meta_train, paths, save
+from l2l_kit import data, load, meta_train, paths, save
 from l2l_kit.cli import app
 from l2l_kit.making.recipes import read_recipes
-from l2l_kit.making.search import random_search
 from l2l_kit.making.sweeps import read_sweep
-from l2l_kit.making.work import file_lock
 
 RECIPE = """
 [problem]
@@ -58,23 +56,20 @@ def test_no_command_takes_a_path_as_it_stands() -> None:
             kind, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
             if Path in (kind, *get_args(kind)):
                 parsers += [note.parser for note in notes]
-    assert len(parsers) >= 8
+    assert len(parsers) >= 6
     assert set(parsers) == {paths.user_path}
 
 
 def test_the_home_folder_is_found_by_functions(home: Path) -> None:
-    (home / "tiny.toml").write_text(RECIPE + SEARCH)
+    (home / "tiny.toml").write_text(RECIPE)
     (home / "sweep.toml").write_text(SWEEP)
     assert read_sweep("~/sweep.toml").name == "sweep"
     (recipe,) = read_recipes("~/tiny.toml")
-    random_search(recipe, "~/a/search.db", device="cpu")
-    rule, sizes = recipe.make_optimizer(), {"horizon": 2, "unroll": 2, "epochs": 1, "episodes_per_epoch": 1}
-    sizes |= {"batch_size": 2, "validation_tasks": 2}
-    meta_train(rule, recipe.make_problem(), MetaTraining(**sizes), checkpoint="~/a/run.safetensors", progress=False)
+    rule = recipe.make_optimizer()
+    meta_train(rule, recipe.make_problem(), recipe.training, checkpoint="~/a/run.safetensors", progress=False)
     save(rule, "~/a/rule")
     assert load("~/a/rule").config() == rule.config()
-    found = {path.name for path in (home / "a").iterdir()}
-    assert found >= {"search.db", "run.safetensors", "rule.safetensors", "rule.json"}
+    assert {path.name for path in (home / "a").iterdir()} >= {"run.safetensors", "rule.safetensors", "rule.json"}
 
 
 @pytest.mark.parametrize(
@@ -83,7 +78,7 @@ def test_the_home_folder_is_found_by_functions(home: Path) -> None:
 def test_commands_find_the_home_folder_and_take_odd_names_as_names(home: Path, given: str, meant: str) -> None:
     (home / "tiny.toml").write_text(RECIPE + SEARCH)
     l2l("train", "~/tiny.toml", "--data", given, "--device", "cpu")
-    assert (home / meant / "cache" / "runs" / "tiny" / "search.db").stat().st_size > 0
+    assert (home / meant / "cache" / "runs" / "tiny" / "checkpoint.safetensors").stat().st_size > 0
     assert "tiny" in l2l("compare", f"{given}/pretrained/tiny", "adam=0.1", *SMALL).output
 
 
@@ -113,10 +108,8 @@ def bad_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         ("tune", "quadratics", *SMALL, "--rates", "1", "--data", "{disk}"),
         ("train", "{folder}/tiny.toml", "--data", "{disk}"),
         ("train", "{folder}/searched.toml", "--data", "{disk}"),
-        ("search", "{folder}/searched.toml", "--data", "{folder}", "--storage", "{disk}/search.db"),
         ("sweep", "{folder}/sweep.toml", "--data", "{disk}"),
         ("reproduce", "--lesson", "00", "--out", "{disk}"),
-        ("gallery", "{disk}"),
     ],
     ids=lambda command: " ".join(command[:2]),
 )
@@ -127,10 +120,9 @@ def test_a_disk_that_is_full_or_cannot_be_written_is_one_clear_line(
     (tmp_path / "searched.toml").write_text(RECIPE + SEARCH)
     (tmp_path / "sweep.toml").write_text(SWEEP)
     monkeypatch.setenv("TQDM_DISABLE", "1")
-    monkeypatch.setattr("l2l_kit.making.search.time.sleep", lambda _: None)
     monkeypatch.setattr("l2l_kit.making.work.ProcessPoolExecutor", Here)
     result = l2l(*(part.format(disk=bad_disk, folder=tmp_path) for part in command), code=2)
-    assert result.stderr.startswith(f"error: {'sqlite:///' * ('database' in result.stderr)}{bad_disk}")
+    assert result.stderr.startswith(f"error: {bad_disk}")
     assert result.stderr.count("\n") == 1
 
 
@@ -145,9 +137,3 @@ def test_a_drive_without_file_locks_is_named(tmp_path: Path, monkeypatch, error:
     result = l2l("train", tmp_path / "tiny.toml", "--data", tmp_path, code=2)
     assert result.stderr.startswith(f"error: {tmp_path / 'cache' / 'runs' / 'tiny' / 'lock'}: ")
     assert "file locks" in result.stderr
-
-
-def test_a_lock_keeps_others_out(tmp_path: Path) -> None:
-    with file_lock(tmp_path / "lock"), pytest.raises(filelock.Timeout):
-        filelock.FileLock(tmp_path / "lock", timeout=0).acquire()
-    filelock.FileLock(tmp_path / "lock", timeout=0).acquire().lock.release()

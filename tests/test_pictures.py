@@ -2,7 +2,9 @@
 
 import io
 import os
+import runpy
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 from PIL import Image
 
 from l2l_kit import data
-from l2l_kit.data import pictures, procedural
+from l2l_kit.data import pictures
 from l2l_kit.errors import DataError, UnknownNameError
 
 RED, BLUE = (200, 30, 40), (20, 60, 180)
@@ -37,14 +39,11 @@ def close(pixels, place, colour, by=3):
 def test_every_format_gives_the_same_picture_from_a_file_or_its_content(format, tmp_path):
     content = encoded(halves(), format, **({"lossless": True} if format == "WEBP" else {}))
     pixels = data.load_picture(content)
-    assert pixels.shape == (3, 30, 40)
-    assert pixels.dtype == torch.uint8
+    assert (pixels.shape, pixels.dtype) == ((3, 30, 40), torch.uint8)
     assert close(pixels, (15, 5), RED, by=12)
     assert close(pixels, (15, 35), BLUE, by=12)
-    path = tmp_path / "halves"
-    path.write_bytes(content)
-    assert torch.equal(data.load_picture(path), pixels)
-    assert torch.equal(data.load_picture(str(path)), pixels)
+    (tmp_path / "halves").write_bytes(content)
+    assert torch.equal(data.load_picture(tmp_path / "halves"), pixels)
 
 
 def flat(mode, values):
@@ -68,26 +67,19 @@ def flat(mode, values):
     ("mode", "stored", "format", "seen"),
     [
         ("1", 255, "PNG", (255, 255, 255)),
-        ("1", 0, "TIFF", (0, 0, 0)),
         ("L", 200, "PNG", (200, 200, 200)),
         ("P", (10, 20, 30), "PNG", (10, 20, 30)),
-        ("LA", (200, 255), "PNG", (200, 200, 200)),
         ("LA", (0, 51), "PNG", (204, 204, 204)),  # a fifth of black on white
         ("RGB", (10, 20, 30), "PNG", (10, 20, 30)),
-        ("RGBA", (10, 20, 30, 255), "TIFF", (10, 20, 30)),
         ("RGBA", (255, 0, 0, 102), "PNG", (255, 153, 153)),  # two fifths of red on white
         ("CMYK", (0, 255, 255, 0), "TIFF", (255, 0, 0)),
-        ("CMYK", (0, 0, 0, 102), "TIFF", (153, 153, 153)),
         ("YCbCr", (76, 85, 255), "TIFF", (254, 0, 0)),
         ("LAB", (255, 0, 0), "TIFF", (255, 255, 255)),
         ("I;16", 0x4040, "PNG", (64, 64, 64)),
-        ("I;16", 0x4040, "TIFF", (64, 64, 64)),
         ("I;16", 200, "PNG", (1, 1, 1)),  # 16 bits are 16 bits, however dark
         ("I;16B", 0x4040, "TIFF", (64, 64, 64)),
         ("I", 2**30, "TIFF", (255, 255, 255)),
-        ("I", -5, "TIFF", (0, 0, 0)),
         ("F", 0.25, "TIFF", (255, 255, 255)),
-        ("F", 0.0, "TIFF", (0, 0, 0)),
         ("F", float("nan"), "TIFF", (0, 0, 0)),
     ],
 )
@@ -107,31 +99,24 @@ class TestUnusualPictures:
         assert close(pixels, (15, 5), (255, 255, 255))
         assert close(pixels, (15, 35), (64, 64, 64))
 
-    def test_a_jpeg_for_print(self):
-        pixels = data.load_picture(encoded(halves("CMYK"), "JPEG", quality=95))
-        assert close(pixels, (15, 5), RED, by=25)
-        assert close(pixels, (15, 35), BLUE, by=25)
-
     def test_a_palette_with_transparency(self):
         picture = halves("P")
         pixels = data.load_picture(encoded(picture, transparency=picture.getpixel((35, 15))))
         assert close(pixels, (15, 5), RED, by=30)
         assert close(pixels, (15, 35), (255, 255, 255))
 
-    @pytest.mark.parametrize("bits", [8, 16])
     @pytest.mark.parametrize(("orientation", "shape", "left"), [(6, (3, 40, 30), (5, 15)), (3, (3, 30, 40), (15, 35))])
-    def test_it_is_turned_as_the_camera_says(self, orientation, shape, left, bits):
-        rows = np.zeros((30, 40), f"uint{bits}")
-        rows[:, :20] = 2**bits - 1
+    def test_it_is_turned_as_the_camera_says(self, orientation, shape, left):
+        rows = np.zeros((30, 40), "uint16")
+        rows[:, :20] = 2**16 - 1
         exif = Image.Exif()
         exif[0x0112] = orientation
         pixels = data.load_picture(encoded(Image.fromarray(rows), exif=exif))
         assert pixels.shape == shape
         assert close(pixels, left, (255, 255, 255))
 
-    @pytest.mark.parametrize("format", ["JPEG", "PNG"])
-    def test_20_megapixels_are_made_smaller(self, format):
-        pixels = data.load_picture(encoded(halves(size=(5477, 3652)), format))
+    def test_20_megapixels_are_made_smaller(self):
+        pixels = data.load_picture(encoded(halves(size=(5477, 3652)), "JPEG"))
         assert max(pixels.shape) == pictures.LARGEST
         assert close(pixels, (100, 100), RED)
         assert pixels.shape[1] / pixels.shape[2] == pytest.approx(3652 / 5477, abs=0.01)
@@ -169,24 +154,17 @@ class TestRefusals:
         with pytest.raises(DataError, match="40 by 30 pixels are too many"):
             data.load_picture(encoded(halves()))
 
-    def test_a_file_that_is_not_there(self, tmp_path):
-        for path in (tmp_path / "none.png", tmp_path):
-            with pytest.raises(DataError, match="cannot be read"):
-                data.load_picture(path)
+
+KINDS = {
+    "styles": (data.style_names, data.style, ["bricks", "gravel", "mosaic", "swirls", "tissue", "woodcut"]),
+    "contents": (
+        *(data.content_names, data.content),
+        ["astronaut", "cat", "coffee", "flower", "motorcycle", "palace", "rocket"],
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    ("kind", "names", "get", "embedded"),
-    [
-        ("styles", data.style_names, data.style, ["bricks", "gravel", "mosaic", "swirls", "tissue", "woodcut"]),
-        (
-            "contents",
-            data.content_names,
-            data.content,
-            ["astronaut", "cat", "coffee", "flower", "motorcycle", "palace", "rocket"],
-        ),
-    ],
-)
+@pytest.mark.parametrize(("kind", "names", "get", "embedded"), [(kind, *how) for kind, how in KINDS.items()], ids=KINDS)
 class TestContentsAndStyles:
     @pytest.fixture
     def own(self, monkeypatch, tmp_path, kind):
@@ -199,6 +177,8 @@ class TestContentsAndStyles:
         assert names() == embedded
         found = [get(name) for name in names()]
         assert {(picture.dtype, picture.shape[0]) for picture in found} == {(torch.uint8, 3)}
+        pictures._embedded.cache_clear()
+        assert all(torch.equal(get(name), picture) for name, picture in zip(names(), found, strict=True))
         assert all(min(picture.shape[1:]) >= 256 and picture.float().std() > 15 for picture in found)
         assert len({picture.float().mean().item() for picture in found}) == len(found)
 
@@ -229,11 +209,6 @@ class TestContentsAndStyles:
             get(near[1:])
 
 
-@pytest.mark.parametrize("name", procedural.STYLES)
-def test_drawn_styles_are_the_same_each_time(name):
-    assert torch.equal(procedural.STYLES[name](), procedural.STYLES[name]())
-
-
 class TestFitted:
     def test_is_the_middle_square(self):
         wide = torch.zeros(1, 3, 8, 20)
@@ -248,3 +223,12 @@ class TestFitted:
         torch.testing.assert_close(small.mean(), noise.mean(), rtol=0.01, atol=0)
         assert small.std() < noise.std()  # antialiased
         torch.testing.assert_close(data.fitted(torch.full((1, 3, 20, 20), 7.0), 9), torch.full((1, 3, 9, 9), 7.0))
+
+
+def test_the_styles_of_the_kit_are_what_the_code_draws():
+    """Nearly: arithmetic differs by a shade between machines."""
+    folder = Path(__file__).parents[1] / "data" / "styles"
+    styles = runpy.run_path(str(folder / "draw.py"))["STYLES"]
+    assert {path.stem for path in folder.glob("*.png")} == set(styles)
+    for name, draw in styles.items():
+        assert (draw().int() - data.load_picture(folder / f"{name}.png").int()).abs().float().mean() < 0.1

@@ -13,7 +13,7 @@ from bs4 import BeautifulSoup
 from l2l_kit import load
 from l2l_kit.evaluation import VERDICTS, Claim, claim, compare, ratio_table, tuned_baselines
 from l2l_kit.making.lessons import Lesson, Picture
-from l2l_kit.making.report import changes, claims_table, html_page, read_record, record_claims, smaller, write_report
+from l2l_kit.making.report import changes, read_record, record_claims, smaller, write_report
 from l2l_kit.problems import Quadratics
 
 CLAIM = Claim(
@@ -36,21 +36,25 @@ def lesson(*claims: Claim, name: str = "01_one", error: str | None = None) -> Le
     return Lesson(Path(f"{name}.ipynb"), f"{name}: a lesson", 12.3, list(claims), [picture], WHERE, error)
 
 
-def made(*lessons: Lesson, recorded=None) -> BeautifulSoup:
-    return BeautifulSoup(html_page(lessons, {"seed": "3"}, {"mnist": "stand-in"}, recorded), "html.parser")
+@pytest.fixture
+def made(tmp_path):
+    """Makes the page of lessons."""
+    return lambda *lessons: BeautifulSoup(
+        write_report(lessons, {"seed": "3"}, tmp_path, tmp_path).read_text(), "html.parser"
+    )
 
 
 def text(page: BeautifulSoup) -> str:
     return " ".join(page.get_text().split())
 
 
-def test_the_page_leads_with_the_papers_claims_and_gives_every_number() -> None:
+def test_the_page_leads_with_the_papers_claims_and_gives_every_number(made) -> None:
     refuted, stand_in = replace(CLAIM, verdict="refuted", text="e"), replace(CLAIM, group="stand-in")
     page = made(lesson(LOOSE, CLAIM), lesson(refuted, stand_in, name="02_two", error="cell 3: no"))
     assert page.title.text == "l2l_kit, the paper's claims: 1 hold, 1 refuted, 0 undecided"
     for said in (
         *("1 of the paper's 2 claims: holds", "1 of 2 lessons ran to their end", "Failed. cell 3: no"),
-        *("a < b & c | d", "LSTM / Adam: 0.6", "Holds if below 0.9.", "7 functions.", "seed = 3.", "mniststand-in"),
+        *("a < b & c | d", "LSTM / Adam: 0.6", "Holds if below 0.9.", "7 functions.", "seed = 3.", "data: mnist"),
         *("12 s on a machine, python 3, torch 2, profile quick", *VERDICTS.values()),
     ):
         assert said in text(page)
@@ -62,48 +66,41 @@ def test_the_page_leads_with_the_papers_claims_and_gives_every_number() -> None:
     assert page.img["alt"] == "Loss & <time>"
 
 
-def drawn(effect: float, low: float, high: float) -> dict[str, list[float]]:
-    """Where a claim's line at 1, bar, dot and arrows are, across the page."""
-    page = made(lesson(replace(CLAIM, effect=effect, low=low, high=high)))
-    (axis,), (bar,) = page.select("line.axis"), page.select("line.bar")
-    return {
-        "axis": [float(axis["x1"]), float(axis["x2"])],
-        "margin": [float(each["x1"]) for each in page.select("line.margin")],
-        "bar": [float(bar["x1"]), float(bar["x2"])],
-        "dot": [float(dot["cx"]) for dot in page.select("circle")],
-        "beyond": [float(re.findall(r"-?[\d.]+", arrow["d"])[0]) for arrow in page.select("path.beyond")],
-    }
+@pytest.fixture
+def drawn(made):
+    """Where a claim's line at 1, margin, bar, dots and arrows are, across the page."""
+
+    def places(effect: float, low: float, high: float) -> list[list[float]]:
+        page = made(lesson(replace(CLAIM, effect=effect, low=low, high=high)))
+        found = [[float(each[at]) for each in page.select(f"line.{name}") for at in ("x1", "x2")] for name in LINES]
+        arrows = [float(re.findall(r"-?[\d.]+", arrow["d"])[0]) for arrow in page.select("path.beyond")]
+        return [*found, [float(dot["cx"]) for dot in page.select("circle")], arrows]
+
+    return places
 
 
-def test_an_effect_of_one_is_on_the_line_and_as_far_from_it_as_its_inverse() -> None:
-    one = drawn(1.0, 1 / 1.5, 1.5)
-    (line, same), (low, high) = one["axis"], one["bar"]
-    assert line == same
-    assert one["dot"] == [line]
-    assert one["margin"] == drawn(0.9, 0.8, 1.0)["dot"]
+LINES = ("axis", "margin", "bar")
+
+
+def test_ratios_are_drawn_on_a_logarithmic_axis_and_arrows_are_where_it_ends(drawn) -> None:
+    (line, same), margin, (low, high), dot, arrows = drawn(1.0, 1 / 1.5, 1.5)
+    assert (line, dot, arrows) == (same, [line], [])
     assert line - low == pytest.approx(high - line)
-    assert low < line
-    assert drawn(1 / 1.5, 0.6, 0.7)["dot"] == [low]
-    assert drawn(1.5, 1.4, 1.6)["dot"] == [high]
-    assert not one["beyond"]
-
-
-def test_what_is_beyond_the_axis_is_marked_where_the_axis_ends() -> None:
-    below, above = drawn(0.55, 1e-3, 0.6), drawn(50.0, 40.0, 60.0)
-    (end,), (other,), (line, _) = below["beyond"], above["beyond"], below["axis"]
-    assert line - end == pytest.approx(other - line)
-    assert end < min(below["bar"]) < line
-    assert above["dot"] == []  # the arrow alone, not a dot at another number
-    assert drawn(1.0, 1e-3, 1e3)["beyond"] == [end, other]
+    assert [drawn(ratio, 0.6, 1.6)[3] for ratio in (1 / 1.5, 1.5, 0.9)] == [[low], [high], margin[:1]]
+    *_, below = drawn(0.55, 1e-3, 0.6)
+    *_, dots, above = drawn(50.0, 40.0, 60.0)
+    assert below < [low] < [high] < above
+    assert dots == []  # the arrow alone, not a dot at another number
+    assert drawn(1.0, 1e-3, 1e3)[4] == [*below, *above]
 
 
 @pytest.mark.parametrize("numbers", [(None, None, None), (0.4, None, 0.5), (0.4, 0.0, 0.5), (0.4, 0.3, None)])
-def test_what_has_no_place_on_a_logarithmic_axis_is_not_drawn(numbers: tuple[float | None, ...]) -> None:
+def test_what_has_no_place_on_a_logarithmic_axis_is_not_drawn(made, numbers: tuple[float | None, ...]) -> None:
     page = made(lesson(replace(CLAIM, **dict(zip(("effect", "low", "high"), numbers, strict=True)))))
     assert not page.select("svg")
 
 
-def test_every_link_of_the_page_leads_somewhere_and_nothing_is_loaded() -> None:
+def test_every_link_of_the_page_leads_somewhere_and_nothing_is_loaded(made) -> None:
     page = made(lesson(CLAIM), lesson(name="02_two"))
     ids = {each["id"] for each in page.select("[id]")}
     for link in page.select("a"):
@@ -114,19 +111,19 @@ def test_every_link_of_the_page_leads_somewhere_and_nothing_is_loaded() -> None:
     assert not re.search(r"https?://|@import|url\(", str(page))
 
 
-def test_the_page_is_light_even_with_heavy_figures() -> None:
+def test_the_page_is_light_even_with_heavy_figures(made) -> None:
     heavy = Picture("noise", png(700, 500))
-    page = html_page([replace(lesson(CLAIM), pictures=[heavy])], {}, {})
     assert len(heavy.png) > 1_000_000
-    assert len(page) < 4 / 3 * 50_000 + 30_000
+    assert len(str(made(replace(lesson(CLAIM), pictures=[heavy])))) < 4 / 3 * 50_000 + 30_000
     assert smaller(png(20, 10), 10_000) == png(20, 10)
     small = smaller(png(300, 200), 30_000)
     width, height = PIL.Image.open(io.BytesIO(small)).size
     assert width / height == pytest.approx(1.5, rel=0.02)
 
 
-def test_the_table_has_a_row_for_each_claim() -> None:
-    table = claims_table([lesson(CLAIM, LOOSE)])
+def test_the_table_has_a_row_for_each_claim(made, tmp_path: Path) -> None:
+    made(lesson(CLAIM, LOOSE))
+    table = (tmp_path / "claims.md").read_text()
     rows = [line for line in table.splitlines() if line.startswith("| 01")]
     assert rows[0] == "| 01_one | figure 0 | a < b & c \\| d | 0.6 (0.55 to 0.7) | 0.9 | 7 | 3 | holds |"
     assert rows[1] == "| 01_one | section 1 | something | it is so |  |  |  | undecided |"
@@ -150,12 +147,12 @@ def test_the_table_has_a_row_for_each_claim() -> None:
         ([], ["recorded, but not made any more"] * 2),
     ],
 )
-def test_what_differs_from_the_record_is_said(tmp_path: Path, now: list[Claim], said: list[str]) -> None:
+def test_what_differs_from_the_record_is_said(made, tmp_path: Path, now: list[Claim], said: list[str]) -> None:
     record_claims([lesson(CLAIM, LOOSE), lesson(CLAIM, name="02_two")], tmp_path)
     recorded = read_record(tmp_path)
     found = changes([lesson(*now)], recorded)["what"]
     assert [what.startswith(start) for what, start in zip(found, said, strict=True)] == [True] * len(said)
-    page = text(made(lesson(*now), recorded=recorded))
+    page = text(made(lesson(*now)))
     assert all(what in page for what in (found if said else ["Every verdict is as recorded"]))
 
 

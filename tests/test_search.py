@@ -2,22 +2,20 @@
 
 import math
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-import optuna
 import pandas as pd
 import pytest
 import torch
+from test_cli import RECIPE as SMALL
 
 from l2l_kit.errors import MetaTrainingDivergedError
 from l2l_kit.evaluation import read_result
-from l2l_kit.making import search as module
 from l2l_kit.making.recipes import Recipe, Search, read_recipes
-from l2l_kit.making.search import random_search
+from l2l_kit.making.search import draw_rate, random_search
 from l2l_kit.paths import RESULTS
 from l2l_kit.training import MetaTrainer, MetaTraining, meta_training
 
@@ -32,7 +30,7 @@ COLUMNS = ["trial", "meta_lr", "validation_loss"]
 
 
 def search(path, recipe=RECIPE):
-    return random_search(recipe, path, device="cpu")
+    return random_search(recipe, recipe.search, path, device="cpu")
 
 
 def with_search(**changes):
@@ -53,13 +51,8 @@ def episodes(monkeypatch, change):
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory):
-    return tmp_path_factory.mktemp("whole") / "search.db"
-
-
-@pytest.fixture(scope="module")
-def whole(database):
-    return search(database)
+def whole(tmp_path_factory):
+    return search(tmp_path_factory.mktemp("whole"))
 
 
 def assert_same(table, whole):
@@ -73,26 +66,13 @@ def test_the_table_has_the_trials_with_the_best_first(whole, tmp_path):
     assert whole["meta_lr"].between(1e-3, 1e-1).all()
     assert whole["meta_lr"].nunique() == 4
     other = replace(with_search(trials=1), training=replace(RECIPE.training, seed=1))
-    assert set(search(tmp_path / "search.db", other)["meta_lr"]).isdisjoint(whole["meta_lr"]), "another seed"
+    assert set(search(tmp_path, other)["meta_lr"]).isdisjoint(whole["meta_lr"]), "another seed"
 
 
-OPEN = with_search(trials=6, optimizer={"forget_bias": (0.0, 4.0), "output_scale": (0.1, 1.0)})
-
-
-def test_a_trial_is_a_training_of_its_own_with_what_was_drawn(tmp_path, whole):
-    """The meta-learning rate, the same ones as without other open settings, and those."""
-    table = search(tmp_path / "search.db", OPEN)
-    assert list(table.columns) == ["trial", "meta_lr", "forget_bias", "output_scale", "validation_loss", "seconds"]
-    assert table["forget_bias"].between(0, 4).all()
-    assert table["output_scale"].between(0.1, 1).all()
-    assert table["forget_bias"].nunique() == 6
-    rates, alone = (one.set_index("trial")["meta_lr"] for one in (table, whole))
-    assert rates[range(4)].tolist() == alone[range(4)].tolist()
-    for _, row in table.iterrows():
-        tried = OPEN.with_draw(row[["meta_lr", "forget_bias", "output_scale"]].to_dict())
-        assert tried.make_optimizer().config()["forget_bias"] == row["forget_bias"]
-        settings = replace(tried.training, epochs=1)
-        trainer = MetaTrainer(tried.make_optimizer(), tried.make_problem(), settings, device="cpu")
+def test_a_trial_is_a_training_of_its_own_with_the_rate_that_was_drawn(whole):
+    for _, row in whole.iterrows():
+        settings = replace(RECIPE.training, epochs=1, meta_lr=row["meta_lr"])
+        trainer = MetaTrainer(RECIPE.make_optimizer(), RECIPE.make_problem(), settings, device="cpu")
         list(trainer.run())
         assert trainer.history.records[-1].validation_loss == row["validation_loss"]
 
@@ -105,38 +85,25 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path, monkeypatch, whole
 
     ran = episodes(monkeypatch, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        search(tmp_path / "search.db")
-    assert_same(search(tmp_path / "search.db"), whole)
+        search(tmp_path)
+    assert_same(search(tmp_path), whole)
     assert len(ran) == 1 + 8 + interrupt_at % 2, "finished trials are not run again"
 
 
-def test_more_trials_continue_a_finished_search(tmp_path, whole):
-    search(tmp_path / "search.db", with_search(trials=2))
-    assert_same(search(tmp_path / "search.db"), whole)
-
-
-@pytest.mark.parametrize("diverging", [{2}, set(range(8))], ids=["one", "all"])
-def test_a_trial_that_diverged_is_infinite_and_last(tmp_path, monkeypatch, diverging):
+def test_a_trial_that_diverged_is_infinite_and_last(tmp_path, monkeypatch):
     def diverge(number):
-        if number in diverging:
+        if number == 2:
             raise MetaTrainingDivergedError("the loss became nan at step 1")
 
     episodes(monkeypatch, diverge)
-    if len(diverging) > 1:
-        with pytest.raises(ValueError, match="recipe 'tiny': every trial of the search diverged"):
-            search(tmp_path / "search.db")
-    else:
-        table = search(tmp_path / "search.db")
-        assert table["trial"].iloc[-1] == 1
-        assert table["validation_loss"].iloc[-1] == math.inf
-        assert len(table) == 4
+    assert search(tmp_path)["validation_loss"].map(math.isinf).tolist() == [False, False, False, True]
 
 
-def test_a_trial_that_ends_in_nan_is_infinite_and_not_tried_for_ever(tmp_path, monkeypatch):
+def test_a_trial_that_ends_in_nan_is_infinite(tmp_path, monkeypatch):
     """Training may stay finite where the validation does not."""
-    losses = iter([1.0, 0.5, 1.0, math.nan, 1.0, 0.25, 1.0, 0.75])  # before and after the one epoch of each trial
-    monkeypatch.setattr(meta_training, "rollout", lambda *_: torch.full((5, 5), next(losses)))
-    assert search(tmp_path / "search.db")["validation_loss"].tolist() == [0.25, 0.5, 0.75, math.inf]
+    monkeypatch.setattr(meta_training, "rollout", lambda *_: torch.full((5, 5), math.nan))
+    with pytest.raises(ValueError, match="every trial"):
+        search(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -146,16 +113,13 @@ def test_a_trial_that_ends_in_nan_is_infinite_and_not_tried_for_ever(tmp_path, m
         replace(RECIPE, optimizer={"hidden_size": 4}),
         replace(RECIPE, training=replace(RECIPE.training, horizon=5)),
         with_search(epochs=2),
-        with_search(meta_lr=(1e-4, 1e-1)),
-        with_search(prune=True),
-        with_search(optimizer={"forget_bias": (0.0, 1.0)}),
     ],
-    ids=["problem", "optimizer", "training", "epochs", "bounds", "pruning", "more that is open"],
+    ids=["problem", "optimizer", "training", "epochs"],
 )
-def test_the_trials_of_another_recipe_are_refused(tmp_path, database, whole, other):
-    shutil.copy(database, tmp_path / "search.db")
-    with pytest.raises(ValueError, match="another"):
-        search(tmp_path / "search.db", other)
+def test_the_trials_of_another_recipe_are_no_others(tmp_path, other):
+    """Both in one folder, as where a recipe is changed."""
+    search(tmp_path)
+    assert_same(search(tmp_path, other), search(tmp_path / "apart", other))
 
 
 @pytest.mark.parametrize("name", ["quadratics", "mnist-paper"])
@@ -165,77 +129,22 @@ def test_what_is_drawn_is_what_was_recorded(name):
     recorded = read_result(f"search/{name}", RESULTS).set_index("trial")["meta_lr"]
     assert len(recorded) == recipe.search.trials
     for number, meta_lr in recorded.items():
-        assert module._draw(recipe, recipe.search, number)["meta_lr"] == pytest.approx(meta_lr, rel=1e-5)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("alive", [True, False], ids=["later", "before its first sign of life"])
-def test_a_trial_whose_process_was_killed_is_run_again(tmp_path, monkeypatch, whole, alive):
-    monkeypatch.setattr(module, "HEARTBEAT", 1)
-    study = module._open(RECIPE, RECIPE.search, module._url(tmp_path / "search.db"))
-    study.enqueue_trial(module._draw(RECIPE, RECIPE.search, 0), user_attrs={"draw": 0})
-    dead = study.ask()
-    if alive:
-        study._storage.record_heartbeat(dead._trial_id)
-    assert_same(search(tmp_path / "search.db"), whole)
-
-
-def test_a_queue_that_two_filled_at_the_same_moment_is_run_once(tmp_path, monkeypatch, whole):
-    study = module._open(RECIPE, RECIPE.search, module._url(tmp_path / "search.db"))
-    for number in (0, 1, 2, 3) * 2:
-        study.enqueue_trial(module._draw(RECIPE, RECIPE.search, number), user_attrs={"draw": number})
-    ran = episodes(monkeypatch, lambda _: None)
-    assert_same(search(tmp_path / "search.db"), whole)
-    assert len(ran) == 8
-
-
-FILE = """
-name = "shared"
-[problem]
-name = "quadratics"
-dim = 2
-[optimizer]
-hidden_size = 3
-[training]
-horizon = 4
-unroll = 2
-epochs = 9
-episodes_per_epoch = 10
-batch_size = 3
-validation_tasks = 5
-[search]
-trials = 8
-epochs = 1
-meta_lr = [1e-3, 1e-1]
-"""
+        drawn = draw_rate(1000 * recipe.training.seed + number, recipe.search.meta_lr)
+        assert drawn == pytest.approx(meta_lr, rel=1e-5)
 
 
 def test_two_processes_share_a_search(tmp_path):
     """Each trial is run once, by one or the other, and both end with the table that one process makes."""
     path = tmp_path / "shared.toml"
-    path.write_text(FILE)
-    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    path.write_text(
+        SMALL.replace("tiny-unroll{unroll}", "shared").replace("[2, 5]", "[2]").replace("trials = 2", "trials = 8")
+    )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    command = [sys.executable, "-m", "l2l_kit", "search", str(path), "--storage", url, "--device", "cpu", "--data"]
-    running = [subprocess.Popen([*command, str(tmp_path / name)], env=environment) for name in ("one", "other")]
-    assert [process.wait(timeout=200) for process in running] == [0, 0]
-    one, other = (read_result("search/shared", tmp_path / name / "results") for name in ("one", "other"))
-    pd.testing.assert_frame_equal(one, other, check_exact=True)
-    alone = search(tmp_path / "alone.db", read_recipes(path)[0])
-    pd.testing.assert_frame_equal(one[COLUMNS], alone[COLUMNS], rtol=1e-5)
-    trials = optuna.load_study(study_name="shared", storage=url).trials
-    assert sum("seconds" in trial.user_attrs for trial in trials) == 8
-    assert (tmp_path / "one" / "cache" / "runs" / "shared" / "search-meta_lr.png").read_bytes()[1:4] == b"PNG"
-
-
-def test_hopeless_trials_are_given_up_and_the_same_ones_each_time(tmp_path):
-    recipe = with_search(trials=8, epochs=4, prune=True)
-    one, other = (search(tmp_path / name, recipe) for name in ("one.db", "other.db"))
-    columns = [*COLUMNS, "pruned_after"]
-    pd.testing.assert_frame_equal(one[columns], other[columns], check_exact=True)
-    given_up = one["pruned_after"].notna()
-    assert 0 < given_up.sum() < 4
-    assert given_up.is_monotonic_increasing, "they come last"
-    whole = search(tmp_path / "whole.db", with_search(trials=8, epochs=4)).set_index("trial")
-    for _, row in one[~given_up].iterrows():
-        assert row["validation_loss"] == whole.loc[row["trial"], "validation_loss"]
+    command = [sys.executable, "-m", "l2l_kit", "search", str(path), "--device", "cpu", "--data", str(tmp_path)]
+    running = [subprocess.Popen(command, env=environment) for _ in range(2)]
+    assert [process.wait(timeout=280) for process in running] == [0, 0]
+    assert len(list((tmp_path / "cache" / "runs" / "shared").glob("trial-*.safetensors"))) == 8
+    alone = search(tmp_path / "alone", read_recipes(path)[0])
+    shared = read_result("search/shared", tmp_path / "results")
+    pd.testing.assert_frame_equal(shared[COLUMNS], alone[COLUMNS], rtol=1e-5)
+    assert (tmp_path / "cache" / "runs" / "shared" / "search.png").read_bytes()[1:4] == b"PNG"

@@ -14,8 +14,7 @@ from l2l_kit.training import MetaTrainer, MetaTraining, rollout, validation_batc
 
 TRAINING = MetaTraining(horizon=4, unroll=2, epochs=2, episodes_per_epoch=2, batch_size=3, validation_tasks=5)
 RECIPE = Recipe("tiny", {"name": "quadratics", "dim": 2}, {"hidden_size": 3}, TRAINING)
-OPEN = {"forget_bias": (0.0, 4.0), "output_scale": (0.1, 1.0)}
-SEARCHED = replace(RECIPE, search=Search(trials=2, epochs=1, meta_lr=(1e-3, 1e-1), optimizer=OPEN))
+SEARCHED = replace(RECIPE, search=Search(trials=2, epochs=1, meta_lr=(1e-3, 1e-1)))
 
 
 def follow(data, recipe=RECIPE):
@@ -50,13 +49,12 @@ def test_what_is_finished_is_not_run_again(tmp_path, monkeypatch):
     assert weights(follow(tmp_path, SEARCHED)) == first
 
 
-@pytest.mark.parametrize("interrupt_at", [1, 6])
-def test_what_was_interrupted_goes_on_with_the_same_bits(tmp_path, monkeypatch, interrupt_at):
+def test_what_was_interrupted_goes_on_with_the_same_bits(tmp_path, monkeypatch):
     """Two trials of one epoch are episodes 0 to 3, the training is 4 to 7, with a checkpoint after each epoch."""
     calls, original = itertools.count(), MetaTrainer._episode
 
     def interrupted(*arguments):
-        if next(calls) == interrupt_at:
+        if next(calls) == 6:
             raise KeyboardInterrupt
         return original(*arguments)
 
@@ -65,8 +63,7 @@ def test_what_was_interrupted_goes_on_with_the_same_bits(tmp_path, monkeypatch, 
         with pytest.raises(KeyboardInterrupt):
             follow(tmp_path / "one", SEARCHED)
     assert not (tmp_path / "one" / "pretrained").exists()
-    checkpoint = tmp_path / "one" / "cache" / "runs" / "tiny" / "checkpoint.safetensors"
-    assert checkpoint.exists() == (interrupt_at > 4), "where trainings of days have theirs"
+    assert (tmp_path / "one" / "cache" / "runs" / "tiny" / "checkpoint.safetensors").exists(), "where others have it"
     one, other = (follow(tmp_path / data, SEARCHED) for data in ("one", "other"))
     assert weights(one) == weights(other)
     assert zoo.card(one)["training"] == zoo.card(other)["training"]

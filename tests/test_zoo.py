@@ -70,8 +70,8 @@ class TestPretrained:
 
 
 class TestSaveAndLoad:
-    @pytest.mark.parametrize("file", ["mine", "mine.safetensors", "v1.5", "deep/er/mine"])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("file", ["mine.safetensors", "deep/v1.5"])
     def test_what_was_saved_is_loaded_by_the_same_path(self, tmp_path, file, dtype):
         """In its own precision, with and without the suffix, which `save` adds where it is missing."""
         optimizer = make_optimizer().to(dtype)
@@ -105,14 +105,13 @@ class TestSaveAndLoad:
 
     def test_a_pretrained_one_comes_by_name(self, tmp_path, monkeypatch):
         monkeypatch.setattr(zoo, "PRETRAINED", tmp_path)
-        for name in ("mnist", "cifar10", "quadratics"):
+        for name in ("mnist", "quadratics"):
             zoo.save(make_optimizer(), tmp_path / name)
-        assert zoo.names() == ["cifar10", "mnist", "quadratics"]
+        assert zoo.names() == ["mnist", "quadratics"]
         assert_same(zoo.load("mnist"), make_optimizer())
-        for name, near in (("mnits", "mnist"), ("quadratic", "quadratics"), ("MNIST", "mnist")):
-            for read in (zoo.load, zoo.card):
-                with pytest.raises(UnknownNameError, match=f"pretrained optimizer '{name}'. Did you mean '{near}'"):
-                    read(name)
+        for name, near in (("quadratic", "quadratics"), ("MNIST", "mnist")):
+            with pytest.raises(UnknownNameError, match=f"pretrained optimizer '{name}'. Did you mean '{near}'"):
+                zoo.load(name)
 
     def test_the_card_tells_of_the_training(self, tmp_path):
         optimizer = make_optimizer()
@@ -125,8 +124,7 @@ class TestSaveAndLoad:
         assert card["trained"]["validation_loss"] == history.best.validation_loss
         assert json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) == card
 
-    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-    @pytest.mark.parametrize("name", ["layers.1.weight", "output.bias"])
+    @pytest.mark.parametrize(("name", "value"), [("layers.1.weight", math.nan), ("output.bias", -math.inf)])
     def test_a_weight_that_is_not_finite_is_neither_saved_nor_loaded(self, tmp_path, name, value):
         optimizer, path = make_optimizer(), tmp_path / "mine.safetensors"
         with torch.no_grad():
@@ -143,9 +141,7 @@ class TestSaveAndLoad:
         [
             ({}, 1, "optimizer"),
             ({"optimizer": {"kind": "lsmt"}}, 1, "Did you mean 'lstm'"),
-            ({"optimizer": {"hidden_size": -4}}, 1, "hidden_size must be"),
             ({"optimizer": {"hiden_size": 4}}, 1, "hiden_size"),
-            ({"optimizer": {"preprocessing": {"name": "log"}}}, 1, "unknown preprocessing 'log'"),
             ({"optimizer": None}, 1, "cannot be used"),
             ({"optimizer": {"hidden_size": 5}}, 1, r"output\.weight \(expected \(1, 5\), found \(1, 4\)\)"),
             ({"optimizer": {"hidden_size": 4}}, 2, "Update l2l_kit"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 from l2l_kit.data.images import CIFAR10, MNIST, PHOTOS, Images, Photographs, Split
 from l2l_kit.data.pictures import content, content_names, fitted, load_picture, style, style_names
@@ -15,8 +15,6 @@ from l2l_kit.errors import DataError, UnknownNameError
 
 DATA_SETS: dict[str, DataSet] = {"cifar10": CIFAR10, "mnist": MNIST, "photos": PHOTOS, "vgg16": VGG16}
 """What can be fetched, by name."""
-State = Literal["verified", "damaged", "missing"]
-"""Of a file in the cache: its checksum holds, or does not, or there is no file."""
 
 
 def load(name: str, source: Source = "auto") -> Images:
@@ -52,22 +50,20 @@ def fetch(name: str) -> Path:
         DataError: if it cannot be downloaded or the cache cannot be written.
     """
     data_set = _known(name)
-    if read_cached(data_set)[0] is None:
+    if not status(name)[0]:
         write_cached(data_set, download(data_set))
     _full.cache_clear()  # it may remember that there was no network
     return data_set.path
 
 
-def status(name: str) -> tuple[State, str]:
-    """State of a data set's file in the cache, and what is wrong with it or which copy it is. Asks no network.
+def status(name: str) -> tuple[bool, str]:
+    """Whether the cache has a data set, and which copy it is or what is wrong with it. Asks no network.
 
     Raises:
         UnknownNameError: for an unknown data set.
     """
     arrays, remark = read_cached(_known(name))
-    if arrays is not None:
-        return "verified", remark
-    return ("damaged" if remark else "missing"), remark
+    return arrays is not None, remark
 
 
 def _known(name: str) -> DataSet:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from l2l_kit.data import procedural
 from l2l_kit.data.sources import Array, cache_folder
 from l2l_kit.errors import DataError, UnknownNameError
+from l2l_kit.paths import DATA
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFile
@@ -46,12 +46,14 @@ PHOTOGRAPHS = {
 }
 CONTENTS = ("astronaut", "cat", "coffee", "rocket", "motorcycle", "palace", "flower")
 """The photographs that are painted."""
-_TEXTURES = {
+_STYLES = {
     "bricks": ("scikit-image", "skimage/data/brick.png"),
     "gravel": ("scikit-image", "skimage/data/gravel.png"),
     "tissue": PHOTOGRAPHS["tissue"],
 }
-_EMBEDDED = {"content": CONTENTS, "style": (*procedural.STYLES, *_TEXTURES)}
+_DRAWN = {path.stem: path for path in (DATA / "styles").glob("*.png")}
+"""Styles of the kit's own: no painting comes by pip."""
+_EMBEDDED = {"content": CONTENTS, "style": (*_DRAWN, *_STYLES)}
 
 
 def content_names() -> list[str]:
@@ -111,7 +113,7 @@ def _read_once(path: Path, modified: int) -> Tensor:
 def _embedded(kind: str, name: str) -> Tensor:
     if kind == "content":
         return torch.from_numpy(photograph(name, (256, 256)).copy()).permute(2, 0, 1)
-    return procedural.STYLES[name]() if name in procedural.STYLES else load_picture(_packaged(*_TEXTURES[name]))
+    return load_picture(_DRAWN.get(name) or _packaged(*_STYLES[name]))
 
 
 def _packaged(package: str, file: str) -> Path:

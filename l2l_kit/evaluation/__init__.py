@@ -15,7 +15,7 @@ from l2l_kit.evaluation.analysis import (
     thoughts,
 )
 from l2l_kit.evaluation.claims import GROUPS, VERDICTS, Claim, claim, ratio_table, summary, tally
-from l2l_kit.evaluation.comparison import Trajectories, compare, losses_at, metrics_on_test_set, trajectories
+from l2l_kit.evaluation.comparison import compare, losses_at, metrics_on_test_set
 from l2l_kit.evaluation.curves import Curves, Statistic, paired_ratio
 from l2l_kit.evaluation.results import (
     EACH_STEP,

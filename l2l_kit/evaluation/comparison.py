@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,9 +57,8 @@ def paired_trajectories(
     num_tasks: int,
     seed: int,
     device: Device,
-    purpose: str = "test",
 ) -> Iterator[tuple[str, TaskBatch, Iterator[Point]]]:
-    """Every optimizer's name, the optimizees, drawn for a purpose, and its trajectory; the rest as in `compare`."""
+    """Every optimizer's name, the optimizees and its trajectory; arguments and errors are those of `compare`."""
     if not optimizers:
         raise ValueError("no optimizers given.")
     if steps < 1 or num_tasks < 1:
@@ -69,7 +67,7 @@ def paired_trajectories(
     for name, optimizer in optimizers.items():
         if isinstance(optimizer, torch.nn.Module):
             optimizer = copy.deepcopy(optimizer).to(chosen)
-        tasks = draw(problem, num_tasks, generator(seed, purpose), chosen)
+        tasks = draw(problem, num_tasks, generator(seed, "test"), chosen)
         yield name, tasks, trajectory(optimizer, tasks, steps)
 
 
@@ -126,46 +124,3 @@ def _test(tasks: TaskBatch, points: Iterable[Point], at: Sequence[int]) -> Itera
 def _in_columns(losses: Iterable[Tensor]) -> Tensor:
     """Losses ``(n,)`` at some steps as statistics want them, ``(n, steps)``."""
     return torch.stack(list(losses), dim=1).cpu().nan_to_num(nan=torch.inf, posinf=torch.inf)
-
-
-@dataclass(frozen=True)
-class Trajectories:
-    """The paths of several optimizers over one function, from the same starting point.
-
-    Attributes:
-        positions: by optimizer, θ(0) … θ(steps), shape ``(steps + 1, coordinates)``.
-        losses: by optimizer, f there, shape ``(steps + 1,)``.
-        optimizee: the function, a batch of one.
-    """
-
-    positions: dict[str, Tensor]
-    losses: dict[str, Tensor]
-    optimizee: TaskBatch
-
-    @property
-    def steps(self) -> int:
-        """Number of updates that each optimizer made."""
-        return len(next(iter(self.losses.values()))) - 1
-
-    @property
-    def best(self) -> Tensor:
-        """The position of the lowest loss that any of them met, shape ``(coordinates,)``."""
-        losses = torch.cat(list(self.losses.values())).nan_to_num(nan=torch.inf)
-        return torch.cat(list(self.positions.values()))[losses.argmin()]
-
-    def losses_at(self, points: Tensor) -> Tensor:
-        """The function at other points, ``(points, coordinates)``; returns shape ``(points,)``."""
-        layout = Layout.of(self.optimizee.initial_params)
-
-        def loss(point: Tensor) -> Tensor:
-            return self.optimizee.losses(layout.unravel(point[None]), 0)[0]
-
-        return torch.vmap(loss)(points)
-
-
-def trajectories(optimizers: Optimizers, problem: Problem, *, steps: int = 60, seed: int = 0) -> Trajectories:
-    """Follow optimizers over one function of the problem, on the CPU. Arguments and errors are those of `compare`."""
-    runs = list(paired_trajectories(optimizers, problem, steps, 1, seed, "cpu", "trajectories"))
-    paths = {name: Point(*map(torch.cat, zip(*points, strict=True))) for name, _, points in runs}
-    positions = {name: path.params for name, path in paths.items()}
-    return Trajectories(positions, {name: path.losses for name, path in paths.items()}, optimizee=runs[0][1])

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Statistic = Literal["mean", "median"]
 QUANTILES = (0.1, 0.25, 0.75, 0.9)
+RESAMPLES = 1000
 
 
 class Interval(NamedTuple):
@@ -75,26 +76,21 @@ class Curves:
         statistic: Statistic = "mean",
         *,
         over: str | None = None,
-        level: float = 0.95,
-        resamples: int = 1000,
     ) -> Interval:
-        """A statistic at each step with its confidence interval: a ratio of means as `paired_ratio`, else by bootstrap.
+        """A statistic at each step with its 95% interval: a ratio of means as `paired_ratio`, else by bootstrap.
 
         Args:
             over: divide by the same statistic of this optimizer, on the same optimizees (a paired ratio).
-            level: coverage of the interval.
-            resamples: number of bootstrap samples.
         """
         if over is not None and statistic == "mean":
-            return paired_ratio(self[name], self[over], level=level)
-        draws = torch.randint(self.num_tasks, (resamples, self.num_tasks), generator=generator(self.seed, "bootstrap"))
+            return paired_ratio(self[name], self[over])
+        draws = torch.randint(self.num_tasks, (RESAMPLES, self.num_tasks), generator=generator(self.seed, "bootstrap"))
         value = self.statistic(name, statistic)
         samples = _resampled(self[name], statistic, draws)
         if over is not None:
             value = value / self.statistic(over, statistic)
             samples = samples / _resampled(self[over], statistic, draws)
-        tail = (1 - level) / 2
-        return Interval(value, *_quantiles(samples, (tail, 1 - tail)))
+        return Interval(value, *_quantiles(samples, (0.025, 0.975)))
 
     def to_frame(self) -> pd.DataFrame:
         """A tidy table, one row per optimizer and step: mean, median and quantiles over the optimizees."""
@@ -121,8 +117,8 @@ class Curves:
         return frame[frame["step"] == step].drop(columns="step").set_index("optimizer")
 
 
-def paired_ratio(losses: Tensor, others: Tensor, *, typical: bool = False, level: float = 0.95) -> Interval:
-    """The ratio of two optimizers' losses on the same optimizees, with Student's t interval of its logarithm.
+def paired_ratio(losses: Tensor, others: Tensor, *, typical: bool = False) -> Interval:
+    """The ratio of two optimizers' losses on the same optimizees, with Student's 95% interval of its logarithm.
 
     The ratio of the means, which is what the paper plots, has its standard error from the jackknife; that is sound
     where losses differ by a factor of a few from one optimizee to another. The typical ratio, the geometric mean of the
@@ -131,7 +127,6 @@ def paired_ratio(losses: Tensor, others: Tensor, *, typical: bool = False, level
     Args:
         losses, others: of the two optimizers, shape ``(num_tasks, steps)``.
         typical: the geometric mean of the ratios instead of the ratio of the means.
-        level: coverage of the interval.
 
     Returns:
         Each of shape ``(steps,)``. A divergence, which has no size, counts against the first optimizer (all three are
@@ -149,7 +144,7 @@ def paired_ratio(losses: Tensor, others: Tensor, *, typical: bool = False, level
         value = (ours.mean(dim=0) / theirs.mean(dim=0)).log()
         left_out = ((ours.sum(dim=0) - ours) / (theirs.sum(dim=0) - theirs)).log()
         values = number * value - (number - 1) * left_out  # the jackknife's pseudo-values
-    quantile = float(stats.t.ppf((1 + level) / 2, number - 1))
+    quantile = float(stats.t.ppf(0.975, number - 1))
     reach = (quantile * values.std(dim=0, correction=min(1, number - 1)) / number**0.5).nan_to_num(nan=torch.inf)
     ends = (value - reach).exp().nan_to_num(0.0, torch.inf), (value + reach).exp().nan_to_num(torch.inf, torch.inf)
     return Interval(*(part.masked_fill(diverged, torch.inf).to(losses.dtype) for part in (value.exp(), *ends)))

@@ -85,7 +85,7 @@ def read_result(name: str, directory: Path = RESULTS) -> pd.DataFrame:
         FileNotFoundError: if there is none of that name; the message lists those that there are.
         ValueError: if its files are damaged.
     """
-    with needs("lessons"), needs("lessons"):
+    with needs("lessons"):
         import pandas as pd
 
     path = directory / f"{name}.csv"

@@ -45,7 +45,7 @@ def build(
     compared = {name for plan in plans for name in plan.learned.values()}
     members |= {name: find_recipe(name) for name in sorted(compared - members.keys())}
     to_tune = [(problems.make({"name": name}), arguments) for name, arguments in (tunings or {}).items()]
-    calls = [(recipe, HOME, None, device) for recipe in members.values()]
+    calls = [(recipe, HOME, device) for recipe in members.values()]
     parallel_map(train_recipe, calls, jobs, lambda path: print(f"made {path.stem}"))
     for problem, arguments in to_tune:
         record_tuning(problem, **arguments, jobs=jobs, device=device)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation import Claim, machine
@@ -19,9 +20,6 @@ from l2l_kit.making.work import parallel_map
 from l2l_kit.paths import NOTEBOOKS
 from l2l_kit.storage import write_atomically
 from l2l_kit.tensors import pick_device
-
-if TYPE_CHECKING:
-    from jupyter_client.manager import KernelManager
 
 _PLOTLY = "application/vnd.plotly.v1+json"
 _TYPES: dict[str, Callable[[str], Any]] = {
@@ -156,6 +154,7 @@ def execute_lesson(lesson: Path, directory: Path, parameters: Mapping[str, Any])
     import nbformat
     import papermill
 
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this environment, whatever else the user has
     path, failure, marked = directory / lesson.name, None, False
     directory.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
@@ -167,7 +166,7 @@ def execute_lesson(lesson: Path, directory: Path, parameters: Mapping[str, Any])
             _literally(path),
             dict(parameters),
             kernel_name="python3",
-            kernel_manager_class=_kernel_manager(),
+            extra_arguments=["--log-level=CRITICAL"],  # of the kernel, whose log tells only of its sockets
             start_timeout=300,
             cwd=str(directory),
             progress_bar=False,
@@ -192,23 +191,10 @@ def execute_lesson(lesson: Path, directory: Path, parameters: Mapping[str, Any])
         notebook.metadata["l2l_error"] = failure
     if failure and not marked:  # mark the last cell that was begun, as papermill does for a cell that raised
         name, _, value = failure.partition(": ")
-        (*_, begun) = (cell for cell in notebook.cells if cell.metadata.papermill.start_time)
-        begun.outputs.append(nbformat.v4.new_output("error", ename=name, evalue=value, traceback=[failure]))  # type: ignore[no-untyped-call]
+        for begun in [cell for cell in notebook.cells if cell.metadata.papermill.start_time][-1:]:
+            begun.outputs.append(nbformat.v4.new_output("error", ename=name, evalue=value, traceback=[failure]))  # type: ignore[no-untyped-call]
     write_atomically(path, nbformat.writes(notebook).encode())  # type: ignore[no-untyped-call]
     return read_executed(path)
-
-
-def _kernel_manager() -> type[KernelManager]:
-    """Starts kernels in this very interpreter, whatever the user's Jupyter knows by the name of python3."""
-    from ipykernel.kernelspec import get_kernel_dict
-    from jupyter_client.kernelspec import KernelSpec
-    from jupyter_client.manager import AsyncKernelManager
-
-    class ThisInterpreter(AsyncKernelManager):
-        # What a cell prints is in the notebook. A kernel's log only tells of its sockets, and of being shut down.
-        kernel_spec = KernelSpec(**get_kernel_dict(extra_arguments=["--log-level=CRITICAL"]))
-
-    return ThisInterpreter
 
 
 def _digest(lesson: Path, parameters: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RECORD = "reproduce/claims"
-PACKAGES = ("torch", "numpy", "pandas", "optuna", "plotly", "matplotlib", "papermill", "jupyterlab", "ipywidgets")
+PACKAGES = ("torch", "numpy", "pandas", "plotly", "matplotlib", "papermill", "jupyterlab", "ipywidgets")
 PICTURE_BYTES = 50_000
 """What a figure may weigh on the page, which is to stay below 10 MB."""
 AXIS = 2.0
@@ -31,14 +31,24 @@ AXIS = 2.0
 
 
 def write_report(lessons: Sequence[Lesson], parameters: Mapping[str, str], folder: Path, results: Path) -> Path:
-    """Write ``claims.md`` and ``report.html``, which compares the claims with those recorded in `results`.
+    """Write ``claims.md``, the claims as a table, and ``report.html``, a page that needs no other file.
+
+    The page has the claims and verdicts, the paper's first, the lessons' figures, and what changed.
+
+    Args:
+        lessons: executed.
+        parameters: that they were executed with.
+        folder: where both files go.
+        results: where claims are recorded to compare with.
 
     Returns:
         Path of the page.
     """
-    write_atomically(folder / "claims.md", claims_table(lessons).encode())
-    page = html_page(lessons, parameters, environment(), read_record(results))
-    write_atomically(folder / "report.html", page.encode())
+    recorded, finished = read_record(results), [lesson for lesson in lessons if not lesson.error]
+    changed = None if recorded is None else changes(finished, recorded)
+    values = {"parameters": parameters, "environment": environment(), "axis": AXIS, "changes": changed}
+    write_atomically(folder / "claims.md", _rendered("claims.md.jinja", lessons).encode())
+    write_atomically(folder / "report.html", _rendered("report.html.jinja", lessons, **values).encode())
     return folder / "report.html"
 
 
@@ -122,33 +132,10 @@ def environment() -> dict[str, str]:
     about |= {"processor": f"{platform.machine()}, {os.cpu_count()} cores"}
     about |= {name: version(name) for name in PACKAGES}
     for name, data_set in data.DATA_SETS.items():
-        state, remark = data.status(name)
-        whole = f"whole, in the cache{f' ({remark})' if remark else ''}"
-        about[f"data: {name}"] = whole if state == "verified" else f"stand-in: {data_set.stand_in}"
+        whole, remark = data.status(name)
+        copy = f"whole, in the cache{f' ({remark})' if remark else ''}"
+        about[f"data: {name}"] = copy if whole else f"stand-in: {data_set.stand_in}"
     return about
-
-
-def html_page(
-    lessons: Sequence[Lesson],
-    parameters: Mapping[str, str],
-    about: Mapping[str, str],
-    recorded: pd.DataFrame | None = None,
-) -> str:
-    """A self-contained HTML page: the claims and verdicts, the paper's first, the lessons' figures, and what changed.
-
-    Args:
-        lessons: executed.
-        parameters: that they were executed with.
-        about: the environment.
-        recorded: claims to compare with; None if there are none.
-    """
-    changed = None if recorded is None else changes([lesson for lesson in lessons if not lesson.error], recorded)
-    return _rendered("report.html.jinja", lessons, parameters=parameters, environment=about, changes=changed, axis=AXIS)
-
-
-def claims_table(lessons: Sequence[Lesson]) -> str:
-    """The claims as a Markdown table."""
-    return _rendered("claims.md.jinja", lessons)
 
 
 def _rendered(template: str, lessons: Sequence[Lesson], **values: Any) -> str:

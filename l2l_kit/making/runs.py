@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from l2l_kit.errors import WeightsFileError
 from l2l_kit.evaluation import LBFGS, Tuning, lbfgs, learning_rates, losses_at, machine, write_result
 from l2l_kit.evaluation.tuning import ascending
-from l2l_kit.making.work import key, once, parallel_map
+from l2l_kit.making.work import kept, parallel_map
 from l2l_kit.optimizers import BASELINES, Baseline, UpdateRule, baseline
 from l2l_kit.paths import HOME
 from l2l_kit.problems import Problem
 from l2l_kit.problems.base import draw as draw_tasks
 from l2l_kit.randomness import generator
-from l2l_kit.storage import read_tensors, write_tensors
 from l2l_kit.tensors import Device, pick_device
 
-RUN_VERSION = 1
 FOLDER = Path("cache", "runs", "sweeps")
 """Where the files are, in the folder of all data."""
 
@@ -60,21 +56,12 @@ class Run:
             **{name: getattr(self, name) for name in ("draw", "num_tasks", "steps", "on_test_set", "seed")},
         }
 
-    @cached_property
-    def path(self) -> Path:
-        """Its file."""
-        learned = self.optimizer.state_dict().values() if isinstance(self.optimizer, UpdateRule) else ()
-        return self.folder / f"{key(self.about, learned)}.safetensors"
-
     def losses(self) -> Tensor:
         """The losses after each of the steps, shape ``(num_tasks, len(steps))``; the optimizer is run if need be."""
-        once(self.path, self._run)
-        losses = read_tensors(self.path, RUN_VERSION)[0].get("losses", torch.empty(0))
-        if losses.shape != (self.num_tasks, len(self.steps)):
-            raise WeightsFileError(f"{self.path}: not the losses of such a run. Delete it, and they are made again.")
-        return losses
+        learned = list(self.optimizer.state_dict().values()) if isinstance(self.optimizer, UpdateRule) else []
+        return kept(self.folder, self.about, lambda: {"losses": self._run()}, weights=learned)["losses"]
 
-    def _run(self) -> None:
+    def _run(self) -> Tensor:
         device = pick_device(self.device)
         tasks = draw_tasks(self.problem, self.num_tasks, generator(self.seed, self.draw), device)
         if self.optimizer is None:
@@ -84,9 +71,9 @@ class Run:
             if isinstance(self.optimizer, UpdateRule):
                 self.optimizer.to(device)
             losses = losses_at(self.optimizer, tasks, self.steps, on_test_set=self.on_test_set)
-        write_tensors(self.path, {"losses": losses}, self.about, RUN_VERSION)
         if self.words:
             print(self.words, flush=True)
+        return losses
 
 
 def record_tuning(
@@ -117,8 +104,7 @@ def record_tuning(
     noted, grid = ascending(steps, num_tasks), learning_rates(rates)
     rules = [baseline(name, lr) for name in BASELINES for lr in grid]
     runs = [Run(data / FOLDER, problem, rule, "tuning", num_tasks, noted, False, seed, device) for rule in rules]
-    parallel_map(Run.losses, [(run,) for run in runs if not run.path.exists()], jobs)
-    losses = iter([run.losses() for run in runs])
+    losses = iter(parallel_map(Run.losses, [(run,) for run in runs], jobs, shared=True))
     tunings = [Tuning.of(name, noted, {lr: next(losses) for lr in grid}) for name in BASELINES]
     about = {"problem": problem.config(), "steps": list(steps), "num_tasks": num_tasks, "rates": rates, "seed": seed}
     table = pd.concat([tuning.table for tuning in tunings], ignore_index=True)

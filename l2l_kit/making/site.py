@@ -11,13 +11,14 @@ import re
 import shutil
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from l2l_kit.extras import needs
-from l2l_kit.making.work import key, parallel_map
+from l2l_kit.making.work import parallel_map
 from l2l_kit.paths import NOTEBOOKS
 from l2l_kit.storage import write_atomically
 
@@ -148,7 +149,7 @@ def _explorers(cells: Sequence[Mapping[str, Any]], lesson: Path, records: Path) 
             code.append("".join(cell["source"]))
             if any(WIDGET in output.get("data", {}) for output in cell["outputs"]):
                 made = needed(code)
-                found[place] = made, records / f"{lesson.stem}-{key({'code': made})}.json.gz"
+                found[place] = made, records / f"{lesson.stem}-{sha256(made.encode()).hexdigest()[:16]}.json.gz"
     return found
 
 

@@ -140,7 +140,7 @@ def run_sweep(
     fixed: dict[str, Any] = {"steps": sweep.steps, "on_test_set": sweep.on_test_set, "seed": sweep.seed}
     make_run = partial(Run, data / FOLDER, **fixed, device=device)
     calls = [(sweep, setting, label, learned.get(label), make_run) for setting in settings for label in labels]
-    found = iter(parallel_map(_measure, calls, jobs))
+    found = iter(parallel_map(_measure, calls, jobs, shared=True))
     if only:
         return None
     by_setting = [{label: next(found) for label in labels} for _ in settings]

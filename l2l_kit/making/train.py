@@ -15,11 +15,11 @@ from l2l_kit.evaluation import machine, write_result
 from l2l_kit.making.imitation import Imitation, imitate
 from l2l_kit.making.recipes import Recipe, find_recipe
 from l2l_kit.making.search import random_search
-from l2l_kit.making.work import file_lock, key, once
+from l2l_kit.making.work import file_lock, kept
 from l2l_kit.optimizers import UpdateRule
 from l2l_kit.paths import HOME
-from l2l_kit.storage import load_weights, read_tensors, write_tensors
-from l2l_kit.tensors import Device, pick_device
+from l2l_kit.storage import load_weights
+from l2l_kit.tensors import Device, Tensors, pick_device
 from l2l_kit.training import meta_train
 from l2l_kit.training.processes import barrier, rank_and_world_size
 
@@ -27,15 +27,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def search_recipe(recipe: Recipe, data: Path = HOME, storage: str | None = None, device: Device = None) -> pd.DataFrame:
-    """Search what a recipe leaves open, and record the trials; arguments as in `train_recipe`."""
-    trials = random_search(_with_start(recipe, data, device), storage or _runs(recipe, data) / "search.db", device)
+def search_recipe(recipe: Recipe, data: Path = HOME, jobs: int = 1, device: Device = None) -> pd.DataFrame:
+    """Search a recipe's meta-learning rate, so many trials at once, and record them; the rest as in `train_recipe`."""
+    if recipe.search is None:
+        raise ValueError(f"recipe {recipe.name!r} has no [search] section.")
+    trials = random_search(_with_start(recipe, data, device), recipe.search, _runs(recipe, data), jobs, device)
     about = {**_about(recipe, device), **vars(recipe.search)}
     write_result(f"search/{recipe.name}", trials, about, data / "results")
     return trials
 
 
-def train_recipe(recipe: Recipe, data: Path = HOME, storage: str | None = None, device: Device = None) -> Path:
+def train_recipe(recipe: Recipe, data: Path = HOME, device: Device = None) -> Path:
     """Make a pretrained optimizer: search its meta-learning rate, train it, save it, and record how that went.
 
     Everything is kept under ``data/cache/runs`` on the way: a run that was interrupted goes on where it was, and one
@@ -44,7 +46,6 @@ def train_recipe(recipe: Recipe, data: Path = HOME, storage: str | None = None, 
     Args:
         recipe: what to make.
         data: where ``pretrained/``, ``results/`` and ``cache/`` are.
-        storage: database of the search, if it is not the file beside the run.
         device: None for the best there is.
 
     Returns:
@@ -64,8 +65,8 @@ def train_recipe(recipe: Recipe, data: Path = HOME, storage: str | None = None, 
     with file_lock(runs / "lock") if rank == 0 else nullcontext():
         begun = _with_start(recipe, data, device)
         if recipe.search is not None:
-            best = search_recipe(recipe, data, storage, device).iloc[0]
-            begun = begun.with_draw({name: float(best[name]) for name in recipe.search.ranges})
+            best = search_recipe(recipe, data, device=device).iloc[0]
+            begun = replace(begun, training=replace(begun.training, meta_lr=float(best["meta_lr"])))
         optimizer, problem = begun.make_optimizer(), begun.make_problem()
         checkpoint = runs / "checkpoint.safetensors"
         if begun.imitation is not None and not checkpoint.exists():  # a checkpoint holds what came of the imitation
@@ -92,17 +93,15 @@ def _imitate(recipe: Recipe, settings: Imitation, optimizer: UpdateRule, runs: P
     problem = recipe.make_problem()
     about = {"problem": problem.config(), "optimizer": optimizer.config(), "teacher": dict(recipe.teacher)}
     about |= {"imitation": asdict(settings)}
-    path = runs / f"imitation-{key(about)}.safetensors"
 
-    def make() -> None:
+    def run() -> Tensors:
         taught = imitate(optimizer, recipe.make_teacher(), problem, settings)
         with tqdm(taught, total=settings.networks, unit="network", desc="imitation", disable=not _alone()) as bar:
             for one in bar:
                 bar.set_postfix(error=f"{one.error:.3g}", loss=f"{one.losses[-20:].mean():.3g}")
-        write_tensors(path, optimizer.state_dict(), about, zoo.FORMAT_VERSION)
+        return optimizer.state_dict()
 
-    once(path, make)
-    load_weights(optimizer, read_tensors(path, zoo.FORMAT_VERSION)[0], str(path))
+    load_weights(optimizer, kept(runs, about, run, prefix="imitation-"), f"imitation of {recipe.name}")
 
 
 def _alone() -> bool:
@@ -125,5 +124,5 @@ def _with_start(recipe: Recipe, data: Path, device: Device) -> Recipe:
         return recipe
     start = data / "pretrained" / f"{recipe.start}.safetensors"
     if not start.is_file():
-        train_recipe(find_recipe(recipe.start), data, None, device)
+        train_recipe(find_recipe(recipe.start), data, device)
     return replace(recipe, initial=zoo.load(start).state_dict())

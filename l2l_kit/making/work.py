@@ -9,9 +9,10 @@ import errno
 import hashlib
 import json
 import os
+import random
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing import active_children, connection, get_context, parent_process
@@ -22,24 +23,44 @@ import torch
 from torch import Tensor
 
 from l2l_kit.extras import needs
+from l2l_kit.storage import read_tensors, write_tensors
+from l2l_kit.tensors import Tensors
 
 Result = TypeVar("Result")
+VERSION = 1
+"""Of the files' format."""
 
 
-def key(about: Mapping[str, Any], weights: Iterable[Tensor] = ()) -> str:
-    """A digest of all that a piece of work depends on, for the name of its file."""
+def kept(
+    folder: Path,
+    about: Mapping[str, Any],
+    make: Callable[[], Tensors],
+    *,
+    weights: Sequence[Tensor] = (),
+    prefix: str = "",
+) -> Tensors:
+    """What `make` gives, from a file if it was made before. Of several processes, one makes it while others wait.
+
+    Args:
+        folder: where the file is; its name is a `prefix` and a digest of `about` and `weights`.
+        about: all that the result depends on, but for `weights`.
+
+    Raises:
+        WeightsFileError: if the file is damaged.
+    """
+    path = folder / f"{prefix}{_digest(about, weights)}.safetensors"
+    if not path.exists():
+        with file_lock(path.with_name(f".{path.name}.lock")):
+            if not path.exists():
+                write_tensors(path, make(), about, VERSION)
+    return read_tensors(path, VERSION)[0]
+
+
+def _digest(about: Mapping[str, Any], weights: Sequence[Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for tensor in weights:
         digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def once(path: Path, make: Callable[[], object]) -> None:
-    """Make a file unless it is there. Of several processes that want it, one makes it while the others wait."""
-    if not path.exists():
-        with file_lock(path.with_name(f".{path.name}.lock")):
-            if not path.exists():
-                make()
 
 
 @contextmanager
@@ -72,25 +93,31 @@ def parallel_map(
     on_result: Callable[[Result], object] = lambda _: None,
     *,
     apart: bool = False,
+    shared: bool = False,
 ) -> list[Result]:
     """The results of calls of an importable function, in their order, from so many processes that share the cores.
 
     The processes end when this one does, or when it is interrupted: what they have made by then is in their files. For
     a single job there are none, unless it is to be run `apart`. `on_result` is called as soon as a result is there.
+    Calls whose results are kept are made in a random order if they may be `shared`: machines that keep them in the same
+    folder then rarely want the same one at the same time.
     """
-    jobs, results = max(1, min(jobs, len(calls))), []
+    jobs, order = max(1, min(jobs, len(calls))), list(range(len(calls)))
+    if shared:
+        random.Random().shuffle(order)
     if jobs == 1 and not apart:
-        for call in calls:
-            results.append(function(*call))
-            on_result(results[-1])
-        return results
+        results = {}
+        for number in order:
+            results[number] = function(*calls[number])
+            on_result(results[number])
+        return [results[number] for number in sorted(results)]
     others = set(active_children())
     with ProcessPoolExecutor(jobs, get_context("spawn"), _begin_worker, (max(1, cores() // jobs),)) as pool:
         try:
-            futures = [pool.submit(function, *call) for call in calls]
-            for future in as_completed(futures):
+            futures = {number: pool.submit(function, *calls[number]) for number in order}
+            for future in as_completed(futures.values()):
                 on_result(future.result())
-            return [future.result() for future in futures]
+            return [futures[number].result() for number in sorted(futures)]
         except BaseException as error:  # what was begun may take hours
             for worker in set(active_children()) - others:
                 worker.kill()

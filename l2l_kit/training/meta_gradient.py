@@ -175,8 +175,10 @@ class FirstOrderEstimator(_TapeEstimator):
 
     def _is_recorded(self, part: Part, steps: int) -> bool:
         """Whether a tape records all of a part's coordinates during the forward pass."""
+        if not part.network.coordinatewise:  # an autograd tape needs no more of it than its `forward`
+            return True
         fits = len(self._point.losses) * sum(part.sizes) <= self._room(part, steps)
-        return not part.network.coordinatewise or (fits and not self._is_sampled(part))
+        return fits and not self._is_sampled(part)
 
     def _is_sampled(self, part: Part) -> bool:
         return max(part.sizes) > self._sample

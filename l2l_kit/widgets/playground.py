@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from l2l_kit import plots, static, zoo
-from l2l_kit.evaluation import Trajectories, tuned_baselines
+from l2l_kit.evaluation import tuned_baselines
 from l2l_kit.optimizers import Baseline, Optimizer, UpdateRule
 from l2l_kit.problems import Quadratics, QuadraticTasks
 from l2l_kit.widgets.comparison import LEARNED, LearnedExplorer, rate_controls
@@ -70,10 +70,10 @@ class Playground(LearnedExplorer):
         paths = {name: self._path(rule, *where) for name, rule in rules.items() if values[name]}
         if not paths:
             return View("Tick at least one optimizer.")
-        losses = {name: (path @ _hessian(functions) * path).sum(dim=1) / 2 for name, path in paths.items()}
-        figure = plots.landscape(Trajectories(paths, losses, functions), step, (-EDGE, EDGE))
-        figure.update_layout(title_text="Drag the start, or move it by the arrow keys", height=600, dragmode=False)
-        figure.update_layout(meta={"drag": ("x", "y")})
+        losses = {name: _losses(functions, path) for name, path in paths.items()}
+        title = "Drag the start, or move it by the arrow keys"
+        figure = plots.landscape(lambda points: _losses(functions, points), paths, step, EDGE, title)
+        figure.update_layout(dragmode=False, meta={"drag": ("x", "y")})
         ring = {"size": 17, "color": plots.CLEAR, "line": {"color": plots.GREY, "width": 3}}
         figure.add_scatter(name="start", x=[values["x"]], y=[values["y"]], mode="markers", marker=ring, **plots.QUIET)
         if values["arrows"]:
@@ -132,3 +132,7 @@ def _arrow(at: Tensor, downhill: Tensor) -> tuple[list[float], list[float]]:
 
 def _hessian(functions: QuadraticTasks) -> Tensor:
     return 2 * functions.W[0].mT @ functions.W[0]
+
+
+def _losses(functions: QuadraticTasks, points: Tensor) -> Tensor:
+    return (points @ _hessian(functions) * points).sum(dim=1) / 2

@@ -1,15 +1,15 @@
-"""The gallery: those figures of the lessons that reproduce one of the paper's, as PNG files and a page that shows them.
+"""Makes the gallery: the figures of the lessons that reproduce one of the paper's, as PNG files and a page of them.
+
+``python docs/figures/make.py``, after the lessons were executed in place.
 
 A figure belongs to it if its title, or the heading above it, names a figure of the paper, such as "(figure 4, left)".
 """
-
-from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from l2l_kit.making.lessons import read_executed
+from l2l_kit.making.lessons import find_lessons, read_executed
 from l2l_kit.making.report import smaller
 from l2l_kit.storage import write_atomically
 
@@ -26,7 +26,7 @@ def write_gallery(lessons: Sequence[Path], folder: Path) -> list[Path]:
         ValueError: if the lessons show no figure of the paper, since they were not executed.
     """
     pictures: dict[str, bytes] = {}
-    page = "# Figures of the paper, as the lessons show them\n\nMade from the notebooks by `l2l gallery`.\n"
+    page = "# Figures of the paper, as the lessons show them\n\nMade from the notebooks by `make gallery`.\n"
     for lesson in map(read_executed, lessons):
         heading = f"\n## [{lesson.title}](../../notebooks/{lesson.path.name})\n"
         for caption, png in lesson.pictures:
@@ -44,3 +44,8 @@ def write_gallery(lessons: Sequence[Path], folder: Path) -> list[Path]:
         write_atomically(folder / name, png)
     write_atomically(folder / "README.md", page.encode())
     return [folder / name for name in pictures]
+
+
+if __name__ == "__main__":
+    for path in write_gallery(find_lessons(), Path(__file__).parent):
+        print(f"{path}: {path.stat().st_size / 1000:.0f} kB")

@@ -1,11 +1,11 @@
-"""Styles that a few lines of arithmetic draw, the same ones each time: no painting comes by pip."""
-
-from __future__ import annotations
+"""Draws the styles that the kit ships, as no painting comes by pip: ``python data/styles/draw.py`` writes the files."""
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -85,3 +85,7 @@ def woodcut() -> Tensor:
 
 
 STYLES: dict[str, Callable[[], Tensor]] = {"swirls": swirls, "mosaic": mosaic, "woodcut": woodcut}
+
+if __name__ == "__main__":
+    for name, style in STYLES.items():
+        Image.fromarray(style().permute(1, 2, 0).contiguous().numpy()).save(Path(__file__).with_name(f"{name}.png"))

@@ -1,0 +1,73 @@
+"""A learned optimizer of one's own, whose network is no LSTM (lesson 10): it is trained and compared like the kit's."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from small import quadratics
+from torch import Tensor, nn
+
+from l2l_kit.evaluation import compare
+from l2l_kit.optimizers import UpdateRule
+from l2l_kit.optimizers.base import Part
+from l2l_kit.problems import Quadratics
+from l2l_kit.training import AutogradEstimator, FirstOrderEstimator, MetaTraining, SecondOrderEstimator, meta_train
+
+
+class Mean(NamedTuple):
+    mean: Tensor
+
+
+class MomentumMLP(UpdateRule):
+    """An update from a gradient and a running mean of gradients."""
+
+    kind = "momentum-mlp"
+    coordinatewise = False  # so that the tape written for LSTMs is not used
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
+
+    def config(self) -> dict[str, object]:
+        return {"kind": self.kind}
+
+    def network_for(self, kind):
+        return self
+
+    def parts(self, layout) -> list[Part]:
+        return [Part("", self, slice(None), layout.sizes)]
+
+    def initial_state(self, *shape: int) -> Mean:
+        return Mean(self.layers[0].weight.new_zeros(shape))
+
+    def forward(self, gradients: Tensor, state: Mean) -> tuple[Tensor, Mean]:
+        mean = 0.9 * state.mean + 0.1 * gradients
+        return 0.01 * self.layers(torch.stack([gradients, mean], dim=-1))[..., 0], Mean(mean)
+
+    @torch.no_grad()
+    def step(self, gradients: Tensor, state: Mean) -> tuple[Tensor, Mean]:
+        return self(gradients, state)
+
+
+@pytest.mark.parametrize("second_order", [False, True], ids=["first order", "second order"])
+def test_its_meta_gradient_is_that_of_autograd(second_order: bool) -> None:
+    rule = MomentumMLP().double()
+    estimators = (
+        (SecondOrderEstimator if second_order else FirstOrderEstimator)(rule),
+        AutogradEstimator(rule, second_order=second_order),
+    )
+    for estimator in estimators:
+        estimator.reset(quadratics())
+    for steps in (4, 3):
+        found, expected = (estimator.unroll(steps) for estimator in estimators)
+        torch.testing.assert_close(found.losses, expected.losses, rtol=1e-12, atol=0)
+        torch.testing.assert_close(found.meta_gradient, expected.meta_gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_training_makes_it_better() -> None:
+    trained, problem = MomentumMLP(), Quadratics(dim=3)
+    settings = MetaTraining(horizon=20, unroll=10, epochs=2, episodes_per_epoch=10, batch_size=16, meta_lr=0.03)
+    meta_train(trained, problem, settings, device="cpu", progress=False)
+    losses = compare({"before": MomentumMLP(), "after": trained}, problem, steps=20, num_tasks=64, device="cpu").losses
+    assert losses["after"][:, -1].mean() < 0.5 * losses["before"][:, -1].mean()
