@@ -6,13 +6,14 @@ BIN := .venv/bin
 # lessons and the browser come first: they are long, and what is short fills the gaps at the end.
 ONE_THREAD := OMP_NUM_THREADS=1
 
-.PHONY: help setup reproduce test lab notebooks gallery diagrams benchmark clean
+.PHONY: help setup reproduce test lab notebooks site gallery diagrams benchmark clean
 
 help:
 	@echo "make reproduce   execute every lesson headless and write a report of the paper's claims"
 	@echo "make lab         open JupyterLab"
 	@echo "make test        ruff, mypy, pytest (with a real browser where there is one) and nbval"
 	@echo "make notebooks   execute the lessons in place, to commit them with fresh outputs"
+	@echo "make site        write the lessons as pages that need no kernel and no network, in build/site"
 	@echo "make gallery     extract the paper's figures from the executed lessons into docs/figures"
 	@echo "make diagrams    draw the diagrams of the lessons in notebooks/diagrams"
 	@echo "make benchmark   speed as ratios in one run"
@@ -43,6 +44,10 @@ lab: setup
 notebooks: setup
 	TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
 		--ExecutePreprocessor.store_widget_state=False notebooks/[0-9]*.ipynb
+
+# REPOSITORY=https://github.com/owner/name adds links that open a lesson on Binder or Colab.
+site: setup
+	$(BIN)/l2l site $(if $(REPOSITORY),--repository $(REPOSITORY))
 
 gallery: setup
 	$(BIN)/python docs/figures/make.py

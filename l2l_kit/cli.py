@@ -1,10 +1,12 @@
-"""The command line: ``l2l train | search | tune | compare | sweep | reproduce | fetch | zoo``."""
+"""The command line: ``l2l train | search | tune | compare | sweep | reproduce | site | fetch | zoo``."""
 
 from __future__ import annotations
 
 import ast
 import errno
+import math
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -24,6 +26,7 @@ from l2l_kit.making.lessons import Lesson, execute_lessons, find_lessons
 from l2l_kit.making.recipes import read_recipes
 from l2l_kit.making.report import record_claims, write_report
 from l2l_kit.making.runs import record_tuning
+from l2l_kit.making.site import write_site
 from l2l_kit.making.sweeps import read_sweep, run_sweep
 from l2l_kit.making.train import search_recipe, train_recipe
 from l2l_kit.making.work import cores, parallel_map
@@ -65,9 +68,24 @@ def _explained(error: OSError) -> str:
     return f"{error.filename or 'a file'}: {error.strerror}. {remedy} (an option of the command, or L2L_HOME)."
 
 
+EXAMPLES = """
+Examples:
+
+l2l zoo  (which optimizers there are)
+
+l2l compare mnist adam nag --problem mnist --tasks 16  (tuned baselines on the same 16 networks)
+
+l2l compare quadratics adam=0.1 --steps 200
+
+l2l reproduce --lesson 02  (one lesson, headless, with a report)
+
+l2l fetch mnist  (the full data set)
+"""
+
 app = typer.Typer(
     cls=_OneLineErrors,
     help="Learning to learn by gradient descent by gradient descent.",
+    epilog=EXAMPLES,
     no_args_is_help=True,
     add_completion=False,
 )
@@ -229,8 +247,15 @@ def reproduce(
     parameters = {"profile": str(profile), **({"device": device} if device else {}), **_pairs(settings)}
     chosen, at_once, notebooks = find_lessons(lesson or ()), jobs or cores(), out / "notebooks"
     console.print(f"{len(chosen)} lessons, {min(at_once, len(chosen))} at a time, into {notebooks}")
+    began, done_so_far = time.monotonic(), list[Lesson]()
+
+    def say(lesson: Lesson) -> None:
+        done_so_far.append(lesson)
+        seconds, left = time.monotonic() - began, len(chosen) - len(done_so_far)
+        _say(lesson, f"; about {seconds / len(done_so_far) * left / 60:.0f} min left" if left and seconds > 60 else "")
+
     with console.status("executing lessons"):
-        lessons = execute_lessons(chosen, notebooks, parameters, jobs=at_once, on_lesson=_say)
+        lessons = execute_lessons(chosen, notebooks, parameters, jobs=at_once, on_lesson=say)
     page = write_report(lessons, parameters, out, data / "results")
     console.print(summary([claim for done in lessons for claim in done.claims]))
     console.print(f"report: {page.resolve()}", soft_wrap=True)
@@ -240,10 +265,29 @@ def reproduce(
         raise typer.Exit(1)
 
 
-def _say(lesson: Lesson) -> None:
+def _say(lesson: Lesson, left: str) -> None:
     outcome = f"[red]failed: {escape(lesson.error)}[/red]" if lesson.error else "done"
     claims = f"; claims: {tally(lesson.claims)}" if lesson.claims else ""
-    console.print(f"{lesson.name}: {outcome} in {lesson.seconds:.0f} s{claims}")
+    console.print(f"{lesson.name}: {outcome} in {lesson.seconds:.0f} s{claims}{left}")
+
+
+@app.command()
+def site(
+    folder: Annotated[Path, typer.Argument(parser=user_path, help="Where it goes.")] = Path("build/site"),
+    lesson: Annotated[list[str] | None, typer.Option(help="Only these lessons, such as 02; may be repeated.")] = None,
+    repository: Annotated[str, typer.Option(help="The kit's address, for links to Binder and Colab.")] = "",
+    record: Annotated[bool, typer.Option("--record", help="Record anew what explorers show.")] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Explorers at once; as many as cores if not given.")] = None,
+    data: Data = HOME,
+) -> None:
+    """Write a site of the committed lessons that needs no kernel, no network and no server."""
+    with console.status("writing the site"):
+        records, at_once = data / "results" / "site", jobs or cores()
+        page = write_site(
+            find_lessons(lesson or ()), folder, records, again=record, repository=repository, jobs=at_once
+        )
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    console.print(f"{page.resolve()}: {size / 1e6:.0f} MB", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -262,20 +306,25 @@ def fetch(
 
 @app.command("zoo")
 def list_zoo() -> None:
-    """List the pretrained optimizers."""
-    rows = []
+    """List the pretrained optimizers by what they were trained on; load("mnist") or compare takes their names."""
+    by_problem: dict[str, list[tuple[int, dict[str, str]]]] = {}
     for name in zoo.names():
         about = {"problem": {}, "training": {}, "trained": {}} | zoo.card(name)  # it may be saved without a history
-        training, trained, rule = (about[part] for part in ("training", "trained", "optimizer"))
-        lstms = rule.get("groups", {"": rule}).values()
-        rows.append(
-            {
-                "name": name,
-                "trained on": about["problem"].get("name", ""),
-                "preprocessing": ", ".join(sorted({lstm["preprocessing"]["name"] for lstm in lstms})),
-                **{field: str(training.get(field, "")) for field in ("unroll", "horizon")},
-                "episodes": str(trained.get("episodes", "")),
-                "validation loss": f"{trained['validation_loss']:.4g}" if trained else "",
-            }
-        )
-    _print_table(rows)
+        problem, training, trained, rule = (about[part] for part in ("problem", "training", "trained", "optimizer"))
+        lstms, loss = rule.get("groups", {"": rule}).values(), trained.get("validation_loss")
+        kind = problem.get("name", "unknown")
+        labels = len(problem.get("labels", range(10))) if kind in ("mnist", "cifar") else 0
+        failed = bool(labels) and loss is not None and loss > 0.9 * math.log(labels)
+        first = name == kind.replace("_", "-")
+        note = "[bold green]recommended[/]" if first else "[red]failed: no better than guessing[/]" if failed else ""
+        row = {
+            "name": name,
+            "preprocessing": ", ".join(sorted({lstm["preprocessing"]["name"] for lstm in lstms})),
+            **{field: str(training.get(field, "")) for field in ("unroll", "horizon")},
+            "episodes": str(trained.get("episodes", "")),
+            "validation loss": "" if loss is None else f"{loss:.4g}",
+            "": note,
+        }
+        by_problem.setdefault(kind, []).append((0 if first else 1 + failed, row))
+    for problem_name, rows in by_problem.items():
+        _print_table([row for _, row in sorted(rows, key=lambda each: each[0])], f"trained on {problem_name}")

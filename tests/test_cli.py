@@ -125,6 +125,10 @@ def test_zoo_lists_the_pretrained_optimizers_whether_their_training_is_known_or_
 ) -> None:
     output = l2l("zoo").output
     assert all(f" {name} " in output for name in zoo.names())
+    first = output.index("recommended", output.index("trained on mnist"))
+    assert output.index(" mnist ") < first < output.index(" mnist-log-sign-unroll5 ")
+    (failed,) = [line for line in output.splitlines() if " mnist-none-unroll5 " in line]
+    assert "failed: no better than guessing" in failed
     rule = zoo.load("quadratics")
     monkeypatch.setattr(zoo, "PRETRAINED", tmp_path)
     zoo.save(rule, tmp_path / "bare")

@@ -139,7 +139,7 @@ class TestPaints:
 
     def test_pauses_goes_on_and_is_cancelled(self, make):
         widget = make(steps=256)
-        widget.press("paint")
+        widget.press("begin")
         assert widget.state["working"], "at once, or a second press could follow"
         wait_for(lambda: steps_done(widget) > 8)
         widget.press("pause")
@@ -221,7 +221,7 @@ class TestOwnPictures:
         assert not widget.state["errors"]
         widget.move(style="broken")
         assert widget.state["errors"][0].startswith("broken.png: not a picture that can be read")
-        widget.press("paint")
+        widget.press("begin")
         widget.wait(30)
         assert widget.state["errors"][0].startswith("broken.png: not a picture that can be read")
         assert not widget.state["working"]

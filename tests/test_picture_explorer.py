@@ -45,7 +45,7 @@ def recorded(monkeypatch, tmp_path):
         write_result(f"sweeps/cifar{labels}", table, about, tmp_path)
     monkeypatch.setattr("l2l_kit.widgets.comparisons.read_result", lambda name: read_result(name, tmp_path))
     monkeypatch.setattr(PictureExplorer, "lengths", (2, 3, 8))
-    monkeypatch.setattr(comparison.ComparisonExplorer, "_trained_here", {})
+    monkeypatch.setattr(comparison.LearnedExplorer, "_trained_here", {})
     return tmp_path
 
 

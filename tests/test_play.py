@@ -12,6 +12,7 @@ from l2l_kit.evaluation import recorded_gradients, responses, thoughts, tuning
 from l2l_kit.optimizers import LSTMRule
 from l2l_kit.problems import Quadratics
 from l2l_kit.widgets import CoordinateExplorer, Playground, Race
+from l2l_kit.widgets.comparison import LearnedExplorer
 from l2l_kit.widgets.playground import STEPS
 
 RATES = {"SGD": 0.01, "NAG": 0.01, "RMSprop": 0.05, "Adam": 1.0}
@@ -85,18 +86,27 @@ class TestPlayground:
         widget.move(step=7, SGD=False)
         assert "SGD" not in drawn(widget)
         assert {len(drawn(widget)[name][0]) for name in ("LSTM", "NAG", "RMSprop", "Adam")} == {8}
-        assert len(widget.view.figure.layout.annotations) == 4
+        assert sum("downhill" in str(name) for name in drawn(widget)) == 4
         widget.move(arrows=False)
-        assert not widget.view.figure.layout.annotations
+        assert not any("downhill" in str(name) for name in drawn(widget))
         with pytest.raises(ValueError, match="unknown"):
             Playground(condition=3)
 
     def test_arrows_point_downhill(self):
         widget = Playground(start=(2.0, 1.0), angle=0, condition=10)
         widget.move(step=0)
-        arrow = widget.view.figure.layout.annotations[0]
+        (x, tip_x, *_), (y, tip_y, *_) = drawn(widget)["LSTM, downhill"]
         steep = math.hypot(2 * 2, 20 * 1)
-        assert ((arrow.x - arrow.ax) / 0.5, (arrow.y - arrow.ay) / 0.5) == pytest.approx((-4 / steep, -20 / steep))
+        assert ((tip_x - x) / 0.5, (tip_y - y) / 0.5) == pytest.approx((-4 / steep, -20 / steep))
+
+    def test_it_takes_what_was_trained_here(self, monkeypatch):
+        monkeypatch.setattr(LearnedExplorer, "_trained_here", {})
+        widget = Playground()
+        before = drawn(widget)["LSTM"]
+        LearnedExplorer.offer("quadratics", "mine", LSTMRule(hidden_size=4, output_scale=0.5, seed=1))
+        assert "mine" in str(widget.groups)
+        widget.move(learned="mine")
+        assert drawn(widget)["LSTM"] != before
 
     def test_its_code_leads_to_the_same_place(self, capsys):
         widget = Playground()

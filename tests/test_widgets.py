@@ -43,7 +43,7 @@ def recorded(monkeypatch, tmp_path):
     monkeypatch.setattr(zoo, "PRETRAINED", tmp_path)
     rows = [{"baseline": name.lower(), "step": 100, "lr": lr, "mean": 1, "median": 1} for name, lr in RATES.items()]
     monkeypatch.setattr(tuning, "read_result", lambda name: pd.DataFrame(rows))
-    monkeypatch.setattr(comparison.ComparisonExplorer, "_trained_here", {})
+    monkeypatch.setattr(comparison.LearnedExplorer, "_trained_here", {})
 
 
 @pytest.fixture
@@ -386,7 +386,7 @@ class TestTrainer:
     def test_the_buttons_train_in_the_background_and_cancel(self, recorded):
         long = MetaTraining(horizon=20, unroll=5, epochs=100, episodes_per_epoch=2, batch_size=4, validation_tasks=8)
         widget = Trainer(settings=long, baselines=BASELINES)
-        widget.press("train")
+        widget.press("begin")
         wait_until(lambda: re.search(r"Epoch [2-9].* s left", widget.state["text"]))
         assert widget.state["working"]
         assert 0 < widget.state["progress"] < 1
@@ -399,7 +399,7 @@ class TestTrainer:
     def test_an_error_is_shown(self, recorded, monkeypatch):
         widget = Trainer(settings=TINY, baselines=BASELINES)
         monkeypatch.setattr("l2l_kit.widgets.trainer.MetaTrainer", lambda *_: 1 / 0)
-        widget.press("train")
+        widget.press("begin")
         widget.wait(30)
         assert widget.state["errors"] == ["ZeroDivisionError: division by zero"]
         assert not widget.state["working"]
@@ -470,12 +470,19 @@ class TestBase:
 def test_a_prediction_hides_what_is_to_be_predicted_until_it_is_revealed():
     figure = plots.graph({"LSTM": ([1, 2], [3, 4]), "Adam": ([1, 2], [5, 6])}, x="x", y="y", title="t")
     widget = Prediction(figure, "Which is lower?", ["LSTM", "Adam"], hidden=["LSTM"], right="The LSTM.")
-    assert {name: len(line) for name, line in lines(widget).items()} == {"LSTM": 0, "Adam": 2}
+
+    def seen():
+        return [trace.name for trace in widget.view.figure.data if trace.opacity != 0]
+
+    assert seen() == ["Adam"]
+    assert control(widget, "reveal")["off"], "predict first"
     widget.move(answer="Adam")
-    assert text(widget) == "Which is lower?"
+    assert not control(widget, "reveal")["off"]
     widget.press("reveal")
-    assert lines(widget)["LSTM"] == (3, 4)
+    assert seen() == ["LSTM", "Adam"]
     assert text(widget) == "You expected: Adam. The LSTM."
+    assert control(widget, "answer")["off"]
     widget.press("reset")
-    assert not lines(widget)["LSTM"]
+    assert seen() == ["Adam"]
+    assert control(widget, "reveal")["off"]
     assert widget.picture() == Prediction(figure, "").picture()

@@ -53,7 +53,35 @@ class Setting(NamedTuple):
     in_range: plots.Values = ()
 
 
-class ComparisonExplorer(Explorer):
+class LearnedExplorer(Explorer):
+    """An explorer of a learned optimizer: a pretrained one, or one that was trained in this notebook."""
+
+    _alive: ClassVar[WeakSet[LearnedExplorer]] = WeakSet()
+    _trained_here: ClassVar[dict[str, dict[str, UpdateRule]]] = {}
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**{LEARNED: True, "learned": PRETRAINED, **values})
+        self._alive.add(self)
+
+    @classmethod
+    def offer(cls, problem: str, name: str, rule: UpdateRule) -> None:
+        """Let all explorers of a problem choose an optimizer that was just trained."""
+        cls._trained_here.setdefault(problem, {})[name] = rule
+        for explorer in cls._alive:
+            explorer._tell(explorer.view)
+
+    def trained_here(self, problem: str) -> Mapping[str, UpdateRule]:
+        """What was trained on that problem, by what its training was."""
+        return self._trained_here.get(problem, {})
+
+    def learned_controls(self, problem: str) -> tuple[Control, ...]:
+        """Whether the learned optimizer is shown, and where there is a choice, which."""
+        here = self.trained_here(problem)
+        which = Control("learned", "menu", "by", (PRETRAINED, *here), "Pretrained, or trained here")
+        return (tick(LEARNED), which) if here else (tick(LEARNED),)
+
+
+class ComparisonExplorer(LearnedExplorer):
     """Optimizers on the same optimizees, all their curves in one figure. A subclass says which problem it is.
 
     The curves are computed step by step and kept. The learning rates follow those that were tuned for what the other
@@ -73,8 +101,6 @@ class ComparisonExplorer(Explorer):
     device: ClassVar[str | None] = None
     lengths: ClassVar[Sequence[int]] = (50, 100, 200)
     """Numbers of updates to choose from."""
-    _alive: ClassVar[WeakSet[ComparisonExplorer]] = WeakSet()
-    _trained_here: ClassVar[dict[str, dict[str, UpdateRule]]] = {}
 
     def __init__(self, *, steps: int, num_tasks: int, **values: Any) -> None:
         for name, count in (("steps", steps), ("networks", num_tasks)):
@@ -83,18 +109,10 @@ class ComparisonExplorer(Explorer):
         self._runs: dict[tuple[Any, Problem, int], _Run] = {}
         self._tuned: dict[_Key, Mapping[str, Baseline]] = {}
         self._tuned_here: set[_Key] = set()
-        values |= {"steps": steps, "learned": PRETRAINED, LEARNED: True}
+        values |= {"steps": steps, "learned": PRETRAINED}
         for label, rule in self.setting(values).recorded().items():
             values |= {label: True, f"lr {label}": rule.lr}
         super().__init__(**values)
-        self._alive.add(self)
-
-    @classmethod
-    def offer(cls, problem: str, name: str, rule: UpdateRule) -> None:
-        """Let all explorers of a problem choose an optimizer that was just trained."""
-        cls._trained_here.setdefault(problem, {})[name] = rule
-        for explorer in cls._alive:
-            explorer._tell(explorer.view)
 
     def setting(self, values: Values) -> Setting:
         """What the controls ask for."""
@@ -118,11 +136,8 @@ class ComparisonExplorer(Explorer):
 
     def controls(self, values: Values) -> Mapping[str, Rows]:
         setting = self.setting(values)
-        here = (PRETRAINED, *self._trained_here.get(setting.problem.name, {}))
-        which = Control("learned", "menu", "by", here, "Pretrained, or trained here")
         learned, task = self.choices(values)
-        rows: list[Control | tuple[Control, ...]] = [(tick(LEARNED), which) if len(here) > 1 else tick(LEARNED)]
-        rows += learned
+        rows: list[Control | tuple[Control, ...]] = [self.learned_controls(setting.problem.name), *learned]
         rows += rate_controls(self.tuned(values), values)
         back = Control("tuned", "button", "Tuned rates", help="Set all learning rates to the tuned ones")
         again = Control("tune", "button", "Tune for this setting", help="Find the best learning rates, on other draws")
@@ -182,8 +197,7 @@ class ComparisonExplorer(Explorer):
     def _ticked(self, values: Values) -> dict[str, Baseline | UpdateRule | str]:
         """The optimizers to show, by name; a pretrained one as its name."""
         setting = self.setting(values)
-        here = self._trained_here.get(setting.problem.name, {})
-        learned = here.get(values["learned"]) or setting.pretrained
+        learned = self.trained_here(setting.problem.name).get(values["learned"]) or setting.pretrained
         baselines = {label: Baseline(rule.name, values[f"lr {label}"]) for label, rule in self.tuned(values).items()}
         return {name: rule for name, rule in {LEARNED: learned, **baselines}.items() if values[name]}
 

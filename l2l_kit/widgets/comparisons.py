@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
+from types import MappingProxyType
 
 from l2l_kit import data, zoo
 from l2l_kit.errors import UnknownNameError
@@ -28,6 +29,9 @@ AHEAD = "Steps that it was trained to look ahead"
 FUNCTIONS, DIM = 64, Quadratics().dim
 NETWORK = {"layers": 1, "units": 20, "activation": "sigmoid", "init_scale": 0.1}
 """The paper's, on MNIST."""
+NETWORKS = {"activation": ("sigmoid", "relu", "tanh"), "layers": (1, 2), "units": (10, 20, 40)}
+TRAININGS = {"main": (True, False), "preprocessing": tuple(PREPROCESSINGS), "unroll": (5, 10, 20, 50)}
+"""What is recorded of the explorer, with and without changes of the architecture."""
 LABELS = (2, 5, 10)
 OPTIMIZERS = {
     "two LSTMs": "One for the kernels and one for all other parameters; imitation first, then meta-training",
@@ -49,6 +53,14 @@ class QuadraticsExplorer(ComparisonExplorer):
     """
 
     device = "cpu"  # so few, small functions are fastest there
+    recorded = MappingProxyType(
+        {
+            "dimension": (2, 10, 20),
+            "statistic": ("mean", "median"),
+            "preprocessing": ("none", "log-sign"),
+            "unroll": UNROLLS,
+        }
+    )
 
     def __init__(self, seed: int = 0, unroll: int = 20, preprocessing: str = "none") -> None:
         start = {"unroll": unroll, "preprocessing": preprocessing, "dimension": DIM, "statistic": "mean", "seed": seed}
@@ -87,6 +99,8 @@ class NetworkExplorer(ComparisonExplorer):
         digits: as `source` of `problems.MNIST`.
     """
 
+    recorded = MappingProxyType(TRAININGS)
+
     def __init__(
         self,
         seed: int = 0,
@@ -101,6 +115,7 @@ class NetworkExplorer(ComparisonExplorer):
     ) -> None:
         self._source, self._architecture = MNIST(source=digits).source, architecture
         learned = {"main": fully_trained, "unroll": unroll, "preprocessing": preprocessing}
+        self.recorded = MappingProxyType(NETWORKS if architecture else TRAININGS)
         super().__init__(steps=steps, num_tasks=networks, seed=seed, **learned, **NETWORK)
 
     def setting(self, values: Values) -> Setting:
@@ -152,6 +167,7 @@ class PictureExplorer(ComparisonExplorer):
     """
 
     lengths = (20, 50, 100, 200, 400)
+    recorded = MappingProxyType({"labels": LABELS, "optimizer": tuple(OPTIMIZERS)})
 
     def __init__(
         self,

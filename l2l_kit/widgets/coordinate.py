@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -38,6 +39,9 @@ class CoordinateExplorer(OneCoordinate):
     """
 
     compares = False
+    recorded = MappingProxyType(
+        {"along": ALONG, "layer": (1, 2), "unit": (1, 5, 10, 15, 20), "step": range(0, 100, 10)}
+    )
 
     def __init__(
         self,

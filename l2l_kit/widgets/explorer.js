@@ -31,7 +31,7 @@ const kinds = {
     const input = make("input", { type: "range", min: "0", step: "1" });
     const track = make("span", { class: "l2l-track" }, input);
     const output = make("span", { class: "l2l-value" });
-    const buttons = ["‹", "▶", "›"].map((text) => make("button", { type: "button", class: "l2l-step" }, text));
+    const buttons = ["‹", "▶", "›"].map((text) => make("button", { type: "button" }, text));
     let spec, timer;
     const go = (index) => {
       input.value = index;
@@ -83,7 +83,7 @@ const kinds = {
         }
         if (spec.kind === "player" && !buttons[0].isConnected) {
           ["Step back", "Play", "Step on"].forEach((text, k) => buttons[k].setAttribute("aria-label", `${text} ${spec.label}`));
-          track.parentNode.append(...buttons);
+          track.parentNode.append(make("span", { class: "l2l-steps" }, ...buttons));
         }
         if (put && spec.more === "auto" && input.value === "0" && !timer) buttons[1].onclick();
       },
@@ -121,7 +121,7 @@ const kinds = {
           input.disabled = spec.off;
         }
         const select = holder.querySelector("select");
-        if (select) [select.value, select.disabled] = [value, spec.off];
+        if (select) [select.value, select.title, select.disabled] = [value, value, spec.off];
       },
     };
   },
@@ -262,6 +262,8 @@ function render({ model, el }) {
   const panel = make("form", { class: "l2l-controls" });
   el.append(make("div", { class: "l2l-body" }, stage, panel));
   panel.onsubmit = (event) => event.preventDefault();
+  // Who comes by keyboard is to see the figure that a control moves.
+  panel.addEventListener("focusin", ({ target }) => target.matches(":focus-visible") && plot.scrollIntoView({ block: "nearest" }));
   const unique = Math.random().toString(36).slice(2);
   const controls = new Map();
   let kernel = { busy: false, gone: false };
@@ -300,11 +302,11 @@ function render({ model, el }) {
                 tell();
               });
               const text = make("span", { class: "l2l-label" }, spec.label);
-              if (spec.kind === "check" && spec.more) [text.style.color, text.style.fontWeight] = [spec.more, 600];
+              if (spec.kind === "check" && spec.more) text.style.borderBottom = `3px solid ${spec.more}`; // as letters it is too faint
               const tag = ["slider", "check"].includes(spec.kind) ? "label" : "span";
               if (control.input && spec.kind !== "button") control.input.setAttribute("aria-label", [spec.label, spec.help].filter(Boolean).join(": "));
               line.append(
-                make(tag, { class: `l2l-control l2l-${spec.kind}`, title: typeof spec.help === "string" ? spec.help : "" },
+                make(tag, { class: `l2l-control l2l-${spec.kind}${spec.more === "list" ? " l2l-list" : ""}`, title: typeof spec.help === "string" ? spec.help : "" },
                   ...(control.before ?? []), ...(control.bare ? [] : [text]), ...control.nodes),
               );
               controls.set(spec.name, control);
@@ -383,15 +385,16 @@ function render({ model, el }) {
       URL.revokeObjectURL(addresses.get(k));
       addresses.set(k, URL.createObjectURL(new Blob([png], { type: "image/png" })));
       const [bold, save, text, image] = figure.querySelectorAll("b, a, span, img");
-      [bold.textContent, bold.style.color, text.textContent] = [name, color, caption];
-      figure.style.width = `${side}px`;
+      [bold.textContent, text.textContent] = [name, caption];
+      bold.style.borderBottom = color && `3px solid ${color}`;
+      figure.style.flexBasis = `${side}px`;
       [image.src, image.alt] = [addresses.get(k), `${name} ${caption}`];
       [save.href, save.download] = [addresses.get(k), `${name}.png`];
       save.setAttribute("aria-label", `Save ${name}`);
     });
   }
 
-  let drawing, again, hovered = 0;
+  let drawing, again, drawn, hovered = 0;
   async function draw() {
     if (drawing) return (again = true);
     drawing = true;
@@ -410,21 +413,35 @@ function render({ model, el }) {
         const { color } = getComputedStyle(el);
         const hover = { bgcolor: dark ? "#222" : "#fff", font: { color: dark ? "#eee" : "#333" } };
         const layout = { hovermode: "x unified", uirevision: "kept", ...figure.layout, width, height, hoverlabel: hover, font: { ...figure.layout.font, color } };
-        if (layout.dragmode === "drawopenpath") layout.shapes = plot.layout?.shapes ?? []; // what the reader has drawn
-        const draws = { drawopenpath: ["drawopenpath", "eraseshape"], false: [] }[layout.dragmode] ?? ["zoom2d", "pan2d", "resetScale2d"];
-        const config = { displaylogo: false, modeBarButtons: [["toImage", ...draws]] };
-        await library.react(plot, figure.data, layout, config);
+        await put(library, figure.data, layout);
         plot.classList.toggle("l2l-drag", Boolean(dragged()));
-        plot.setAttribute("role", dragged() ? "application" : "img");
+        plot.setAttribute("role", dragged() ? "application" : "group");
         plot.setAttribute("aria-label", `${figure.layout.title?.text ?? "Figure"}. ${model.get("state").text ?? ""}`.replace(/<[^>]+>/g, " "));
-        if (!plot.dataset.heard) {
-          plot.dataset.heard = "yes";
-          plot.on("plotly_click", ({ points: [point] }) => act({ line: point.data.name, x: point.x }));
-        }
+        el.style.setProperty("--l2l-stage", beside ? "0px" : `${stage.offsetHeight}px`);
       } while (again);
     } finally {
       drawing = false;
     }
+  }
+  // Where points have moved and nothing else has changed, only lines are drawn anew: that takes a quarter of the time.
+  async function put(library, data, layout) {
+    const still = JSON.stringify([data.map(({ x, y, ...rest }) => [rest, x?.length > 0]), { ...layout, title: "" }]);
+    const points = data.map(({ x, y }) => JSON.stringify([x, y]));
+    const held = Object.entries(layout).every(([name, axis]) => !/^[xy]axis/.test(name) || axis.range);
+    const title = layout.title?.text;
+    if (held && drawn?.still === still) {
+      if (title !== drawn.title) await library.relayout(plot, { "title.text": title });
+      const traces = [...data.keys()].filter((k) => points[k] !== drawn.points[k]);
+      const moved = traces.map((k) => ({ x: data[k].x, y: data[k].y }));
+      const at_once = { mode: "immediate", transition: { duration: 0 }, frame: { duration: 0, redraw: false } };
+      if (traces.length) await library.animate(plot, { data: moved, traces }, at_once);
+    } else {
+      if (layout.dragmode === "drawopenpath") layout.shapes = plot.layout?.shapes ?? []; // what the reader has drawn
+      const draws = { drawopenpath: ["drawopenpath", "eraseshape"], false: [] }[layout.dragmode] ?? ["zoom2d", "pan2d", "resetScale2d"];
+      await library.react(plot, data, layout, { displaylogo: false, modeBarButtons: [["toImage", ...draws]] });
+      if (!drawn) plot.on("plotly_click", ({ points: [point] }) => act({ line: point.data.name, x: point.x }));
+    }
+    drawn = { still, points, title };
   }
   // Two values may be where a point is in the figure: the pointer drags it, and the arrows move it.
   const dragged = () => model.get("shown").figure?.layout.meta?.drag;
@@ -466,12 +483,18 @@ function render({ model, el }) {
   // Lab has keys of its own, such as the arrows that go from cell to cell.
   el.addEventListener("keydown", (event) => event.key === "Escape" || event.stopPropagation());
 
+  // What comes in one message changes several of these.
+  const once = (show) => {
+    let asked;
+    return () => (asked ??= Promise.resolve().then(() => ((asked = undefined), show())));
+  };
+  const [controlsChange, stateChanges] = [once(showControls), once(tell)];
   const listeners = {
-    "change:groups": showControls,
-    "change:values": showControls,
+    "change:groups": controlsChange,
+    "change:values": controlsChange,
     "change:shown": () => (showPictures(), showTools(), draw()),
-    "change:state": () => (showControls(), tell()),
-    "change:answered": tell,
+    "change:state": () => (controlsChange(), stateChanges()),
+    "change:answered": stateChanges,
   };
   for (const [name, listener] of Object.entries(listeners)) model.on(name, listener);
   showControls(), showPictures(), showTools(), tell();

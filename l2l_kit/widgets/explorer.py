@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import anywidget
@@ -44,7 +45,8 @@ class Control:
         off: whether it cannot be moved at present.
         more: of a button, "first" if a reader will press it first, or "working" if it can be pressed only while the
             explorer works; of a number, what a button says that goes on to the next one; of a player, "auto" if it
-            plays by itself wherever the explorer puts it to its beginning; otherwise its colour.
+            plays by itself wherever the explorer puts it to its beginning; of a choice, "list" if the names are long;
+            of a check box, its colour.
     """
 
     name: str
@@ -138,16 +140,18 @@ class Explorer(anywidget.AnyWidget):
     moves = traitlets.Int(0).tag(sync=True)  # counted by the page
     answered = traitlets.Int(0).tag(sync=True)  # how many of them were followed
 
-    compares: ClassVar[bool] = True
+    compares: bool = True
     """Whether lines can be pinned and compared with those before the last move."""
+    recorded: Mapping[str, Sequence[Any]] = MappingProxyType({})
+    """Values of controls for which `recording.record` keeps what is shown, for pages without a kernel."""
     _thread: threading.Thread | None = None
 
     def __init__(self, **values: Any) -> None:
-        self.view, self.cancelled = View(""), False
+        self.view = View("")
         self._initial, self._last = values, dict[str, Any]()
         self._left, self._seen, self._busy = threading.Event(), threading.Event(), False
         self._choosing, self._sending = threading.RLock(), threading.RLock()
-        self._moved, self._lines, self._before = "", Lines(), Lines()
+        self._moved, self._lines, self._before, self._ghosts = "", Lines(), Lines(), set[str]()
         self._pins: list[Lines] = []
         self._held: tuple[float, float] | None = None
         values = self._settled(values)
@@ -200,6 +204,11 @@ class Explorer(anywidget.AnyWidget):
         with self._choosing:  # a page and a cell may move at the same time
             self._follow(self._settled({**self.values, **values}))
 
+    def replay(self, values: Values) -> None:
+        """Show what is to be recorded for these values."""
+        self.move(**values)
+        self.wait()
+
     def wait(self, timeout: float | None = None) -> None:
         """Wait until what is shown is finished, for at most `timeout` seconds."""
         if self._thread is not None:
@@ -216,29 +225,14 @@ class Explorer(anywidget.AnyWidget):
         self.wait()  # it is for good
         return static.png(self.view.figure)
 
-    def start(self, steps: Steps, *, busy: bool = False) -> None:
-        """Leave the work under way and begin another in the background; `busy` turns the controls off meanwhile."""
+    def start(self, steps: Steps) -> None:
+        """Leave the work under way, and begin another in the background."""
         with self._choosing:
             self._leave()
             self._left.clear()
             self._seen.clear()
-            self.cancelled, self._busy = False, busy
-            if busy:
-                self._tell(self.view)
             self._thread = threading.Thread(target=self._work, args=(steps,), daemon=True)
             self._thread.start()
-
-    def finish(self, steps: Steps) -> None:
-        """Do the work here and now.
-
-        Raises:
-            RuntimeError: if something is being computed already.
-        """
-        if self._thread is not None and self._thread.is_alive():
-            raise RuntimeError("this explorer is working already.")
-        self._left.clear()
-        self.cancelled = False
-        self._do(steps)
 
     def fail(self, error: Exception) -> None:
         """Show what went wrong. The next view that is shown clears it."""
@@ -267,17 +261,18 @@ class Explorer(anywidget.AnyWidget):
         self._leave()
         moved = next((name for name in values if values[name] != self._last.get(name)), self._moved)
         if moved != self._moved:
-            self._moved, self._before = moved, self._lines
-        self.values = self._last = values
-        self._describe()
-        try:
-            drawn = self.draw(values)
-            if isinstance(drawn, View):
-                self._show(drawn)
-            else:
-                self.start(drawn)
-        except Exception as error:  # the kernel would only log it
-            self.fail(error)
+            self._moved, self._before, self._ghosts = moved, self._lines, set()
+        with self._sending, self.hold_sync():  # in one message
+            self.values = self._last = values
+            self._describe()
+            try:
+                drawn = self.draw(values)
+                if isinstance(drawn, View):
+                    self._show(drawn)
+                else:
+                    self.start(drawn)
+            except Exception as error:  # the kernel would only log it
+                self.fail(error)
 
     def _leave(self) -> None:
         """Stop the work after the step under way."""
@@ -342,7 +337,9 @@ class Explorer(anywidget.AnyWidget):
         """Draw what was before the last move behind a figure, and pinned lines, and let its vertical axis only grow."""
         colors = {name: style.color for name, style in plots.STYLES.items()}
         colors |= {trace["name"]: trace["line"]["color"] for trace in figure["data"] if trace["name"] in now}
-        ghosts = {name: line for name, line in self._before.items() if name in now and line != now[name]}
+        # Once there, a ghost stays: the page is quickest while there are the same lines.
+        self._ghosts |= {name for name, line in self._before.items() if name in now and line != now[name]}
+        ghosts = {name: line for name, line in self._before.items() if name in self._ghosts}
         for label, lines in [("before", ghosts), *((f"pin {k}", pin) for k, pin in enumerate(self._pins, 1))]:
             for name, (x, y) in lines.items():
                 line = {"color": colors.get(name, plots.GREY), "width": 1.5, "dash": "dot"}
@@ -374,6 +371,60 @@ class Explorer(anywidget.AnyWidget):
         picture = base64.b64encode(self.picture()).decode()
         words = "Interactive figure: run this cell in JupyterLab to use it."
         return {**live, "image/png": picture, "text/plain": words}, about
+
+
+class Job(Explorer):
+    """Work that takes so long that a button begins it, and another cancels it; the controls are off meanwhile.
+
+    Attributes:
+        cancelled: whether the work is to stop, or was stopped.
+    """
+
+    verb: ClassVar[str]
+    """What the button that begins it says."""
+    cancelled = False
+
+    def work(self, values: Values) -> Steps:
+        """What the button begins. It ends where `cancelled` is set, and then says so."""
+        raise NotImplementedError
+
+    def look(self, text: str, progress: float | None = None) -> View:
+        """What there is to see so far."""
+        raise NotImplementedError
+
+    def buttons(self, *more: Control) -> tuple[Control, ...]:
+        """Those that begin and cancel the work, with others between them."""
+        begin = Control("begin", "button", self.verb, more="first")
+        return begin, *more, Control("cancel", "button", "Cancel", help="Keeps what there is so far", more="working")
+
+    def draw(self, values: Values) -> View:
+        return self.look(f"Choose, then press {self.verb}.")
+
+    def press(self, button: str) -> None:
+        if button == "cancel":
+            self.cancelled = True
+        elif button != "begin":
+            super().press(button)
+        elif not self._busy:
+            self.cancelled, self._busy = False, True
+            self._tell(self.view)
+            self.start(self.work(self.values))
+
+    def finish(self) -> None:
+        """Do the work here and now, without a page. Ctrl-C stops early.
+
+        Raises:
+            RuntimeError: if it is under way already.
+        """
+        if self._busy:
+            raise RuntimeError("this explorer is working already.")
+        self._left.clear()
+        self.cancelled = False
+        try:
+            self._do(self.work(self.values))
+        except KeyboardInterrupt:
+            self.cancelled = True
+            self._show(self.look("Cancelled."))
 
 
 class _Plotly(ipywidgets.Widget):  # type: ignore[misc]  # ipywidgets has no types

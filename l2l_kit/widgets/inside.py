@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -44,6 +45,8 @@ class PreprocessingExplorer(Explorer):
         p: how small a gradient is told apart from zero, to begin with: a half, 1, ... 20; the paper uses 10.
         step: of the trajectory, to begin with.
     """
+
+    recorded = MappingProxyType({"p": range(2, 21, 2), "step": range(0, 101, 10)})
 
     def __init__(self, gradients: Tensor, p: float = 10.0, step: int = 0) -> None:
         self._gradients = gradients
@@ -123,6 +126,8 @@ class ProposalExplorer(OneCoordinate):
         step: to begin with; None for the middle of the trajectory.
     """
 
+    recorded = MappingProxyType({"step": range(0, 101, 4)})
+
     def __init__(
         self,
         optimizers: Mapping[str, Optimizer[Any]],
@@ -181,6 +186,8 @@ class MemoryExplorer(Explorer):
         step: after how many updates the memory is shown, to begin with.
         seed: of the functions.
     """
+
+    recorded = MappingProxyType({"condition": CONDITIONS, "function": range(3), "step": range(0, STEPS + 1, 10)})
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, pick_device
 from l2l_kit.training.rollout import Point, trajectory
 from l2l_kit.widgets.comparison import LEARNED, constructor
-from l2l_kit.widgets.explorer import Control, Explorer, Picture, Rows, Steps, Values, View, ordered, seed_control
+from l2l_kit.widgets.explorer import Control, Job, Picture, Rows, Steps, Values, View, ordered, seed_control
 
 PRETRAINED = {"vgg16": "neural-art", "small": "neural-art-small"}
 """The learned optimizer by the network whose features it was trained on."""
@@ -34,7 +35,7 @@ THUMBNAIL = 110
 KINDS = {"content": data.content, "style": data.style}
 
 
-class Painter(Explorer):
+class Painter(Job):
     """Let a learned optimizer, Adam, NAG and L-BFGS paint the same picture.
 
     Paint begins what the controls say, in the background. Pictures of the reader's own are uploaded, or put into the
@@ -54,7 +55,8 @@ class Painter(Explorer):
         ValueError: for a number of steps below 1.
     """
 
-    compares = False
+    compares, verb = False, "Paint"
+    recorded = MappingProxyType({"content": ("astronaut", "cat"), "step": range(0, 65, 4)})
 
     def __init__(
         self,
@@ -83,48 +85,43 @@ class Painter(Explorer):
         rows: list[Control | tuple[Control, ...]] = []
         for kind, names in {"content": data.content_names(), "style": data.style_names()}.items():
             names = [*names, *(name for name in self._own[kind] if name not in names)]
-            own = Control(f"own {kind}", "upload", "Own…", help=f"A picture of your own as the {kind}")
-            rows.append((Control(kind, "menu", kind.capitalize(), names), own))
+            rows.append(Control(kind, "menu", kind.capitalize(), names))
+        uploads = (Control(f"own {kind}", "upload", f"Own {kind}…", help="A picture of yours") for kind in KINDS)
+        rows.append(tuple(uploads))
         shares, about = [k / 10 for k in range(11)], "Of the loss; the rest is the content's"
         rows.append(Control("share", "slider", "Style's share", shares, about, [0.5]))
         rows.append(Control("steps", "slider", "Steps", self._steps, "Updates; the LSTM was trained on 128", [128]))
-        paint = Control("paint", "button", "Paint", more="first")
         pause = Control("pause", "button", "Pause" if self._going.is_set() else "Go on", more="working")
         size = Control("size", "slider", "Size", tuple(SWEEPS), "Pixels a side", [64])
-        rows.append((paint, pause, Control("cancel", "button", "Cancel", more="working")))
+        rows.append(self.buttons(pause))
         return {"Picture": rows, "More": [size, seed_control()]}
 
-    def draw(self, values: Values) -> View:
-        return self._view("Choose, then press Paint.")
+    def replay(self, values: Values) -> None:
+        if values["step"] == 0:
+            self.move(content=values["content"])
+            self._recording = self.work(self.values)
+        view = next(self._recording)
+        while len(self._losses[LBFGS]) <= values["step"]:  # whose turn is last
+            view = next(self._recording)
+        self._show(view())
 
     def press(self, button: str) -> None:
-        if button == "paint" and not self._busy:
-            self.start(self._paint(self.values), busy=True)
-        elif button == "pause":
+        if button == "pause":
             self._going.clear() if self._going.is_set() else self._going.set()
             self._tell(self.view)
-        elif button == "cancel":
-            self.cancelled = True
         else:
             super().press(button)
 
     def run(self) -> dict[str, Tensor]:
-        """Paint here and now, without a page. Ctrl-C stops early.
-
-        Returns:
-            The pictures by optimizer, bytes of shape ``(3, size, size)``.
-
-        Raises:
-            RuntimeError: if it is painting already.
-        """
-        self.finish(self._paint(self.values))
+        """Paint as `finish` does, and return the pictures by optimizer, bytes of shape ``(3, size, size)``."""
+        self.finish()
         return dict(self._painted)
 
     def receive(self, control: str, name: str, content: bytes) -> None:
         kind = control.removeprefix("own ")
         self._own[kind][name] = data.load_picture(content, name)
         self.move(**{kind: name})
-        self._show(self._view(f"{name} is the {kind} now."))
+        self._show(self.look(f"{name} is the {kind} now."))
 
     def picture(self) -> bytes:
         row = {kind: self._chosen(self.values, kind) for kind in KINDS}
@@ -151,14 +148,14 @@ class Painter(Explorer):
         name = values[kind]
         return self._own[kind][name] if name in self._own[kind] else KINDS[kind](name)
 
-    def _paint(self, values: Values) -> Steps:
+    def work(self, values: Values) -> Steps:
         """Every optimizer in turn does a step."""
         device, steps = pick_device(), values["steps"]
         self._missing.clear()
         self._painted.clear()
         self._losses = {name: [] for name in NAMES}
         self._going.set()
-        yield partial(self._view, "It begins with the features of content and style.", 0.0)
+        yield partial(self.look, "It begins with the features of content and style.", 0.0)
         draws = generator(values["seed"], "painter")
         content, style = self._chosen(values, "content"), self._chosen(values, "style")
         tasks = self._asked(values).tasks(content[None], draws, style, device)
@@ -170,19 +167,17 @@ class Painter(Explorer):
                     point = next(run)
                     self._painted[name] = to_pictures(layout.unravel(point.params)["pixels"][0]).cpu()
                     self._losses[name].append(point.losses[0].item())
-                    yield partial(self._view, f"Painting: step {step} of {steps}.", step / steps)
+                    yield partial(self.look, f"Painting: step {step} of {steps}.", step / steps)
                     while not self._going.wait(0.1) and not self.cancelled:
-                        yield partial(self._view, f"Paused at step {step} of {steps}.", step / steps)
+                        yield partial(self.look, f"Paused at step {step} of {steps}.", step / steps)
                     if self.cancelled:
-                        yield partial(self._view, f"Cancelled at step {step}.")
+                        yield partial(self.look, f"Cancelled at step {step}.")
                         return
-        except KeyboardInterrupt:
-            return
         finally:
             self._going.set()
         finals = {name: math.inf if math.isnan(line[-1]) else line[-1] for name, line in self._losses.items() if line}
         order = ", ".join(sorted(finals, key=lambda name: finals[name]))
-        yield partial(self._view, f"After {steps} steps, from the lowest loss: {order}.")
+        yield partial(self.look, f"After {steps} steps, from the lowest loss: {order}.")
 
     def _runs(self, tasks: TaskBatch, values: Values, device: torch.device) -> dict[str, Iterator[Point]]:
         """Everybody's way through the pictures; who is missing is noted."""
@@ -197,7 +192,7 @@ class Painter(Explorer):
             return runs
         return {LEARNED: trajectory(rule, tasks, steps), **runs}
 
-    def _view(self, text: str, progress: float | None = None) -> View:
+    def look(self, text: str, progress: float | None = None) -> View:
         """How far everybody is."""
         title = f"Loss, by the features of {self._problem.feature_weights.title}"
         figure = plots.losses(self._losses, self.values["steps"], title, [(2, 0.2)]).update_layout(height=300)

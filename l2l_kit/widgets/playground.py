@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -13,19 +14,19 @@ from torch import Tensor
 from l2l_kit import plots, static, zoo
 from l2l_kit.evaluation import tuned_baselines
 from l2l_kit.optimizers import Baseline, Optimizer, UpdateRule
-from l2l_kit.problems import QuadraticTasks
-from l2l_kit.widgets.comparison import LEARNED, rate_controls, tick
-from l2l_kit.widgets.explorer import Control, Explorer, Rows, Values, View
+from l2l_kit.problems import Quadratics, QuadraticTasks
+from l2l_kit.widgets.comparison import LEARNED, LearnedExplorer, rate_controls
+from l2l_kit.widgets.explorer import Control, Rows, Values, View
 
 STEPS, BEGIN, EDGE = 40, 10, 3.0
 """Updates of each optimizer, how many are shown at first, and where the landscape ends on all four sides."""
 STEEPEST = 20.0
 """The largest curvature. It stays when the function is stretched, and the other one becomes smaller."""
 CONDITIONS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-ARROW = 0.5
+ARROW, PROBLEM = 0.5, Quadratics.name
 
 
-class Playground(Explorer):
+class Playground(LearnedExplorer):
     """See where SGD, NAG, RMSprop, Adam and a learned optimizer go on a quadratic function of two parameters.
 
     Args:
@@ -39,12 +40,15 @@ class Playground(Explorer):
     """
 
     compares = False
+    recorded = MappingProxyType(
+        {"angle": (0, 30, 60, 90), "condition": (1, 5, 20, 100), "step": range(0, STEPS + 1, 2)}
+    )
 
     def __init__(self, start: tuple[float, float] = (-2.2, 1.4), angle: int = 30, condition: int = 20) -> None:
-        self._tuned, self._learned = tuned_baselines("quadratics"), zoo.load("quadratics")
+        self._tuned, self._learned = tuned_baselines(PROBLEM), zoo.load(PROBLEM)
         self._path = lru_cache(maxsize=256)(self._walk)
         values = {"x": start[0], "y": start[1], "angle": angle, "condition": condition, "step": BEGIN, "arrows": True}
-        values |= {LEARNED: True, **dict.fromkeys(self._tuned, True)}
+        values |= dict.fromkeys(self._tuned, True)
         super().__init__(**values, **{f"lr {name}": rule.lr for name, rule in self._tuned.items()})
 
     def controls(self, values: Values) -> Mapping[str, Rows]:
@@ -54,11 +58,13 @@ class Playground(Explorer):
         ]
         arrows = Control("arrows", "check", "arrows downhill", help="At each optimizer, the direction of −∇f")
         step = Control("step", "player", "Step", range(STEPS + 1), "Updates so far")
-        return {"Function": function, "Optimizers": [step, tick(LEARNED), *rate_controls(self._tuned, values), arrows]}
+        rates = rate_controls(self._tuned, values)
+        return {"Function": function, "Optimizers": [step, self.learned_controls(PROBLEM), *rates, arrows]}
 
     def draw(self, values: Values) -> View:
         functions, step = self._function(values), values["step"]
-        rules: dict[str, Baseline | UpdateRule] = {LEARNED: self._learned}
+        learned = self.trained_here(PROBLEM).get(values["learned"], self._learned)
+        rules: dict[str, Baseline | UpdateRule] = {LEARNED: learned}
         rules |= {name: Baseline(rule.name, values[f"lr {name}"]) for name, rule in self._tuned.items()}
         where = values["x"], values["y"], values["angle"], values["condition"]
         paths = {name: self._path(rule, *where) for name, rule in rules.items() if values[name]}
@@ -72,7 +78,9 @@ class Playground(Explorer):
         figure.add_scatter(name="start", x=[values["x"]], y=[values["y"]], mode="markers", marker=ring, **plots.QUIET)
         if values["arrows"]:
             for name, path in paths.items():
-                self._add_arrow(figure, name, path[step], -path[step] @ _hessian(functions))
+                x, y = _arrow(path[step], -path[step] @ _hessian(functions))
+                color = {"color": plots.STYLES[name].color, "width": 1.5}
+                figure.add_scatter(name=f"{name}, downhill", x=x, y=y, mode="lines", line=color, **plots.QUIET)
         now = sorted((line[step].item(), name) for name, line in losses.items())
         return View(f"f after {step} steps: " + ", ".join(f"{name} {loss:.3g}" for loss, name in now) + ".", figure)
 
@@ -111,12 +119,15 @@ class Playground(Explorer):
             points.append(points[-1] + updates["theta"])
         return torch.cat(points)
 
-    def _add_arrow(self, figure: plots.Figure, name: str, at: Tensor, downhill: Tensor) -> None:
-        """An arrow of one length: gradients of very different sizes are to be seen."""
-        if at.abs().max() < EDGE and downhill.norm() > 0:
-            (x, y), (to_x, to_y) = at.tolist(), (at + ARROW * downhill / downhill.norm()).tolist()
-            look = {"showarrow": True, "arrowhead": 2, "arrowwidth": 1.5, "arrowcolor": plots.STYLES[name].color}
-            figure.add_annotation(x=to_x, y=to_y, ax=x, ay=y, axref="x", ayref="y", text="", **look)
+
+def _arrow(at: Tensor, downhill: Tensor) -> tuple[list[float], list[float]]:
+    """The outline of an arrow of one length: gradients of very different sizes are to be seen."""
+    if at.abs().max() >= EDGE or downhill.norm() == 0:
+        return [], []
+    along = ARROW * downhill / downhill.norm()
+    tip, across = at + along, 0.12 * torch.stack([-along[1], along[0]])
+    points = torch.stack([at, tip, tip - 0.25 * along + across, tip, tip - 0.25 * along - across])
+    return points[:, 0].tolist(), points[:, 1].tolist()
 
 
 def _hessian(functions: QuadraticTasks) -> Tensor:

@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from l2l_kit import plots, static
 from l2l_kit.widgets.explorer import Control, Explorer, Rows, Values, View
 
-OPEN = "?"
-
 
 class Prediction(Explorer):
     """A figure some lines of which are hidden until a reader has said what to expect; without a kernel, all are shown.
 
-    A reader chooses an answer, or draws a line with the pen above the figure, or both, and presses Reveal.
+    A reader chooses an answer, or draws a line with the pen above the figure, or both, and presses Reveal. The axes are
+    those of the whole figure from the beginning.
 
     Args:
         figure: what there is to see.
@@ -35,36 +34,34 @@ class Prediction(Explorer):
         right: str = "",
     ) -> None:
         self._figure, self._question, self._answers, self._right = figure, question, answers, right
-        self._hidden = set(hidden or (trace.name for trace in figure.data))
-        self._revealed = False
-        super().__init__(answer=OPEN)
+        self._hidden, self._revealed = set(hidden), False
+        super().__init__()
 
     def controls(self, values: Values) -> Mapping[str, Rows]:
-        answers = Control("answer", "choice", "I expect", (OPEN, *self._answers), off=self._revealed)
-        reveal = Control("reveal", "button", "Hide again" if self._revealed else "Reveal", more="first")
-        return {"Predict first": [answers, reveal] if self._answers else [reveal]}
+        answers = Control("answer", "choice", "Your answer", self._answers, off=self._revealed, more="list")
+        waits = bool(self._answers) and "answer" not in values
+        reveal = Control("reveal", "button", "Hide again" if self._revealed else "Reveal", off=waits, more="first")
+        return {self._question: [answers, reveal] if self._answers else [reveal]}
 
     def press(self, button: str) -> None:
-        if button == "reveal":
-            self._revealed = not self._revealed
-            self._show(self.draw(self.values))
+        self._revealed = button == "reveal" and not self._revealed
+        if button == "reset":
+            self._follow({})
         else:
-            self._revealed = False
-            super().press(button)
+            self._show(self.draw(self.values))
 
     def draw(self, values: Values) -> View:
         figure = plots.Figure(self._figure)
-        figure.update_layout(
-            showlegend=True, dragmode="drawopenpath", newshape={"line": {"color": plots.GREY, "width": 3}}
-        )
+        pen = {"color": plots.GREY, "width": 3}
+        figure.update_layout(showlegend=True, dragmode="drawopenpath", newshape={"line": pen})
         if self._revealed:
-            said = f"You expected: {values['answer']}. " if values["answer"] != OPEN else ""
+            said = f"You expected: {values['answer']}. " if "answer" in values else ""
             return View(said + self._right, figure)
-        names = {trace.name for trace in figure.data if trace.name in self._hidden or trace.legendgroup in self._hidden}
         for trace in figure.data:
-            if trace.name in names:
-                trace.x, trace.y = [], []
-        return View(self._question, figure)
+            if not self._hidden or self._hidden & {trace.name, trace.legendgroup}:
+                trace.update(opacity=0, **plots.QUIET)
+        choose = "Choose an answer, or draw" if self._answers else "Draw"
+        return View(f"{choose} what you expect with the pen, then press Reveal.", figure)
 
     def code(self, values: Values) -> str:
         return ""

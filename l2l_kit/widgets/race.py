@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from l2l_kit import plots, static, zoo
@@ -30,6 +31,7 @@ class Race(Explorer):
     """
 
     compares = False
+    recorded = MappingProxyType({"seed": range(5), "step": range(0, STEPS + 1, 4)})
 
     def __init__(self, seed: int = 0) -> None:
         tuned = tuned_baselines("quadratics")

@@ -17,13 +17,13 @@ from l2l_kit.training import History, MetaTrainer, MetaTraining, rollout, valida
 from l2l_kit.widgets.comparison import (
     LEARNED,
     PREPROCESSINGS,
-    ComparisonExplorer,
+    LearnedExplorer,
     constructor,
     preprocessing_control,
     recorded_for,
 )  # fmt: skip
 from l2l_kit.widgets.comparisons import UNROLLS
-from l2l_kit.widgets.explorer import Control, Explorer, Rows, Steps, Values, View, ordered
+from l2l_kit.widgets.explorer import Control, Job, Rows, Steps, Values, View, ordered
 
 EPOCHS = (5, 10, 25, 50, 100)
 META_LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -31,7 +31,7 @@ TESTS_PER_VALIDATION = 2
 """Fresh optimizees that the result is tried on, for each one that it is validated on."""
 
 
-class Trainer(Explorer):
+class Trainer(Job):
     """Meta-train an optimizer and watch it learn. The explorers of the same problem offer what was trained.
 
     Args:
@@ -50,6 +50,8 @@ class Trainer(Explorer):
         FileNotFoundError: if no tuned baselines are recorded for this problem and none are given.
         ValueError: if the optimizer's arguments make no sense.
     """
+
+    verb = "Train"
 
     def __init__(
         self,
@@ -86,23 +88,10 @@ class Trainer(Explorer):
             Control("meta_lr", "slider", "Meta rate", rates, "Learning rate of Adam, the meta-optimizer"),
             Control("epochs", "slider", "Epochs", epochs, f"Of {settings.episodes_per_epoch} episodes each"),
         ]
-        train = Control("train", "button", "Train", more="first")
-        cancel = Control("cancel", "button", "Cancel", help="Keeps the best weights so far", more="working")
-        return {"Meta-training": [*rows, (train, cancel)]}
-
-    def draw(self, values: Values) -> View:
-        return self._view("Choose, then press Train.")
-
-    def press(self, button: str) -> None:
-        if button == "train" and not self._busy:
-            self.start(self._train(self.values), busy=True)
-        elif button == "cancel":
-            self.cancelled = True
-        else:
-            super().press(button)
+        return {"Meta-training": [*rows, self.buttons()]}
 
     def run(self) -> LSTMRule:
-        """Train here and now, without a page, and return the optimizer with its best weights. Ctrl-C stops early.
+        """Train as `finish` does, and return the optimizer with its best weights.
 
         Raises:
             RuntimeError: if it is training already, or was stopped before it got through an epoch.
@@ -110,7 +99,7 @@ class Trainer(Explorer):
             ValueError: for settings that make no sense.
         """
         before = self.trained
-        self.finish(self._train(self.values))
+        self.finish()
         if self.trained is None or self.trained is before:
             raise RuntimeError("the training was stopped before it got through an epoch.")
         return self.trained
@@ -130,13 +119,13 @@ class Trainer(Explorer):
     def _chosen(self, values: Values) -> MetaTraining:
         return replace(self._settings, **{name: values[name] for name in ("unroll", "meta_lr", "epochs")})
 
-    def _train(self, values: Values) -> Steps:
+    def work(self, values: Values) -> Steps:
         """Train as the controls say, then try the result on fresh optimizees."""
         # The first preprocessing is as the caller gave it, perhaps with settings of its own.
         preprocessing = self._first if values["preprocessing"] == self._first.name else values["preprocessing"]
         rule = LSTMRule(**{**self._optimizer, "preprocessing": preprocessing})
         trainer = MetaTrainer(rule, self._problem, self._chosen(values))
-        yield partial(self._view, "Training begins.", 0.0)
+        yield partial(self.look, "Training begins.", 0.0)
         lowest: list[float] = []
         try:
             with closing(trainer.run()) as run:
@@ -147,21 +136,19 @@ class Trainer(Explorer):
                     if self.cancelled:
                         break
                     yield partial(self._progress, trainer, event.epoch, event.episode)
-        except KeyboardInterrupt:
-            self.cancelled = True
         finally:
             self._losses[LEARNED] = lowest or self._losses[LEARNED]
             if len(trainer.history.records) > 1:
                 self.trained, self.history = rule, trainer.history
                 about = f"unroll {values['unroll']}, {values['preprocessing']}, epoch {self.history.best.epoch}"
-                ComparisonExplorer.offer(self._problem.name, f"trained here: {about}", rule)
+                LearnedExplorer.offer(self._problem.name, f"trained here: {about}", rule)
         if self.cancelled:
             epoch = trainer.history.best.epoch if self.trained is rule else 0
             kept = f"The best weights so far, of epoch {epoch}, are kept as `trained`, and the explorers offer them."
-            yield partial(self._view, f"Cancelled. {kept if epoch else 'No epoch was done.'}")
+            yield partial(self.look, f"Cancelled. {kept if epoch else 'No epoch was done.'}")
             return
         tests = TESTS_PER_VALIDATION * self._settings.validation_tasks
-        yield partial(self._view, f"Trained. Now it is tried on {tests} fresh optimizees.", 1.0)
+        yield partial(self.look, f"Trained. Now it is tried on {tests} fresh optimizees.", 1.0)
         steps, seed = self._settings.horizon, self._settings.seed
         found = compare({LEARNED: rule, **self._baselines}, self._problem, steps=steps, num_tasks=tests, seed=seed)
         ratios = ratio_table(found, LEARNED)
@@ -171,7 +158,7 @@ class Trainer(Explorer):
         text = (
             f"Trained. On {tests} fresh optimizees its mean loss after {steps} steps is {best['ratio']:.2f} times that"
         )
-        yield partial(self._view, f"{text} of {best['optimizer']} ({ends}). It {beats} every baseline.")
+        yield partial(self.look, f"{text} of {best['optimizer']} ({ends}). It {beats} every baseline.")
 
     def _progress(self, trainer: MetaTrainer, epoch: int, episode: int) -> View:
         settings, best = trainer.settings, trainer.history.best.validation_loss
@@ -184,8 +171,8 @@ class Trainer(Explorer):
             f"Epoch {epoch} of {settings.epochs}, episode {episode} of {settings.episodes}, "
             f"{trainer.seconds:.0f} s{left}. Lowest loss after {settings.horizon} steps so far: {best:.3g}{beat}."
         )
-        return self._view(text, episode / settings.episodes)
+        return self.look(text, episode / settings.episodes)
 
-    def _view(self, text: str, progress: float | None = None) -> View:
+    def look(self, text: str, progress: float | None = None) -> View:
         title = f"{self._problem.name}: mean loss over {self._settings.validation_tasks} optimizees for validation"
         return View(text, plots.losses(self._losses, self._settings.horizon, title), progress=progress)

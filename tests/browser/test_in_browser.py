@@ -13,6 +13,7 @@ import pytest
 from l2l_kit import static
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+Axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed").Axe
 pytestmark = pytest.mark.timeout(400)
 
 RUN_ALL = """milliseconds => Promise.race([
@@ -72,6 +73,28 @@ def record(what, latencies, record_property):
     record_property(what, text)  # tests/conftest.py tells it at the end
 
 
+def faults(page):
+    """What axe-core finds in the explorers that keeps people from using them."""
+    found = Axe().run(page, ".l2l").response["violations"]
+    grave = [each for each in found if each["impact"] in ("serious", "critical")]
+    return [(each["help"], node["html"]) for each in grave for node in each["nodes"]]
+
+
+def touch(page, *points):
+    """Put a finger on the first point, and draw it over the others."""
+    devtools = page.context.new_cdp_session(page)
+    for number, (x, y) in enumerate(points):
+        kind = "touchMove" if number else "touchStart"
+        devtools.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
+    devtools.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+
+def along(locator, *shares):
+    """Points in the middle of an element, at these shares of its width."""
+    box = locator.bounding_box()
+    return [(box["x"] + share * box["width"], box["y"] + box["height"] / 2) for share in shares]
+
+
 def set_theme(page, theme):
     page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", theme)
     light = str(theme.endswith("Light")).lower()
@@ -105,6 +128,8 @@ def test_a_slider_moves_the_curve(explorer_page, tmp_path, record_property):
     slider(page, "Dimension").focus()
     record("dimension slider, all curves computed", [press(page, "ArrowLeft") for _ in range(4)], record_property)
     finished(page)
+    assert "were tuned for 100 steps in 10 dimensions" in page.locator(".l2l-state").inner_text()
+    assert button(page, "Tune for this setting").is_visible()
 
     box = slider(page, "Dimension").bounding_box()
     page.mouse.move(box["x"] + 10, box["y"] + box["height"] / 2)
@@ -148,6 +173,7 @@ def test_what_a_reader_can_do(explorer_page, tmp_path):
     )
     assert all(index == 0 and name.strip() for index, name in names)
     assert len({name for _, name in names}) == len(names)
+    assert not faults(page)
     page.locator(".l2l-plot").focus()
     page.keyboard.press("ArrowRight")
     page.wait_for_selector(".js-plotly-plot .hoverlayer .legend, .js-plotly-plot .hoverlayer .hovertext", timeout=5000)
@@ -159,6 +185,7 @@ def test_what_a_reader_can_do(explorer_page, tmp_path):
     title = page.locator(".js-plotly-plot .gtitle").first
     red, *_ = title.evaluate("text => getComputedStyle(text).fill.match(/[0-9]+/g).map(Number)")
     assert red > 200, "titles are as bright as the page's text"
+    assert not faults(page)
     set_theme(page, "JupyterLab Light")
 
     before = lines(page)
@@ -216,6 +243,8 @@ def test_it_says_what_state_it_is_in(open_notebook, tmp_path):
     says(page, "is gone. Run this cell again.")
     assert slider(page, "Dimension").is_disabled()
     assert button(page, "Reset").is_disabled()
+    icons = "all => all.filter(each => getComputedStyle(each, '::before').display !== 'none').length"
+    assert page.eval_on_selector_all(".jupyter-widgets-disconnected", icons) == 0, "Lab shows broken chains"
     page.screenshot(path=tmp_path / "gone.png")
 
 
@@ -357,7 +386,7 @@ def test_pictures_are_painted_and_own_ones_taken(open_notebook, tmp_path):
         ("large.png", large, "large.png is the content now."),
     ):
         (tmp_path / name).write_bytes(picture)
-        page.get_by_label("Own…: A picture of your own as the content").set_input_files(tmp_path / name)
+        page.get_by_label("Own content…").set_input_files(tmp_path / name)
         says(page, answer, 60)
         assert page.locator(".l2l [role=alert]").count() == ("now" not in answer)
     assert page.get_by_role("combobox", name="Content").input_value() == "large.png"
@@ -403,6 +432,8 @@ def test_the_race_and_the_playground(open_notebook, tmp_path, record_property):
     page.evaluate(WATCH.replace("document.querySelector('.js-plotly-plot')", f"{paths}[0].closest('.js-plotly-plot')"))
     record("playground, start moved by a key", [press(page, "ArrowUp") for _ in range(5)], record_property)
     playwright.expect(code).to_contain_text("theta = torch.tensor([[-2, 1.5]])")
+    touch(page, (at[-2.0], box["y"] + box["height"] / 4), (at[0.0], box["y"] + box["height"] / 2))
+    playwright.expect(code).to_contain_text(re.compile(r"tensor\(\[\[-?0(\.0\d?)?, -?0(\.0\d?)?\]\]"))
     page.screenshot(path=tmp_path / "playground.png")
 
 
@@ -417,12 +448,17 @@ PROPOSALS = """
 rules = {"LSTM": l2l.LSTMRule(preprocessing="log-sign", output_scale=0.1), "Adam": l2l.baseline("adam", 0.03)}
 l2l.widgets.ProposalExplorer(rules, {"first": weights, "last": 10 * weights[:, :200]})
 """
+PREDICTION = """
+curves = {"LSTM": ([0, 1, 2], [5, 2, 1]), "Adam": ([0, 1, 2], [5, 4, 3])}
+figure = l2l.plots.graph(curves, x="step", y="loss", title="A figure", markers=0)
+l2l.widgets.Prediction(figure, "Where will the LSTM be?", ["above", "below"], hidden=["LSTM"], right="Below.")
+"""
 EVERY_PATH = "[...document.querySelectorAll('.js-plotly-plot path')].map(path => path.getAttribute('d'))"
 
 
 def test_the_explorers_of_lesson_7(open_notebook, tmp_path, record_property):
     """Of gradients as many as those of a network, made up here."""
-    page = open_notebook("inside.ipynb", INSIDE, PROPOSALS)
+    page = open_notebook("inside.ipynb", INSIDE, PROPOSALS, PREDICTION)
     page.wait_for_selector(LINES, timeout=30_000, state="attached")
     page.evaluate(WATCH)
     for name, key in (("p: Of appendix A", "ArrowLeft"), ("Step: Of the trajectory", "ArrowRight")):
@@ -437,35 +473,58 @@ def test_the_explorers_of_lesson_7(open_notebook, tmp_path, record_property):
     page.wait_for_timeout(1500)
     proposals.get_by_role("button", name="Pause Step").press("Enter")
     assert int(step.input_value()) > int(at) + 1
+    at = int(step.input_value())
+    touch(page, *along(proposals.get_by_role("button", name="Step on Step"), 0.5))
+    playwright.expect(step).to_have_value(str(at + 1))
+    touch(page, *along(step, 0.2, 0.5, 0.9))
+    page.wait_for_function("at => document.querySelectorAll('.l2l')[1].innerText.includes(at)", arg="at step 9")
     proposals.get_by_role("combobox", name="Parameter").select_option("last")
     playwright.expect(proposals.locator(".gtitle")).to_have_text(re.compile("^last"))
     page.screenshot(path=tmp_path / "proposals.png")
 
+    prediction = page.locator(".l2l").nth(2)
+    reveal, shown = prediction.get_by_role("button", name="Reveal"), prediction.locator(".scatterlayer .trace")
+    opacities = "all => all.map(each => Number(getComputedStyle(each).opacity))"
+    assert shown.evaluate_all(opacities) == [0, 1]
+    assert reveal.is_disabled()
+    prediction.get_by_role("radio", name="above").press("Space")
+    playwright.expect(reveal).to_be_enabled()
+    reveal.press("Enter")
+    playwright.expect(prediction).to_contain_text("You expected: above. Below.")
+    assert shown.evaluate_all(opacities) == [1, 1]
+    prediction.screenshot(path=tmp_path / "prediction.png")
+    assert not faults(page)
 
-# Whether an element is wholly within the visible part of the notebook.
-IN_SIGHT = """element => {
-    const box = element.getBoundingClientRect();
-    const page = document.querySelector('.jp-WindowedPanel-outer').getBoundingClientRect();
-    return Math.min(box.top - page.top, box.left - page.left, page.bottom - box.bottom, page.right - box.right)
-        > -1; }"""
+
+# Controls of an explorer that hide when they get the focus, or whose figure does.
+OUT_OF_SIGHT = """async explorer => {
+    const wrong = [], figure = explorer.querySelector('.js-plotly-plot');
+    const {top, left, bottom, right} = document.querySelector('.jp-WindowedPanel-outer').getBoundingClientRect();
+    for (const control of explorer.querySelectorAll('.l2l-controls :is(input, select, button, summary)')) {
+        if (control.disabled || !control.checkVisibility()) continue;
+        control.focus();
+        await new Promise(done => requestAnimationFrame(() => setTimeout(done)));
+        const box = figure.getBoundingClientRect(), {x, y, width, height} = control.getBoundingClientRect();
+        const within = Math.min(box.top - top, box.left - left, bottom - box.bottom, right - box.right) > -1;
+        const seen = document.elementFromPoint(x + width / 2, y + height / 2);
+        if (!within || !(control.closest('label') ?? control).contains(seen)) wrong.push(control.outerHTML);
+    }
+    return wrong; }"""
 
 
 def test_a_figure_is_in_sight_of_its_controls(open_notebook, tmp_path):
-    page = open_notebook("sight.ipynb", LONG, IMPORT, "l2l.widgets.QuadraticsExplorer()", PAINTER, LONG)
+    widgets = "l2l.widgets.QuadraticsExplorer()", PAINTER, "l2l.widgets.Playground()"
+    page = open_notebook("sight.ipynb", LONG, IMPORT, *widgets, LONG)
     finished(page)
-    page.wait_for_selector(".l2l-pictures img", timeout=30_000)
-    for width, file_browser, beside in ((1400, True, True), (900, False, False), (700, False, False)):
-        page.set_viewport_size({"width": width, "height": 900})
-        show_file_browser(page, file_browser)
-        page.wait_for_timeout(1500)
-        for number in range(2):
-            explorer = page.locator(".l2l").nth(number)
-            figure = explorer.locator(".js-plotly-plot")
-            stage, panel = (explorer.locator(each).bounding_box() for each in (".l2l-stage", ".l2l-controls"))
-            assert (panel["x"] >= stage["x"] + stage["width"]) == beside
-            for control in explorer.locator(".l2l-controls :is(input, select, button):enabled:visible").all():
-                control.focus()
-                control.scroll_into_view_if_needed()
-                page.wait_for_timeout(50)
-                assert figure.evaluate(IN_SIGHT), control.evaluate("each => each.outerHTML")
-            page.screenshot(path=tmp_path / f"sight_{width}_{number}.png")
+    page.wait_for_function("document.querySelectorAll('.l2l .main-svg').length >= 3", timeout=30_000)
+    for theme in ("Light", "Dark"):
+        set_theme(page, f"JupyterLab {theme}")
+        for width, file_browser, beside in ((1400, True, True), (900, False, False), (700, False, False)):
+            page.set_viewport_size({"width": width, "height": 900})
+            show_file_browser(page, file_browser)
+            page.wait_for_timeout(1000)
+            for explorer in page.locator(".l2l").all():
+                stage, panel = (explorer.locator(each).bounding_box() for each in (".l2l-stage", ".l2l-controls"))
+                assert (panel["x"] >= stage["x"] + stage["width"]) == beside
+                assert explorer.evaluate(OUT_OF_SIGHT) == []
+            page.screenshot(path=tmp_path / f"sight_{width}_{theme}.png")
