@@ -66,7 +66,7 @@ class Baseline:
         check_fields(self, f"baseline {self.name!r}")
 
     def config(self) -> dict[str, str | float]:
-        """The arguments of this baseline. Those that change nothing are left out, so that a new one changes no old file."""
+        """The arguments of this baseline. Those that change nothing are left out, as in old files."""
         return {name: value for name, value in asdict(self).items() if value}
 
     def learning_rate(self, step: int) -> float:
