@@ -95,6 +95,7 @@ Seed = Annotated[int, typer.Option(help="Seed of all draws.")]
 Jobs = Annotated[int, typer.Option(min=1, help="How many to run at once, the cores shared among them.")]
 Tasks = Annotated[int, typer.Option("--tasks", min=1, help="Number of optimizees.")]
 RecipeName = Annotated[str, typer.Argument(help="A recipe of data/recipes, or a path to one (.toml).")]
+Storage = Annotated[str | None, typer.Option(help="Database URL of a search that several machines share.")]
 Data = Annotated[Path, typer.Option(parser=user_path, help="Where pretrained/, results/ and cache/ are.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", "-p", help="A field, as name=value; may be repeated.")]
 
@@ -126,7 +127,9 @@ def _print_table(rows: Sequence[Mapping[Any, str]], title: str | None = None) ->
 
 
 @app.command()
-def train(recipe: RecipeName, jobs: Jobs = 1, data: Data = HOME, device: Device = None) -> None:
+def train(
+    recipe: RecipeName, jobs: Jobs = 1, storage: Storage = None, data: Data = HOME, device: Device = None
+) -> None:
     """Make pretrained optimizers: search the meta-learning rate, train, save. Goes on where it was interrupted."""
 
     def say(path: Path) -> None:
@@ -136,22 +139,25 @@ def train(recipe: RecipeName, jobs: Jobs = 1, data: Data = HOME, device: Device 
             console.print(f"{path}: validation {how}")
 
     with process_group(device) as mine:
-        parallel_map(train_recipe, [(member, data, str(mine)) for member in read_recipes(recipe)], jobs, say)
+        parallel_map(train_recipe, [(member, data, str(mine), storage) for member in read_recipes(recipe)], jobs, say)
 
 
 @app.command()
-def search(recipe: RecipeName, jobs: Jobs = 1, data: Data = HOME, device: Device = None) -> None:
-    """Draw meta-learning rates at random and train with each for a while. Goes on where it was interrupted."""
+def search(
+    recipe: RecipeName, jobs: Jobs = 1, storage: Storage = None, data: Data = HOME, device: Device = None
+) -> None:
+    """Draw meta-learning rates, and what else a recipe leaves open, at random. Goes on where it was interrupted."""
     from l2l_kit import plots, static
 
     for member in read_recipes(recipe):
         with console.status(f"{member.name}: random search"):
-            trials = search_recipe(member, data, jobs, device)
+            trials = search_recipe(member, data, jobs, device, storage)
         _print_table(trials.map("{:.4g}".format).to_dict("records"), f"{member.name}, best first")
         console.print(f"recorded in {data / 'results' / 'search' / member.name}.csv", soft_wrap=True)
-        path = data / "cache" / "runs" / member.name / "search.png"
-        write_atomically(path, static.png(plots.search(trials, title=f"{member.name}: random search")))
-        console.print(f"plotted in {path}", soft_wrap=True)
+        for name in member.search.ranges if member.search else ():
+            path = data / "cache" / "runs" / member.name / f"search-{name}.png"
+            write_atomically(path, static.png(plots.search(trials, name, title=f"{member.name}: random search")))
+            console.print(f"plotted in {path}", soft_wrap=True)
 
 
 @app.command()

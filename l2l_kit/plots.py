@@ -317,11 +317,18 @@ def validation(histories: Mapping[str, pd.DataFrame], title: str = "Validation l
     return figure
 
 
-def search(table: pd.DataFrame, title: str) -> Figure:
-    """Validation loss over meta-learning rate of the trials of `random_search`; those that diverged are left out."""
-    points = {"trial": (table["meta_lr"], table["validation_loss"])}
-    figure = graph(points, x="meta-learning rate", y="validation loss", title=title, markers=9)
-    figure.update_traces(mode="markers").update_xaxes(LOGARITHMIC)
+def search(table: pd.DataFrame, setting: str, title: str) -> Figure:
+    """Validation loss of the trials of `random_search` over one of the settings that were drawn.
+
+    Pruned trials are drawn apart, and those that diverged are left out.
+    """
+    pruned = table["pruned_after"].notna() if "pruned_after" in table else table["trial"] < 0
+    kinds = {"finished": table[~pruned], "pruned, loss when it was": table[pruned]}
+    points = {name: (rows[setting], rows["validation_loss"]) for name, rows in kinds.items() if len(rows)}
+    figure = graph(points, x=setting.replace("_", "-"), y="validation loss", title=title, markers=9)
+    figure.update_traces(mode="markers").update_traces(marker_symbol="x", selector={"name": list(kinds)[1]})
+    if (table[setting] > 0).all() and table[setting].max() > 3 * table[setting].min():
+        figure.update_xaxes(LOGARITHMIC)
     figure.update_yaxes(loss_axis([rounded(table["validation_loss"].sort_values(ascending=False))]))
     return figure
 

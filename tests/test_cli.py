@@ -72,7 +72,7 @@ def test_train_makes_every_member_of_a_recipe_and_its_records_as_search_does_and
     l2l("train", *arguments)
     assert "best first" in l2l("search", *arguments).output
     assert all(path.read_bytes() == content for path, content in made.items())
-    assert (tmp_path / "cache" / "runs" / name / "search.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "cache" / "runs" / name / "search-meta_lr.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_tune_records_several_lengths_and_as_many_rates_as_asked_for(tmp_path: Path) -> None:
@@ -172,6 +172,9 @@ def test_reproduce_tells_each_lesson_and_where_the_report_is(
         (("reproduce", "--lesson", "02", "-p", "unroll=many"), "must be of type int, got 'many'"),
         (("reproduce", "--device", "gpu"), "there is no device 'gpu'"),
         (("search", "mnist"), "recipe 'mnist' has no [search] section"),
+        (("search", "quadratics", "--storage", "postgresql://me:secret@host:port/x"), "postgresql://user@host:port/"),
+        (("search", "quadratics", "--storage", "nonsense://me:secret@host/x"), "postgresql://user@host:port/name"),
+        (("search", "quadratics", "--storage", "{folder}"), "unable to open database file"),
         (("compare", "{folder}/junk.safetensors"), "not a whole safetensors file"),
         (("train", "nothing.toml"), "unknown recipe 'nothing.toml'"),
         (("train", "{folder}/junk.toml"), "not a valid recipe"),
@@ -190,6 +193,7 @@ def test_bad_input_is_one_clear_line(
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
     result = l2l(*(argument.format(folder=tmp_path) for argument in arguments), code=2)
     assert message.format(folder=tmp_path) in result.stderr
+    assert "secret" not in result.output
     if not result.stderr.startswith("Usage"):  # typer draws a box
         assert result.stderr.startswith("error: ")
         assert result.stderr.count("\n") == 1

@@ -9,6 +9,7 @@ import pickle
 import random
 import re
 import signal
+import sqlite3
 import struct
 import sys
 from contextlib import contextmanager
@@ -25,7 +26,8 @@ import l2l_kit as l2l
 from l2l_kit import data, storage, zoo
 from l2l_kit.data import sources
 from l2l_kit.evaluation import read_result, write_result
-from l2l_kit.making.recipes import read_recipes
+from l2l_kit.making.recipes import Recipe, Search, read_recipes
+from l2l_kit.making.search import random_search
 from l2l_kit.making.sweeps import read_sweep
 from l2l_kit.optimizers import LSTMRule
 from l2l_kit.problems import Quadratics
@@ -223,6 +225,7 @@ meta_lr = 0.01
 trials = 8
 epochs = 1
 meta_lr = [1e-3, 1e-1]
+optimizer = { forget_bias = [0.0, 4.0] }
 [grid]
 "training.unroll" = [1, 2]
 """
@@ -270,6 +273,15 @@ def picture(form):
     return made
 
 
+SEARCH = Search(trials=2, epochs=1, meta_lr=(1e-3, 1e-1))
+SEARCHED = Recipe("mine", {"name": "quadratics", "dim": 2}, {"hidden_size": 3}, TRAINING, SEARCH)
+
+
+def database(folder):
+    path = folder / "search.db"
+    return path, lambda: random_search(SEARCHED, SEARCH, path, device="cpu")
+
+
 def cache(file):
     def made(folder):
         whole = replace(data.DATA_SETS["mnist"], file=file, copies={})
@@ -299,6 +311,7 @@ FILES = {  # how it is made and read, what is done to it, how often, and whether
     **{f"a {form} picture": (picture(form), (*BYTES, longer), 100, True) for form in FORMS},
     "cached images": (cache("mine.npz"), (*BYTES, longer), 500, False),
     "cached weights": (cache("mine.safetensors"), TENSORS, 500, False),
+    "a search": (database, BYTES, 500, True),
 }
 
 
@@ -401,3 +414,11 @@ def test_a_hostile_file_is_refused_before_it_does_harm(tmp_path, monkeypatch, na
             read(path)
     data._full.cache_clear()
     assert [each.name for each in tmp_path.iterdir()] == [file]
+
+
+def test_a_database_of_something_else_is_refused(tmp_path):
+    with sqlite3.connect(tmp_path / "search.db") as connection:
+        connection.execute("CREATE TABLE studies (something TEXT)")
+    connection.close()
+    with pytest.raises(ValueError, match=r"search\.db"):
+        database(tmp_path)[1]()

@@ -18,7 +18,7 @@ from test_data import Official, small_data_set
 
 from l2l_kit import data, zoo
 from l2l_kit.evaluation import read_result
-from l2l_kit.making import lessons
+from l2l_kit.making import lessons, search
 from l2l_kit.making.recipes import Recipe, Search
 from l2l_kit.making.report import write_report
 from l2l_kit.making.runs import record_tuning
@@ -54,6 +54,7 @@ SWEEP = Sweep(
 
 
 def train(folder, _):
+    search.HEARTBEAT = 1  # a killed trial is taken up again after twice as long
     train_recipe(RECIPE, folder, device="cpu")
 
 
@@ -126,7 +127,7 @@ def work(command, folder, url):
 @pytest.fixture(scope="module")
 def workers():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["l2l_kit.cli", "papermill", "pooch", "mlxtend.data", "psutil"])
+    context.set_forkserver_preload(["l2l_kit.cli", "optuna", "papermill", "pooch", "mlxtend.data", "psutil"])
     ready = context.Process(target=int)
     ready.start()
     ready.join()

@@ -13,7 +13,8 @@ from test_lessons import Here
 
 from l2l_kit import data, load, meta_train, paths, save
 from l2l_kit.cli import app
-from l2l_kit.making.recipes import read_recipes
+from l2l_kit.making.recipes import Search, read_recipes
+from l2l_kit.making.search import random_search
 from l2l_kit.making.sweeps import read_sweep
 
 RECIPE = """
@@ -67,9 +68,11 @@ def test_the_home_folder_is_found_by_functions(home: Path) -> None:
     (recipe,) = read_recipes("~/tiny.toml")
     rule = recipe.make_optimizer()
     meta_train(rule, recipe.make_problem(), recipe.training, checkpoint="~/a/run.safetensors", progress=False)
+    random_search(recipe, Search(1, 1, (1e-3, 1e-1)), "~/a/search.db", device="cpu")
     save(rule, "~/a/rule")
     assert load("~/a/rule").config() == rule.config()
-    assert {path.name for path in (home / "a").iterdir()} >= {"run.safetensors", "rule.safetensors", "rule.json"}
+    found = {path.name for path in (home / "a").iterdir()}
+    assert found >= {"search.db", "run.safetensors", "rule.safetensors", "rule.json"}
 
 
 @pytest.mark.parametrize(
@@ -108,6 +111,7 @@ def bad_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         ("tune", "quadratics", *SMALL, "--rates", "1", "--data", "{disk}"),
         ("train", "{folder}/tiny.toml", "--data", "{disk}"),
         ("train", "{folder}/searched.toml", "--data", "{disk}"),
+        ("search", "{folder}/searched.toml", "--data", "{folder}", "--storage", "{disk}/search.db"),
         ("sweep", "{folder}/sweep.toml", "--data", "{disk}"),
         ("reproduce", "--lesson", "00", "--out", "{disk}"),
     ],
@@ -122,7 +126,7 @@ def test_a_disk_that_is_full_or_cannot_be_written_is_one_clear_line(
     monkeypatch.setenv("TQDM_DISABLE", "1")
     monkeypatch.setattr("l2l_kit.making.work.ProcessPoolExecutor", Here)
     result = l2l(*(part.format(disk=bad_disk, folder=tmp_path) for part in command), code=2)
-    assert result.stderr.startswith(f"error: {bad_disk}")
+    assert result.stderr.startswith(f"error: {'sqlite:///' * ('database' in result.stderr)}{bad_disk}")
     assert result.stderr.count("\n") == 1
 
 

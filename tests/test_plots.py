@@ -33,6 +33,15 @@ PATHS = {
 }
 ARCHITECTURES = ["5", "20", "50", "5-5", "20-20", "50-50", "20-10-5"]
 
+TRIALS = pd.DataFrame(
+    {
+        "trial": range(4),
+        "meta_lr": [1e-3, 1e-2, 3e-2, 1e-1],
+        "validation_loss": [0.2, 0.3, math.inf, 0.5],
+        "pruned_after": [math.nan, math.nan, math.nan, 2],
+    }
+)
+
 
 def valley(points):
     return points[:, 0].square() + 20 * points[:, 1].square()
@@ -74,12 +83,21 @@ def figures(curves):
         "validation": plots.validation({"unroll 20": history, "unroll 5": history.reset_index()}),
         "unroll": plots.lines(lengths, "unroll", by="preprocessing", title="Unroll lengths", log="xy"),
         "landscape": plots.landscape(valley, PATHS, 2, 3.0, "A landscape"),
-        "search": plots.search(pd.DataFrame({"meta_lr": [1e-3, 1e-2], "validation_loss": [0.3, math.inf]}), "Trials"),
+        "search": plots.search(TRIALS, "meta_lr", "Trials"),
     }
 
 
 FIGURES = ["learning curves", "quantiles", "no band", "tuning", "validation", "unroll", "landscape"]
 FIGURES += ["graph", "settings", "architectures", "accuracy", "loss held out", "search"]
+
+
+def test_pruned_trials_of_a_search_are_apart_and_those_that_diverged_are_left_out(figures):
+    finished, pruned = figures["search"].data
+    assert (finished.x, finished.y) == ((1e-3, 1e-2, 3e-2), (0.2, 0.3, None))
+    assert (pruned.x, pruned.y, pruned.marker.symbol) == ((1e-1,), (0.5,), "x")
+    assert figures["search"].layout.xaxis.type == "log"
+    (alone,) = plots.search(TRIALS.drop(columns="pruned_after"), "meta_lr", "Trials").data
+    assert len(alone.x) == 4
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -94,6 +94,8 @@ MISTAKES = {
     "unknown problem": ('"quadratics"', '"quadratic"', "unknown problem 'quadratic'. Did you mean 'quadratics'"),
     "unknown field of the problem": ("dim", "dims", "dims"),
     "unknown search setting": ("[search]", "[search]\ntirals = 9", "search setting 'tirals'. Did you mean 'trials'"),
+    "unknown open setting": ("[search]", "[search]\noptimizer = { bias = [0, 1] }", "bias"),
+    "open bounds reversed": ("[search]", "[search]\noptimizer = { forget_bias = [4, 1] }", "0 <= low <= high"),
     "lost section": ('[problem]\nname = "quadratics"\ndim = 3\n', "", "'problem'"),
     "unroll over horizon": ("unroll = 5", "unroll = 11", "unroll 11 is longer than the horizon 10"),
     "no trials": ("trials = 4", "trials = 0", "trials and epochs must be at least 1"),

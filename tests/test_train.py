@@ -14,7 +14,8 @@ from l2l_kit.training import MetaTrainer, MetaTraining, rollout, validation_batc
 
 TRAINING = MetaTraining(horizon=4, unroll=2, epochs=2, episodes_per_epoch=2, batch_size=3, validation_tasks=5)
 RECIPE = Recipe("tiny", {"name": "quadratics", "dim": 2}, {"hidden_size": 3}, TRAINING)
-SEARCHED = replace(RECIPE, search=Search(trials=2, epochs=1, meta_lr=(1e-3, 1e-1)))
+OPEN = {"forget_bias": (0.0, 4.0), "output_scale": (0.1, 1.0)}
+SEARCHED = replace(RECIPE, search=Search(trials=2, epochs=1, meta_lr=(1e-3, 1e-1), optimizer=OPEN))
 
 
 def follow(data, recipe=RECIPE):

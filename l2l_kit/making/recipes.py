@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,18 +37,28 @@ class Search:
         trials: number of runs.
         epochs: length of each.
         meta_lr: bounds between which its logarithm is drawn uniformly.
+        optimizer: bounds of other settings that are open, by their names in ``[optimizer]``. If the lower bound is
+            above 0, the logarithm is drawn uniformly, else the setting itself.
+        prune: give a trial up once it is worse than the median of the others after as many epochs. Which ones that
+            meets depends on the order in which trials end: the same each time in one process, but not in several.
     """
 
     trials: int
     epochs: int
     meta_lr: tuple[float, float]
+    optimizer: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    prune: bool = False
 
     def __post_init__(self) -> None:
-        low, high = self.meta_lr
-        if self.trials < 1 or self.epochs < 1 or not 0 < low <= high:
-            raise ValueError(
-                f"search: trials and epochs must be at least 1, and 0 < low <= high for meta_lr, got {self}."
-            )
+        (low, high), others = self.meta_lr, self.optimizer.values()
+        if self.trials < 1 or self.epochs < 1 or not 0 < low <= high or any(not 0 <= a <= b for a, b in others):
+            bounds = "0 < low <= high for meta_lr and 0 <= low <= high for others"
+            raise ValueError(f"search: trials and epochs must be at least 1, {bounds}, got {self}.")
+
+    @property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Lower and upper bound of all that is drawn."""
+        return {"meta_lr": self.meta_lr, **self.optimizer}
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,12 @@ class Recipe:
         if "name" in self.teacher:
             return baseline(**self.teacher)
         return GroupedBaselines({kind: baseline(**arguments) for kind, arguments in self.teacher.items()})
+
+    def with_draw(self, drawn: Mapping[str, float]) -> Recipe:
+        """This recipe with values for what its search leaves open: `meta_lr`, and settings of the optimizer."""
+        settings = dict(drawn)
+        training = replace(self.training, meta_lr=settings.pop("meta_lr"))
+        return replace(self, training=training, optimizer={**self.optimizer, **settings})
 
 
 def read_recipes(name_or_path: str | Path) -> list[Recipe]:
@@ -135,7 +151,8 @@ def _recipe(content: dict[str, Any]) -> Recipe:
     """One recipe, after all that it asks for was made once, so that mistakes are found before anything is run."""
     content["teacher"] = content.get("imitation", {}).pop("teacher", {})
     if search := content.get("search"):
-        search["meta_lr"] = tuple(search["meta_lr"])
+        opened = {name: tuple(bounds) for name, bounds in search.get("optimizer", {}).items()}
+        search |= {"meta_lr": tuple(search["meta_lr"]), "optimizer": opened}
     for section, kind in (("training", MetaTraining), ("search", Search), ("imitation", Imitation)):
         if section in content or section == "training":
             check_names(f"{section} setting", content[section], [each.name for each in fields(kind)])
@@ -146,6 +163,8 @@ def _recipe(content: dict[str, Any]) -> Recipe:
     recipe.make_problem()
     if recipe.imitation is not None:
         recipe.make_teacher()
-    with BoundedWeights():
-        recipe.make_optimizer()
+    drawn = [recipe.with_draw({name: low for name, (low, _) in recipe.search.ranges.items()})] if recipe.search else []
+    for each in (recipe, *drawn):
+        with BoundedWeights():
+            each.make_optimizer()
     return recipe

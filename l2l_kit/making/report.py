@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RECORD = "reproduce/claims"
-PACKAGES = ("torch", "numpy", "pandas", "plotly", "matplotlib", "papermill", "jupyterlab", "ipywidgets")
+PACKAGES = ("torch", "numpy", "pandas", "optuna", "plotly", "matplotlib", "papermill", "jupyterlab", "ipywidgets")
 PICTURE_BYTES = 50_000
 """What a figure may weigh on the page, which is to stay below 10 MB."""
 AXIS = 2.0

@@ -12,10 +12,10 @@ from tqdm.auto import tqdm
 
 from l2l_kit import zoo
 from l2l_kit.evaluation import machine, write_result
+from l2l_kit.extras import needs
 from l2l_kit.making.imitation import Imitation, imitate
 from l2l_kit.making.recipes import Recipe, find_recipe
-from l2l_kit.making.search import random_search
-from l2l_kit.making.work import file_lock, kept
+from l2l_kit.making.work import file_lock, kept, parallel_map
 from l2l_kit.optimizers import UpdateRule
 from l2l_kit.paths import HOME
 from l2l_kit.processes import barrier, rank_and_world_size
@@ -27,17 +27,24 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def search_recipe(recipe: Recipe, data: Path = HOME, jobs: int = 1, device: Device = None) -> pd.DataFrame:
-    """Search a recipe's meta-learning rate, so many trials at once, and record them; the rest as in `train_recipe`."""
+def search_recipe(
+    recipe: Recipe, data: Path = HOME, jobs: int = 1, device: Device = None, storage: str | None = None
+) -> pd.DataFrame:
+    """Search what a recipe leaves open, so many trials at once, and record them; the rest as in `train_recipe`."""
     if recipe.search is None:
         raise ValueError(f"recipe {recipe.name!r} has no [search] section.")
-    trials = random_search(_with_start(recipe, data, device), recipe.search, _runs(recipe, data), jobs, device)
-    about = {**_about(recipe, device), **vars(recipe.search)}
+    with needs("reproduce"):
+        from l2l_kit.making.search import random_search
+
+    begun, jobs = _with_start(recipe, data, device), min(jobs, recipe.search.trials)
+    shared = (begun, recipe.search, storage or _runs(recipe, data) / "search.db", device)
+    trials = parallel_map(random_search, [shared] * jobs, jobs)[0]
+    about = {**_about(recipe, device), **{name: value for name, value in vars(recipe.search).items() if value}}
     write_result(f"search/{recipe.name}", trials, about, data / "results")
     return trials
 
 
-def train_recipe(recipe: Recipe, data: Path = HOME, device: Device = None) -> Path:
+def train_recipe(recipe: Recipe, data: Path = HOME, device: Device = None, storage: str | None = None) -> Path:
     """Make a pretrained optimizer: search its meta-learning rate, train it, save it, and record how that went.
 
     Everything is kept under ``data/cache/runs`` on the way: a run that was interrupted goes on where it was, and one
@@ -47,6 +54,7 @@ def train_recipe(recipe: Recipe, data: Path = HOME, device: Device = None) -> Pa
         recipe: what to make.
         data: where ``pretrained/``, ``results/`` and ``cache/`` are.
         device: None for the best there is.
+        storage: database of the search, if it is not the file beside the run.
 
     Returns:
         Path of the saved optimizer.
@@ -65,8 +73,8 @@ def train_recipe(recipe: Recipe, data: Path = HOME, device: Device = None) -> Pa
     with file_lock(runs / "lock") if rank == 0 else nullcontext():
         begun = _with_start(recipe, data, device)
         if recipe.search is not None:
-            best = search_recipe(recipe, data, device=device).iloc[0]
-            begun = replace(begun, training=replace(begun.training, meta_lr=float(best["meta_lr"])))
+            best = search_recipe(recipe, data, device=device, storage=storage).iloc[0]
+            begun = begun.with_draw({name: float(best[name]) for name in recipe.search.ranges})
         optimizer, problem = begun.make_optimizer(), begun.make_problem()
         checkpoint = runs / "checkpoint.safetensors"
         if begun.imitation is not None and not checkpoint.exists():  # a checkpoint holds what came of the imitation
