@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -51,21 +52,33 @@ class Baseline:
     """A hand-designed optimizer with its learning rate. It treats each task of a batch independently.
 
     Raises:
-        ValueError: for an unknown name (`UnknownNameError`), or a learning rate or decay that is not positive.
+        ValueError: for an unknown name (`UnknownNameError`), or a learning rate, decay or cosine that is not positive.
     """
 
     name: str  # "sgd", "nag", "rmsprop", "adam", "nadam", "adamw" or "muon"
     lr: float  # learning rate of the first step
     decay: float | None = None  # τ in steps: the learning rate of step t is lr / sqrt(1 + t/τ); None for a constant one
+    cosine: float | None = None  # T in steps: after `hold` steps it falls to 0 along half a cosine, over T steps
+    hold: float = 0.0
 
     def __post_init__(self) -> None:
         if self.name not in _KINDS:
             raise UnknownNameError("baseline", self.name, _KINDS)
-        check_positive(f"baseline {self.name!r}", lr=self.lr, decay=1.0 if self.decay is None else self.decay)
+        schedule = {"decay": self.decay, "cosine": self.cosine}
+        given = {name: value for name, value in schedule.items() if value is not None}
+        check_positive(f"baseline {self.name!r}", lr=self.lr, **given)
 
     def config(self) -> dict[str, str | float]:
         """The arguments of this baseline. Those that are None are left out, so that a new one changes no old file."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in asdict(self).items() if value not in (None, 0.0)}
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0, by the schedule."""
+        decayed = self.lr if self.decay is None else self.lr * (1 + step / self.decay) ** -0.5
+        if self.cosine is None:
+            return decayed
+        passed = min(max(step - self.hold, 0) / self.cosine, 1)
+        return decayed * (1 + math.cos(math.pi * passed)) / 2
 
     def init(self, params: Tensors) -> BaselineState:
         """As in `Optimizer`."""
@@ -91,15 +104,16 @@ class Baseline:
             split = leaves[0].dim() < gradient.dim()
             for leaf, of_leaf in zip(leaves, gradient.unbind() if split else (gradient,), strict=True):
                 leaf.grad = of_leaf
-        factor = 1.0 if self.decay is None else (1 + state.step / self.decay) ** -0.5
         for optimizer in state.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = self.lr * factor
+                group["lr"] = self.learning_rate(state.step)
             optimizer.step()
         updates = {n: t - params[n] if decays else t.clone() for n, t in state.moved.items()}
         return updates, state._replace(step=state.step + 1)
 
 
-def baseline(name: str, lr: float, decay: float | None = None) -> Baseline:
+def baseline(
+    name: str, lr: float, decay: float | None = None, cosine: float | None = None, hold: float = 0.0
+) -> Baseline:
     """As `Baseline`, with the name in upper or lower case."""
-    return Baseline(name.lower(), lr, decay)
+    return Baseline(name.lower(), lr, decay, cosine, hold)
