@@ -279,7 +279,12 @@ SEARCHED = Recipe("mine", {"name": "quadratics", "dim": 2}, {"hidden_size": 3}, 
 
 def database(folder):
     path = folder / "search.db"
-    return path, lambda: random_search(SEARCHED, SEARCH, path, device="cpu")
+
+    def read():
+        return random_search(SEARCHED, SEARCH, path, device="cpu")
+
+    read()
+    return path, read
 
 
 def cache(file):
@@ -421,4 +426,4 @@ def test_a_database_of_something_else_is_refused(tmp_path):
         connection.execute("CREATE TABLE studies (something TEXT)")
     connection.close()
     with pytest.raises(ValueError, match=r"search\.db"):
-        database(tmp_path)[1]()
+        database(tmp_path)

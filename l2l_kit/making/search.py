@@ -14,11 +14,6 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import optuna
-import pandas as pd
-import sqlalchemy.exc
-from optuna.trial import FrozenTrial, TrialState
-
 from l2l_kit.errors import MetaTrainingDivergedError
 from l2l_kit.extras import needs
 from l2l_kit.making.recipes import Recipe, Search
@@ -27,6 +22,12 @@ from l2l_kit.paths import user_path
 from l2l_kit.problems import with_current_names
 from l2l_kit.tensors import Device
 from l2l_kit.training import MetaTrainer
+
+with needs("reproduce"):
+    import optuna
+    import pandas as pd
+    import sqlalchemy.exc
+    from optuna.trial import FrozenTrial, TrialState
 
 HEARTBEAT = 15
 """Seconds between signs of life; a trial whose process was killed is run again after twice as long."""

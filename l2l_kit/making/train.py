@@ -12,7 +12,6 @@ from tqdm.auto import tqdm
 
 from l2l_kit import zoo
 from l2l_kit.evaluation import machine, write_result
-from l2l_kit.extras import needs
 from l2l_kit.making.imitation import Imitation, imitate
 from l2l_kit.making.recipes import Recipe, find_recipe
 from l2l_kit.making.work import file_lock, kept, parallel_map
@@ -33,8 +32,7 @@ def search_recipe(
     """Search what a recipe leaves open, so many trials at once, and record them; the rest as in `train_recipe`."""
     if recipe.search is None:
         raise ValueError(f"recipe {recipe.name!r} has no [search] section.")
-    with needs("reproduce"):
-        from l2l_kit.making.search import random_search
+    from l2l_kit.making.search import random_search  # with optuna, which training alone does without
 
     begun, jobs = _with_start(recipe, data, device), min(jobs, recipe.search.trials)
     shared = (begun, recipe.search, storage or _runs(recipe, data) / "search.db", device)
