@@ -215,6 +215,7 @@ def _settings(source: Path, repository: str) -> dict[str, Any]:
         "language": "en",
         "extensions": ["myst_nb"],
         "nb_execution_mode": "off",
+        "suppress_warnings": ["myst.xref_missing"],  # anchors in HTML, which work
         "myst_enable_extensions": ["dollarmath", "amsmath"],
         "html_theme": "sphinx_book_theme",
         "html_theme_options": theme,

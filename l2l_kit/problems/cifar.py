@@ -84,8 +84,7 @@ class CIFAR(ClassifierProblem):
     split: data.Split = "train"
     source: data.Source = "auto"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
         labels = self.labels if isinstance(self.labels, tuple) else ()
         if len(set(labels) & set(range(10))) < max(2, len(labels)):
             raise ValueError(f"CIFAR: labels must be two or more different ones of 0 to 9, got {self.labels!r}.")

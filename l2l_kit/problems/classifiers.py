@@ -96,8 +96,13 @@ class ClassifierProblem(Problem):
             if isinstance(value, list):  # what a file has for a tuple
                 object.__setattr__(self, name, tuple(value))
         check_fields(self)
+        self._check()  # before anything is downloaded
         if self.source == "auto":
             object.__setattr__(self, "source", self.images.source)
+
+    @abstractmethod
+    def _check(self) -> None:
+        """Refuse by a ValueError what the fields' types do not exclude."""
 
     @property
     def images(self) -> data.Images:

@@ -62,8 +62,7 @@ class MNIST(ClassifierProblem):
     split: data.Split = "train"
     source: data.Source = "auto"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
         if not isinstance(self.hidden, tuple) or not all(isinstance(units, int) and units > 0 for units in self.hidden):
             raise ValueError(f"MNIST: hidden must be the units of each layer, such as (20,), got {self.hidden!r}.")
         scales = self.init_scale if isinstance(self.init_scale, tuple) else (self.init_scale,) * 2
