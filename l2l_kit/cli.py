@@ -288,7 +288,7 @@ def site(
 ) -> None:
     """Write a site of the committed lessons that needs no kernel, no network and no server."""
     with console.status("writing the site"):
-        records, at_once = data / "results" / "site", jobs or cores()
+        records, at_once = data / "site", jobs or cores()
         page = write_site(
             find_lessons(lesson or ()), folder, records, again=record, repository=repository, jobs=at_once
         )

@@ -163,11 +163,13 @@ def _run(study: optuna.Study, recipe: Recipe, search: Search, device: Device) ->
 
     seen = set[int]()
     while True:
-        for number in set(range(search.trials)) - _by_draw(study).keys():
-            study.enqueue_trial(draw(recipe, search, number), user_attrs={"draw": number})
-        trials = _by_draw(study).values()
-        running = {trial._trial_id for trial in trials if trial.state == TrialState.RUNNING}
-        if any(trial.state == TrialState.WAITING for trial in trials):
+        trials = _by_draw(study)  # one look: a trial may be given up by another process at any moment
+        if missing := set(range(search.trials)) - trials.keys():
+            for number in missing:
+                study.enqueue_trial(draw(recipe, search, number), user_attrs={"draw": number})
+            continue
+        running = {trial._trial_id for trial in trials.values() if trial.state == TrialState.RUNNING}
+        if any(trial.state == TrialState.WAITING for trial in trials.values()):
             study.optimize(loss, n_trials=1)
         elif running:  # elsewhere
             time.sleep(1)

@@ -275,7 +275,7 @@ def test_training_shows_progress_and_cancels(open_notebook, tmp_path, record_pro
     record("lr slider while training", [press(page, "ArrowLeft") for _ in range(4)], record_property)
     button(page, "Cancel").click()
     says(page, "Cancelled. The best weights")
-    assert button(page, "Train").is_enabled()
+    button(page, "Train").click(trial=True)  # waits until it is enabled
     learned = page.get_by_role("combobox", name="by")
     learned.select_option(index=1)
     finished(page)
