@@ -92,7 +92,7 @@ def test_an_exercise_has_difficulty_minutes_hints_and_a_solution(exercise: Exerc
 
 
 def given_to(code: ast.AST) -> set[str]:
-    """Names that some code gives to something, in whatever scope."""
+    """Names that some code gives to something, in any scope."""
     found = set()
     for node in ast.walk(code):
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):

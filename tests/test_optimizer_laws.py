@@ -2,21 +2,19 @@
 
 import copy
 import functools
-import io
 import itertools
 import pickle
 from contextlib import contextmanager
 
 import pytest
 import torch
-from small import assert_close, same_bits
+from small import ADAM, Run, assert_close, of_groups, of_model, same_bits, through_a_file
 from torch import nn
 from torch.optim import lr_scheduler
 
 import l2l_kit as l2l
-from l2l_kit import LearnedOptimizer, learned_optimizer, parameter_groups
+from l2l_kit import LearnedOptimizer, learned_optimizer
 
-ADAM = "torch.optim.Adam"
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -37,71 +35,8 @@ each = pytest.mark.parametrize("which", [ADAM, *RULES])
 each_rule = pytest.mark.parametrize("which", RULES)
 
 
-def of_groups(which, groups, **options):
-    """An optimizer of parameters that belong to no module."""
-    if which == ADAM:
-        return torch.optim.Adam(groups, **options)
-    return LearnedOptimizer([{"kind": "fc", **group} for group in groups], which, **options)
-
-
 def of_tensors(which, *params):
     return of_groups(which, [{"params": params}])
-
-
-def of_model(which, model, **options):
-    if which == ADAM:
-        return torch.optim.Adam(model.parameters(), **{"lr": 0.01, **options})
-    return LearnedOptimizer(parameter_groups(model), which, **options)
-
-
-def through_a_file(what):
-    """By torch.save and by torch.load as it is by default, with weights_only."""
-    file = io.BytesIO()
-    torch.save(what, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
-class Run:
-    """A model and its optimizer."""
-
-    def __init__(self, which, dtype=torch.float32, make=of_model, **options):
-        torch.manual_seed(0)
-        self.model = nn.Sequential(nn.Conv1d(1, 2, 2), nn.Tanh(), nn.Flatten(), nn.Linear(4, 2)).to(dtype)
-        self.optimizer = make(which, self.model, **options)
-        self.again = lambda: Run(which, dtype, make)
-
-    def loss(self, step):
-        like = next(self.model.parameters())
-        inputs = torch.randn(6, 1, 3, generator=torch.Generator().manual_seed(step)).to(like)
-        return (self.model(inputs) - inputs.sum(dim=2)).square().mean()
-
-    def train(self, *steps):
-        """Weights after these steps."""
-        for step in steps:
-            self.optimizer.zero_grad()
-            self.loss(step).backward()
-            self.optimizer.step()
-        return self.weights
-
-    def load(self, other):
-        """Go on from what another one saves."""
-        model, optimizer = through_a_file((other.model.state_dict(), other.optimizer.state_dict()))
-        self.model.load_state_dict(model)
-        self.optimizer.load_state_dict(optimizer)
-        return self
-
-    @property
-    def weights(self):
-        return [param.detach().clone() for param in self.model.parameters()]
-
-    @property
-    def kept(self):
-        return [tensor.clone() for tensors in self.optimizer.state.values() for tensor in tensors.values()]
-
-    @property
-    def rates(self):
-        return [group["lr"] for group in self.optimizer.param_groups]
 
 
 def moved(found, before):
