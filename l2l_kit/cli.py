@@ -302,12 +302,12 @@ def fetch(
 ) -> None:
     """Download data sets and VGG-16 into the cache, $L2L_DATA_DIR or data/cache, unless whole copies are there."""
     for each in [name] if name else data_sets.DATA_SETS:
-        whole, remark = data_sets.status(each)
+        (whole, remark), data_set = data_sets.status(each), data_sets.DATA_SETS[each]
         if not whole:
-            url = data_sets.DATA_SETS[each].url
-            console.print(f"{each}: {remark or 'not in the cache.'} Downloading from {url}", soft_wrap=True)
+            console.print(f"{each}: {remark or 'not in the cache.'} Downloading from {data_set.url}", soft_wrap=True)
+            data_sets.fetch(each)
         copy = f" ({remark})" if whole and remark else ""
-        console.print(f"{each}: whole, in {data_sets.fetch(each)}{copy}", soft_wrap=True)
+        console.print(f"{each}: whole, in {data_set.path}{copy}", soft_wrap=True)
 
 
 @app.command("zoo")
