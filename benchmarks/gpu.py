@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -118,15 +118,18 @@ def run_within(command: Sequence[str], seconds: float) -> tuple[str, bool, float
     began = time.monotonic()
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, cwd=ROOT)
+        ended = False
         try:
             process.wait(max(0.0, seconds))
             ended = True
         except subprocess.TimeoutExpired:
-            ended = False
+            os.killpg(process.pid, signal.SIGINT)  # it may say how far it came
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)
         finally:
-            if process.poll() is None:
+            with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            process.wait()
         output.seek(0)
         return output.read(), ended, time.monotonic() - began
 
