@@ -11,6 +11,7 @@ import pytest
 import torch
 from second_device import NAME
 from small import NETWORKS, PROBLEMS, Run
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from l2l_kit import zoo
@@ -79,6 +80,28 @@ def test_a_run_on_every_problem(problem, device):
     rule = rule_for(problem)
     on_cpu = points(rule, problem, "cpu")
     assert_there(device, points(rule.to(device), problem, device), on_cpu)
+
+
+class Operations(TorchDispatchMode):
+    """Counts, while it is entered, what a GPU would be asked to do."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.number += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("problem", sorted({*PROBLEMS} - {"module"}))  # its minibatches are drawn one by one
+def test_a_batch_takes_as_many_operations_whatever_its_size(problem):
+    """There is no loop over networks or functions."""
+    found = []
+    for size in (2, 7):
+        tasks = PROBLEMS[problem].sample(size, generator(0, "devices"), torch.device("meta"))
+        with Operations() as operations:
+            list(trajectory(rule_for(problem).to("meta"), tasks, 2))
+        found.append(operations.number)
+    assert found[0] == found[1] > 0
 
 
 @also_in_shapes
