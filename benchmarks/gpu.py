@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -45,10 +45,9 @@ def driver() -> str:
 
 
 def episode_seconds(problem: str, size: int, device: torch.device, until: float, horizon: int) -> float | None:
-    """Median time of an episode by the first-order replay; None if it would not be done by then.
-
-    A window of it, which is run first, warms up and tells how long that takes.
-    """
+    """Median time of an episode by the first-order replay; None if it would not be done by then, to judge by a step."""
+    if time.monotonic() > until:
+        return None
     tasks, rule = make(problem, size, device)
 
     def seconds(horizon: int) -> float:
@@ -59,9 +58,8 @@ def episode_seconds(problem: str, size: int, device: torch.device, until: float,
             torch.cuda.synchronize(device)
         return time.perf_counter() - began
 
-    window = min(UNROLL, horizon)
-    seconds(1)
-    if time.monotonic() + seconds(window) * horizon / window > until:
+    seconds(1)  # warm up
+    if time.monotonic() + seconds(2) / 2 * horizon > until:
         return None
     found = [seconds(horizon)]
     while len(found) < REPEATS and time.monotonic() + found[-1] < until:
@@ -69,18 +67,42 @@ def episode_seconds(problem: str, size: int, device: torch.device, until: float,
     return statistics.median(found)
 
 
-def episode_rows(
-    device: torch.device, sizes: Mapping[str, Sequence[int]], until: float, horizon: int
-) -> Iterator[list[str]]:
+def in_seconds(found: float | None) -> str:
+    return "no time" if found is None else f"{found:.3f} s"
+
+
+def timings(
+    device: torch.device, seconds: float, sizes: Mapping[str, Sequence[int]] = SIZES, horizon: int = HORIZON
+) -> Iterator[str]:
+    """Two tables, line by line: episodes here and on the CPU, and those with TF32 and without."""
+    began, name, cpu = time.monotonic(), device.type, torch.device("cpu")
     cells = [(problem, size) for problem, some in sizes.items() for size in some]
-    for index, (problem, size) in enumerate(cells):
-        found = []
-        for place, where in enumerate((torch.device("cpu"), device)):
-            now = time.monotonic()
-            share = now + (until - now) / (2 * (len(cells) - index) - place)
-            found.append(episode_seconds(problem, size, where, share, horizon))
-        ratio = f"{found[0] / found[1]:.2f}" if all(found) else ""
-        yield [f"{size} × {problem}", *("no time" if each is None else f"{each:.3f} s" for each in found), ratio]
+    left = 2 * len(cells) + 2 * len(sizes)  # times to measure, which share what is left of the time
+
+    def measured(problem: str, size: int, where: torch.device) -> float | None:
+        nonlocal left
+        now = time.monotonic()
+        left -= 1
+        return episode_seconds(problem, size, where, now + (began + seconds - now) / (left + 1), horizon)
+
+    yield from head(f"an episode of {horizon} steps, unroll {min(UNROLL, horizon)}", "CPU", name, f"CPU / {name}")
+    for problem, size in cells:
+        slow, fast = measured(problem, size, cpu), measured(problem, size, device)
+        ratio = f"{slow / fast:.2f}" if slow and fast else ""
+        yield row(f"{size} × {problem}", in_seconds(slow), in_seconds(fast), ratio)
+    yield ""
+    yield from head("an episode", "TF32 off", "TF32 on", "relative difference of the first gradient")
+    for problem, some in sizes.items():
+        tasks, _ = make(problem, some[-1], device)
+        rows, layout = ravel(tasks.initial_params), Layout.of(tasks.initial_params)
+        gradients: list[Tensor] = []
+        found: list[str] = []
+        for allowed in (False, True):
+            with tf32(allowed):
+                gradients.append(tasks.losses_and_gradients(rows, layout, 0)[1])
+                found.append(in_seconds(measured(problem, some[-1], device)))
+        differ = (gradients[1] - gradients[0]).norm() / gradients[0].norm()
+        yield row(f"{some[-1]} × {problem}", *found, f"{differ.item():.1e}")
 
 
 @contextmanager
@@ -92,25 +114,6 @@ def tf32(allowed: bool) -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-
-def tf32_rows(
-    device: torch.device, sizes: Mapping[str, Sequence[int]], until: float, horizon: int
-) -> Iterator[list[str]]:
-    for index, (problem, some) in enumerate(sizes.items()):
-        tasks, _ = make(problem, some[-1], device)
-        params, layout = tasks.initial_params, Layout.of(tasks.initial_params)
-        gradients: dict[bool, Tensor] = {}
-        times = []
-        for allowed in (False, True):
-            now = time.monotonic()
-            share = now + (until - now) / (2 * (len(sizes) - index) - allowed)
-            with tf32(allowed):
-                gradients[allowed] = tasks.losses_and_gradients(ravel(params), layout, 0)[1]
-                times.append(episode_seconds(problem, some[-1], device, share, horizon))
-        differ = (gradients[True] - gradients[False]).norm() / gradients[False].norm()
-        shown = ["no time" if each is None else f"{each:.3f} s" for each in times]
-        yield [f"{some[-1]} × {problem}", *shown, f"{differ.item():.1e}"]
 
 
 def run_within(command: Sequence[str], seconds: float) -> tuple[str, bool, float]:
@@ -134,62 +137,61 @@ def run_within(command: Sequence[str], seconds: float) -> tuple[str, bool, float
         return output.read(), ended, time.monotonic() - began
 
 
-def commands(device: str, folder: str) -> dict[str, list[str]]:
-    """What is run beside the timings, in this order; the last lines of the output say how it went."""
-    chosen = device if device != "cpu" else "second"  # on a CPU the tests have a device that stands in
-    files = [f"tests/test_{name}.py" for name in ("devices", "learned_optimizer", "problems")]
+def commands(device: str, seconds: float, folder: str) -> dict[str, tuple[list[str], float]]:
+    """What is run, in this order, each by what share of the time it has to end."""
+    tested = device if device != "cpu" else "second"  # on a CPU the tests have a device that stands in
+    tests = [f"tests/test_{name}.py" for name in ("devices", "learned_optimizer")]
     lessons = ["reproduce", "--profile", "quick", "--device", device, "--out", folder, "--jobs", "4"]
     return {
-        f"tests of the device ({chosen})": [sys.executable, "-m", "pytest", "-q", "--no-header", *files, "-k", chosen],
-        "quick profile": [sys.executable, "-m", "l2l_kit", *lessons],
+        "timings": ([sys.executable, __file__, "--device", device, "--timings", f"{0.25 * seconds:.0f}"], 0.3),
+        f"tests of the device {tested!r}": ([sys.executable, "-m", "pytest", "-q", *tests, "-k", tested], 0.55),
+        "quick profile": ([sys.executable, "-m", "l2l_kit", *lessons], 0.98),
     }
 
 
-def command_row(name: str, command: Sequence[str], seconds: float) -> list[str]:
-    output, ended, taken = run_within(command, seconds)
+def outcome(name: str, output: str) -> str:
+    """How a command went, by what it printed."""
     lines = [line for line in output.splitlines() if line.strip()]
-    done, failed = (sum(f": {word}" in line for line in lines) for word in ("done in ", "failed: "))
-    outcome = f"{done} lessons done, {failed} failed" if "profile" in name else (lines or ["no output"])[-1].strip("= ")
-    return [name, outcome if ended else f"stopped for lack of time; {outcome}", f"{taken:.0f} s"]
+    if name == "timings":
+        return "above"
+    if name == "quick profile":
+        done, failed = (sum(f": {word}" in line for line in lines) for word in ("done in ", "failed: "))
+        return f"{done} lessons done, {failed} failed"
+    return (lines or ["no output"])[-1].strip("= ")
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def head(*names: str) -> list[str]:
+    return [row(*names), row(*["---"] * len(names))]
 
 
-def report(
-    device: torch.device,
-    minutes: float,
-    out: Path,
-    sizes: Mapping[str, Sequence[int]] = SIZES,
-    horizon: int = HORIZON,
-) -> str:
+def row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def report(device: torch.device, minutes: float, out: Path) -> str:
     """Run everything within so many minutes, and write what there is after each part."""
     began, seconds = time.monotonic(), 60 * minutes
-    name = device.type
     about = machine(device) | {"CPU": machine()["device"], "driver": driver(), "CUDA": torch.version.cuda or "none"}
-    parts = [
+    lines = [
         f"# The kit on {about['device']}",
+        "",
         f"`python benchmarks/gpu.py --device {device} --minutes {minutes:g}`, {datetime.date.today()}",
-        table(["what", "which"], [(key, str(value)) for key, value in about.items()]),
+        "",
+        *head("what", "which"),
+        *(row(name, str(value)) for name, value in about.items()),
+        "",
     ]
-
-    def write(*more: str) -> None:
-        parts.extend(more)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text("\n\n".join(parts) + "\n")
-
-    head = [f"an episode of {horizon} steps, unroll {min(UNROLL, horizon)}", "CPU", name, f"CPU / {name}"]
-    write(table(head, episode_rows(device, sizes, began + 0.2 * seconds, horizon)))
-    head = ["an episode", "TF32 off", "TF32 on", "how much the first gradient differs, relatively"]
-    write(table(head, tf32_rows(device, sizes, began + 0.3 * seconds, horizon)))
-    rows = []
+    ran = head("what was run", "outcome", "time")
+    out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        for share, (what, command) in zip((0.55, 0.98), commands(str(device), folder).items(), strict=True):
-            rows.append(command_row(what, command, began + share * seconds - time.monotonic()))
-    write(table(["what else was run", "outcome", "time"], rows), f"All of it took {time.monotonic() - began:.0f} s.")
-    return "\n\n".join(parts)
+        for name, (command, share) in commands(str(device), seconds, folder).items():
+            output, ended, taken = run_within(command, began + share * seconds - time.monotonic())
+            if name == "timings":
+                lines += [line for line in output.splitlines() if not line or line.startswith("|")] + [""]
+            stopped = "" if ended else "stopped for lack of time; "
+            ran.append(row(name, f"{stopped}{outcome(name, output)}", f"{taken:.0f} s"))
+            out.write_text("\n".join([*lines, *ran]) + "\n")
+    return "\n".join([*lines, *ran])
 
 
 def main() -> None:
@@ -197,12 +199,17 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--minutes", type=float, default=20, help="for all of it; installing takes some more")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "gpu.md")
+    parser.add_argument("--timings", type=float, help=argparse.SUPPRESS)  # seconds, for the timings alone
     arguments = parser.parse_args()
     try:
         device = pick_device(arguments.device)
     except ValueError as error:
         parser.error(str(error))
-    print(report(device, arguments.minutes, arguments.out))
+    if arguments.timings is None:
+        print(report(device, arguments.minutes, arguments.out))
+        return
+    for line in timings(device, arguments.timings):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -10,32 +10,40 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import gpu
 
-SIZES = {"quadratics": (2, 3)}
+
+def rows_of(lines):
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    return {row[0]: row[1:] for row in cells}
 
 
 def test_a_table_is_written(tmp_path, monkeypatch):
-    """Instead of tests and lessons, of something that ends at once."""
-    runs = {"tests": ["sh", "-c", "echo 17 passed in 3 s"], "profile": ["sh", "-c", "echo 01: done in 1 s"]}
-    monkeypatch.setattr(gpu, "commands", lambda device, folder: runs)
-    printed = gpu.report(torch.device("cpu"), 20, tmp_path / "a" / "gpu.md", SIZES, horizon=4)
+    """Of what prints the same and ends at once, or never."""
+    runs = {
+        "timings": (["sh", "-c", "echo a warning; echo '| 2 × x | 1 s |'"], 0.5),
+        "tests": (["sh", "-c", "echo 17 passed in 3 s; sleep 600"], 0.5),
+        "quick profile": (["sh", "-c", "echo 01: done in 1 s; echo 02: failed: it"], 50),
+    }
+    monkeypatch.setattr(gpu, "commands", lambda *_: runs)
+    printed = gpu.report(torch.device("cpu"), 0.1, tmp_path / "a" / "gpu.md")
     assert (tmp_path / "a" / "gpu.md").read_text() == printed + "\n"
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line.startswith("|")]
-    rows = {row[0]: row[1:] for row in cells}
+    rows = rows_of(printed.splitlines())
     assert rows["torch"] == [torch.__version__]
-    assert {"device", "CPU", "driver", "CUDA", "2 × quadratics", "3 × quadratics"} <= rows.keys()
+    assert {"device", "CPU", "driver", "CUDA"} <= rows.keys()
+    assert rows["tests"][0].startswith("stopped for lack of time")
+    assert rows["quick profile"][0] == "1 lessons done, 1 failed"
+    assert "warning" not in printed
+
+
+def test_timings():
+    rows = rows_of(gpu.timings(torch.device("cpu"), 600, {"quadratics": (2, 3)}, horizon=4))
+    assert float(rows["2 × quadratics"][2]) > 0
     assert rows["3 × quadratics"][-1] == "0.0e+00"  # a CPU knows no TF32
-    assert rows["tests"][0] == "17 passed in 3 s"
-    assert rows["profile"][0] == "1 lessons done, 0 failed"
-
-
-def test_an_episode_that_would_not_be_done_in_time_is_not_begun():
-    assert gpu.episode_seconds("quadratics", 2, torch.device("cpu"), time.monotonic() - 1, 4) is None
-    assert gpu.episode_seconds("quadratics", 2, torch.device("cpu"), time.monotonic() + 60, 4) > 0
+    too_short = rows_of(gpu.timings(torch.device("cpu"), -1, {"quadratics": (2, 3)}, horizon=4))
+    assert too_short["2 × quadratics"] == ["no time", "no time", ""]
 
 
 def test_a_command_that_takes_too_long_is_ended_with_its_children():
     command = ["sh", "-c", "sleep 600 & echo $!; wait"]
-    assert gpu.command_row("profile", command, 3)[1].startswith("stopped for lack of time")
     output, ended, _ = gpu.run_within(command, 3)
     assert not ended
     child = Path("/proc", output.split()[0], "stat")
@@ -48,8 +56,10 @@ def test_a_command_that_takes_too_long_is_ended_with_its_children():
 def test_the_commands_are_those_of_the_kit():
     """What they name is there."""
     for device in ("cpu", "cuda"):
-        tests, lessons = gpu.commands(device, "folder").values()
+        (timings, _), (tests, _), (lessons, end) = gpu.commands(device, 60, "folder").values()
         assert all((gpu.ROOT / file).is_file() for file in tests if file.startswith("tests/"))
+        assert timings[timings.index("--timings") + 1] == "15"
+        assert end < 1
         assert lessons[lessons.index("--device") + 1] == device
 
 
