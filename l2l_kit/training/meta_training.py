@@ -232,9 +232,9 @@ class MetaTrainer:
             for shard in range(self._rank, settings.shards or 1, self._processes)
         }
         validation = validation_batch(self.problem, settings, self.device)
-        done = (len(history.records) - 1) * settings.episodes_per_epoch
+        first = (len(history.records) - 1) * settings.episodes_per_epoch + 1 if history.records else 0
         try:
-            with scalar_log(self._log_dir, done + 1 if history.records else 0) as log:
+            with scalar_log(self._log_dir, first) as log:
                 if not history.records:
                     yield self._validate(0, math.nan, validation, log)
                 for epoch in range(len(history.records), settings.epochs + 1):
