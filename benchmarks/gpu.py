@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -157,7 +158,8 @@ def outcome(name: str, output: str) -> str:
     if name == "quick profile":
         done, failed = (sum(f": {word}" in line for line in lines) for word in ("done in ", "failed: "))
         return f"{done} lessons done, {failed} failed"
-    return (lines or ["no output"])[-1].strip("= ")
+    counts = [line for line in lines if re.search(r"\d (passed|failed|errors?)\b", line)]
+    return counts[-1].strip("= ") if counts else "no summary"
 
 
 def head(*names: str) -> list[str]:

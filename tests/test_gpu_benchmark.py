@@ -29,7 +29,8 @@ def test_a_table_is_written(tmp_path, monkeypatch):
     rows = rows_of(printed.splitlines())
     assert rows["torch"] == [torch.__version__]
     assert {"device", "CPU", "driver", "CUDA"} <= rows.keys()
-    assert rows["tests"][0].startswith("stopped for lack of time")
+    assert rows["tests"][0].startswith("stopped for lack of time; ")
+    assert gpu.outcome("tests", "....\n== 1 failed, 16 passed in 3 s ==\nand so on\n") == "1 failed, 16 passed in 3 s"
     assert rows["quick profile"][0] == "1 lessons done, 1 failed"
     assert "warning" not in printed
 
