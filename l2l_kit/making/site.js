@@ -23,8 +23,8 @@ class Recording {
     if (node === null || typeof node !== "object") return node;
     if (Array.isArray(node)) return node.map((each) => this.made(each));
     if ("$" in node) return this.made(this.pool[node.$]);
-    if ("png" in node && typeof node.png === "string") node = { ...node, png: Uint8Array.from(atob(node.png), (letter) => letter.charCodeAt(0)) };
-    return node instanceof Uint8Array ? node : Object.fromEntries(Object.entries(node).map(([name, value]) => [name, this.made(value)]));
+    if (typeof node.png === "string") return Uint8Array.from(atob(node.png), (letter) => letter.charCodeAt(0));
+    return Object.fromEntries(Object.entries(node).map(([name, value]) => [name, this.made(value)]));
   }
   get(name) {
     return { moves: 0, answered: 0, ...this.traits }[name];

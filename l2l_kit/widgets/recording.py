@@ -23,7 +23,7 @@ def record(explorer: Explorer) -> bytes:
     changes fastest), and the `pool`: each list or object that occurs is there once, and elsewhere as ``{"$": place}``.
     """
     grid = {name: list(values) for name, values in explorer.recorded.items()}
-    start = {name: explorer.values.get(name) for name in grid}
+    start = {name: explorer.values.get(name, values[-1]) for name, values in grid.items()}  # a player shows the end
     explorer.compares, views, pool = False, [], dict[str, int]()
     for values in itertools.product(*grid.values()):
         explorer.replay(dict(zip(grid, values, strict=True)))
