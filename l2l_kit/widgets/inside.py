@@ -64,7 +64,7 @@ class PreprocessingExplorer(Explorer):
         figure = plots.Figure(layout=plots.layout(*labels))
         x, y = _outline(gradients)
         area = {"fill": "toself", "fillcolor": plots.GRID, "line": {"width": 0, "color": plots.GREY}}
-        figure.add_scatter(name="the gradients there are", x=x, y=y, **{**MARK, **area})
+        figure.add_scatter(name="gradients of the run", x=x, y=y, **{**MARK, **area})
         lines = {"first input": first, "second input (for ∇ > 0)": second}
         for name, style in plots.styles(lines).items():
             drawn = {"x": plots.rounded(places), "y": plots.rounded(lines[name]), "line": {**style.line, "width": 3}}
@@ -93,7 +93,7 @@ class OneCoordinate(Explorer):
         values: what the other controls begin with.
 
     Raises:
-        ValueError: for a parameter or coordinate that there is not.
+        ValueError: for an unknown parameter or coordinate.
     """
 
     def __init__(self, gradients: Tensors, parameter: str | None, coordinate: int | None, **values: Any) -> None:
@@ -155,7 +155,7 @@ class ProposalExplorer(OneCoordinate):
             x, y = plots.rounded(probes), plots.rounded(found[name][step])
             figure.add_scatter(name=name, x=x, y=y, mode="lines", line=style.line)
         largest = 1.05 * max(updates.abs().max().item() for updates in found.values())
-        figure.add_scatter(name="it is here", x=[actual] * 2, y=[-largest, largest], **MARK)
+        figure.add_scatter(name="its gradient now", x=[actual] * 2, y=[-largest, largest], **MARK)
         figure.update_yaxes(range=[-largest, largest], zeroline=True, zerolinecolor=plots.GRID)
         return View(f"Its gradient at this step is {actual:.3g}.", figure.update_layout(showlegend=True))
 
