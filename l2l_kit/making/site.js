@@ -72,8 +72,8 @@ const figures = [...document.querySelectorAll(".l2l-figure")].map((place) => {
     if (width < 500) {
       if (shown.title?.text) shown.title = { ...shown.title, font: { size: 13 }, text: shown.title.text.replace(/(.{36}\S*) /g, "$1<br>") };
       shown.legend = { ...shown.legend, yref: "container", y: 0, yanchor: "bottom" }; // above, it would meet the title
-      shown.xaxis = { ...shown.xaxis, automargin: true, title: { ...shown.xaxis.title, standoff: 8 } };
-      shown.height = 1.15 * layout.height;
+      shown.xaxis = { ...shown.xaxis, automargin: true, title: { ...shown.xaxis?.title, standoff: 8 } };
+      shown.height = 1.15 * (layout.height ?? 420);
     }
     return Plotly.react(plot, structuredClone(data), shown, { displaylogo: false, modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] });
   };
