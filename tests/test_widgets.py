@@ -4,6 +4,7 @@ import base64
 import re
 import threading
 import time
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -14,7 +15,16 @@ from l2l_kit.optimizers import LSTMRule
 from l2l_kit.optimizers.preprocessing import Scale
 from l2l_kit.problems import MNIST, Quadratics
 from l2l_kit.training import MetaTraining
-from l2l_kit.widgets import Explorer, NetworkExplorer, Prediction, QuadraticsExplorer, Trainer, comparison
+from l2l_kit.widgets import (
+    Explorer,
+    NetworkExplorer,
+    Playground,
+    Prediction,
+    QuadraticsExplorer,
+    Race,
+    Trainer,
+    comparison,
+)
 from l2l_kit.widgets.explorer import Control, View
 
 BASELINES = {"NAG": baseline("nag", 0.01), "Adam": baseline("adam", 1.0)}
@@ -29,6 +39,7 @@ PRETRAINED = (
     "mnist-none-unroll20",
     "mnist-scale-unroll20",
     "mnist-log-sign-unroll20",
+    "quadratics",
 )
 RATES = {"SGD": 0.01, "NAG": 0.01, "RMSprop": 0.05, "Adam": 1.0}
 LIVE = {"application/vnd.jupyter.widget-view+json", "image/png", "text/plain"}
@@ -343,6 +354,34 @@ class TestNetworks:
     def test_what_there_is_not(self, networks, wrong):
         with pytest.raises(ValueError, match=r"unknown|at least 1"):
             networks(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("problem", "make"),
+    [
+        ("quadratics", QuadraticsExplorer),
+        ("quadratics", Playground),
+        ("quadratics", Race),
+        ("mnist", partial(NetworkExplorer, networks=1, steps=4, digits="embedded")),
+    ],
+    ids=["quadratics", "playground", "race", "networks"],
+)
+def test_what_was_just_trained_can_be_chosen(recorded, close, problem, make):
+    widget = close(make())
+    if "step" in widget.values:
+        widget.move(step=widget.recorded["step"][-1])
+    before = lines(widget)
+    comparison.LearnedExplorer.offer(problem, "mine", LSTMRule(hidden_size=4, output_scale=0.5, seed=7))
+    assert control(widget, "learned")["values"] == ["pretrained", "mine"]
+    widget.move(learned="mine")
+    if "step" in widget.values:
+        widget.move(step=widget.recorded["step"][-1])
+    now = lines(widget)
+    assert now["LSTM"] != before["LSTM"]
+    assert {name: now[name] for name in RATES if name in now} == {name: before[name] for name in RATES if name in now}
+    assert "trainer.trained" in widget.shown["code"]
+    widget.move(learned="pretrained")
+    assert "trainer.trained" not in widget.shown["code"]
 
 
 class TestTrainer:

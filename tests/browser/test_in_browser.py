@@ -276,7 +276,7 @@ def test_training_shows_progress_and_cancels(open_notebook, tmp_path, record_pro
     button(page, "Cancel").click()
     says(page, "Cancelled. The best weights")
     button(page, "Train").click(trial=True)  # waits until it is enabled
-    learned = page.get_by_role("combobox", name="by")
+    learned = page.get_by_role("combobox", name="Weights")
     learned.select_option(index=1)
     finished(page)
     page.screenshot(path=tmp_path / "trained_here.png")
