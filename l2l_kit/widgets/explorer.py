@@ -410,7 +410,7 @@ class Job(Explorer):
             self._tell(self.view)
             self.start(self.work(self.values))
 
-    def finish(self) -> None:
+    def run(self) -> None:
         """Do the work here and now, without a page. Ctrl-C stops early.
 
         Raises:
