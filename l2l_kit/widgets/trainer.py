@@ -130,7 +130,7 @@ class Trainer(Job):
                 LearnedExplorer.offer(self._problem.name, f"trained here: {about}", rule)
         if self.cancelled:
             epoch = trainer.history.best.epoch if self.trained is rule else 0
-            kept = f"The best weights so far, of epoch {epoch}, are kept as `trained`, and the explorers offer them."
+            kept = f"The best weights so far, of epoch {epoch}, are kept: the explorers offer them."
             yield partial(self.look, f"Cancelled. {kept if epoch else 'No epoch was done.'}")
             return
         tests = TESTS_PER_VALIDATION * self._settings.validation_tasks

@@ -280,6 +280,9 @@ def test_training_shows_progress_and_cancels(open_notebook, tmp_path, record_pro
     button(page, "Cancel").click()
     says(page, "Cancelled. The best weights")
     button(page, "Train").click(trial=True)  # waits until it is enabled
+    button(page, "Train").hover()
+    behind = button(page, "Train").evaluate("button => getComputedStyle(button).backgroundColor")
+    assert max(map(int, re.findall("[0-9]+", behind)[:3])) < 160, "white letters can be read under the pointer, too"
     assert not faults(page)
     check_that_a_keyboard_will_do(page)
     learned = page.get_by_role("combobox", name="Weights")
