@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cache, partial
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 from weakref import WeakSet
 
 import torch
@@ -31,6 +31,7 @@ PREPROCESSINGS = {
 }
 TUNING_TASKS = 32
 _Key = tuple[Problem, int, Statistic]
+_Rule = TypeVar("_Rule")
 
 
 class Setting(NamedTuple):
@@ -115,10 +116,8 @@ class ComparisonExplorer(LearnedExplorer):
         self._runs: dict[tuple[Any, Problem, int], _Run] = {}
         self._tuned: dict[_Key, Mapping[str, Baseline]] = {}  # in this explorer
         self.recorded_for = cache(recorded_for)  # reading a file takes as long as drawing
-        values |= {LEARNED: True, "steps": steps}
-        for label, rule in self.setting(values).recorded.items():
-            values |= {label: True, f"lr {label}": rule.lr}
-        super().__init__(**values)
+        values["steps"] = steps
+        super().__init__(**values, **all_ticked(self.setting(values).recorded))
 
     def setting(self, values: Values) -> Setting:
         """What the controls ask for."""
@@ -204,8 +203,7 @@ class ComparisonExplorer(LearnedExplorer):
         """The optimizers to show, by name; a pretrained one as its name."""
         setting = self.setting(values)
         learned = self.learned(setting.problem.name, setting.pretrained, values)
-        baselines = {label: Baseline(rule.name, values[f"lr {label}"]) for label, rule in self.tuned(values).items()}
-        return {name: rule for name, rule in {LEARNED: learned, **baselines}.items() if values[name]}
+        return ticked(learned, self.tuned(values), values)
 
     def _points(self, rule: Baseline | UpdateRule | str, problem: Problem, seed: int) -> Iterator[Tensor]:
         device = pick_device(self.device)
@@ -291,6 +289,19 @@ def preprocessing_control(names: Sequence[str], *, off: bool = False) -> Control
     """A choice among `PREPROCESSINGS`."""
     helps = [PREPROCESSINGS[name] for name in names]
     return Control("preprocessing", "choice", "Preprocessing", names, helps, off=off)
+
+
+def all_ticked(tuned: Mapping[str, Baseline]) -> dict[str, Any]:
+    """Values with which all optimizers are shown, with their tuned learning rates."""
+    rates = {f"lr {label}": rule.lr for label, rule in tuned.items()}
+    return {**dict.fromkeys((LEARNED, *tuned), True), **rates}
+
+
+def ticked(learned: _Rule, tuned: Mapping[str, Baseline], values: Values) -> dict[str, _Rule | Baseline]:
+    """The optimizers to show, by name, the baselines with the learning rates that are chosen."""
+    rules: dict[str, _Rule | Baseline] = {LEARNED: learned}
+    rules |= {label: Baseline(rule.name, values[f"lr {label}"]) for label, rule in tuned.items()}
+    return {name: rule for name, rule in rules.items() if values[name]}
 
 
 def rate_controls(tuned: Mapping[str, Baseline], values: Values) -> list[tuple[Control, Control]]:

@@ -91,8 +91,6 @@ class NetworkExplorer(ComparisonExplorer):
         unroll: unroll length that the learned optimizer was trained with, to begin with.
         preprocessing: of the learned optimizer, "none", "scale" or "log-sign", to begin with.
         architecture: let the reader change the networks too; otherwise they are the paper's, 784-20-10 with sigmoids.
-        fully_trained: begin with the main optimizer, which was trained to the end, instead of one of
-            those for each unroll length and preprocessing, whose training was shorter.
         networks: how many the losses are averaged over: a step of the learned optimizer takes some 5 ms for each.
         steps: updates per run, to begin with.
         digits: as `source` of `problems.MNIST`.
@@ -107,13 +105,12 @@ class NetworkExplorer(ComparisonExplorer):
         preprocessing: str = "log-sign",
         architecture: bool = True,
         *,
-        fully_trained: bool = True,
         networks: int = 2,
         steps: int = 100,
         digits: data.Source = "auto",
     ) -> None:
         self._source, self._architecture = MNIST(source=digits).source, architecture
-        learned = {"main": fully_trained, "unroll": unroll, "preprocessing": preprocessing}
+        learned = {"main": True, "unroll": unroll, "preprocessing": preprocessing}
         self.recorded = MappingProxyType(NETWORKS if architecture else TRAININGS)
         super().__init__(steps=steps, num_tasks=networks, seed=seed, **learned, **NETWORK)
 

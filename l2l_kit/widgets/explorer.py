@@ -170,7 +170,7 @@ class Explorer(anywidget.AnyWidget):
 
     def code(self, values: Values) -> str:
         """Lines of Python that do the same; empty for none."""
-        raise NotImplementedError
+        return ""
 
     def settle(self, values: Values) -> Values:
         """The values, with those that follow from the one that was moved."""

@@ -16,7 +16,7 @@ from l2l_kit import plots, static
 from l2l_kit.evaluation import tuned_baselines
 from l2l_kit.optimizers import Baseline, Optimizer, UpdateRule
 from l2l_kit.problems import Quadratics, QuadraticTasks
-from l2l_kit.widgets.comparison import LEARNED, LearnedExplorer, made_by, rate_controls, tick
+from l2l_kit.widgets.comparison import LEARNED, LearnedExplorer, all_ticked, made_by, rate_controls, tick, ticked
 from l2l_kit.widgets.explorer import Control, Rows, Values, View
 
 STEPS, BEGIN, EDGE = 40, 10, 3.0
@@ -49,8 +49,7 @@ class Playground(LearnedExplorer):
         self._tuned = tuned_baselines(PROBLEM)
         self._begun = lru_cache(maxsize=256)(lambda *way: (list[Tensor](), self._walk(*way)))
         values = {"x": start[0], "y": start[1], "angle": angle, "condition": condition, "step": BEGIN, "arrows": True}
-        values |= dict.fromkeys((LEARNED, *self._tuned), True)
-        super().__init__(**values, **{f"lr {name}": rule.lr for name, rule in self._tuned.items()})
+        super().__init__(**values, **all_ticked(self._tuned))
 
     def controls(self, values: Values) -> Mapping[str, Rows]:
         function = [
@@ -68,10 +67,9 @@ class Playground(LearnedExplorer):
 
     def draw(self, values: Values) -> View:
         functions, step = self._function(values), values["step"]
-        rules: dict[str, Baseline | UpdateRule] = {LEARNED: self.rule(PROBLEM, values)}
-        rules |= {name: Baseline(rule.name, values[f"lr {name}"]) for name, rule in self._tuned.items()}
+        rules = ticked(self.rule(PROBLEM, values), self._tuned, values)
         where = values["x"], values["y"], values["angle"], values["condition"]
-        paths = {name: self._path(step, rule, *where) for name, rule in rules.items() if values[name]}
+        paths = {name: self._path(step, rule, *where) for name, rule in rules.items()}
         if not paths:
             return View("Tick at least one optimizer.")
         losses = {name: _losses(functions, path) for name, path in paths.items()}

@@ -75,13 +75,13 @@ class Race(LearnedExplorer):
 
     def _view(self, racer: UpdateRule, seed: int, step: int, finished: set[tuple[UpdateRule, int]]) -> View:
         losses = self._losses(racer, seed)
-        score = Counter(self._winner(*race) for race in finished if race[0] is racer)
+        score = Counter(_ranks(self._losses(*race))[0] for race in finished if race[0] is racer)
         title = "Races won: " + ", ".join(f"{name} {score[name]}" for name in losses)
         figure = plots.losses(
             {name: line[: step + 1] for name, line in losses.items()}, STEPS, title, [*losses.values()]
         )
         figure.update_layout(height=380).update_yaxes(title="loss f(θ)")
-        ranks = sorted(losses, key=lambda name: losses[name][step])
+        ranks = _ranks(losses, step)
         standing = ", ".join(f"{name} {losses[name][step]:.3g}" for name in ranks)
         told = f"{ranks[0]} wins draw {seed}" if step == STEPS else f"Draw {seed}, step {step} of {STEPS}"
         return View(f"{told}. Losses, lowest first: {standing}.", figure)
@@ -91,6 +91,7 @@ class Race(LearnedExplorer):
         found = compare(racers, Quadratics(), steps=STEPS, num_tasks=1, seed=seed, device="cpu")
         return {name: losses[0].tolist() for name, losses in found.losses.items()}
 
-    def _winner(self, racer: UpdateRule, seed: int) -> str:
-        losses = self._losses(racer, seed)
-        return min(losses, key=lambda name: losses[name][-1])
+
+def _ranks(losses: Mapping[str, list[float]], step: int = STEPS) -> list[str]:
+    """Who has the lowest loss at a step, who the next."""
+    return sorted(losses, key=lambda name: losses[name][step])
