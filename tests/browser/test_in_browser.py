@@ -465,6 +465,7 @@ l2l.widgets.CoordinateExplorer(rules["LSTM"], {"Adam": rules["Adam"]}, {"first":
 """
 PREDICTION = """
 curves = {"LSTM": ([0, 1, 2], [5, 2, 1]), "Adam": ([0, 1, 2], [5, 4, 3])}
+curves |= {f"another optimizer whose name is long, {k}": ([0, 1, 2], [5, 4, k]) for k in range(3)}
 figure = l2l.plots.graph(curves, x="step", y="loss", title="A figure", markers=0)
 l2l.widgets.Prediction(figure, "Where will the LSTM be?", ["above", "below"], hidden=["LSTM"], right="Below.")
 """
@@ -500,7 +501,7 @@ def test_the_explorers_of_lesson_7(open_notebook, tmp_path, record_property):
     prediction = page.locator(".l2l").nth(2)
     reveal, shown = prediction.get_by_role("button", name="Reveal"), prediction.locator(".scatterlayer .trace")
     opacities = "all => all.map(each => Number(getComputedStyle(each).opacity))"
-    assert shown.evaluate_all(opacities) == [0, 1]
+    assert shown.evaluate_all(opacities) == [0, 1, 1, 1, 1]
     assert reveal.is_disabled()
     prediction.scroll_into_view_if_needed()
     page.wait_for_timeout(300)
@@ -516,9 +517,11 @@ def test_the_explorers_of_lesson_7(open_notebook, tmp_path, record_property):
     playwright.expect(reveal).to_be_enabled()
     reveal.press("Enter")
     playwright.expect(prediction).to_contain_text("You expected: above. Below.")
-    assert shown.evaluate_all(opacities) == [1, 1]
+    assert shown.evaluate_all(opacities) == [1, 1, 1, 1, 1]
     playwright.expect(drawn).not_to_have_count(0)
     prediction.screenshot(path=tmp_path / "prediction.png")
+    title, legend = (prediction.locator(part).bounding_box() for part in (".gtitle", "g.legend"))
+    assert legend["y"] >= title["y"] + title["height"], "a legend of several rows makes room for itself"
 
     coordinate = page.locator(".l2l").nth(3)
     equations = coordinate.locator(".l2l-lines")
