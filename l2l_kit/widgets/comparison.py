@@ -317,8 +317,8 @@ def rate_controls(tuned: Mapping[str, Baseline], values: Values) -> list[tuple[C
 def made_by(rule: Baseline | UpdateRule | str) -> str:
     """The Python that makes an optimizer; a pretrained one is its name, and any other one the reader's trainer made."""
     if isinstance(rule, Baseline):
-        return f"l2l.baseline({rule.name!r}, lr={rule.lr:g})"
-    return f"l2l.load({rule!r})" if isinstance(rule, str) else "trainer.trained"
+        return f'l2l.baseline("{rule.name}", lr={rule.lr:g})'
+    return f'l2l.load("{rule}")' if isinstance(rule, str) else "trainer.trained"
 
 
 def constructor(problem: Problem) -> str:

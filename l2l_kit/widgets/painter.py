@@ -201,7 +201,7 @@ class Painter(Job):
                 pictures.append(Picture(name, _png({"": self.painted[name]}), caption, style.color))
         for kind in KINDS:
             look = _png({"": self._chosen(self.values, kind)}, THUMBNAIL)
-            pictures.append(Picture(kind.capitalize(), look, self.values[kind], side=THUMBNAIL))
+            pictures.append(Picture(kind.capitalize(), look, self.values[kind].replace("_", " "), side=THUMBNAIL))
         return View(text, figure, pictures, self._missing, progress)
 
 
