@@ -22,7 +22,7 @@ from l2l_kit import errors, plots, static
 from l2l_kit.errors import UnknownNameError
 
 INTERVAL = 0.12
-"""Seconds between two drawings of what is still being computed; the first one comes after half of that."""
+"""Seconds between two drawings of what is still being computed; the first one comes after a third of that."""
 HERE = Path(__file__).parent
 Values = Mapping[str, Any]
 """What the controls of an explorer say, by name."""
@@ -288,7 +288,7 @@ class Explorer(anywidget.AnyWidget):
 
     def _do(self, steps: Steps) -> None:
         """Show the last step, and as many of those before as there is time for."""
-        due, step = time.monotonic() + INTERVAL / 2, None
+        due, step = time.monotonic() + INTERVAL / 3, None
         with closing(steps):
             for step in steps:
                 if self._left.is_set():
