@@ -105,26 +105,48 @@ class Figure(go.Figure):  # type: ignore[misc]  # plotly has no types
 
 
 def layout(
-    title: str | None = None, x: str = "", y: str = "", *, width: int = WIDTH, height: int = HEIGHT
-) -> go.Layout:
-    """What all figures share. They have no background, so that they fit light and dark pages; `x`, `y` label axes."""
-    axis = {"gridcolor": GRID, "linecolor": GREY, "zeroline": False, "showline": True}
-    axis |= {"exponentformat": "power", "minor": {"ticks": "outside", "ticklen": 3, "tickcolor": GRID}}
-    return go.Layout(
-        template="none",
-        title={"text": title, "x": 0.02, "xanchor": "left", "y": 0.97, "yanchor": "top", "font": {"size": 15}},
-        width=width,
-        height=height,
-        margin={"l": 65, "r": 20, "t": 75 if title else 40, "b": 50},
-        paper_bgcolor=CLEAR,
-        plot_bgcolor=CLEAR,
-        font={"color": GREY, "size": 13},
-        legend={"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom"},
-        modebar={"bgcolor": CLEAR, "color": GREY, "activecolor": STYLES["LSTM"].color},
-        hoverlabel={"bgcolor": "#ffffff", "font": {"color": "#333333"}},
-        xaxis={**axis, "title": x},
-        yaxis={**axis, "title": y},
-    )
+    title: str | None = None,
+    x: str = "",
+    y: str = "",
+    *,
+    width: int = WIDTH,
+    height: int = HEIGHT,
+    xaxis: Settings | None = None,
+    yaxis: Settings | None = None,
+    **more: Any,
+) -> Settings:
+    """What all figures share, and more in plotly's form.
+
+    They have no background, so that they fit light and dark pages; `x` and `y` label the axes.
+    """
+    axis: Settings = {
+        "gridcolor": GRID,
+        "linecolor": GREY,
+        "zeroline": False,
+        "showline": True,
+        "exponentformat": "power",
+    }
+    minor = {"ticks": "outside", "ticklen": 3, "tickcolor": GRID}
+
+    def both(label: str, own: Settings) -> Settings:
+        return {**axis, "title": label, **own, "minor": {**minor, **own.get("minor", {})}}
+
+    return {
+        "template": "none",
+        "title": {"text": title, "x": 0.02, "xanchor": "left", "y": 0.97, "yanchor": "top", "font": {"size": 15}},
+        "width": width,
+        "height": height,
+        "margin": {"l": 65, "r": 20, "t": 75 if title else 40, "b": 50},
+        "paper_bgcolor": CLEAR,
+        "plot_bgcolor": CLEAR,
+        "font": {"color": GREY, "size": 13},
+        "legend": {"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom"},
+        "modebar": {"bgcolor": CLEAR, "color": GREY, "activecolor": STYLES["LSTM"].color},
+        "hoverlabel": {"bgcolor": "#ffffff", "font": {"color": "#333333"}},
+        "xaxis": both(x, xaxis or {}),
+        "yaxis": both(y, yaxis or {}),
+        **more,
+    }
 
 
 def rounded(values: Numbers, digits: int = 5) -> list[float | None]:
@@ -234,13 +256,9 @@ def losses(lines: Mapping[str, Values], steps: int, title: str, in_range: Sequen
     data: list[Settings] = []
     for name, style in styles(lines).items():
         y = rounded(math.inf if loss is None else loss for loss in lines[name])
-        line = {"type": "scatter", "mode": "lines", "line": style.line}
-        data.append({**line, "name": name, "x": list(range(len(y))), "y": y})
-    figure_layout = layout(title, "step", "loss")
-    figure_layout.update(
-        showlegend=True, xaxis_range=[0, steps], yaxis=loss_axis([*(each["y"] for each in data), *in_range])
-    )
-    return Figure(data, figure_layout)
+        data.append({"name": name, "x": list(range(len(y))), "y": y, "mode": "lines", "line": style.line})
+    axes: Settings = {"xaxis": {"range": [0, steps]}, "yaxis": loss_axis([*(each["y"] for each in data), *in_range])}
+    return Figure(data, layout(title, "step", "loss", showlegend=True, **axes))
 
 
 def lines(
@@ -395,27 +413,25 @@ def landscape(
         edge: where the figure ends on all four sides.
     """
     by_name = styles(paths)
-    figure = Figure(_contours(function, edge), layout(title, "θ₁", "θ₂", width=600, height=600))
-    heads = []
+    data, heads = _contours(function, edge), []
     for name, path in paths.items():
         # A run that leaves for good is cut off: what is far outside shows nothing but takes space.
         near = path[: step + 1].nan_to_num(nan=math.inf).clamp(-11 * edge, 11 * edge)
         x, y = (rounded(column, 4) for column in near.T)
         heads.append((x[-1], y[-1]))
         line = {**by_name[name].line, "dash": "solid"}  # a dashed path would look like steps
-        figure.add_scatter(name=name, x=x, y=y, mode="lines", line=line)
+        data.append({"name": name, "x": x, "y": y, "mode": "lines", "line": line})
     colors = [by_name[name].color for name in paths]
     marker = {"color": colors, "size": 11, "line": {"color": "#ffffff", "width": 1.5}}
     ends_x, ends_y = zip(*heads, strict=True)
     named = {"text": list(paths), "hoverinfo": "text", "showlegend": False}
-    figure.add_scatter(x=ends_x, y=ends_y, mode="markers", marker=marker, **named)
-    figure.update_layout(hovermode="closest", showlegend=True)
-    figure.update_xaxes(range=[-edge, edge], showgrid=False, constrain="domain")
-    figure.update_yaxes(range=[-edge, edge], showgrid=False, constrain="domain", scaleanchor="x")
-    return figure
+    data.append({"x": ends_x, "y": ends_y, "mode": "markers", "marker": marker, **named})
+    axis = {"range": [-edge, edge], "showgrid": False, "constrain": "domain"}
+    axes: Settings = {"xaxis": axis, "yaxis": {**axis, "scaleanchor": "x"}}
+    return Figure(data, layout(title, "θ₁", "θ₂", width=600, height=600, hovermode="closest", showlegend=True, **axes))
 
 
-def _contours(function: Callable[[Tensor], Tensor], edge: float) -> list[go.Scatter]:
+def _contours(function: Callable[[Tensor], Tensor], edge: float) -> list[Settings]:
     """Contour lines at log-spaced losses; a lower loss is a darker grey. Lines can also be drawn as a picture."""
     line = torch.linspace(-edge, edge, CELLS)
     losses = function(torch.cartesian_prod(line, line).flip(1)).clamp_min(1e-12).log10().view(CELLS, CELLS)
@@ -426,7 +442,7 @@ def _contours(function: Callable[[Tensor], Tensor], edge: float) -> list[go.Scat
         points = generator.lines(level)[0][0]  # of the only chunk; pieces of the line are parted by NaN
         across, up = ([], []) if points is None else points.T
         style = {"color": f"rgba(128, 128, 128, {0.9 - 0.6 * height / LEVELS:.2f})", "width": 1}
-        traces.append(go.Scatter(x=rounded(across, 4), y=rounded(up, 4), mode="lines", line=style, **QUIET))
+        traces.append({"x": rounded(across, 4), "y": rounded(up, 4), "mode": "lines", "line": style, **QUIET})
     return traces
 
 

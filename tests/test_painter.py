@@ -65,6 +65,12 @@ def picture(widget, name):
     return pixels, found.caption
 
 
+def ran(widget):
+    """What comes out of a run."""
+    widget.run()
+    return dict(widget.painted)
+
+
 def steps_done(widget):
     return sum(map(len, widget._losses.values()))
 
@@ -96,7 +102,7 @@ class TestPaints:
     def test_what_the_optimizers_do(self, make, share, weights, size):
         widget = make(seed=3, content="cat", style="mosaic", size=size)
         widget.move(share=share)
-        painted = widget.run()
+        painted = ran(widget)
         art = tasks(size=size, weights=weights)
         scale = {32: 1, 48: 2}[size]
         rules = {
@@ -131,11 +137,11 @@ class TestPaints:
 
     def test_the_seed_is_the_noise_to_begin_with(self, make):
         widget = make(steps=1)
-        first = widget.run()
+        first = ran(widget)
         widget.move(seed=1)
-        assert not torch.equal(widget.run()["Adam"], first["Adam"])
+        assert not torch.equal(ran(widget)["Adam"], first["Adam"])
         widget.move(seed=0)
-        assert torch.equal(widget.run()["Adam"], first["Adam"])
+        assert torch.equal(ran(widget)["Adam"], first["Adam"])
 
     def test_pauses_goes_on_and_is_cancelled(self, make):
         widget = make(steps=256)
@@ -170,7 +176,7 @@ class TestPaints:
     def test_a_missing_pretrained_optimizer_is_said_and_the_others_paint(self, make, recorded):
         (recorded / "neural-art-small.safetensors").unlink()
         widget = make()
-        assert sorted(widget.run()) == ["Adam", "L-BFGS", "NAG"]
+        assert sorted(ran(widget)) == ["Adam", "L-BFGS", "NAG"]
         assert "unknown pretrained optimizer 'neural-art-small'" in widget.state["errors"][0]
         assert "After 3 steps" in widget.state["text"]
 
@@ -184,7 +190,7 @@ class TestOwnPictures:
     @pytest.mark.parametrize("kind", ["content", "style"])
     def test_an_upload_is_chosen_and_painted(self, make, kind):
         widget = make(steps=1)
-        before = widget.run()
+        before = ran(widget)
         for color in ((9, 9, 9), (250, 10, 10)):  # the same name again is the new picture
             upload(widget, kind, "mine.png", png(color=color))
         assert widget.values[kind] == "mine.png"
@@ -192,7 +198,7 @@ class TestOwnPictures:
         pixels, caption = picture(widget, kind.capitalize())
         assert caption == "mine.png"
         assert pixels.float().mean(dim=0).tolist() == pytest.approx([250, 10, 10], abs=1)
-        assert not torch.equal(widget.run()["Adam"], before["Adam"])
+        assert not torch.equal(ran(widget)["Adam"], before["Adam"])
 
     @pytest.mark.parametrize(
         ("name", "content", "reason"),

@@ -48,13 +48,23 @@ class TestRace:
         score = ", ".join(f"{name} {winners.count(name)}" for name in ("LSTM", "Adam", "NAG"))
         assert race.view.figure.layout.title.text == f"Races won: {score}"
 
+    def test_another_racer_begins_at_the_start_with_a_score_of_its_own(self, monkeypatch):
+        monkeypatch.setattr(LearnedExplorer, "_trained_here", {})
+        race = Race()
+        race.move(step=100)
+        LearnedExplorer.offer("quadratics", "mine", LSTMRule(hidden_size=4, output_scale=0.5, seed=1))
+        for learned, races in (("mine", 0), ("pretrained", 1)):
+            race.move(learned=learned)
+            assert race.values["step"] == 0
+            assert sum(map(int, re.findall(r"\d+", race.view.figure.layout.title.text))) == races
+
     def test_another_draw_begins_at_the_start_and_counts_only_at_the_end(self):
         race = Race()
         race.move(step=40)
         assert {len(x) for x, _ in drawn(race).values()} == {41}
         race.picture()  # shows the end
         race.move(seed=1)
-        assert race.values == {"seed": 1, "step": 0}
+        assert (race.values["seed"], race.values["step"]) == (1, 0)
         assert re.findall(r"\d+", race.view.figure.layout.title.text) == ["0"] * 3
         race.move(step=100)
         race.move(step=98)
@@ -98,15 +108,6 @@ class TestPlayground:
         (x, tip_x, *_), (y, tip_y, *_) = drawn(widget)["LSTM, downhill"]
         steep = math.hypot(2 * 2, 20 * 1)
         assert ((tip_x - x) / 0.5, (tip_y - y) / 0.5) == pytest.approx((-4 / steep, -20 / steep))
-
-    def test_it_takes_what_was_trained_here(self, monkeypatch):
-        monkeypatch.setattr(LearnedExplorer, "_trained_here", {})
-        widget = Playground()
-        before = drawn(widget)["LSTM"]
-        LearnedExplorer.offer("quadratics", "mine", LSTMRule(hidden_size=4, output_scale=0.5, seed=1))
-        assert "mine" in str(widget.groups)
-        widget.move(learned="mine")
-        assert drawn(widget)["LSTM"] != before
 
     def test_its_code_leads_to_the_same_place(self, capsys):
         widget = Playground()

@@ -4,6 +4,7 @@ import base64
 import re
 import threading
 import time
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -14,7 +15,16 @@ from l2l_kit.optimizers import LSTMRule
 from l2l_kit.optimizers.preprocessing import Scale
 from l2l_kit.problems import MNIST, Quadratics
 from l2l_kit.training import MetaTraining
-from l2l_kit.widgets import Explorer, NetworkExplorer, Prediction, QuadraticsExplorer, Trainer, comparison
+from l2l_kit.widgets import (
+    Explorer,
+    NetworkExplorer,
+    Playground,
+    Prediction,
+    QuadraticsExplorer,
+    Race,
+    Trainer,
+    comparison,
+)
 from l2l_kit.widgets.explorer import Control, View
 
 BASELINES = {"NAG": baseline("nag", 0.01), "Adam": baseline("adam", 1.0)}
@@ -29,6 +39,7 @@ PRETRAINED = (
     "mnist-none-unroll20",
     "mnist-scale-unroll20",
     "mnist-log-sign-unroll20",
+    "quadratics",
 )
 RATES = {"SGD": 0.01, "NAG": 0.01, "RMSprop": 0.05, "Adam": 1.0}
 LIVE = {"application/vnd.jupyter.widget-view+json", "image/png", "text/plain"}
@@ -345,11 +356,39 @@ class TestNetworks:
             networks(**wrong)
 
 
+@pytest.mark.parametrize(
+    ("problem", "make"),
+    [
+        ("quadratics", QuadraticsExplorer),
+        ("quadratics", Playground),
+        ("quadratics", Race),
+        ("mnist", partial(NetworkExplorer, networks=1, steps=4, digits="embedded")),
+    ],
+    ids=["quadratics", "playground", "race", "networks"],
+)
+def test_what_was_just_trained_can_be_chosen(recorded, close, problem, make):
+    widget = close(make())
+    if "step" in widget.values:
+        widget.move(step=widget.recorded["step"][-1])
+    before = lines(widget)
+    comparison.LearnedExplorer.offer(problem, "mine", LSTMRule(hidden_size=4, output_scale=0.5, seed=7))
+    assert control(widget, "learned")["values"] == ["pretrained", "mine"]
+    widget.move(learned="mine")
+    if "step" in widget.values:
+        widget.move(step=widget.recorded["step"][-1])
+    now = lines(widget)
+    assert now["LSTM"] != before["LSTM"]
+    assert {name: now[name] for name in RATES if name in now} == {name: before[name] for name in RATES if name in now}
+    assert "trainer.trained" in widget.shown["code"]
+    widget.move(learned="pretrained")
+    assert "trainer.trained" not in widget.shown["code"]
+
+
 class TestTrainer:
     def test_run_trains_says_how_good_it_is_and_offers_the_result(self, quadratics):
         widget = Trainer(settings=TINY, baselines=BASELINES)
         assert widget.trained is None
-        assert widget.run() is widget.trained
+        widget.run()
         assert widget.history.stopped == "finished"
         assert len(lines(widget)["LSTM"]) == 11
         assert re.search(r"On 16 fresh optimizees .* It (beats|does not beat) every baseline", text(widget))
@@ -362,25 +401,27 @@ class TestTrainer:
     def test_the_controls_decide(self, recorded):
         widget = Trainer(settings=TINY, baselines=BASELINES)
         widget.move(unroll=2, meta_lr=0.003, epochs=5, preprocessing="log-sign")
-        trained = widget.run()
+        widget.run()
         settings = widget.history.settings
         assert (settings.unroll, settings.meta_lr, settings.epochs) == (2, 0.003, 5)
-        assert trained.preprocessing.name == "log-sign"
+        assert widget.trained.preprocessing.name == "log-sign"
 
     def test_the_optimizer_begins_as_the_caller_says(self, recorded):
         optimizer = {"hidden_size": 3, "preprocessing": {"name": "scale", "factor": 2.0}}
         settings = MetaTraining(horizon=4, unroll=2, epochs=1, episodes_per_epoch=2, batch_size=1, validation_tasks=2)
         widget = Trainer(DIGITS, settings, baselines=BASELINES, optimizer=optimizer)
-        trained = widget.run()
-        assert (trained.preprocessing, trained.hidden_size) == (Scale(2.0), 3)
+        widget.run()
+        assert (widget.trained.preprocessing, widget.trained.hidden_size) == (Scale(2.0), 3)
         widget.move(preprocessing="none")
-        assert widget.run().preprocessing.name == "none"
+        widget.run()
+        assert widget.trained.preprocessing.name == "none"
 
     def test_the_code_trains_the_same(self, recorded):
         widget = Trainer(settings=TINY, baselines=BASELINES)
         made = {}
         exec(widget.shown["code"], made)
-        weights = widget.run().state_dict()
+        widget.run()
+        weights = widget.trained.state_dict()
         assert all((weights[name] == weight).all() for name, weight in made["lstm"].state_dict().items())
 
     def test_the_buttons_train_in_the_background_and_cancel(self, recorded):

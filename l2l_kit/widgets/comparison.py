@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from functools import partial
-from typing import Any, ClassVar, NamedTuple, cast
+from functools import cache, partial
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 from weakref import WeakSet
 
 import torch
@@ -31,6 +31,7 @@ PREPROCESSINGS = {
 }
 TUNING_TASKS = 32
 _Key = tuple[Problem, int, Statistic]
+_Rule = TypeVar("_Rule")
 
 
 class Setting(NamedTuple):
@@ -39,7 +40,7 @@ class Setting(NamedTuple):
     Attributes:
         problem: where the optimizees come from.
         pretrained: name of the pretrained optimizer.
-        recorded: gives the baselines with the recorded learning rates that fit best.
+        recorded: the baselines with the recorded learning rates that fit best.
         tuned_for: what these were tuned for, if that is something else; otherwise nothing.
         title: of the figure.
         in_range: losses that the axis always shows.
@@ -47,7 +48,7 @@ class Setting(NamedTuple):
 
     problem: Problem
     pretrained: str
-    recorded: Callable[[], Mapping[str, Baseline]]
+    recorded: Mapping[str, Baseline]
     tuned_for: str
     title: str
     in_range: plots.Values = ()
@@ -60,7 +61,8 @@ class LearnedExplorer(Explorer):
     _trained_here: ClassVar[dict[str, dict[str, UpdateRule]]] = {}
 
     def __init__(self, **values: Any) -> None:
-        super().__init__(**{LEARNED: True, "learned": PRETRAINED, **values})
+        self._load = cache(zoo.load)
+        super().__init__(learned=PRETRAINED, **values)
         self._alive.add(self)
 
     @classmethod
@@ -70,15 +72,20 @@ class LearnedExplorer(Explorer):
         for explorer in cls._alive:
             explorer._tell(explorer.view)
 
-    def trained_here(self, problem: str) -> Mapping[str, UpdateRule]:
-        """What was trained on that problem, by what its training was."""
-        return self._trained_here.get(problem, {})
+    def learned(self, problem: str, pretrained: str, values: Values) -> UpdateRule | str:
+        """The learned optimizer that is chosen; a pretrained one as its name."""
+        return self._trained_here.get(problem, {}).get(values["learned"], pretrained)
+
+    def rule(self, problem: str, values: Values) -> UpdateRule:
+        """The same, where the pretrained one has the problem's name; it is loaded."""
+        chosen = self.learned(problem, problem, values)
+        return self._load(chosen) if isinstance(chosen, str) else chosen
 
     def learned_controls(self, problem: str) -> tuple[Control, ...]:
-        """Whether the learned optimizer is shown, and where there is a choice, which."""
-        here = self.trained_here(problem)
-        which = Control("learned", "menu", "by", (PRETRAINED, *here), "Pretrained, or trained here")
-        return (tick(LEARNED), which) if here else (tick(LEARNED),)
+        """Which learned optimizer is shown, if any was trained here."""
+        here = self._trained_here.get(problem, {})
+        about = "The learned optimizer: a pretrained one, or one that was trained here"
+        return (Control("learned", "menu", "Weights", (PRETRAINED, *here), about),) if here else ()
 
 
 class ComparisonExplorer(LearnedExplorer):
@@ -107,12 +114,10 @@ class ComparisonExplorer(LearnedExplorer):
             check_number(type(self).__name__, name, count)
         self._num_tasks, self._steps = num_tasks, ordered(self.lengths, steps)
         self._runs: dict[tuple[Any, Problem, int], _Run] = {}
-        self._tuned: dict[_Key, Mapping[str, Baseline]] = {}
-        self._tuned_here: set[_Key] = set()
-        values |= {"steps": steps, "learned": PRETRAINED}
-        for label, rule in self.setting(values).recorded().items():
-            values |= {label: True, f"lr {label}": rule.lr}
-        super().__init__(**values)
+        self._tuned: dict[_Key, Mapping[str, Baseline]] = {}  # in this explorer
+        self.recorded_for = cache(recorded_for)  # reading a file takes as long as drawing
+        values["steps"] = steps
+        super().__init__(**values, **all_ticked(self.setting(values).recorded))
 
     def setting(self, values: Values) -> Setting:
         """What the controls ask for."""
@@ -129,15 +134,15 @@ class ComparisonExplorer(LearnedExplorer):
 
     def tuned(self, values: Values) -> Mapping[str, Baseline]:
         """The baselines with the learning rates that were tuned here or elsewhere."""
-        key = self._key(values)
-        if key not in self._tuned:
-            self._tuned[key] = self.setting(values).recorded()
-        return self._tuned[key]
+        return self._tuned.get(self._key(values)) or self.setting(values).recorded
 
     def controls(self, values: Values) -> Mapping[str, Rows]:
         setting = self.setting(values)
         learned, task = self.choices(values)
-        rows: list[Control | tuple[Control, ...]] = [self.learned_controls(setting.problem.name), *learned]
+        rows: list[Control | tuple[Control, ...]] = [
+            (tick(LEARNED), *self.learned_controls(setting.problem.name)),
+            *learned,
+        ]
         rows += rate_controls(self.tuned(values), values)
         back = Control("tuned", "button", "Tuned rates", help="Set all learning rates to the tuned ones")
         again = Control("tune", "button", "Tune for this setting", help="Find the best learning rates, on other draws")
@@ -159,7 +164,7 @@ class ComparisonExplorer(LearnedExplorer):
         else:
             super().press(button)
 
-    def draw(self, values: Values) -> Steps:
+    def draw(self, values: Values) -> View | Steps:
         problem, steps = self.setting(values).problem, values["steps"]
         keys = {name: (rule, problem, values["seed"]) for name, rule in self._ticked(values).items()}
         for key, run in self._runs.items():
@@ -169,19 +174,19 @@ class ComparisonExplorer(LearnedExplorer):
             known = self._runs.get(key)
             if known is None or known.error or (known.points is None and not known.reaches(steps)):
                 self._runs[key] = _Run(self._points(*key))
-        wanted = {name: self._runs[key] for name, key in keys.items()}
-        while unfinished := [run for run in wanted.values() if not run.reaches(steps)]:
-            min(unfinished, key=lambda run: len(run.losses)).advance()
-            yield partial(self._view, values, wanted)
-        yield partial(self._view, values, wanted)
+        view = partial(self._view, values, wanted := {name: self._runs[key] for name, key in keys.items()})
+        unfinished = [run for run in wanted.values() if not run.reaches(steps)]
+        return self._advance(unfinished, steps, view) if unfinished else view()
+
+    def _advance(self, runs: list[_Run], steps: int, view: Callable[[], View]) -> Steps:
+        """Whoever is behind goes one update further, until all are there."""
+        while runs:
+            min(runs, key=lambda run: len(run.losses)).advance()
+            runs = [run for run in runs if not run.reaches(steps)]
+            yield view
 
     def code(self, values: Values) -> str:
-        optimizers = {
-            name: f'l2l.baseline("{rule.name}", lr={rule.lr:g})'
-            if isinstance(rule, Baseline)
-            else f'l2l.load("{rule}")' if isinstance(rule, str) else "trainer.trained"
-            for name, rule in self._ticked(values).items()
-        }  # fmt: skip
+        optimizers = {name: made_by(rule) for name, rule in self._ticked(values).items()}
         lines = "".join(f'\n    "{name}": {made},' for name, made in optimizers.items())
         arguments = f"steps={values['steps']}, num_tasks={self._num_tasks}, seed={values['seed']}"
         return (
@@ -197,9 +202,8 @@ class ComparisonExplorer(LearnedExplorer):
     def _ticked(self, values: Values) -> dict[str, Baseline | UpdateRule | str]:
         """The optimizers to show, by name; a pretrained one as its name."""
         setting = self.setting(values)
-        learned = self.trained_here(setting.problem.name).get(values["learned"]) or setting.pretrained
-        baselines = {label: Baseline(rule.name, values[f"lr {label}"]) for label, rule in self.tuned(values).items()}
-        return {name: rule for name, rule in {LEARNED: learned, **baselines}.items() if values[name]}
+        learned = self.learned(setting.problem.name, setting.pretrained, values)
+        return ticked(learned, self.tuned(values), values)
 
     def _points(self, rule: Baseline | UpdateRule | str, problem: Problem, seed: int) -> Iterator[Tensor]:
         device = pick_device(self.device)
@@ -220,7 +224,7 @@ class ComparisonExplorer(LearnedExplorer):
         if lines and done < 1:
             return View(f"Computing: step {min(map(len, lines.values())) - 1} of {steps}.", figure, (), errors, done)
         text = "" if errors and not lines else summary({name: line[-1] for name, line in lines.items()}, steps, over)
-        if setting.tuned_for and self._key(values) not in self._tuned_here:
+        if setting.tuned_for and self._key(values) not in self._tuned:
             text += f" Learning rates were tuned for {setting.tuned_for}."
         return View(text, figure, errors=errors)
 
@@ -228,7 +232,7 @@ class ComparisonExplorer(LearnedExplorer):
         """Find learning rates for this setting, within a factor of ten of those that were tuned for another."""
         problem, steps, over = self._key(values)
         arguments = {"steps": steps, "num_tasks": min(self._num_tasks, TUNING_TASKS), "seed": values["seed"]}
-        rules = self.setting(values).recorded()
+        rules = self.setting(values).recorded
         runs = [(label, lr) for label, rule in rules.items() for lr in learning_rates(4) if 0.1 <= lr / rule.lr <= 10]
         finals: dict[str, dict[float, float]] = {label: {} for label in rules}
         for done, (label, lr) in enumerate(runs):
@@ -241,9 +245,9 @@ class ComparisonExplorer(LearnedExplorer):
             for label, by_rate in finals.items()
         }
         self._tuned[problem, steps, over] = best
-        self._tuned_here.add((problem, steps, over))
         self.values = self._last = {**values, **{f"lr {label}": rule.lr for label, rule in best.items()}}
-        yield from self.draw(self.values)
+        drawn = self.draw(self.values)
+        yield from [lambda: drawn] if isinstance(drawn, View) else drawn
 
 
 class _Run:
@@ -287,6 +291,19 @@ def preprocessing_control(names: Sequence[str], *, off: bool = False) -> Control
     return Control("preprocessing", "choice", "Preprocessing", names, helps, off=off)
 
 
+def all_ticked(tuned: Mapping[str, Baseline]) -> dict[str, Any]:
+    """Values with which all optimizers are shown, with their tuned learning rates."""
+    rates = {f"lr {label}": rule.lr for label, rule in tuned.items()}
+    return {**dict.fromkeys((LEARNED, *tuned), True), **rates}
+
+
+def ticked(learned: _Rule, tuned: Mapping[str, Baseline], values: Values) -> dict[str, _Rule | Baseline]:
+    """The optimizers to show, by name, the baselines with the learning rates that are chosen."""
+    rules: dict[str, _Rule | Baseline] = {LEARNED: learned}
+    rules |= {label: Baseline(rule.name, values[f"lr {label}"]) for label, rule in tuned.items()}
+    return {name: rule for name, rule in rules.items() if values[name]}
+
+
 def rate_controls(tuned: Mapping[str, Baseline], values: Values) -> list[tuple[Control, Control]]:
     """For each baseline, whether it is shown, and its learning rate."""
     rows = []
@@ -295,6 +312,13 @@ def rate_controls(tuned: Mapping[str, Baseline], values: Values) -> list[tuple[C
         about = f"Learning rate of {label}; the mark is the tuned one"
         rows.append((tick(label), Control(f"lr {label}", "slider", "lr", rates, about, [rule.lr])))
     return rows
+
+
+def made_by(rule: Baseline | UpdateRule | str) -> str:
+    """The Python that makes an optimizer; a pretrained one is its name, and any other one the reader's trainer made."""
+    if isinstance(rule, Baseline):
+        return f'l2l.baseline("{rule.name}", lr={rule.lr:g})'
+    return f'l2l.load("{rule}")' if isinstance(rule, str) else "trainer.trained"
 
 
 def constructor(problem: Problem) -> str:

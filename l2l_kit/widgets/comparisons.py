@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
+from functools import cache
 from types import MappingProxyType
 
 from l2l_kit import data, zoo
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.evaluation import EACH_STEP, read_result, swept_baselines, tuned_baselines, under
+from l2l_kit.evaluation import EACH_STEP, read_result, swept_baselines, under
 from l2l_kit.optimizers import BASELINES, Baseline
 from l2l_kit.problems import CIFAR, MNIST, Quadratics
 from l2l_kit.problems.cifar import CHANNELS, HIDDEN, LAYERS
@@ -20,7 +20,6 @@ from l2l_kit.widgets.comparison import (
     ComparisonExplorer,
     Setting,
     preprocessing_control,
-    recorded_for,
 )
 from l2l_kit.widgets.explorer import Control, Rows, Values, seed_control
 
@@ -71,7 +70,7 @@ class QuadraticsExplorer(ComparisonExplorer):
         return Setting(
             Quadratics(dim),
             f"quadratics-{values['preprocessing']}-unroll{values['unroll']}",
-            partial(tuned_baselines, "quadratics", over),
+            self.recorded_for("quadratics", 100, over),
             "" if dim == DIM and values["steps"] == 100 else f"100 steps in {DIM} dimensions",
             f"{over.capitalize()} loss over {FUNCTIONS} random quadratics of dimension {dim}",
         )
@@ -92,8 +91,6 @@ class NetworkExplorer(ComparisonExplorer):
         unroll: unroll length that the learned optimizer was trained with, to begin with.
         preprocessing: of the learned optimizer, "none", "scale" or "log-sign", to begin with.
         architecture: let the reader change the networks too; otherwise they are the paper's, 784-20-10 with sigmoids.
-        fully_trained: begin with the main optimizer, which was trained to the end, instead of one of
-            those for each unroll length and preprocessing, whose training was shorter.
         networks: how many the losses are averaged over: a step of the learned optimizer takes some 5 ms for each.
         steps: updates per run, to begin with.
         digits: as `source` of `problems.MNIST`.
@@ -108,13 +105,12 @@ class NetworkExplorer(ComparisonExplorer):
         preprocessing: str = "log-sign",
         architecture: bool = True,
         *,
-        fully_trained: bool = True,
         networks: int = 2,
         steps: int = 100,
         digits: data.Source = "auto",
     ) -> None:
         self._source, self._architecture = MNIST(source=digits).source, architecture
-        learned = {"main": fully_trained, "unroll": unroll, "preprocessing": preprocessing}
+        learned = {"main": True, "unroll": unroll, "preprocessing": preprocessing}
         self.recorded = MappingProxyType(NETWORKS if architecture else TRAININGS)
         super().__init__(steps=steps, num_tasks=networks, seed=seed, **learned, **NETWORK)
 
@@ -127,7 +123,7 @@ class NetworkExplorer(ComparisonExplorer):
         return Setting(
             problem,
             MNIST.name if values["main"] else short,
-            partial(recorded_for, MNIST.name, values["steps"]),
+            self.recorded_for(MNIST.name, values["steps"]),
             "" if usual else "784-20-10, sigmoid, initial weights 0.1",
             f"{self._averaged} on {problem.images.title}<br>"
             f"{SMALL}{network} {problem.init_scale:g}, minibatches of {problem.batch_size}</span>",
@@ -185,6 +181,7 @@ class PictureExplorer(ComparisonExplorer):
         for number in LABELS:  # of which fewer than all need not have been swept
             with suppress(*[FileNotFoundError] if number < LABELS[-1] else []):
                 self._sweeps[number] = under(read_result(f"sweeps/cifar{number}"), EACH_STEP)
+        self._swept_for = cache(self._swept)
         optimizer = optimizer if optimizer in _offered(labels) else TWO
         super().__init__(steps=steps, num_tasks=networks, seed=seed, labels=labels, optimizer=optimizer)
 
@@ -195,7 +192,7 @@ class PictureExplorer(ComparisonExplorer):
         return Setting(
             problem,
             _file(values["optimizer"], labels),
-            partial(self._recorded, labels, values["steps"]),
+            self._swept_for(labels, values["steps"]),
             "" if labels in self._sweeps else f"{LABELS[-1]} labels",
             f"{problem.title}<br>{SMALL}{self._averaged}: {network}</span>",
             in_range=(1.1 * guessing, 0.5 * guessing),
@@ -205,7 +202,7 @@ class PictureExplorer(ComparisonExplorer):
         offered = values["optimizer"] in _offered(values["labels"])
         return super().settle({**values, "optimizer": values["optimizer"] if offered else TWO})
 
-    def _recorded(self, labels: int, steps: int) -> Mapping[str, Baseline]:
+    def _swept(self, labels: int, steps: int) -> Mapping[str, Baseline]:
         """The paper's, for the number of steps, or the next that was swept, or the last."""
         sweep = self._sweeps.get(labels, self._sweeps[LABELS[-1]])
         swept = sorted(set(sweep["step"]))

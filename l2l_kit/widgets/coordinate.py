@@ -135,7 +135,12 @@ class CoordinateExplorer(OneCoordinate):
         across = figure.layout.xaxis.to_plotly_json()
         up = {**across, "title": "", "anchor": "x2", "showgrid": False, "domain": [0, 0.62]}
         up |= {"tickvals": list(labels), "ticktext": list(labels.values()), "range": [min(labels) - 0.8, 0.8]}
-        across |= {"title": "unit", "anchor": "y2", "showgrid": False, "range": [0.3, len(units) + 0.7]}
+        across |= {
+            "title": {"text": "unit", "standoff": 0},
+            "anchor": "y2",
+            "showgrid": False,
+            "range": [0.3, len(units) + 0.7],
+        }
         up["tickfont"] = {"size": 10}
         ticks = [unit for unit in units if unit == 1 or unit % 5 == 0]
         across |= {"tickvals": ticks, "ticktext": list(map(str, ticks))}

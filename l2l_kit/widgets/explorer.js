@@ -394,7 +394,7 @@ function render({ model, el }) {
     });
   }
 
-  let drawing, again, drawn, hovered = 0;
+  let drawing, again, drawn, hovered = 0, lower = 0;
   async function draw() {
     if (drawing) return (again = true);
     drawing = true;
@@ -412,7 +412,8 @@ function render({ model, el }) {
         const height = Math.max(220, Math.min(figure.layout.height ?? 420, 0.75 * width, (beside ? 0.95 : 0.62) * room));
         const { color } = getComputedStyle(el);
         const hover = { bgcolor: dark ? "#222" : "#fff", font: { color: dark ? "#eee" : "#333" } };
-        const layout = { hovermode: "x unified", uirevision: "kept", ...figure.layout, width, height, hoverlabel: hover, font: { ...figure.layout.font, color } };
+        const margin = { ...figure.layout.margin, t: (figure.layout.margin?.t ?? 75) + lower };
+        const layout = { hovermode: "x unified", uirevision: "kept", ...figure.layout, width, height, margin, hoverlabel: hover, font: { ...figure.layout.font, color } };
         await put(library, figure.data, layout);
         plot.classList.toggle("l2l-drag", Boolean(dragged()));
         plot.setAttribute("role", dragged() ? "application" : "group");
@@ -439,6 +440,9 @@ function render({ model, el }) {
       if (layout.dragmode === "drawopenpath") layout.shapes = plot.layout?.shapes ?? []; // what the reader has drawn
       const draws = { drawopenpath: ["drawopenpath", "eraseshape"], false: [] }[layout.dragmode] ?? ["zoom2d", "pan2d", "resetScale2d"];
       await library.react(plot, data, layout, { displaylogo: false, modeBarButtons: [["toImage", ...draws]] });
+      const [above, below] = [".gtitle", "g.legend"].map((part) => plot.querySelector(part)?.getBoundingClientRect());
+      const shared = above && below ? above.bottom - below.top : 0;
+      if (shared > 0) [lower, again] = [lower + shared + 2, true]; // a legend of several rows, which begins at the plot, meets the title
       if (!drawn) plot.on("plotly_click", ({ points: [point] }) => act({ line: point.data.name, x: point.x }));
     }
     drawn = { still, points, title };

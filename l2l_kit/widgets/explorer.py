@@ -22,7 +22,7 @@ from l2l_kit import errors, plots, static
 from l2l_kit.errors import UnknownNameError
 
 INTERVAL = 0.12
-"""Seconds between two drawings of what is still being computed."""
+"""Seconds between two drawings of what is still being computed; the first one comes after a third of that."""
 HERE = Path(__file__).parent
 Values = Mapping[str, Any]
 """What the controls of an explorer say, by name."""
@@ -170,7 +170,7 @@ class Explorer(anywidget.AnyWidget):
 
     def code(self, values: Values) -> str:
         """Lines of Python that do the same; empty for none."""
-        raise NotImplementedError
+        return ""
 
     def settle(self, values: Values) -> Values:
         """The values, with those that follow from the one that was moved."""
@@ -288,14 +288,14 @@ class Explorer(anywidget.AnyWidget):
 
     def _do(self, steps: Steps) -> None:
         """Show the last step, and as many of those before as there is time for."""
-        told, step = time.monotonic(), None
+        due, step = time.monotonic() + INTERVAL / 3, None
         with closing(steps):
             for step in steps:
                 if self._left.is_set():
                     return
-                if time.monotonic() - told >= INTERVAL:
+                if time.monotonic() >= due:
                     self._show(step())
-                    told = time.monotonic()
+                    due = time.monotonic() + INTERVAL
         self._busy = False
         if step is not None:
             self._show(step())
@@ -410,7 +410,7 @@ class Job(Explorer):
             self._tell(self.view)
             self.start(self.work(self.values))
 
-    def finish(self) -> None:
+    def run(self) -> None:
         """Do the work here and now, without a page. Ctrl-C stops early.
 
         Raises:

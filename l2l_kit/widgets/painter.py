@@ -49,6 +49,9 @@ class Painter(Job):
         steps: updates of each picture, to begin with.
         network: as in `problems.NeuralArt`.
 
+    Attributes:
+        painted: the pictures so far by optimizer, bytes of shape ``(3, size, size)``.
+
     Raises:
         FileNotFoundError: if the sweeps that tuned the learning rates are not recorded.
         UnknownNameError: for an unknown content, style, size or network.
@@ -73,7 +76,7 @@ class Painter(Job):
         self._rates = {number: under(read_result(name), ONE_RATE) for number, name in SWEEPS.items()}
         self._steps = ordered(STEPS, steps)
         self._own: dict[str, dict[str, Tensor]] = {"content": {}, "style": {}}
-        self._painted: dict[str, Tensor] = {}
+        self.painted: dict[str, Tensor] = {}
         self._losses: dict[str, list[float]] = {name: [] for name in NAMES}
         self._missing: list[Exception] = []
         self._going = threading.Event()
@@ -112,11 +115,6 @@ class Painter(Job):
         else:
             super().press(button)
 
-    def run(self) -> dict[str, Tensor]:
-        """Paint as `finish` does, and return the pictures by optimizer, bytes of shape ``(3, size, size)``."""
-        self.finish()
-        return dict(self._painted)
-
     def receive(self, control: str, name: str, content: bytes) -> None:
         kind = control.removeprefix("own ")
         self._own[kind][name] = data.load_picture(content, name)
@@ -125,7 +123,7 @@ class Painter(Job):
 
     def picture(self) -> bytes:
         row = {kind: self._chosen(self.values, kind) for kind in KINDS}
-        return _png({**row, **{name: self._painted[name] for name in NAMES if name in self._painted}}, THUMBNAIL)
+        return _png({**row, **{name: self.painted[name] for name in NAMES if name in self.painted}}, THUMBNAIL)
 
     def code(self, values: Values) -> str:
         return (
@@ -152,7 +150,7 @@ class Painter(Job):
         """Every optimizer in turn does a step."""
         device, steps = pick_device(), values["steps"]
         self._missing.clear()
-        self._painted.clear()
+        self.painted.clear()
         self._losses = {name: [] for name in NAMES}
         self._going.set()
         yield partial(self.look, "It begins with the features of content and style.", 0.0)
@@ -165,7 +163,7 @@ class Painter(Job):
             for step in range(steps + 1):
                 for name, run in runs.items():
                     point = next(run)
-                    self._painted[name] = to_pictures(layout.unravel(point.params)["pixels"][0]).cpu()
+                    self.painted[name] = to_pictures(layout.unravel(point.params)["pixels"][0]).cpu()
                     self._losses[name].append(point.losses[0].item())
                     yield partial(self.look, f"Painting: step {step} of {steps}.", step / steps)
                     while not self._going.wait(0.1) and not self.cancelled:
@@ -200,10 +198,10 @@ class Painter(Job):
         for name, style in plots.styles(NAMES).items():
             if line := self._losses[name]:
                 caption = f"{line[-1]:.3f}" if math.isfinite(line[-1]) else "diverged"
-                pictures.append(Picture(name, _png({"": self._painted[name]}), caption, style.color))
+                pictures.append(Picture(name, _png({"": self.painted[name]}), caption, style.color))
         for kind in KINDS:
             look = _png({"": self._chosen(self.values, kind)}, THUMBNAIL)
-            pictures.append(Picture(kind.capitalize(), look, self.values[kind], side=THUMBNAIL))
+            pictures.append(Picture(kind.capitalize(), look, self.values[kind].replace("_", " "), side=THUMBNAIL))
         return View(text, figure, pictures, self._missing, progress)
 
 

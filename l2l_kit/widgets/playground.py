@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from l2l_kit import plots, static, zoo
+from l2l_kit import plots, static
 from l2l_kit.evaluation import tuned_baselines
 from l2l_kit.optimizers import Baseline, Optimizer, UpdateRule
 from l2l_kit.problems import Quadratics, QuadraticTasks
-from l2l_kit.widgets.comparison import LEARNED, LearnedExplorer, rate_controls
+from l2l_kit.widgets.comparison import LEARNED, LearnedExplorer, all_ticked, made_by, rate_controls, tick, ticked
 from l2l_kit.widgets.explorer import Control, Rows, Values, View
 
 STEPS, BEGIN, EDGE = 40, 10, 3.0
@@ -45,11 +46,10 @@ class Playground(LearnedExplorer):
     )
 
     def __init__(self, start: tuple[float, float] = (-2.2, 1.4), angle: int = 30, condition: int = 20) -> None:
-        self._tuned, self._learned = tuned_baselines(PROBLEM), zoo.load(PROBLEM)
-        self._path = lru_cache(maxsize=256)(self._walk)
+        self._tuned = tuned_baselines(PROBLEM)
+        self._begun = lru_cache(maxsize=256)(lambda *way: (list[Tensor](), self._walk(*way)))
         values = {"x": start[0], "y": start[1], "angle": angle, "condition": condition, "step": BEGIN, "arrows": True}
-        values |= dict.fromkeys(self._tuned, True)
-        super().__init__(**values, **{f"lr {name}": rule.lr for name, rule in self._tuned.items()})
+        super().__init__(**values, **all_ticked(self._tuned))
 
     def controls(self, values: Values) -> Mapping[str, Rows]:
         function = [
@@ -57,17 +57,19 @@ class Playground(LearnedExplorer):
             Control("condition", "slider", "Stretch", CONDITIONS, "Condition number: largest curvature over smallest"),
         ]
         arrows = Control("arrows", "check", "arrows downhill", help="At each optimizer, the direction of −∇f")
-        step = Control("step", "player", "Step", range(STEPS + 1), "Updates so far")
-        rates = rate_controls(self._tuned, values)
-        return {"Function": function, "Optimizers": [step, self.learned_controls(PROBLEM), *rates, arrows]}
+        rows: Rows = [
+            Control("step", "player", "Step", range(STEPS + 1), "Updates so far"),
+            (tick(LEARNED), *self.learned_controls(PROBLEM)),
+            *rate_controls(self._tuned, values),
+            arrows,
+        ]
+        return {"Function": function, "Optimizers": rows}
 
     def draw(self, values: Values) -> View:
         functions, step = self._function(values), values["step"]
-        learned = self.trained_here(PROBLEM).get(values["learned"], self._learned)
-        rules: dict[str, Baseline | UpdateRule] = {LEARNED: learned}
-        rules |= {name: Baseline(rule.name, values[f"lr {name}"]) for name, rule in self._tuned.items()}
+        rules = ticked(self.rule(PROBLEM, values), self._tuned, values)
         where = values["x"], values["y"], values["angle"], values["condition"]
-        paths = {name: self._path(rule, *where) for name, rule in rules.items() if values[name]}
+        paths = {name: self._path(step, rule, *where) for name, rule in rules.items()}
         if not paths:
             return View("Tick at least one optimizer.")
         losses = {name: _losses(functions, path) for name, path in paths.items()}
@@ -86,12 +88,13 @@ class Playground(LearnedExplorer):
 
     def code(self, values: Values) -> str:
         hessian = [[float(f"{entry:.4g}") for entry in row] for row in _hessian(self._function(values)).tolist()]
+        learned = made_by(self.learned(PROBLEM, PROBLEM, values))
         baselines = "".join(
-            f"# or l2l.baseline({rule.name!r}, lr={values[f'lr {name}']:g})\n" for name, rule in self._tuned.items()
+            f"# or {made_by(Baseline(rule.name, values[f'lr {name}']))}\n" for name, rule in self._tuned.items()
         )
         return (
             f"import torch\nimport l2l_kit as l2l\n\nhessian = torch.tensor({hessian})  # f(θ) = θᵀHθ / 2\n"
-            f'theta = torch.tensor([[{values["x"]}, {values["y"]}]])\noptimizer = l2l.load("quadratics")\n{baselines}'
+            f"theta = torch.tensor([[{values['x']}, {values['y']}]])\noptimizer = {learned}\n{baselines}"
             'state = optimizer.init({"theta": theta})\n'
             f"for _ in range({values['step']}):\n"
             '    updates, state = optimizer.update({"theta": theta @ hessian}, state, {"theta": theta})\n'
@@ -108,16 +111,21 @@ class Playground(LearnedExplorer):
         start = torch.tensor([[values["x"], values["y"]]], dtype=torch.float32)
         return QuadraticTasks((scales[:, None] * turn)[None], torch.zeros(1, 2), start)
 
-    def _walk(self, rule: Baseline | UpdateRule, x: float, y: float, angle: int, condition: int) -> Tensor:
-        """The positions θ(0) … θ(STEPS). Gradients by hand: they are cheaper than autograd's, and the pointer waits."""
+    def _path(self, step: int, *way: Any) -> Tensor:
+        """The positions θ(0) … θ(step). No more are computed, since the pointer waits."""
+        points, walk = self._begun(*way)
+        points.extend(islice(walk, max(0, step + 1 - len(points))))
+        return torch.cat(points[: step + 1])
+
+    def _walk(self, rule: Baseline | UpdateRule, x: float, y: float, angle: int, condition: int) -> Iterator[Tensor]:
+        """The positions θ(0), θ(1), …, each of shape ``(1, 2)``. Gradients by hand are cheaper than autograd's."""
         function = self._function({"x": x, "y": y, "angle": angle, "condition": condition})
-        hessian, points = _hessian(function), [function.theta]
-        optimizer = cast("Optimizer[Any]", rule)
+        optimizer, hessian, theta = cast("Optimizer[Any]", rule), _hessian(function), function.theta
         state = optimizer.init(function.initial_params)
-        for _ in range(STEPS):
-            updates, state = optimizer.update({"theta": points[-1] @ hessian}, state, {"theta": points[-1]})
-            points.append(points[-1] + updates["theta"])
-        return torch.cat(points)
+        while True:
+            yield theta
+            updates, state = optimizer.update({"theta": theta @ hessian}, state, {"theta": theta})
+            theta = theta + updates["theta"]
 
 
 def _arrow(at: Tensor, downhill: Tensor) -> tuple[list[float], list[float]]:

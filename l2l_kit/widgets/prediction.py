@@ -63,8 +63,5 @@ class Prediction(Explorer):
         choose = "Choose an answer, or draw" if self._answers else "Draw"
         return View(f"{choose} what you expect with the pen, then press Reveal.", figure)
 
-    def code(self, values: Values) -> str:
-        return ""
-
     def picture(self) -> bytes:
         return static.png(self._figure)

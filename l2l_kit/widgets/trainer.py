@@ -90,20 +90,6 @@ class Trainer(Job):
         ]
         return {"Meta-training": [*rows, self.buttons()]}
 
-    def run(self) -> LSTMRule:
-        """Train as `finish` does, and return the optimizer with its best weights.
-
-        Raises:
-            RuntimeError: if it is training already, or was stopped before it got through an epoch.
-            MetaTrainingDivergedError: if the training diverged.
-            ValueError: for settings that make no sense.
-        """
-        before = self.trained
-        self.finish()
-        if self.trained is None or self.trained is before:
-            raise RuntimeError("the training was stopped before it got through an epoch.")
-        return self.trained
-
     def code(self, values: Values) -> str:
         default, chosen = asdict(MetaTraining()), asdict(self._chosen(values))
         changed = {name: value for name, value in chosen.items() if value != default[name]}
@@ -144,7 +130,7 @@ class Trainer(Job):
                 LearnedExplorer.offer(self._problem.name, f"trained here: {about}", rule)
         if self.cancelled:
             epoch = trainer.history.best.epoch if self.trained is rule else 0
-            kept = f"The best weights so far, of epoch {epoch}, are kept as `trained`, and the explorers offer them."
+            kept = f"The best weights so far, of epoch {epoch}, are kept: the explorers offer them."
             yield partial(self.look, f"Cancelled. {kept if epoch else 'No epoch was done.'}")
             return
         tests = TESTS_PER_VALIDATION * self._settings.validation_tasks

@@ -80,6 +80,17 @@ def faults(page):
     return [(each["help"], node["html"]) for each in grave for node in each["nodes"]]
 
 
+def check_that_a_keyboard_will_do(page):
+    """All that can be moved can be focused, and has a name of its own in its explorer."""
+    for explorer in page.locator(".l2l").all():
+        names = explorer.locator(".l2l-controls :is(input, select, button)").evaluate_all(
+            """all => all.map(each => [each.tabIndex, each.getAttribute('aria-label') || each.textContent
+                || each.closest('label')?.textContent || ''])""",
+        )
+        assert all(index == 0 and name.strip() for index, name in names)
+        assert len({name for _, name in names}) == len(names)
+
+
 def touch(page, *points):
     """Put a finger on the first point, and draw it over the others."""
     devtools = page.context.new_cdp_session(page)
@@ -165,14 +176,7 @@ def test_what_a_reader_can_do(explorer_page, tmp_path):
     assert "seed=3," not in page.locator(".l2l-code pre").inner_text()
     button(page, "Unpin").click()
     finished(page)
-    # A reader without a mouse: all that can be moved can be focused and has a name of its own.
-    names = page.eval_on_selector_all(
-        ".l2l-controls :is(input, select, button)",
-        """all => all.map(each => [each.tabIndex, each.getAttribute('aria-label') || each.textContent
-            || each.closest('label')?.textContent || ''])""",
-    )
-    assert all(index == 0 and name.strip() for index, name in names)
-    assert len({name for _, name in names}) == len(names)
+    check_that_a_keyboard_will_do(page)
     assert not faults(page)
     page.locator(".l2l-plot").focus()
     page.keyboard.press("ArrowRight")
@@ -276,7 +280,12 @@ def test_training_shows_progress_and_cancels(open_notebook, tmp_path, record_pro
     button(page, "Cancel").click()
     says(page, "Cancelled. The best weights")
     button(page, "Train").click(trial=True)  # waits until it is enabled
-    learned = page.get_by_role("combobox", name="by")
+    button(page, "Train").hover()
+    behind = button(page, "Train").evaluate("button => getComputedStyle(button).backgroundColor")
+    assert max(map(int, re.findall("[0-9]+", behind)[:3])) < 160, "white letters can be read under the pointer, too"
+    assert not faults(page)
+    check_that_a_keyboard_will_do(page)
+    learned = page.get_by_role("combobox", name="Weights")
     learned.select_option(index=1)
     finished(page)
     page.screenshot(path=tmp_path / "trained_here.png")
@@ -407,6 +416,8 @@ def test_the_race_and_the_playground(open_notebook, tmp_path, record_property):
     button(page, "Another draw").click()
     page.wait_for_function(SCORE, arg=2, timeout=60_000)
     page.screenshot(path=tmp_path / "race.png")
+    check_that_a_keyboard_will_do(page)
+    assert not faults(page)
 
     playground = page.locator(".l2l").nth(1)
     playground.get_by_text("As code").click()
@@ -448,8 +459,13 @@ PROPOSALS = """
 rules = {"LSTM": l2l.LSTMRule(preprocessing="log-sign", output_scale=0.1), "Adam": l2l.baseline("adam", 0.03)}
 l2l.widgets.ProposalExplorer(rules, {"first": weights, "last": 10 * weights[:, :200]})
 """
+COORDINATE = """
+losses = torch.linspace(2, 0.1, 101)
+l2l.widgets.CoordinateExplorer(rules["LSTM"], {"Adam": rules["Adam"]}, {"first": weights}, losses, coordinate=3)
+"""
 PREDICTION = """
 curves = {"LSTM": ([0, 1, 2], [5, 2, 1]), "Adam": ([0, 1, 2], [5, 4, 3])}
+curves |= {f"another optimizer whose name is long, {k}": ([0, 1, 2], [5, 4, k]) for k in range(3)}
 figure = l2l.plots.graph(curves, x="step", y="loss", title="A figure", markers=0)
 l2l.widgets.Prediction(figure, "Where will the LSTM be?", ["above", "below"], hidden=["LSTM"], right="Below.")
 """
@@ -458,7 +474,7 @@ EVERY_PATH = "[...document.querySelectorAll('.js-plotly-plot path')].map(path =>
 
 def test_the_explorers_of_lesson_7(open_notebook, tmp_path, record_property):
     """Of gradients as many as those of a network, made up here."""
-    page = open_notebook("inside.ipynb", INSIDE, PROPOSALS, PREDICTION)
+    page = open_notebook("inside.ipynb", INSIDE, PROPOSALS, PREDICTION, COORDINATE)
     page.wait_for_selector(LINES, timeout=30_000, state="attached")
     page.evaluate(WATCH)
     for name, key in (("p: Of appendix A", "ArrowLeft"), ("Step: Of the trajectory", "ArrowRight")):
@@ -485,14 +501,40 @@ def test_the_explorers_of_lesson_7(open_notebook, tmp_path, record_property):
     prediction = page.locator(".l2l").nth(2)
     reveal, shown = prediction.get_by_role("button", name="Reveal"), prediction.locator(".scatterlayer .trace")
     opacities = "all => all.map(each => Number(getComputedStyle(each).opacity))"
-    assert shown.evaluate_all(opacities) == [0, 1]
+    assert shown.evaluate_all(opacities) == [0, 1, 1, 1, 1]
     assert reveal.is_disabled()
+    prediction.scroll_into_view_if_needed()
+    page.wait_for_timeout(300)
+    start, *others = along(prediction.locator(".nsewdrag"), 0.1, 0.3, 0.5)
+    page.mouse.move(*start)
+    page.mouse.down()  # the pen
+    for x, y in others:
+        page.mouse.move(x, y + 20, steps=3)
+    page.mouse.up()
+    drawn = prediction.locator(".shapelayer path")
+    playwright.expect(drawn).not_to_have_count(0)
     prediction.get_by_role("radio", name="above").press("Space")
     playwright.expect(reveal).to_be_enabled()
     reveal.press("Enter")
     playwright.expect(prediction).to_contain_text("You expected: above. Below.")
-    assert shown.evaluate_all(opacities) == [1, 1]
+    assert shown.evaluate_all(opacities) == [1, 1, 1, 1, 1]
+    playwright.expect(drawn).not_to_have_count(0)
     prediction.screenshot(path=tmp_path / "prediction.png")
+    title, legend = (prediction.locator(part).bounding_box() for part in (".gtitle", "g.legend"))
+    assert legend["y"] >= title["y"] + title["height"], "a legend of several rows makes room for itself"
+
+    coordinate = page.locator(".l2l").nth(3)
+    equations = coordinate.locator(".l2l-lines")
+    coordinate.scroll_into_view_if_needed()
+    page.wait_for_timeout(300)
+    page.mouse.click(*along(coordinate.locator(".nsewdrag").first, 0.6)[0])
+    playwright.expect(coordinate.get_by_role("slider", name="Step")).to_have_value("60")
+    playwright.expect(equations).to_contain_text(re.compile(r"layer 1,.*i, f, o = σ.*unit 1 ", re.DOTALL))
+    # The ring on the curve is the first point; then come the squares of the input gate.
+    page.mouse.click(*along(coordinate.locator(".scatterlayer path.point").nth(8), 0.5)[0])
+    playwright.expect(equations).to_contain_text("unit 8 ")
+    coordinate.screenshot(path=tmp_path / "coordinate.png")
+    check_that_a_keyboard_will_do(page)
     assert not faults(page)
 
 
@@ -527,4 +569,5 @@ def test_a_figure_is_in_sight_of_its_controls(open_notebook, tmp_path):
                 stage, panel = (explorer.locator(each).bounding_box() for each in (".l2l-stage", ".l2l-controls"))
                 assert (panel["x"] >= stage["x"] + stage["width"]) == beside
                 assert explorer.evaluate(OUT_OF_SIGHT) == []
+            assert not faults(page)
             page.screenshot(path=tmp_path / f"sight_{width}_{theme}.png")
