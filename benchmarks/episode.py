@@ -44,8 +44,9 @@ from torch import Tensor, nn
 from l2l_kit.evaluation import machine
 from l2l_kit.optimizers import GroupedRule, LSTMRule, LSTMState, UpdateRule
 from l2l_kit.optimizers.lstm import LSTMLayer
-from l2l_kit.optimizers.tape import BLOCK, bytes_per_step, in_threads
+from l2l_kit.optimizers.tape import BLOCK, bytes_per_step
 from l2l_kit.problems import CIFAR, MNIST, Quadratics, TaskBatch
+from l2l_kit.processes import in_threads
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, ravel
 from l2l_kit.training import FirstOrderEstimator

@@ -52,9 +52,9 @@ class LSTMLayer(nn.Module):
     def forward(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
         """New output and cell state, both ``(hidden, coordinates)``, from inputs ``(inputs, coordinates)``."""
         weight, bias = self.doubled()
-        take, keep, give, candidate = torch.addmm(bias, weight, torch.cat([inputs, hidden])).sigmoid().chunk(4)
-        cell = keep * cell + take * (2 * candidate - 1)
-        return give * (2 * (2 * cell).sigmoid() - 1), cell
+        take, keep, give, candidate = torch.addmm(bias, weight, torch.cat([inputs, hidden])).sigmoid_().chunk(4)
+        cell = keep * cell + take * (2 * candidate).sub_(1)
+        return give * (2 * (2 * cell).sigmoid_()).sub_(1), cell
 
     def doubled(self) -> tuple[Tensor, Tensor]:
         """Weight and bias ``(4 · hidden, 1)`` with the candidate's rows doubled, so that one σ gives all four gates.

@@ -6,19 +6,16 @@ state in which the window began counts as constant: this is truncated backpropag
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from l2l_kit.optimizers.base import Memory
 from l2l_kit.optimizers.lstm import LayerStep, LSTMLayer, LSTMRule
+from l2l_kit.processes import in_threads
 from l2l_kit.tensors import Tensors
 
 _Graph = tuple[list[Tensor], list[Tensor]]
@@ -211,27 +208,6 @@ class LSTMTape(Tape):
         gradients = [block.gradients for block in self._blocks]
         result = {name: torch.stack([each[name] for each in gradients]).sum(0) for name in gradients[0]}
         return result | {"output.bias": torch.stack(self._upstream).sum().view(1)}
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-
-
-os.register_at_fork(after_in_child=_pool.cache_clear)  # a fork has the pools without their threads
-
-
-def in_threads(work: Callable[..., None], *parts: Sequence[Any]) -> None:
-    """`map` in as many threads as torch may use; sharing each product among them would be slow, for they are flat."""
-    threads = torch.get_num_threads()
-    if threads == 1 or len(parts[0]) == 1:
-        deque(map(work, *parts), maxlen=0)
-        return
-    try:
-        torch.set_num_threads(1)
-        deque(_pool(threads).map(work, *parts), maxlen=0)
-    finally:
-        torch.set_num_threads(threads)
 
 
 class AutogradTape(Tape):
