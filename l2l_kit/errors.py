@@ -71,7 +71,7 @@ def check_fields(owner: object, called: str | None = None) -> None:
 
 
 def check_number(owner: str, name: str, value: object, wanted: object = Count) -> None:
-    """Refuse what is no number of an annotated type such as `Count`, by a ValueError naming owner, name and value."""
+    """Refuse a value that is not of a numeric type such as `Count`, by a ValueError naming owner, name and value."""
     kind, bound = get_args(wanted)
     if isinstance(value, kind | int) and (bound.low < value < math.inf or (bound.itself and value == bound.low)):
         return

@@ -44,7 +44,7 @@ WIDE = 2  # decades over which powers of ten are ticks enough
 WIDTH, HEIGHT = 720, 420
 LEVELS = 12  # contour lines of a landscape
 CELLS = 60  # of the grid from which they are made, along each side
-BLUE, RED = (0, 114, 178), (213, 94, 0)  # negative and positive entries of matrices
+BLUE, RED = (33, 102, 172), (178, 24, 43)  # negative and positive entries of matrices: no optimizer's colours
 FEW = 40  # points of a line that are marked
 
 
@@ -148,7 +148,7 @@ def loss_axis(curves: Iterable[Values]) -> Settings:
         bottom = math.log10(min(map(min, positive)))
         parts = 2 if top - bottom > WIDE else 8
         low, high = math.floor(parts * bottom) / parts, math.ceil(parts * top) / parts
-        low, high = min(low, high - 0.5), high + 0.02  # half a decade at least, so that it shows two ticks
+        low, high = min(low, high - 0.25), high + 0.02  # a quarter of a decade at least, so that it shows two ticks
     return log_axis(low, high)
 
 
@@ -156,7 +156,10 @@ def log_axis(low: float, high: float) -> Settings:
     """A logarithmic axis between two powers of ten. Where it is narrow, ticks between powers of ten are labelled."""
     if high - low > WIDE:
         return {**LOGARITHMIC, "range": [low, high], "tickvals": None, "ticktext": None, "minor": {"ticks": "outside"}}
-    digits = (1, 1.5, 2, 3, 5, 7) if high - low < 1.2 else (1, 2, 5)
+    span = high - low
+    digits: tuple[float, ...] = (1, 2, 5) if span > 1.2 else (1, 1.5, 2, 3, 5, 7)
+    if span < 0.5:
+        digits = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8)
     ticks = [float(f"{digit}e{power}") for power in range(math.floor(low), math.ceil(high)) for digit in digits]
     ticks = [tick for tick in ticks if low <= math.log10(tick) <= high]
     labels = [f"{tick:g}" for tick in ticks]
@@ -215,8 +218,15 @@ def graph(
         ticks = sorted({at for line in lines for at in line.x if at is not None})
         figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks], minor_ticks="")
     if "y" in log:
-        figure.update_yaxes(loss_axis(line.y for line in lines))
+        figure.update_yaxes(_loss_axis(figure))
     return figure
+
+
+def _loss_axis(figure: Figure) -> Settings:
+    """The loss axis of a figure: it holds all lines, and their bands to a third of the lowest loss."""
+    lines, bands = ([trace.y for trace in figure.data if bool(trace.fill) == area] for area in (False, True))
+    lowest = min((loss for line in lines for loss in line if loss is not None and loss > 0), default=1.0)
+    return loss_axis([*lines, *([max(bound, lowest / 3) for bound in band] for band in bands)])
 
 
 def losses(lines: Mapping[str, Values], steps: int, title: str, in_range: Sequence[Values] = ()) -> Figure:
@@ -288,7 +298,7 @@ def learning_curves(
             low, high = curves.quantiles(name, (0.25, 0.75))
         drawn[name] = Curve(range(curves.steps + 1), curves.statistic(name, statistic), low, high)
     title = title or f"{statistic.capitalize()} loss over {curves.num_tasks} functions"
-    return graph(drawn, x="step", y="loss", title=title, log="y", markers=0)
+    return graph(drawn, x="step", y=f"{statistic} loss", title=title, log="y", markers=0)
 
 
 def tuning(table: pd.DataFrame) -> Figure:
@@ -361,7 +371,7 @@ def architectures(table: pd.DataFrame, trained_on: str, title: str) -> Figure:
         figure.add_traces(traces)
         middle = round((panel["place"].min() + panel["place"].max()) / 2, 2)
         labels[middle] = f"{labels.get(middle, '')}<br>{layers} layer{'s' if layers > 1 else ''}"
-    figure.update_yaxes(loss_axis(rounded(rows["mean"]) for _, rows in table.groupby("optimizer")))
+    figure.update_yaxes(_loss_axis(figure))
     ends = [place[order[0]] - 0.5, place[order[-1]] + 0.5]
     dashed = {"mode": "lines", "line": {"color": GREY, "dash": "dash", "width": 1.5}, "hoverinfo": "skip"}
     figure.add_scatter(name="where LSTM was trained", x=ends, y=rounded([learned[trained_on]] * 2), **dashed)

@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MultipleLocator, NullFormatter
 
 DPI = 100  # pixels of plotly's sizes per inch
 POINT = 72 / DPI  # of matplotlib's sizes, per pixel
@@ -114,6 +114,8 @@ def _axis(axes: Axes, name: Literal["x", "y"], axis: go.layout.XAxis | go.layout
         axes.set(**{f"{name}ticks": axis.tickvals, f"{name}ticklabels": [_text(tick) for tick in axis.ticktext]})
         axes.tick_params(axis=name, which="minor", length=0)
         getattr(axes, f"{name}axis").set_minor_formatter(NullFormatter())
+    elif axis.dtick and scale == "linear":
+        getattr(axes, f"{name}axis").set_major_locator(MultipleLocator(axis.dtick))
     if axis.ticks == "":
         axes.tick_params(axis=name, length=0)
     if axis.showgrid is not False:

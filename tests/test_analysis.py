@@ -111,7 +111,7 @@ class TestBiasOfTheMetaGradient:
     def test_it_is_that_of_autograd(self, averaging):
         rule = LSTMRule(hidden_size=4, global_averaging_cells=averaging, output_scale=0.1)
         table = meta_gradient_bias(rule, Quadratics(dim=3), unrolls=[2, 4], horizon=8, num_tasks=5, device="cpu")
-        table = table.set_index(["unroll", "dashed edges"])
+        table = table.set_index(["unroll", "second order"])
         gradients = {}
         for dashed in (False, True):
             for unroll in (2, 4, 8):

@@ -64,7 +64,7 @@ class TestPreprocessing:
 
     def test_shows_where_the_gradients_are(self):
         gradients = torch.tensor([[1e-3] * 4 + [-1e-6] * 2 + [0.0]])
-        x, y = drawn(PreprocessingExplorer(gradients))["the gradients there are"]
+        x, y = drawn(PreprocessingExplorer(gradients))["gradients of the run"]
         heights = {
             round(at): max(top for place, top in zip(x, y, strict=True) if abs(place - at) < 0.3) for at in (-3, -6)
         }

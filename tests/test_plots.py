@@ -236,7 +236,7 @@ close = st.builds(lambda low, decades: [[low * 10**more for more in decades]], p
 def test_a_loss_axis_has_ticks_that_can_be_read(lines):
     axis = plots.loss_axis(lines)
     low, high = axis["range"]
-    assert high - low >= 0.5
+    assert high - low >= 0.25
     shown = [value for line in lines for value in line if value is not None]
     if shown:
         first = max(next(value for value in line if value is not None) for line in lines if any(line))

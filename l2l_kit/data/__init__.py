@@ -27,7 +27,7 @@ def load(name: str, source: Source = "auto") -> Images:
 
     Raises:
         UnknownNameError: for an unknown data set or source.
-        DataError: if "full" is asked for and cannot be had; the message says why and what to do.
+        DataError: if "full" is asked for and is not available; the message says why and what to do.
     """
     return cast(Images, _load(name, source))
 
@@ -93,7 +93,7 @@ def _embedded(name: str) -> Any:
 
 @cache
 def _full(name: str, path: Path) -> Any:
-    """The whole data set, or why it cannot be had: an offline process asks once for each path in the cache."""
+    """The whole data set, or why it is not available: an offline process asks once for each path in the cache."""
     data_set = DATA_SETS[name]
     arrays, remark = read_cached(data_set)
     if arrays is not None:

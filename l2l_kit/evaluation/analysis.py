@@ -182,9 +182,9 @@ def meta_gradient_bias(
     seed: int = 0,
     device: Device = None,
 ) -> pd.DataFrame:
-    """How far meta-gradients of truncated backpropagation, with dashed edges and without, are from the whole one.
+    """How far truncated meta-gradients, with second-order terms and without, are from the full one.
 
-    The whole one backpropagates through the whole horizon and along the dashed edges of figure 2: it is the gradient of
+    The full one backpropagates through the whole horizon and along the dashed edges of figure 2: it is the gradient of
     what is minimized (equation 3). The others are summed over the windows of a run, whose weights stay what they are.
     All are those of two batches of optimizees, which also tell how much a meta-gradient depends on the batch.
 
@@ -195,8 +195,8 @@ def meta_gradient_bias(
         num_tasks: number of optimizees in each batch.
 
     Returns:
-        Columns `unroll`, `dashed edges` (whether they were followed), `cosine` to the whole meta-gradient, `size`, its
-        norm as a share of the whole one's, and `agreement`, the cosine between the two batches' meta-gradients.
+        Columns `unroll`, `second order` (whether these terms were kept), `cosine` to the full meta-gradient, `norm` as
+        a share of the full one's, and `cosine of two estimates`, which is that of the two batches' meta-gradients.
 
     Raises:
         ValueError: for an unroll that does not divide the horizon.
@@ -227,7 +227,7 @@ def meta_gradient_bias(
         gradient, agreement = pair.mean(dim=0), torch.cosine_similarity(pair[0], pair[1], dim=0)
         cosine, size = torch.cosine_similarity(gradient, whole, dim=0), gradient.norm() / whole.norm()
         rows.append((unroll, dashed, cosine.item(), size.item(), agreement.item()))
-    return pd.DataFrame(rows, columns=["unroll", "dashed edges", "cosine", "size", "agreement"])
+    return pd.DataFrame(rows, columns=["unroll", "second order", "cosine", "norm", "cosine of two estimates"])
 
 
 class TensorMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types here

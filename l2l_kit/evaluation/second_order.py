@@ -1,8 +1,7 @@
 """BFGS and L-BFGS, which estimate the curvature of a function on their way.
 
-They choose the points at which they ask for the loss, and take several of them for a step. So they are followed by
-evaluations of the loss and its gradient: after t updates any other optimizer has made as many as they after t
-evaluations beyond the first.
+They choose the points at which they ask for the loss, and need several of them for a step. So they are followed by
+evaluations of the loss and its gradient: t evaluations beyond the first compare with t updates of any other optimizer.
 """
 
 from __future__ import annotations

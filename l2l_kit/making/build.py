@@ -24,7 +24,7 @@ def build(
 ) -> None:
     """Make pretrained optimizers and recorded results in $L2L_HOME, where the kit then reads them and no others.
 
-    Several are made at once, $L2L_JOBS of them or one for each core. What is there already is not made again.
+    Several are made at once, $L2L_JOBS of them or one for each core. What exists already is not made again.
 
     Args:
         recipes: of data/recipes.

@@ -41,9 +41,11 @@ class Imitation:
         horizon: steps that are recorded.
         sample: coordinates of each parameter tensor that are recorded.
         passes: how often the LSTMs go over recorded steps after each network. The passes see, in turn, the first tenth,
-            the first four tenths and all of the horizon, because the first steps differ most from each other.
+            the first four tenths and all of the horizon, because the first steps differ most from each other. The last
+            third of the passes sees all of it.
         coordinates: how many coordinates of a network and LSTM one pass sees.
-        unroll: steps of truncated backpropagation through time.
+        unroll: steps of truncated backpropagation through time. In the last third of the passes it is a quarter of the
+            horizon, without which no cell learns to tell late steps from early ones, as a teacher's schedule asks.
         lr: learning rate of Adam in the first pass after each network. It falls linearly to a twentieth of that.
         seed: of all draws.
 
@@ -151,8 +153,11 @@ def imitate(
             for group in adam.param_groups:
                 group["lr"] = settings.lr * (1 - 0.95 * index / settings.passes)
             draws = generator(settings.seed, "passes", number, index)
-            steps = settings.horizon * (1, 4, 10)[index % 3] // 10
-            errors.append(_pass(optimizer, adam, recordings, steps, settings, draws))
+            if index < settings.passes * 2 // 3:
+                steps, unroll = settings.horizon * (1, 4, 10)[index % 3] // 10, settings.unroll
+            else:
+                steps, unroll = settings.horizon, settings.horizon // 4
+            errors.append(_pass(optimizer, adam, recordings, steps, unroll, settings, draws))
         yield Taught(number + 1, losses, sum(errors[-3:]) / len(errors[-3:]))
     optimizer.zero_grad(set_to_none=True)
 
@@ -195,15 +200,16 @@ def _pass(
     adam: torch.optim.Adam,
     recordings: list[Recording],
     steps: int,
+    unroll: int,
     settings: Imitation,
     draws: torch.Generator,
 ) -> float:
     """Go over the first steps of some recordings, window by window, and fit the LSTMs; returns the mean error."""
     some = [recordings[int(index)] for index in torch.randint(len(recordings), (TOGETHER,), generator=draws)]
-    streams = [_Stream(part, some, steps, settings, draws) for part in optimizer.parts(some[0].layout)]
+    streams = [_Stream(part, some, steps, unroll, settings, draws) for part in optimizer.parts(some[0].layout)]
     errors = []
-    for first in range(0, steps - settings.unroll + 1, settings.unroll):
-        errors += [stream.fit(slice(first, first + settings.unroll)) for stream in streams]
+    for first in range(0, steps - unroll + 1, unroll):
+        errors += [stream.fit(slice(first, first + unroll)) for stream in streams]
         adam.step()
     return sum(errors) / len(errors)
 
@@ -212,7 +218,13 @@ class _Stream:
     """The coordinates that one LSTM sees in one pass, and where it is with them."""
 
     def __init__(
-        self, part: Part, recordings: list[Recording], steps: int, settings: Imitation, draws: torch.Generator
+        self,
+        part: Part,
+        recordings: list[Recording],
+        steps: int,
+        unroll: int,
+        settings: Imitation,
+        draws: torch.Generator,
     ) -> None:
         self.lstm = part.network
         gradients, targets, sizes = [], [], []
@@ -225,7 +237,7 @@ class _Stream:
             targets.append(recording.targets[:steps, chosen] * sign)
             sizes.append(recording.sizes[:steps, chosen])
         self.gradients, self.targets, self.sizes = (torch.cat(part, dim=1) for part in (gradients, targets, sizes))
-        self.tape = LSTMTape(self.lstm, self.gradients.shape[1], settings.unroll)
+        self.tape = LSTMTape(self.lstm, self.gradients.shape[1], unroll)
         self.state = self.lstm.initial_state(self.gradients.shape[1])
 
     def fit(self, window: slice) -> float:

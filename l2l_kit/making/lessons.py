@@ -124,7 +124,7 @@ def execute_lessons(
     jobs: int = 1,
     on_lesson: Callable[[Lesson], object] = lambda _: None,
 ) -> list[Lesson]:
-    """Execute lessons into a directory, so many at once, each in a process of its own; `on_lesson` is told of each.
+    """Execute lessons into a directory, `jobs` at once, each in a process of its own; `on_lesson` is told of each.
 
     Parameters are checked against every notebook before the first one runs. A lesson that fails does not stop the
     others, and one that was finished before, with the same parameters, is not executed again.

@@ -184,7 +184,7 @@ def embedded(png: bytes) -> str:
 
 
 def smaller(png: bytes, limit: int) -> bytes:
-    """The same picture as a PNG of at most so many bytes: with fewer colours, if that does not do with fewer pixels."""
+    """The same picture as a PNG of at most so many bytes: with fewer colours or, if need be, fewer pixels."""
     with needs("lessons"):
         import PIL.Image
 

@@ -23,8 +23,8 @@ class Recording {
     if (node === null || typeof node !== "object") return node;
     if (Array.isArray(node)) return node.map((each) => this.made(each));
     if ("$" in node) return this.made(this.pool[node.$]);
-    if ("png" in node && typeof node.png === "string") node = { ...node, png: Uint8Array.from(atob(node.png), (letter) => letter.charCodeAt(0)) };
-    return node instanceof Uint8Array ? node : Object.fromEntries(Object.entries(node).map(([name, value]) => [name, this.made(value)]));
+    if (typeof node.png === "string") return Uint8Array.from(atob(node.png), (letter) => letter.charCodeAt(0));
+    return Object.fromEntries(Object.entries(node).map(([name, value]) => [name, this.made(value)]));
   }
   get(name) {
     return { moves: 0, answered: 0, ...this.traits }[name];
@@ -71,7 +71,9 @@ const figures = [...document.querySelectorAll(".l2l-figure")].map((place) => {
     const shown = { ...structuredClone(layout), width, font: { ...layout.font, color }, hoverlabel: {} };
     if (width < 500) {
       if (shown.title?.text) shown.title = { ...shown.title, font: { size: 13 }, text: shown.title.text.replace(/(.{36}\S*) /g, "$1<br>") };
-      shown.legend = { ...shown.legend, y: -0.28, yanchor: "top" }; // above, it would meet the title
+      shown.legend = { ...shown.legend, yref: "container", y: 0, yanchor: "bottom" }; // above, it would meet the title
+      shown.xaxis = { ...shown.xaxis, automargin: true, title: { ...shown.xaxis?.title, standoff: 8 } };
+      shown.height = 1.15 * (layout.height ?? 420);
     }
     return Plotly.react(plot, structuredClone(data), shown, { displaylogo: false, modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] });
   };

@@ -26,6 +26,7 @@ HERE, ROOT = Path(__file__).parent, NOTEBOOKS.parent
 WIDGET, PLOTLY = "application/vnd.jupyter.widget-view+json", "application/vnd.plotly.v1+json"
 SHOWN = ("notebooks/diagrams", "docs/figures", "data/results/figures")
 """Folders of pictures to which the lessons and the README refer."""
+TEACHING = "docs/teaching.md"
 SCRIPTS = {"plotly": "package_data/plotly.min.js", "sphinx-mathjax-offline": "static/mathjax/tex-svg.js"}
 """What other packages bring, which pages must not fetch from elsewhere."""
 ASSETS = "../_static"
@@ -69,13 +70,17 @@ def write_site(
                 (*_, output) = (each for each in notebook["cells"][place]["outputs"] if WIDGET in each.get("data", {}))
                 html = _explorer(output["data"], record, source / "assets", predicted="widgets.Prediction" in code)
                 output["data"] = {"text/html": html}
-            for output in (output for cell in notebook["cells"] for output in cell.get("outputs", [])):
-                if PLOTLY in output.get("data", {}):
-                    output["data"] = {"text/html": _figure(output["data"][PLOTLY])}
+            for cell in notebook["cells"]:
+                if cell["metadata"].get("jupyter", {}).get("outputs_hidden"):  # until the reader has predicted them
+                    cell["metadata"].setdefault("tags", []).append("hide-output")
+                for output in cell.get("outputs", []):
+                    if PLOTLY in output.get("data", {}):
+                        output["data"] = {"text/html": _figure(output["data"][PLOTLY])}
             write_atomically(source / "notebooks" / lesson.name, json.dumps(notebook).encode())
         for pictures in SHOWN:
             shutil.copytree(ROOT / pictures, source / pictures, ignore=shutil.ignore_patterns("*.py", "*.md"))
         write_atomically(source / "index.md", _first_page(lessons, repository).encode())
+        write_atomically(source / TEACHING, (ROOT / TEACHING).read_bytes())
         settings, cache = _settings(source, repository), Path(temporary, "cache")
         Sphinx(source, None, folder, cache, "html", settings, status=None, freshenv=True, parallel=jobs).build()
     for lesson in lessons:  # to download; Sphinx has copied what it was given
@@ -197,7 +202,8 @@ def _first_page(lessons: Sequence[Path], repository: str) -> str:
             " The rocket above a lesson opens it on Binder, which installs the kit, or on Colab, where this first cell "
             f'installs it:\n\n    %pip install "l2l_kit[lessons] @ git+{repository}"\n'
         )
-    listed = "\n".join(["```{toctree}", ":hidden:", "", *(f"notebooks/{lesson.stem}" for lesson in lessons), "```"])
+    pages = [*(f"notebooks/{lesson.stem}" for lesson in lessons), TEACHING.removesuffix(".md")]
+    listed = "\n".join(["```{toctree}", ":hidden:", "", *pages, "```"])
     return f"# l2l_kit\n{parts['l2l_kit']}\n## Lessons\n{parts['Lessons']}\n## To run them\n\n{run}\n\n{listed}\n"
 
 
@@ -215,6 +221,7 @@ def _settings(source: Path, repository: str) -> dict[str, Any]:
         "language": "en",
         "extensions": ["myst_nb"],
         "nb_execution_mode": "off",
+        "nb_merge_streams": True,
         "suppress_warnings": ["myst.xref_missing"],  # anchors in HTML, which work
         "myst_enable_extensions": ["dollarmath", "amsmath"],
         "html_theme": "sphinx_book_theme",

@@ -117,7 +117,7 @@ def run_sweep(
     jobs: int = 1,
     device: Device = None,
 ) -> Path | None:
-    """Run what of a sweep is not there yet, print each run that is done, and record the table under both protocols.
+    """Run what is missing of a sweep, print each run that is done, and record the table under both protocols.
 
     Args:
         data: where ``results/`` and ``cache/`` are.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def search_recipe(
     recipe: Recipe, data: Path = HOME, jobs: int = 1, device: Device = None, storage: str | None = None
 ) -> pd.DataFrame:
-    """Search what a recipe leaves open, so many trials at once, and record them; the rest as in `train_recipe`."""
+    """Search what a recipe leaves open, `jobs` trials at once, and record them; the rest as in `train_recipe`."""
     if recipe.search is None:
         raise ValueError(f"recipe {recipe.name!r} has no [search] section.")
     from l2l_kit.making.search import random_search  # with optuna, which training alone does without

@@ -1,4 +1,4 @@
-"""Work that is kept in files: what is there is not made again, what two processes want is made by one of them.
+"""Work that is kept in files: what exists is not made again, and what two processes need is made by one of them.
 
 So a command that was interrupted goes on when it is given again.
 """
@@ -95,7 +95,7 @@ def parallel_map(
     apart: bool = False,
     shared: bool = False,
 ) -> list[Result]:
-    """The results of calls of an importable function, in their order, from so many processes that share the cores.
+    """The results of calls of an importable function, in their order, from `jobs` processes that share the cores.
 
     The processes end when this one does, or when it is interrupted: what they have made by then is in their files. For
     a single job there are none, unless it is to be run `apart`. `on_result` is called as soon as a result is there.

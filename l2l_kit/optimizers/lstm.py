@@ -47,7 +47,7 @@ class LSTMLayer(nn.Module):
             else:
                 spread = low + (high - low) * torch.rand(hidden, generator=draws)
                 self.bias[hidden : 2 * hidden] += spread
-                self.bias[:hidden] -= spread / 2  # a cell that forgets slowly must fill slowly, or it saturates
+                self.bias[:hidden] -= spread  # a cell that forgets slowly must fill slowly, or it saturates
 
     def forward(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
         """New output and cell state, both ``(hidden, coordinates)``, from inputs ``(inputs, coordinates)``."""
@@ -114,8 +114,8 @@ class LSTMRule(UpdateRule):
         output_scale: factor on the proposed update; the paper uses 0.1 on MNIST and none (1.0) on the quadratics.
         forget_bias: added to the initial biases of the forget gates; the paper does not mention one. With a bias b an
             untrained cell remembers about 1 + exp(b) steps, and a long memory averages noisy gradients. A pair spreads
-            the cells of a layer between two biases, and lowers those of their input gates by half as much (compare
-            Tallec and Ollivier, 2018).
+            the cells of a layer between two biases, and lowers those of their input gates as much (Tallec and Ollivier,
+            2018), so that a cell with a long memory fills slowly and can tell how long a run is under way.
         global_averaging_cells: cells in each layer whose outputs are replaced, at each step, by their mean over all
             coordinates of the task (appendix of the paper's first version, arXiv:1606.04474v1).
         seed: seed of the initial weights.

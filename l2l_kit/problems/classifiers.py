@@ -109,7 +109,7 @@ class ClassifierProblem(Problem):
 
     @property
     def images(self) -> data.Images:
-        """All images, and where they come from; a `DataError` if "full" was asked for and cannot be had."""
+        """All images, and where they come from; a `DataError` if "full" was asked for and is not available."""
         return data.load(self.data_set, self.source)
 
     def _tasks(

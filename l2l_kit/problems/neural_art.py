@@ -99,9 +99,9 @@ class NeuralArt(Problem):
         S = ‖G − G*‖² / ‖G*‖², averaged over conv1_1, conv2_1, conv3_1 and conv4_1;
         V = mean squared difference of pixels side by side, plus that of pixels one above the other.
 
-    C and S are 1 where nothing is right. (Gatys et al. use constants instead, and compare contents in conv4_2, which
-    has too few places at 64 pixels.) V is that of Johnson et al. (2016), squared and per pixel. All three are means
-    over places, so the factor (size / 64)² keeps the gradient of a pixel as large at any size.
+    C and S are 1 for a picture without features. (Gatys et al. use constants instead, and compare contents in conv4_2,
+    which has too few places at 64 pixels.) V is that of Johnson et al. (2016), squared and per pixel. All three are
+    means over places, so the factor (size / 64)² keeps the gradient of a pixel as large at any size.
 
     Args:
         style: name of a style, see `data.style_names`, or a file's path; "auto" for van Gogh's Starry Night where it

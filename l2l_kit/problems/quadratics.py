@@ -37,7 +37,7 @@ class QuadraticTasks(TaskBatch):
 class Quadratics(Problem):
     """f(θ) = ‖Wθ − y‖² with W, y and θ₀ drawn from a standard Gaussian (section 3.1), θ of ``dim`` parameters.
 
-    The mean over functions is ruled by the rare W that are nearly singular: look at medians and quantiles beside it.
+    The rare W that are nearly singular dominate the mean over functions: look at medians and quantiles beside it.
     """
 
     name = "quadratics"

@@ -95,7 +95,7 @@ class ComparisonExplorer(LearnedExplorer):
     Raises:
         FileNotFoundError: if no tuned learning rates are recorded for the problem.
         ValueError: for values that the controls cannot have, or a number below 1.
-        DataError: if the data set asked for cannot be had.
+        DataError: if the data set asked for is not available.
     """
 
     device: ClassVar[str | None] = None
@@ -298,7 +298,7 @@ def rate_controls(tuned: Mapping[str, Baseline], values: Values) -> list[tuple[C
 
 
 def constructor(problem: Problem) -> str:
-    """The Python that makes a problem of the kit; one of the reader's own is only named."""
+    """The Python that makes a problem of the kit; a reader's own problem is only named."""
     values = {field.name: getattr(problem, field.name) for field in fields(cast("Any", problem))}
     if "name" in values:
         return "problem"

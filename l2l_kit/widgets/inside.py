@@ -60,13 +60,14 @@ class PreprocessingExplorer(Explorer):
         gradients, threshold = self._gradients[values["step"]], math.exp(-values["p"])
         places = torch.linspace(*DECADES, 4 * BINS + 1)
         first, second = LogSign(values["p"])(10.0**places)
-        labels = "What the LSTM is shown of a gradient", "log₁₀ |∇|", "input of the LSTM"
+        labels = "What is the LSTM shown of a gradient?", "log₁₀ |∇|", "input of the LSTM"
         figure = plots.Figure(layout=plots.layout(*labels))
         x, y = _outline(gradients)
         area = {"fill": "toself", "fillcolor": plots.GRID, "line": {"width": 0, "color": plots.GREY}}
-        figure.add_scatter(name="the gradients there are", x=x, y=y, **{**MARK, **area})
-        for name, line, style in (("first input", first, "LSTM"), ("second input (for ∇ > 0)", second, "Adam")):
-            drawn = {"x": plots.rounded(places), "y": plots.rounded(line), "line": plots.STYLES[style].line}
+        figure.add_scatter(name="gradients of the run", x=x, y=y, **{**MARK, **area})
+        lines = {"first input": first, "second input (for ∇ > 0)": second}
+        for name, style in plots.styles(lines).items():
+            drawn = {"x": plots.rounded(places), "y": plots.rounded(lines[name]), "line": {**style.line, "width": 3}}
             figure.add_scatter(name=name, mode="lines", **drawn)
         figure.add_scatter(name="e⁻ᵖ", x=[math.log10(threshold)] * 2, y=[-1, 1], **MARK)
         figure.update_xaxes(range=DECADES).update_yaxes(range=(-1.05, 1.05)).update_layout(showlegend=True)
@@ -92,7 +93,7 @@ class OneCoordinate(Explorer):
         values: what the other controls begin with.
 
     Raises:
-        ValueError: for a parameter or coordinate that there is not.
+        ValueError: for an unknown parameter or coordinate.
     """
 
     def __init__(self, gradients: Tensors, parameter: str | None, coordinate: int | None, **values: Any) -> None:
@@ -154,7 +155,7 @@ class ProposalExplorer(OneCoordinate):
             x, y = plots.rounded(probes), plots.rounded(found[name][step])
             figure.add_scatter(name=name, x=x, y=y, mode="lines", line=style.line)
         largest = 1.05 * max(updates.abs().max().item() for updates in found.values())
-        figure.add_scatter(name="it is here", x=[actual] * 2, y=[-largest, largest], **MARK)
+        figure.add_scatter(name="its gradient now", x=[actual] * 2, y=[-largest, largest], **MARK)
         figure.update_yaxes(range=[-largest, largest], zeroline=True, zerolinecolor=plots.GRID)
         return View(f"Its gradient at this step is {actual:.3g}.", figure.update_layout(showlegend=True))
 
@@ -216,7 +217,7 @@ class MemoryExplorer(Explorer):
     def draw(self, values: Values) -> View:
         step, which = values["step"], CONDITIONS.index(values["condition"]) * FUNCTIONS + values["function"]
         lines = {name: losses[which].clamp_min(LOWEST).tolist() for name, losses in self._losses.items()}
-        figure = plots.losses(lines, STEPS, "f along the way, and for BFGS after as many gradients")
+        figure = plots.losses(lines, STEPS, "Who goes down fastest? (BFGS by number of gradients)")
         ends = [10.0**end for end in figure.layout.yaxis.range]
         figure.add_scatter(name="here", x=[step] * 2, y=ends, showlegend=False, **MARK)
         memory, inverse = self._memories[which, step], self._inverses[which]

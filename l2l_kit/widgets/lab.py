@@ -15,7 +15,7 @@ def missing_in_lab(server: int | None = None) -> str:
     """What JupyterLab lacks to show the kit's widgets, as a sentence; empty if nothing, or if it cannot be seen.
 
     Lab can run in another environment than its kernels. Half of every widget is a script that Lab loads, from its own
-    environment. Where it is not there, the page says "model not found" however often it is loaded.
+    environment. If that script is missing, the page says "model not found" however often it is loaded.
 
     Args:
         server: process of the Jupyter server; None for the one that started this kernel. It can be seen on Linux only.

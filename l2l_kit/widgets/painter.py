@@ -38,8 +38,8 @@ KINDS = {"content": data.content, "style": data.style}
 class Painter(Job):
     """Let a learned optimizer, Adam, NAG and L-BFGS paint the same picture.
 
-    Paint begins what the controls say, in the background. Pictures of the reader's own are uploaded, or put into the
-    cache's folders "contents" and "styles".
+    Paint begins what the controls say, in the background. Readers upload pictures of their own, or put
+    them into the cache's folders "contents" and "styles".
 
     Args:
         seed: of the noise that pictures begin as.
@@ -51,7 +51,7 @@ class Painter(Job):
 
     Raises:
         FileNotFoundError: if the sweeps that tuned the learning rates are not recorded.
-        UnknownNameError: for a content, style, size or network that there is not.
+        UnknownNameError: for an unknown content, style, size or network.
         ValueError: for a number of steps below 1.
     """
 
@@ -180,7 +180,7 @@ class Painter(Job):
         yield partial(self.look, f"After {steps} steps, from the lowest loss: {order}.")
 
     def _runs(self, tasks: TaskBatch, values: Values, device: torch.device) -> dict[str, Iterator[Point]]:
-        """Everybody's way through the pictures; who is missing is noted."""
+        """Every optimizer's way through the pictures; those that are missing are noted."""
         table, steps = self._rates[values["size"]], values["steps"]
         tuned = swept_baselines(table, table["step"].max())
         runs = {name: trajectory(tuned[name], tasks, steps) for name in NAMES if name in tuned}
@@ -193,7 +193,7 @@ class Painter(Job):
         return {LEARNED: trajectory(rule, tasks, steps), **runs}
 
     def look(self, text: str, progress: float | None = None) -> View:
-        """How far everybody is."""
+        """How far each optimizer is."""
         title = f"Loss, by the features of {self._problem.feature_weights.title}"
         figure = plots.losses(self._losses, self.values["steps"], title, [(2, 0.2)]).update_layout(height=300)
         pictures = []

@@ -21,7 +21,7 @@ STEPS = 100
 class Race(Explorer):
     """Watch optimizers minimize a random quadratic in ten dimensions. It begins as soon as it is on the page.
 
-    Whoever has the lowest loss after the last step wins. The score is that of the draws that were raced to the end.
+    The lowest loss after the last step wins. The score is that of the draws that were raced to the end.
 
     Args:
         seed: of the first draw; the next ones count up.

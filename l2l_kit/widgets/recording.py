@@ -23,14 +23,15 @@ def record(explorer: Explorer) -> bytes:
     changes fastest), and the `pool`: each list or object that occurs is there once, and elsewhere as ``{"$": place}``.
     """
     grid = {name: list(values) for name, values in explorer.recorded.items()}
-    start = {name: explorer.values.get(name) for name in grid}
+    start = {name: explorer.values.get(name, values[-1]) for name, values in grid.items()}  # a player shows the end
     explorer.compares, views, pool = False, [], dict[str, int]()
     for values in itertools.product(*grid.values()):
-        explorer.replay(dict(zip(grid, values, strict=True)))
+        chosen = dict(zip(grid, values, strict=True))
+        explorer.replay(chosen)
         layout = (explorer.shown["figure"] or {"layout": {}})["layout"]
         if layout.pop("meta", None):  # it can be dragged, which its title says, but not in a recording
             del layout["title"]
-        view = {"values": explorer.values, "groups": _groups(explorer, explorer.values)}
+        view = {"values": {**explorer.values, **chosen}, "groups": _groups(explorer, explorer.values)}
         views.append(_pooled({**view, "shown": explorer.shown, "state": explorer.state}, pool)["$"])
     about = {"values": grid, "start": start, "views": views}
     return gzip.compress(f'{json.dumps(about)[:-1]}, "pool": [{",".join(pool)}]}}'.encode(), mtime=0)

@@ -174,5 +174,5 @@ class Trainer(Job):
         return self.look(text, episode / settings.episodes)
 
     def look(self, text: str, progress: float | None = None) -> View:
-        title = f"{self._problem.name}: mean loss over {self._settings.validation_tasks} optimizees for validation"
+        title = f"Mean loss of {self._settings.validation_tasks} validation tasks ({self._problem.name})"
         return View(text, plots.losses(self._losses, self._settings.horizon, title), progress=progress)

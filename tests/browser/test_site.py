@@ -11,10 +11,17 @@ pytestmark = pytest.mark.timeout(400)
 
 FIGURE = {"data": [{"type": "scatter", "x": [0, 1], "y": [1, 3]}], "layout": {"title": {"text": "A line"}}}
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGD4DwABBAEAX+XDSwAAAABJRU5ErkJggg=="
-CELL = """class Tiny(widgets.Playground):
+CELL = """from base64 import b64decode
+from l2l_kit import widgets
+from l2l_kit.widgets.explorer import Picture
+
+class Tiny(widgets.Playground):
     recorded = {"angle": (0, 45), "condition": (1, 20), "step": (0, 20, 40)}
 
-Tiny()"""
+    def draw(self, values):
+        return super().draw(values)._replace(pictures=[Picture("A pixel", b64decode("PIXEL"))])
+
+Tiny()""".replace("PIXEL", PIXEL)
 # Notes when a key goes down, and when something in the figure changes after it.
 WATCH = """() => {
     window.addEventListener('keydown', () => { window.pressed = performance.now(); window.redrawn = null; }, true);
@@ -32,7 +39,7 @@ def folder(tmp_path_factory):
         {site.PLOTLY: FIGURE, "image/jpeg": PIXEL, "text/plain": "a figure"},
         {"text/html": "<table><tr><th>a</th></tr><tr><td>1</td></tr></table>", "text/plain": "a 1"},
     ]
-    sources = ["from l2l_kit import widgets\n" + CELL, "figure", "table"]
+    sources = [CELL, "figure", "table"]
     cells = [
         new.new_code_cell(
             source, execution_count=1, outputs=[new.new_output("execute_result", data, execution_count=1)]
@@ -87,11 +94,12 @@ def test_every_slider_moves_the_figure(reader, record_property):
     record_property("site", f"a recorded explorer follows a key after {times} ms")
 
 
-def test_figures_are_alive_mathematics_is_set_and_axe_finds_no_serious_fault(reader):
+def test_figures_and_pictures_are_alive_mathematics_is_set_and_axe_finds_no_serious_fault(reader):
     page = reader("notebooks/00_small.html")
     page.wait_for_selector(".l2l-figure .main-svg", timeout=60_000)
     page.wait_for_selector("mjx-container svg", timeout=60_000)
     page.wait_for_selector(".l2l-plot .main-svg", timeout=60_000)
+    page.wait_for_function("document.querySelector('.l2l-recorded img')?.naturalWidth === 1")
     found = axe.Axe().run(page, options={"preload": False}).response["violations"]
     assert [each["id"] + each["nodes"][0]["html"] for each in found if each["impact"] in ("serious", "critical")] == []
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
