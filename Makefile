@@ -6,7 +6,7 @@ BIN := .venv/bin
 # lessons and the browser come first: they are long, and what is short fills the gaps at the end.
 ONE_THREAD := OMP_NUM_THREADS=1
 
-.PHONY: help setup reproduce test lab notebooks site gallery diagrams benchmark clean
+.PHONY: help setup reproduce test lab notebooks site gallery diagrams benchmark gpu clean
 
 help:
 	@echo "make reproduce   execute every lesson headless and write a report of the paper's claims"
@@ -17,6 +17,7 @@ help:
 	@echo "make gallery     extract the paper's figures from the executed lessons into docs/figures"
 	@echo "make diagrams    draw the diagrams of the lessons in notebooks/diagrams"
 	@echo "make benchmark   speed as ratios in one run"
+	@echo "make gpu         tests, episodes and the quick profile on a GPU, as a table: benchmarks/gpu.md"
 	@echo "make clean       remove the environment and what was built"
 
 setup: .venv/installed
@@ -64,6 +65,9 @@ benchmark: setup
 	$(BIN)/python benchmarks/episode.py cifar --memory --unroll 100
 	$(ONE_THREAD) $(BIN)/python benchmarks/curves.py quadratics
 	$(ONE_THREAD) $(BIN)/python benchmarks/processes.py
+
+gpu: setup
+	$(BIN)/python benchmarks/gpu.py
 
 clean:
 	rm -rf .venv build

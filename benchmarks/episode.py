@@ -45,7 +45,7 @@ from l2l_kit.evaluation import machine
 from l2l_kit.optimizers import GroupedRule, LSTMRule, LSTMState, UpdateRule
 from l2l_kit.optimizers.lstm import LSTMLayer
 from l2l_kit.optimizers.tape import BLOCK, bytes_per_step
-from l2l_kit.problems import CIFAR, MNIST, Quadratics, TaskBatch
+from l2l_kit.problems import CIFAR, MNIST, Problem, Quadratics, TaskBatch
 from l2l_kit.processes import in_threads
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, ravel
@@ -56,22 +56,30 @@ NETWORKS: dict[str, Any] = {"preprocessing": "log-sign", "output_scale": 0.1}
 """What the paper changes in its optimizer for networks."""
 
 
-def make(problem: str) -> tuple[TaskBatch, UpdateRule]:
-    draws = generator(0, "benchmark")
+def make(
+    problem: str, num_tasks: int | None = None, device: torch.device | None = None
+) -> tuple[TaskBatch, UpdateRule]:
+    """Some tasks, 128 quadratics or one network if not given, and the rule that is trained on them."""
+    found: tuple[Problem, UpdateRule]
     if problem == "cifar":
-        return CIFAR().sample(1, draws), GroupedRule({"conv": NETWORKS, "fc": NETWORKS})
-    if problem == "quadratics":
-        return Quadratics(10).sample(128, draws), LSTMRule()
-    return MNIST().sample(1, draws), LSTMRule(**NETWORKS)
+        found = CIFAR(), GroupedRule({"conv": NETWORKS, "fc": NETWORKS})
+    elif problem == "quadratics":
+        found = Quadratics(10), LSTMRule()
+    else:
+        found = MNIST(), LSTMRule(**NETWORKS)
+    size = num_tasks or (128 if problem == "quadratics" else 1)
+    return found[0].sample(size, generator(0, "benchmark"), device), found[1].to(device)
 
 
-def replay_episode(tasks: TaskBatch, rule: UpdateRule, unroll: int, sample: int | None = None) -> Callable[[], None]:
+def replay_episode(
+    tasks: TaskBatch, rule: UpdateRule, unroll: int, sample: int | None = None, horizon: int = HORIZON
+) -> Callable[[], None]:
     meta_optimizer = torch.optim.Adam(rule.parameters(), lr=1e-3)
     estimator = FirstOrderEstimator(rule, sample=sample)
 
     def episode() -> None:
         estimator.reset(tasks)
-        for _ in range(HORIZON // unroll):
+        for _ in range(horizon // unroll):
             window = estimator.unroll(unroll)
             for name, weight in rule.named_parameters():
                 weight.grad = window.meta_gradient[name]

@@ -22,6 +22,7 @@ from l2l_kit import problems, zoo
 from l2l_kit.evaluation import compare as run_comparison
 from l2l_kit.evaluation import summary, tally, tuned_baselines
 from l2l_kit.evaluation.curves import Statistic
+from l2l_kit.extras import needs
 from l2l_kit.making.lessons import Lesson, execute_lessons, find_lessons
 from l2l_kit.making.recipes import read_recipes
 from l2l_kit.making.report import record_claims, write_report
@@ -35,6 +36,7 @@ from l2l_kit.paths import HOME, user_path
 from l2l_kit.problems import Problem
 from l2l_kit.processes import process_group, rank_and_world_size
 from l2l_kit.storage import write_atomically
+from l2l_kit.tensors import pick_device
 
 # A pipe has no width: give it room, so that a name is never cut.
 console = Console(width=None if sys.stdout.isatty() else 160)
@@ -90,7 +92,14 @@ app = typer.Typer(
     add_completion=False,
 )
 
-Device = Annotated[str | None, typer.Option(help='"cpu" or "cuda"; the best there is if not given.')]
+
+def _device(name: str | None) -> str | None:
+    """A device that is there, before anything is computed."""
+    pick_device(name)
+    return name
+
+
+Device = Annotated[str | None, typer.Option(callback=_device, help='"cpu" or "cuda"; the best there is if not given.')]
 Seed = Annotated[int, typer.Option(help="Seed of all draws.")]
 Jobs = Annotated[int, typer.Option(min=1, help="How many to run at once, the cores shared among them.")]
 Tasks = Annotated[int, typer.Option("--tasks", min=1, help="Number of optimizees.")]
@@ -128,9 +137,19 @@ def _print_table(rows: Sequence[Mapping[Any, str]], title: str | None = None) ->
 
 @app.command()
 def train(
-    recipe: RecipeName, jobs: Jobs = 1, storage: Storage = None, data: Data = HOME, device: Device = None
+    recipe: RecipeName,
+    jobs: Jobs = 1,
+    storage: Storage = None,
+    data: Data = HOME,
+    device: Device = None,
+    log_dir: Annotated[
+        Path | None, typer.Option(parser=user_path, help="Log here what TensorBoard shows, by recipe.")
+    ] = None,
 ) -> None:
     """Make pretrained optimizers: search the meta-learning rate, train, save. Goes on where it was interrupted."""
+    if log_dir is not None:
+        with needs("tensorboard"):  # before the search
+            import tensorboard  # noqa: F401
 
     def say(path: Path) -> None:
         if rank_and_world_size()[0] == 0:
@@ -139,7 +158,8 @@ def train(
             console.print(f"{path}: validation {how}")
 
     with process_group(device) as mine:
-        parallel_map(train_recipe, [(member, data, str(mine), storage) for member in read_recipes(recipe)], jobs, say)
+        calls = [(member, data, str(mine), storage, log_dir) for member in read_recipes(recipe)]
+        parallel_map(train_recipe, calls, jobs, say)
 
 
 @app.command()

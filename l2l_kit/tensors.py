@@ -55,10 +55,11 @@ def pick_device(device: Device = None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        if chosen.type != "cuda":
+        is_missing = chosen.type == "cuda" and not torch.cuda.is_available()
+        if not is_missing:
             torch.zeros(1, device=chosen).item()  # torch also knows devices that do not exist here or hold no numbers
     except RuntimeError as error:
         raise ValueError(f'there is no device {str(device)!r}; use "cpu" or "cuda".') from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
+    if is_missing:
         raise ValueError(f'device {str(device)!r} was asked for, but torch sees no GPU. Use device="cpu" or None.')
     return chosen

@@ -1,6 +1,9 @@
 """What all tests share."""
 
 import pytest
+import torch
+
+torch.backends.cudnn.allow_tf32 = False  # by default a GPU's convolutions round what they multiply to three digits
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -153,12 +153,13 @@ def through_a_file(what):
 class Run:
     """A model and its optimizer."""
 
-    def __init__(self, which, dtype=torch.float32, make=of_model, tied=False, **options):
+    def __init__(self, which, dtype=torch.float32, make=of_model, tied=False, device="cpu", **options):
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Conv1d(1, 2, 2), nn.Tanh(), nn.Flatten(), nn.Linear(4, 2)).to(dtype)
         if tied:
             self.model.extend([nn.Tanh(), nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2)])
             self.model[7].weight = self.model[5].weight
+        self.model.to(device)
         self.optimizer = make(which, self.model, **options)
         self.again = lambda: Run(which, dtype, make)
 

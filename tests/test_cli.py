@@ -170,7 +170,13 @@ def test_reproduce_tells_each_lesson_and_where_the_report_is(
         (("reproduce", "--profile", "fast"), "--profile"),
         (("reproduce", "--lesson", "02", "-p", "sed=1"), "Did you mean 'seed'?"),
         (("reproduce", "--lesson", "02", "-p", "unroll=many"), "must be of type int, got 'many'"),
-        (("reproduce", "--device", "gpu"), "there is no device 'gpu'"),
+        *(
+            ((*command, "--device", "gpu"), "there is no device 'gpu'")
+            for command in (
+                *(("train", "quadratics"), ("search", "quadratics"), ("tune", "quadratics"), ("compare", "quadratics")),
+                *(("sweep", "mnist-figure6"), ("reproduce",)),
+            )
+        ),
         (("search", "mnist"), "recipe 'mnist' has no [search] section"),
         (("search", "quadratics", "--storage", "postgresql://me:secret@host:port/x"), "postgresql://user@host:port/"),
         (("search", "quadratics", "--storage", "nonsense://me:secret@host/x"), "postgresql://user@host:port/name"),

@@ -198,3 +198,5 @@ def test_the_device_is_the_best_there_is_unless_asked_for():
     for device in () if there else ("cuda", "cuda:1", torch.device("cuda")):
         with pytest.raises(ValueError, match="torch sees no GPU"):
             pick_device(device)
+    with pytest.raises(ValueError, match="cuda:99"):
+        pick_device("cuda:99")

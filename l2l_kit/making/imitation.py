@@ -22,7 +22,7 @@ from l2l_kit.optimizers import LSTMTape, Optimizer, UpdateRule
 from l2l_kit.optimizers.base import Part
 from l2l_kit.problems import Problem, TaskBatch
 from l2l_kit.randomness import generator
-from l2l_kit.tensors import Layout, Tensors, ravel
+from l2l_kit.tensors import Device, Layout, Tensors, pick_device, ravel
 from l2l_kit.training.rollout import trajectory
 
 TAUGHT = 2
@@ -129,22 +129,29 @@ def _by_kind(tensors: Tensors) -> dict[str, Tensors]:
 
 
 def imitate(
-    optimizer: UpdateRule, teacher: Optimizer[Any], problem: Problem, settings: Imitation | None = None
+    optimizer: UpdateRule,
+    teacher: Optimizer[Any],
+    problem: Problem,
+    settings: Imitation | None = None,
+    *,
+    device: Device = None,
 ) -> Iterator[Taught]:
     """Fit a learned optimizer to a teacher, in place; goes on as it is iterated over.
 
-    The teacher must move each coordinate by its gradients alone, as the baselines without weight decay do.
+    The teacher must move each coordinate by its gradients alone, as the baselines without weight decay do. The
+    optimizer is moved to the device, None for the best there is.
 
     Raises:
         ValueError: for an optimizer whose coordinates depend on each other.
     """
     if not optimizer.coordinatewise:
         raise ValueError("imitate: the optimizer's coordinates must be independent of each other.")
-    settings = settings or Imitation()
+    settings, chosen = settings or Imitation(), pick_device(device)
+    optimizer.to(chosen)
     adam = torch.optim.Adam(optimizer.parameters(), lr=settings.lr, betas=(0.9, 0.99))
     recordings: list[Recording] = []
     for number in range(settings.networks):
-        tasks = problem.sample(1, generator(settings.seed, "imitation", number))
+        tasks = problem.sample(1, generator(settings.seed, "imitation", number), chosen)
         driver = teacher if number < TAUGHT else optimizer
         recording, losses = _record(driver, teacher, tasks, settings, number)
         recordings.append(recording)
@@ -173,7 +180,8 @@ def _record(
         columns.append(first + torch.randperm(size, generator=draws)[:kept])
         shapes.append((name, (kept,)))
         first += size
-    chosen, layout, met, losses = torch.cat(columns), Layout(tuple(shapes)), [], []
+    chosen = torch.cat(columns).to(next(iter(tasks.initial_params.values())).device)
+    layout, met, losses = Layout(tuple(shapes)), [], []
     for point in trajectory(driver, tasks, settings.horizon):
         met.append(point.gradients[0, chosen])
         losses.append(point.losses[0])
@@ -229,10 +237,10 @@ class _Stream:
         self.lstm = part.network
         gradients, targets, sizes = [], [], []
         for recording in recordings:
-            mine = torch.arange(recording.gradients.shape[1])[part.columns]
-            chosen = mine[torch.randperm(len(mine), generator=draws)[: settings.coordinates]]
+            mine = torch.arange(recording.gradients.shape[1], device=recording.gradients.device)[part.columns]
+            chosen = mine[torch.randperm(len(mine), generator=draws)[: settings.coordinates].to(mine.device)]
             # Downhill is downhill on either side: the mirror image of a coordinate is as good an example.
-            sign = torch.randint(0, 2, (len(chosen),), generator=draws) * 2.0 - 1.0
+            sign = torch.randint(0, 2, (len(chosen),), generator=draws).to(mine.device) * 2.0 - 1.0
             gradients.append(recording.gradients[:steps, chosen] * sign)
             targets.append(recording.targets[:steps, chosen] * sign)
             sizes.append(recording.sizes[:steps, chosen])

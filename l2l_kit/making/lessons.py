@@ -155,6 +155,8 @@ def execute_lesson(lesson: Path, directory: Path, parameters: Mapping[str, Any])
     import papermill
 
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this environment, whatever else the user has
+    if parameters.get("device") == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for what is not given the device, such as widgets
     path, failure, marked = directory / lesson.name, None, False
     directory.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)

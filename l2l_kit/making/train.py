@@ -42,7 +42,13 @@ def search_recipe(
     return trials
 
 
-def train_recipe(recipe: Recipe, data: Path = HOME, device: Device = None, storage: str | None = None) -> Path:
+def train_recipe(
+    recipe: Recipe,
+    data: Path = HOME,
+    device: Device = None,
+    storage: str | None = None,
+    log_dir: Path | None = None,
+) -> Path:
     """Make a pretrained optimizer: search its meta-learning rate, train it, save it, and record how that went.
 
     Everything is kept under ``data/cache/runs`` on the way: a run that was interrupted goes on where it was, and one
@@ -53,6 +59,7 @@ def train_recipe(recipe: Recipe, data: Path = HOME, device: Device = None, stora
         data: where ``pretrained/``, ``results/`` and ``cache/`` are.
         device: None for the best there is.
         storage: database of the search, if it is not the file beside the run.
+        log_dir: folder in which the recipe's own has what TensorBoard shows, see `MetaTrainer`.
 
     Returns:
         Path of the saved optimizer.
@@ -76,9 +83,15 @@ def train_recipe(recipe: Recipe, data: Path = HOME, device: Device = None, stora
         optimizer, problem = begun.make_optimizer(), begun.make_problem()
         checkpoint = runs / "checkpoint.safetensors"
         if begun.imitation is not None and not checkpoint.exists():  # a checkpoint holds what came of the imitation
-            _imitate(begun, begun.imitation, optimizer, runs)
+            _imitate(begun, begun.imitation, optimizer, runs, device)
         history = meta_train(
-            optimizer, problem, begun.training, checkpoint=checkpoint, device=device, progress=_alone()
+            optimizer,
+            problem,
+            begun.training,
+            checkpoint=checkpoint,
+            log_dir=log_dir and log_dir / recipe.name,
+            device=device,
+            progress=_alone(),
         )
         if history.stopped != "finished":
             raise KeyboardInterrupt(
@@ -94,14 +107,14 @@ def train_recipe(recipe: Recipe, data: Path = HOME, device: Device = None, stora
     return path
 
 
-def _imitate(recipe: Recipe, settings: Imitation, optimizer: UpdateRule, runs: Path) -> None:
+def _imitate(recipe: Recipe, settings: Imitation, optimizer: UpdateRule, runs: Path, device: Device) -> None:
     """Let an optimizer imitate its recipe's teacher, or load what came of that earlier."""
     problem = recipe.make_problem()
     about = {"problem": problem.config(), "optimizer": optimizer.config(), "teacher": dict(recipe.teacher)}
     about |= {"imitation": asdict(settings)}
 
     def run() -> Tensors:
-        taught = imitate(optimizer, recipe.make_teacher(), problem, settings)
+        taught = imitate(optimizer, recipe.make_teacher(), problem, settings, device=device)
         with tqdm(taught, total=settings.networks, unit="network", desc="imitation", disable=not _alone()) as bar:
             for one in bar:
                 bar.set_postfix(error=f"{one.error:.3g}", loss=f"{one.losses[-20:].mean():.3g}")

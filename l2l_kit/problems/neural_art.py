@@ -29,8 +29,8 @@ MEAN = (123.68, 116.779, 103.939)
 """ImageNet's mean red, green and blue, as VGG was trained with."""
 PIXEL_SCALE = 57.6
 """The standard deviation of ImageNet's bytes: pixels are counted in these, so that photographs are of scale 1."""
-_AT_ONCE = 4 * 64 * 64
-"""Pixels whose features are computed at a time; more are not faster on a CPU, and take 1.5 kB of memory each."""
+_AT_ONCE, _AT_ONCE_ON_GPU = 4 * 64 * 64, 2**22
+"""Pixels whose features are computed at a time, which take 1.5 kB of memory each; more are not faster on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class NeuralArtTasks(StoredTasks):
         return replace(self, initial={"pixels": self.initial["pixels"][chosen]}, content=self.content[chosen])
 
     def points_and_losses(self, rows: Tensor, layout: Layout, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        parts = _parts(len(rows), self.initial["pixels"].shape[-1])
+        parts = _parts(len(rows), self.initial["pixels"].shape[-1], rows.device)
         for part, content in zip(rows.chunk(parts), self.content.chunk(parts), strict=True):
             point = part.detach().requires_grad_()
             yield point, replace(self, content=content).losses(layout.unravel(point), step)
@@ -70,9 +70,9 @@ class NeuralArtTasks(StoredTasks):
         }
 
 
-def _parts(pictures: int, size: int) -> int:
+def _parts(pictures: int, size: int, device: torch.device) -> int:
     """Into how many parts pictures are cut to compute their features."""
-    return math.ceil(pictures * size**2 / _AT_ONCE)
+    return math.ceil(pictures * size**2 / (_AT_ONCE if device.type == "cpu" else _AT_ONCE_ON_GPU))
 
 
 def gram(features: Tensor) -> Tensor:
@@ -171,14 +171,14 @@ class NeuralArt(Problem):
         """Tasks of the middle squares of contents, bytes ``(n, 3, height, width)``; a style ``(3, height, width)``."""
         network, layer = _network(self.network, device), CONTENT_LAYERS[self.network]
         painting = data.style(self.style) if style is None else style
-        noise = torch.randn(len(contents), 3, self.size, self.size, generator=generator)
+        noise = torch.randn(len(contents), 3, self.size, self.size, generator=generator).to(device)
         with torch.no_grad():
-            parts = to_pixels(data.fitted(contents, self.size)).chunk(_parts(len(contents), self.size))
+            parts = to_pixels(data.fitted(contents, self.size)).chunk(_parts(len(contents), self.size, noise.device))
             content = torch.cat([network(part.to(device), {layer})[layer] for part in parts])
             found = network(to_pixels(data.fitted(painting[None], self.size)).to(device), STYLE_LAYERS)
         grams = tuple(gram(found[name]) for name in STYLE_LAYERS)
         weights = self.content_weight, self.style_weight, self.tv_weight
-        return NeuralArtTasks({"pixels": (self.init_scale * noise).to(device)}, layer, content, grams, network, weights)
+        return NeuralArtTasks({"pixels": self.init_scale * noise}, layer, content, grams, network, weights)
 
 
 def to_pixels(pictures: Tensor) -> Tensor:

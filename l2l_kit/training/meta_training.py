@@ -26,6 +26,7 @@ from l2l_kit.processes import all_reduce_mean, rank_and_world_size
 from l2l_kit.randomness import generator
 from l2l_kit.storage import check_finite, load_weights, read_tensors, write_tensors
 from l2l_kit.tensors import Device, Tensors, pick_device
+from l2l_kit.training.dashboard import Log, scalar_log
 from l2l_kit.training.meta_gradient import FirstOrderEstimator, SecondOrderEstimator
 from l2l_kit.training.rollout import rollout
 
@@ -173,6 +174,8 @@ class MetaTrainer:
         settings: None for the defaults of `MetaTraining`.
         checkpoint: file in which the run is saved after each epoch. If it exists, the run continues from it, bit for
             bit as if it had never stopped.
+        log_dir: folder in which TensorBoard finds, by episode, the losses in training and validation, the norm of the
+            meta-gradient before clipping, the meta-learning rate and the speed. A run that continues goes on there.
         device: None for the best there is.
 
     Raises:
@@ -186,6 +189,7 @@ class MetaTrainer:
         settings: MetaTraining | None = None,
         *,
         checkpoint: str | Path | None = None,
+        log_dir: str | Path | None = None,
         device: Device = None,
     ) -> None:
         check_problem(problem)
@@ -199,6 +203,7 @@ class MetaTrainer:
         self._meta_optimizer = torch.optim.Adam(rule.parameters(), lr=self.settings.meta_lr)
         self._best = copy.deepcopy(rule.state_dict())
         self._started = time.monotonic()
+        self._log_dir = None if log_dir is None or self._rank > 0 else user_path(log_dir)
         self._checkpoint = None if checkpoint is None else user_path(checkpoint)
         if self._checkpoint is not None and self._checkpoint.exists():
             self._resume(self._checkpoint)
@@ -212,6 +217,7 @@ class MetaTrainer:
         """Train, once; yields a `Progress` after each episode and each validation.
 
         Raises:
+            ImportError: if there is a `log_dir` and tensorboard is not installed.
             MetaTrainingDivergedError: if a loss or meta-gradient becomes NaN or infinite. The rule then holds the best
                 weights so far, and the checkpoint the last good epoch.
         """
@@ -226,16 +232,18 @@ class MetaTrainer:
             for shard in range(self._rank, settings.shards or 1, self._processes)
         }
         validation = validation_batch(self.problem, settings, self.device)
+        first = (len(history.records) - 1) * settings.episodes_per_epoch + 1 if history.records else 0
         try:
-            if not history.records:
-                yield self._validate(0, math.nan, validation)
-            for epoch in range(len(history.records), settings.epochs + 1):
-                total, done = 0.0, (epoch - 1) * settings.episodes_per_epoch
-                for episode in range(done, done + settings.episodes_per_epoch):
-                    loss = self._episode(episode, estimators)
-                    total += loss
-                    yield Progress(epoch, episode + 1, loss, None)
-                yield self._validate(epoch, total / settings.episodes_per_epoch, validation)
+            with scalar_log(self._log_dir, first) as log:
+                if not history.records:
+                    yield self._validate(0, math.nan, validation, log)
+                for epoch in range(len(history.records), settings.epochs + 1):
+                    total, done = 0.0, (epoch - 1) * settings.episodes_per_epoch
+                    for episode in range(done, done + settings.episodes_per_epoch):
+                        loss = self._episode(episode, estimators, log)
+                        total += loss
+                        yield Progress(epoch, episode + 1, loss, None)
+                    yield self._validate(epoch, total / settings.episodes_per_epoch, validation, log)
             history.stopped = "finished"
         except MetaTrainingDivergedError as error:
             history.stopped = "diverged"
@@ -249,9 +257,11 @@ class MetaTrainer:
             self.rule.load_state_dict(self._best)
             self.rule.zero_grad(set_to_none=True)
 
-    def _episode(self, episode: int, estimators: dict[int, FirstOrderEstimator | SecondOrderEstimator]) -> float:
+    def _episode(
+        self, episode: int, estimators: dict[int, FirstOrderEstimator | SecondOrderEstimator], log: Log
+    ) -> float:
         """Train on one batch of tasks over the horizon; returns its mean loss."""
-        settings = self.settings
+        settings, began = self.settings, time.monotonic()
         for shard, estimator in estimators.items():
             which = (episode,) if settings.shards is None else (episode, shard)
             size = settings.batch_size // (settings.shards or 1)
@@ -259,7 +269,7 @@ class MetaTrainer:
             estimator.reset(tasks, generator(settings.seed, "replayed coordinates", *which))
         for group in self._meta_optimizer.param_groups:
             group["lr"] = settings.meta_lr_at(episode)
-        total, step = 0.0, 0
+        total, step, norms = 0.0, 0, list[float]()
         for unroll in settings.windows:
             windows = [estimator.unroll(unroll) for estimator in estimators.values()]
             step += unroll
@@ -269,21 +279,28 @@ class MetaTrainer:
             norm = torch.nn.utils.clip_grad_norm_(self.rule.parameters(), settings.clip_norm or math.inf)
             if not norm.isfinite():
                 raise MetaTrainingDivergedError(f"the meta-gradient became {norm.item()} at step {step}")
+            norms.append(norm.item())
             self._meta_optimizer.step()
             losses = torch.stack([window.losses.mean(dim=1).sum() for window in windows])
             total += all_reduce_mean(losses.mean()).item()
-        return total / settings.horizon
+        loss = total / settings.horizon
+        scalars = {"loss/training": loss, "meta_gradient_norm": sum(norms) / len(norms)}
+        speed = 1 / (time.monotonic() - began)
+        log(episode + 1, {**scalars, "meta_lr": settings.meta_lr_at(episode), "episodes_per_second": speed})
+        return loss
 
-    def _validate(self, epoch: int, training_loss: float, validation: TaskBatch) -> Progress:
+    def _validate(self, epoch: int, training_loss: float, validation: TaskBatch, log: Log) -> Progress:
         """End an epoch: validate, record, keep the weights if they are the best, save."""
         losses = rollout(self.rule, validation, self.settings.horizon)
         record = EpochRecord(epoch, training_loss, losses[:, -1].mean().item(), self.seconds)
         self.history.records.append(record)
         if self.history.best is record:
             self._best = copy.deepcopy(self.rule.state_dict())
+        episode = epoch * self.settings.episodes_per_epoch
+        log(episode, {"loss/validation": record.validation_loss})
         if self._checkpoint is not None and self._rank == 0:
             self._save(self._checkpoint)
-        return Progress(epoch, epoch * self.settings.episodes_per_epoch, training_loss, losses)
+        return Progress(epoch, episode, training_loss, losses)
 
     def _identity(self) -> dict[str, dict[str, object]]:
         """What a checkpoint must have in common with this run, to be continued."""
@@ -334,6 +351,7 @@ def meta_train(
     settings: MetaTraining | None = None,
     *,
     checkpoint: str | Path | None = None,
+    log_dir: str | Path | None = None,
     device: Device = None,
     progress: bool = True,
 ) -> History:
@@ -342,7 +360,7 @@ def meta_train(
     An interruption (Ctrl-C, or "stop" in a notebook) ends the training and keeps the best weights so far. Arguments and
     errors are those of `MetaTrainer` and of its `run`.
     """
-    trainer = MetaTrainer(rule, problem, settings, checkpoint=checkpoint, device=device)
+    trainer = MetaTrainer(rule, problem, settings, checkpoint=checkpoint, log_dir=log_dir, device=device)
     done = max(0, len(trainer.history.records) - 1) * trainer.settings.episodes_per_epoch
     events = trainer.run()
     # TQDM_DISABLE is tqdm's own switch for headless runs, which its notebook bar ignores.
