@@ -63,6 +63,7 @@ benchmark: setup
 	$(BIN)/python benchmarks/episode.py cifar
 	$(BIN)/python benchmarks/episode.py cifar --memory --unroll 20
 	$(BIN)/python benchmarks/episode.py cifar --memory --unroll 100
+	$(ONE_THREAD) $(BIN)/python benchmarks/curves.py quadratics
 	$(ONE_THREAD) $(BIN)/python benchmarks/processes.py
 
 gpu: setup

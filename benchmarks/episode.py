@@ -7,6 +7,13 @@ published  what the published re-implementations do: at each step `backward(reta
 mended     the same, with one `autograd.grad` for that gradient, which stops at the parameters
 replay     the kit: no graph at all, backpropagation through the LSTM alone
 
+How much faster could it be? The same run measures the floor, which no implementation in torch can avoid, part by part:
+
+products   the matrix products of the LSTM, forward, backward and for its weights
+sigmoids   those of its gates and cells
+memory     what backpropagation needs of each step, written once and read once
+gradients  the losses of the tasks and their gradients
+
 For the convolutional network and its two LSTMs, of whose coordinates a sample is replayed, two things that make the
 kit's replay faster are taken back, one at a time:
 
@@ -27,7 +34,8 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from functools import partial
+from typing import Any, cast
 from unittest import mock
 
 import torch
@@ -35,7 +43,10 @@ from torch import Tensor, nn
 
 from l2l_kit.evaluation import machine
 from l2l_kit.optimizers import GroupedRule, LSTMRule, LSTMState, UpdateRule
+from l2l_kit.optimizers.lstm import LSTMLayer
+from l2l_kit.optimizers.tape import BLOCK, bytes_per_step
 from l2l_kit.problems import CIFAR, MNIST, Problem, Quadratics, TaskBatch
+from l2l_kit.processes import in_threads
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, ravel
 from l2l_kit.training import FirstOrderEstimator
@@ -129,6 +140,45 @@ def step_by_forward(rule: LSTMRule, gradients: Tensor, state: LSTMState) -> tupl
     return updates, after
 
 
+def floor(tasks: TaskBatch, rule: LSTMRule, unroll: int) -> dict[str, Callable[[], None]]:
+    """The parts of the floor, for an episode; in blocks of coordinates that are in the cache, as those of the tape."""
+    rows, layout, hidden = ravel(tasks.initial_params), Layout.of(tasks.initial_params), rule.hidden_size
+    blocks = torch.split(torch.ones(unroll * bytes_per_step(rule) // 4, rows.numel()), BLOCK, dim=1)
+    kept = [block.contiguous() for block in blocks]
+
+    @torch.no_grad()
+    def products(kept: Tensor) -> None:
+        gates, output, total = (torch.ones(rows, kept.shape[1]) for rows in (4 * hidden, hidden, 1))
+        for index, layer in enumerate(cast(LSTMLayer, layer) for layer in rule.layers):
+            inputs, weight = torch.ones(layer.weight.shape[1], kept.shape[1]), layer.weight
+            back = weight[:, -hidden:].T if index == 0 else weight.T  # the first layer's input needs no gradient
+            for _ in range(HORIZON):
+                torch.mm(weight, inputs, out=gates)
+                torch.mm(back, gates)
+                torch.mm(inputs, gates.T)
+        for _ in range(HORIZON):
+            torch.mm(rule.output.weight, output, out=total)
+            torch.mm(rule.output.weight.T, total)
+            torch.mm(output, total.T)
+
+    def sigmoids(kept: Tensor) -> None:
+        values = torch.ones(5 * hidden, kept.shape[1])
+        for _ in range(HORIZON * rule.num_layers):
+            values.sigmoid_()
+
+    def memory(kept: Tensor) -> None:
+        for _ in range(HORIZON // unroll):
+            kept.fill_(1.0)
+            kept.sum()
+
+    def gradients() -> None:
+        for step in range(HORIZON):
+            tasks.losses_and_gradients(rows, layout, step)
+
+    alone = {work.__name__: partial(in_threads, work, kept) for work in (products, sigmoids, memory)}
+    return {**alone, "gradients": gradients}
+
+
 def within(change: AbstractContextManager[Any], episode: Callable[[], None]) -> Callable[[], None]:
     def changed() -> None:
         with change:
@@ -139,11 +189,13 @@ def within(change: AbstractContextManager[Any], episode: Callable[[], None]) -> 
 
 def speed(problem: str, repeats: int) -> None:
     tasks, rule = make(problem)
+    parts: dict[str, Callable[[], None]] = {}
     if isinstance(rule, LSTMRule):
         episodes = {
             "published": autograd_episode(tasks, rule, 20, mended=False),
             "mended": autograd_episode(tasks, rule, 20, mended=True),
             "replay": replay_episode(tasks, rule, 20),
+            **(parts := floor(tasks, rule, 20)),
         }
     else:
         replay = replay_episode(tasks, rule, 20, sample=1500)
@@ -167,6 +219,10 @@ def speed(problem: str, repeats: int) -> None:
             f"{name:10} median {statistics.median(seconds):.3f} s (min {min(seconds):.3f}, max {max(seconds):.3f}), "
             f"{ratio:.2f} times replay"
         )
+    if parts:
+        floors = [sum(each) for each in zip(*(times[name] for name in parts), strict=True)]
+        shares = [least / replay for least, replay in zip(floors, times["replay"], strict=True)]
+        print(f"the floor, which is the sum of the last {len(parts)}, is {statistics.median(shares):.0%} of replay")
 
 
 def memory(problem: str, unroll: int) -> None:

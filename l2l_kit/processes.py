@@ -1,10 +1,14 @@
-"""Several processes that torchrun started. In meta-training each of them takes its share of the tasks."""
+"""Work that is shared: by processes that torchrun started, in meta-training, and by threads."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
+from typing import Any
 
 import torch
 import torch.distributed
@@ -51,3 +55,22 @@ def all_reduce_mean(values: Tensor) -> Tensor:
         torch.distributed.all_reduce(values)
         values /= processes
     return values
+
+
+def in_threads(work: Callable[..., None], *parts: Sequence[Any]) -> None:
+    """`map` in as many threads as torch may use. Meanwhile each of torch's operations has a single one."""
+    threads = torch.get_num_threads()
+    if threads == 1 or len(parts[0]) == 1:
+        deque(map(work, *parts), maxlen=0)
+        return
+    try:
+        torch.set_num_threads(1)
+        deque(_pool(threads, os.getpid()).map(work, *parts), maxlen=0)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@cache
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """One for each process, because a fork has its parent's pools without their threads."""
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))

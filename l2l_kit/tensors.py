@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class Layout:
         """The layout of a batch of tensors of shape ``(n, *shape)``."""
         return cls(tuple((name, tuple(tensor.shape[1:])) for name, tensor in tensors.items()))
 
-    @property
+    @cached_property
     def sizes(self) -> list[int]:
         """Number of coordinates of each tensor, per task."""
         return [math.prod(shape) for _, shape in self.shapes]

@@ -129,6 +129,24 @@ def test_replay_in_chunks_equals_replay_at_once(monkeypatch, make, chunk):
 
 
 @both_orders
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("make", COORDINATEWISE.values(), ids=COORDINATEWISE)
+def test_blocks_of_coordinates_that_threads_share_equal_one_block(monkeypatch, make, threads, second_order):
+    """To rounding, as if a single thread had all of them; afterwards torch has as many threads as before."""
+    rule, before = make().double(), torch.get_num_threads()
+    whole = run(estimator_of(rule, second_order), Network(), [4, 2])
+    monkeypatch.setattr("l2l_kit.optimizers.tape.BLOCK", 4)
+    torch.set_num_threads(threads)
+    try:
+        shared, again = (run(estimator_of(rule, second_order), Network(), [4, 2]) for _ in range(2))
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert_equal_windows(shared, whole)
+    assert_equal_windows(again, shared, 0)
+
+
+@both_orders
 def test_replay_equals_autograd_while_the_rule_learns(second_order):
     """Weights that move between windows, as in meta-training, must not leave anything stale behind."""
     found = []

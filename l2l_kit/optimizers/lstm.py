@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, NamedTuple, cast
+from typing import Annotated, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +32,14 @@ class LSTMLayer(nn.Module):
     (In torch.nn.LSTM the candidate is third. Here the three sigmoids lie side by side and are one operation.)
     """
 
+    factors: Tensor
+
     def __init__(self, inputs: int, hidden: int, forget_bias: Sequence[float], draws: torch.Generator) -> None:
         super().__init__()
         self.weight = nn.Parameter(_uniform(hidden, draws, 4 * hidden, inputs + hidden))
         self.bias = nn.Parameter(_uniform(hidden, draws, 4 * hidden))
+        factors = torch.tensor([1.0, 1.0, 1.0, 2.0], device="cpu").repeat_interleave(hidden)[:, None]
+        self.register_buffer("factors", factors, persistent=False)
         with torch.no_grad():
             low, high = forget_bias[0], forget_bias[-1]
             if len(forget_bias) == 1:
@@ -47,17 +51,17 @@ class LSTMLayer(nn.Module):
 
     def forward(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
         """New output and cell state, both ``(hidden, coordinates)``, from inputs ``(inputs, coordinates)``."""
-        size = len(hidden)
-        gates = torch.addmm(self.bias[:, None], self.weight, torch.cat([inputs, hidden]))
-        take, keep, give = gates[: 3 * size].sigmoid().chunk(3)
-        cell = keep * cell + take * _tanh(gates[3 * size :])
-        return give * _tanh(cell), cell
+        weight, bias = self.doubled()
+        take, keep, give, candidate = torch.addmm(bias, weight, torch.cat([inputs, hidden])).sigmoid_().chunk(4)
+        cell = keep * cell + take * (2 * candidate).sub_(1)
+        return give * (2 * (2 * cell).sigmoid_()).sub_(1), cell
 
     def doubled(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias ``(4 · hidden, 1)`` for `step_in_place`, detached, with the candidate's rows doubled."""
-        factors = self.weight.new_ones(len(self.weight), 1)
-        factors[len(factors) * 3 // 4 :] = 2
-        return self.weight.detach() * factors, self.bias.detach()[:, None] * factors
+        """Weight and bias ``(4 · hidden, 1)`` with the candidate's rows doubled, so that one σ gives all four gates.
+
+        That is because tanh(x) = 2σ(2x) - 1, and torch's σ is ten times as fast as its tanh on a CPU.
+        """
+        return self.weight * self.factors, self.bias[:, None] * self.factors
 
 
 def _uniform(hidden: int, draws: torch.Generator, *shape: int) -> Tensor:
@@ -66,32 +70,37 @@ def _uniform(hidden: int, draws: torch.Generator, *shape: int) -> Tensor:
     return torch.empty(shape, device="cpu").uniform_(-bound, bound, generator=draws)
 
 
-def _tanh(values: Tensor) -> Tensor:
-    """tanh(x) = 2σ(2x) - 1, because torch's σ is ten times as fast as its tanh on a CPU."""
-    return 2 * (2 * values).sigmoid() - 1
+class LayerStep(NamedTuple):
+    """Where one step of a layer finds and leaves its numbers: views of larger buffers, ``(…, coordinates)``."""
 
+    inputs: Tensor  # the layer's input and, below it, its last output
+    gates: Tensor  # all four
+    sigmoids: Tensor  # the first three
+    take: Tensor
+    keep: Tensor
+    give: Tensor
+    candidate: Tensor
+    cell: Tensor
+    next_cell: Tensor
+    tanh_cell: Tensor  # may be the place of a gate other than `give`
+    output: Tensor  # may be the place of the last output
 
-def step_in_place(
-    weights: tuple[Tensor, Tensor],
-    inputs: Tensor,
-    gates: Tensor,
-    cell: Tensor,
-    next_cell: Tensor,
-    tanh_cell: Tensor,
-    output: Tensor,
-) -> None:
-    """`LSTMLayer.forward` without a graph and without new tensors, which are all ``(…, coordinates)``.
+    @classmethod
+    def of(cls, inputs: Tensor, gates: Tensor, cell: Tensor, next_cell: Tensor, tanh: Tensor, output: Tensor) -> Self:
+        take, keep, give, candidate = gates.chunk(4)
+        return cls(inputs, gates, gates[: -len(cell)], take, keep, give, candidate, cell, next_cell, tanh, output)
 
-    The layer's input and its last output are one tensor, `inputs`. With weights from `LSTMLayer.doubled` one σ gives
-    all four gates, by tanh(x) = 2σ(2x) - 1. The other arguments but `cell` are overwritten; `tanh_cell` may be the
-    place of a gate other than the output gate, and `output` that of the last output.
-    """
-    weight, bias = weights
-    take, keep, give, candidate = torch.addmm(bias, weight, inputs, out=gates).sigmoid_().chunk(4)
-    candidate.mul_(2).sub_(1)
-    torch.mul(keep, cell, out=next_cell).addcmul_(take, candidate)
-    torch.mul(next_cell, 2, out=tanh_cell).sigmoid_().mul_(2).sub_(1)
-    torch.mul(give, tanh_cell, out=output)
+    def run(self, weight: Tensor, bias: Tensor, minus_one: Tensor) -> None:
+        """`LSTMLayer.forward` without a graph and without new tensors, which overwrites all but `inputs` and `cell`.
+
+        Takes what `LSTMLayer.doubled` gives, and -1 as a tensor, with which 2σ - 1 is one operation.
+        """
+        torch.addmm(bias, weight, self.inputs, out=self.gates).sigmoid_()
+        torch.add(minus_one, self.candidate, alpha=2, out=self.candidate)
+        torch.mul(self.keep, self.cell, out=self.next_cell).addcmul_(self.take, self.candidate)
+        tanh = torch.mul(self.next_cell, 2, out=self.tanh_cell).sigmoid_()
+        torch.add(minus_one, tanh, alpha=2, out=tanh)
+        torch.mul(self.give, tanh, out=self.output)
 
 
 class LSTMRule(UpdateRule):
@@ -199,8 +208,8 @@ class LSTMRule(UpdateRule):
             signal, c = layer(signal.flatten(1), h.flatten(1), c.flatten(1))
             signal = signal.view(len(signal), *shape)
             if cells:
-                means = signal[:cells].mean(dim=-1, keepdim=True).expand_as(signal[:cells])
-                signal = torch.cat([means, signal[cells:]])
+                averaged, rest = signal.tensor_split([cells])
+                signal = torch.cat([averaged.mean(dim=-1, keepdim=True).expand_as(averaged), rest])
             new_hidden.append(signal)
             new_cell.append(c.view_as(signal))
         outputs = torch.addmm(self.output.bias[:, None], self.output.weight, signal.flatten(1))
@@ -230,6 +239,7 @@ class LSTMRule(UpdateRule):
         after = map_state(state, lambda part: torch.empty_like(part, memory_format=torch.contiguous_format))
         new_hidden, new_cell = (part.flatten(2) for part in after)  # views
         weights = [cast(LSTMLayer, layer).doubled() for layer in self.layers]
+        minus_one = cell.new_tensor(-1.0)
         size, features = self.hidden_size, self.preprocessing.features
         # The rows are the features, the outputs of every layer and the gates. So a layer's input and its last output
         # lie side by side, and its new output takes the place of the last one, where the next layer finds it.
@@ -245,7 +255,7 @@ class LSTMRule(UpdateRule):
             for layer, c, new_c in zip(weights, cell[..., part], new_cell[..., part], strict=True):
                 end += size
                 inputs, output = rows[end - layer[0].shape[1] : end], rows[end - size : end]
-                step_in_place(layer, inputs, gates, c, new_c, gates[-size:], output)
+                LayerStep.of(inputs, gates, c, new_c, gates[-size:], output).run(*layer, minus_one)
             updates[part] = torch.addmm(self.output.bias[:, None], self.output.weight, output)[0]
             new_hidden[..., part] = outputs.view(self.num_layers, size, -1)
         updates *= self.output_scale

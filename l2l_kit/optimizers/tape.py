@@ -7,24 +7,29 @@ state in which the window began counts as constant: this is truncated backpropag
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from l2l_kit.optimizers.base import Memory
-from l2l_kit.optimizers.lstm import LSTMLayer, LSTMRule, step_in_place
+from l2l_kit.optimizers.lstm import LayerStep, LSTMLayer, LSTMRule
+from l2l_kit.processes import in_threads
 from l2l_kit.tensors import Tensors
 
 _Graph = tuple[list[Tensor], list[Tensor]]
+BLOCK = 2**11
+"""Coordinates that an `LSTMTape` works on at a time on a CPU: one step's buffers of so many fit into its cache."""
+
 ACTIVATIONS = 10
 """Numbers that autograd keeps of a step for each number in the network's state, roughly."""
 
 
 def bytes_per_step(rule: LSTMRule) -> int:
     """Memory that an `LSTMTape` takes per coordinate and step."""
-    inputs = rule.preprocessing.features + rule.hidden_size * (rule.num_layers - 1)
-    numbers = inputs + 7 * rule.hidden_size * rule.num_layers  # per layer: last output, four gates, cell, tanh(cell)
+    per_layer = 7 * rule.hidden_size  # last output, four gates, cell, tanh(cell)
+    numbers = rule.preprocessing.features + per_layer * rule.num_layers
     return numbers * rule.sides * rule.output.weight.element_size()
 
 
@@ -54,140 +59,155 @@ class Tape(ABC):
         """What `backward` gives, after all steps."""
 
 
-class _LayerTape:
-    """Buffers of one layer for all steps, ``(steps, …, coordinates)``.
+class _Block:
+    """Some of an `LSTMTape`'s coordinates: buffers for all steps, and the views that each step of each layer needs.
 
-    A step writes its output straight into the next one's input. On the way back, the gradients with respect to the
-    pre-activations of the gates take the place of the gates.
+    A slot of `rows` holds the features of step t, the first layer's output at t - 1, the second one's at t - 2 and so
+    on. So each layer's input and its last output lie side by side, and an output is written where it is needed next.
     """
 
-    def __init__(self, layer: LSTMLayer, hidden: int, coordinates: int, steps: int) -> None:
-        new, rows = layer.weight.detach().new_empty, layer.weight.shape[1]
-        self.layer, self.width = layer, rows - hidden
-        self.inputs = new(steps + 1, rows, coordinates)  # the layer's input at t and its output at t - 1
-        self.outputs = self.inputs[:, self.width :]
-        self.gates = new(steps, 4 * hidden, coordinates)  # input, forget, output and candidate
-        self.cell = new(steps + 1, hidden, coordinates)
-        self.tanh_cell = new(steps, hidden, coordinates)
-        self.d_hidden, self.d_cell = new(2, hidden, coordinates)
+    def __init__(self, rule: LSTMRule, coordinates: int, steps: int) -> None:
+        hidden, layers, features = rule.hidden_size, rule.num_layers, rule.preprocessing.features
+        new = rule.output.weight.detach().new_empty
+        rows = new(steps + layers, features + hidden * layers, coordinates)
+        gates, tanh_cells = new(layers, steps, 4 * hidden, coordinates), new(layers, steps, hidden, coordinates)
+        self.rule, self.features, self.minus_one = rule, rows[:, :features].unbind(), -new(1).fill_(1)[0]
+        self.cells = [each.unbind() for each in new(layers, steps + 1, hidden, coordinates)]
+        self.outputs, by_layer = [], []
+        for i, layer in enumerate(cast(LSTMLayer, each) for each in rule.layers):
+            slots, end = rows[i : i + steps + 1], features + hidden * (i + 1)
+            inputs, outputs = slots[:, end - layer.weight.shape[1] : end], slots[:, end - hidden : end].unbind()
+            cells = self.cells[i]
+            places = zip(inputs, gates[i], cells, cells[1:], tanh_cells[i], outputs[1:], strict=False)
+            by_layer.append([LayerStep.of(*each) for each in places])
+            self.outputs.append(outputs)
+        self.steps = list(zip(*by_layer, strict=True))
+        self.d_gates = new(4 * hidden, coordinates)
+        self.d_each, self.d_sigmoids = self.d_gates.chunk(4), self.d_gates[: 3 * hidden]
+        self.d_hidden, self.d_cell = (part.unbind() for part in new(2, layers, hidden, coordinates))
 
     def start(self, hidden: Tensor, cell: Tensor) -> None:
-        """Begin at a state, and with the weights that the layer has now."""
-        self.weights = self.layer.doubled()
-        self.outputs[0].copy_(hidden.flatten(1))
-        self.cell[0].copy_(cell.flatten(1))
-        self.d_hidden.zero_()
-        self.d_cell.zero_()
+        """Begin at a state, ``(layers, hidden, coordinates)``, and with the weights that the rule has now."""
+        layers = [cast(LSTMLayer, layer) for layer in self.rule.layers]
+        self.doubled = [layer.doubled() for layer in layers]
+        self.by_input = [layer.weight.detach().T.tensor_split([-len(hidden[0])]) for layer in layers]
+        # Those of the layers' weights are kept transposed: in that order their product is up to twice as fast.
+        self.gradients = {n: w.new_zeros(w.shape[::-1]).t() for n, w in self.rule.named_parameters()}
+        for places, values in zip(self.outputs + self.cells, (*hidden, *cell), strict=True):
+            places[0].copy_(values)
+        for gradients in (*self.d_hidden, *self.d_cell):
+            gradients.zero_()
 
-    def step(self, t: int, signal: Tensor) -> Tensor:
-        """The layer's output at step t, ``(hidden, coordinates)``, from its input."""
-        inputs, output = self.inputs[t], self.outputs[t + 1]
-        inputs[: self.width].copy_(signal)
-        step_in_place(self.weights, inputs, self.gates[t], self.cell[t], self.cell[t + 1], self.tanh_cell[t], output)
-        return output
+    @torch.no_grad()
+    def step(self, t: int, features: Tensor, updates: Tensor) -> None:
+        """Fill in updates ``(1, coordinates)`` from the preprocessed gradients."""
+        self.features[t].copy_(features)
+        for step, weights in zip(self.steps[t], self.doubled, strict=True):
+            step.run(*weights, self.minus_one)
+        torch.addmm(self.rule.output.bias[:, None], self.rule.output.weight, step.output, out=updates)
 
-    def step_back(self, t: int, scratch: Tensor) -> None:
-        """Turn the gradients with respect to output and cell at t into those for the gates at t and the cell at t - 1.
+    @torch.no_grad()
+    def step_back(self, t: int, upstream: Tensor) -> None:
+        """As `Tape.step_back`, with the gradient with respect to what `step` filled in."""
+        self.gradients["output.weight"][0].addmv_(self.steps[t][-1].output, upstream)
+        self.d_hidden[-1].addcmul_(self.rule.output.weight.T, upstream)
+        for i in reversed(range(len(self.doubled))):
+            step, (weight, last_weight) = self.steps[t][i], self.by_input[i]
+            self._gates_back(step, self.d_hidden[i], self.d_cell[i])
+            self.gradients[f"layers.{i}.weight"].T.addmm_(step.inputs, self.d_gates.T)
+            self.gradients[f"layers.{i}.bias"] += self.d_gates.sum(1)
+            torch.mm(last_weight, self.d_gates, out=self.d_hidden[i])
+            if i > 0:
+                self.d_hidden[i - 1].addmm_(weight, self.d_gates)
 
-        `scratch` is overwritten, ``(4 · hidden, coordinates)``.
-        """
+    def _gates_back(self, step: LayerStep, d_hidden: Tensor, d_cell: Tensor) -> None:
+        """From the gradients with respect to a layer's output and cell to those for its gates and its last cell."""
         sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
         tanh_backward = torch.ops.aten.tanh_backward.grad_input
-        take, keep, give, candidate = self.gates[t].chunk(4)
-        d_take, d_keep, d_give, d_candidate = scratch.chunk(4)
-        tanh_cell, d_hidden, d_cell = self.tanh_cell[t], self.d_hidden, self.d_cell
-        torch.mul(d_hidden, give, out=d_give)
-        d_cell.add_(tanh_backward(d_give, tanh_cell, grad_input=d_give))
-        torch.mul(d_hidden, tanh_cell, out=d_give)
-        torch.mul(d_cell, candidate, out=d_take)
-        torch.mul(d_cell, self.cell[t], out=d_keep)
-        torch.mul(d_cell, take, out=d_candidate)
-        d_cell.mul_(keep)
-        sigmoids = self.gates[t, : -len(candidate)]
-        sigmoid_backward(scratch[: len(sigmoids)], sigmoids, grad_input=sigmoids)
-        tanh_backward(d_candidate, candidate, grad_input=candidate)
+        d_take, d_keep, d_give, d_candidate = self.d_each
+        torch.mul(d_hidden, step.give, out=d_give)
+        d_cell.add_(tanh_backward(d_give, step.tanh_cell, grad_input=d_give))
+        torch.mul(d_hidden, step.tanh_cell, out=d_give)
+        torch.mul(d_cell, step.candidate, out=d_take)
+        torch.mul(d_cell, step.cell, out=d_keep)
+        torch.mul(d_cell, step.take, out=d_candidate)
+        d_cell.mul_(step.keep)
+        sigmoid_backward(self.d_sigmoids, step.sigmoids, grad_input=self.d_sigmoids)
+        tanh_backward(d_candidate, step.candidate, grad_input=d_candidate)
 
 
 class LSTMTape(Tape):
     """The fast twin of autograd through `LSTMRule.forward`, for up to `steps` steps; `start` each window.
 
-    The coordinates are the last axis, so that each gate is one contiguous block. All work is in place, in buffers that
-    every window reuses. The gradients with respect to the gates overwrite the gates, so that a batched product over all
-    steps gives the gradient of each weight at the end.
+    The coordinates are the last axis, so that each gate is contiguous, and all work is in place, in buffers that every
+    window reuses. On a CPU the coordinates are cut into blocks that its cache holds, and each thread has its own.
     """
 
     def __init__(self, rule: LSTMRule, coordinates: int, steps: int) -> None:
-        hidden, columns, new = rule.hidden_size, coordinates * rule.sides, rule.output.weight.detach().new_empty
-        self._rule = rule
-        self._layers = [_LayerTape(cast(LSTMLayer, layer), hidden, columns, steps) for layer in rule.layers]
-        self._scratch = new(4 * hidden, columns)
-        self._upstream = new(steps, columns)
+        self._rule, columns = rule, coordinates * rule.sides
+        self._size = BLOCK if rule.output.weight.device.type == "cpu" else max(1, columns)
+        self._blocks = [_Block(rule, len(some), steps) for some in torch.split(torch.arange(columns), self._size)]
 
     @torch.no_grad()
     def start(self, state: Memory) -> None:
         """Begin a window at a state of the rule, and with the weights that it has now."""
-        self._seen: list[Tensor] = []
-        self._back = 0  # steps that `step_back` has gone
-        self._state = state
-        for tape, hidden, cell in zip(self._layers, *state, strict=True):
-            tape.start(hidden, cell)
+        self._state, self._seen, self._upstream = state, list[Tensor](), list[Tensor]()
+        parts = (torch.split(part.flatten(2), self._size, dim=2) for part in state)
+        for block, hidden, cell in zip(self._blocks, *parts, strict=True):
+            block.start(hidden, cell)
 
     @property
     def state(self) -> Memory:
         """The state after the last step, in new tensors."""
         t, first = len(self._seen), self._state
-        hidden = torch.stack([tape.outputs[t] for tape in self._layers])
-        cell = torch.stack([tape.cell[t] for tape in self._layers])
+        hidden = torch.cat([torch.stack([each[t] for each in block.outputs]) for block in self._blocks], dim=2)
+        cell = torch.cat([torch.stack([each[t] for each in block.cells]) for block in self._blocks], dim=2)
         return type(first)(*(part.view(first[0].shape) for part in (hidden, cell)))
 
     @torch.no_grad()
     def step(self, gradients: Tensor) -> Tensor:
-        rule, seen = self._rule, self._rule.both_sides(gradients)
-        signal = rule.preprocessing(seen.flatten())
-        for tape in self._layers:
-            signal = tape.step(len(self._seen), signal)
+        rule, seen, t = self._rule, self._rule.both_sides(gradients), len(self._seen)
         self._seen.append(gradients)
-        update = torch.addmm(rule.output.bias[:, None], rule.output.weight, signal)[0]
-        update = rule.one_side(update.view_as(seen))
+        features, updates = rule.preprocessing(seen.flatten()), seen.new_empty(1, seen.numel())
+        parts = (torch.split(each, self._size, dim=1) for each in (features, updates))
+        in_threads(lambda block, some, update: block.step(t, some, update), self._blocks, *parts)
+        update = rule.one_side(updates.view_as(seen))
         return update if rule.output_scale == 1.0 else update.mul_(rule.output_scale)
 
     @torch.no_grad()
     def step_back(self, upstream: Tensor) -> None:
-        self._back += 1
-        rule, t = self._rule, len(self._seen) - self._back
-        by_output = self._upstream[t]
-        torch.div(rule.both_sides(upstream * rule.output_scale).flatten(), rule.sides, out=by_output)
-        self._layers[-1].d_hidden.addcmul_(rule.output.weight.T, by_output[None])
-        for index in reversed(range(len(self._layers))):
-            tape = self._layers[index]
-            tape.step_back(t, self._scratch)
-            weight = tape.layer.weight.T
-            torch.mm(weight[tape.width :], tape.gates[t], out=tape.d_hidden)
-            if index > 0:
-                self._layers[index - 1].d_hidden.addmm_(weight[: tape.width], tape.gates[t])
+        self._go_back([upstream])
+
+    @torch.no_grad()
+    def backward(self, upstream: Tensor) -> Tensors:
+        self._go_back(upstream.flip(0).unbind())
+        return self.weight_gradients()
+
+    def _go_back(self, upstream: Sequence[Tensor]) -> None:
+        """`step_back` for each of these, block by block, so that what a step leaves behind stays in the cache."""
+        rule, t = self._rule, len(self._seen) - len(self._upstream)
+        by_outputs = [rule.both_sides(each * (rule.output_scale / rule.sides)).flatten() for each in upstream]
+        self._upstream += by_outputs
+
+        def go_back(block: _Block, *parts: Tensor) -> None:
+            for step, part in enumerate(parts, 1):
+                block.step_back(t - step, part)
+
+        in_threads(go_back, self._blocks, *(torch.split(each, self._size) for each in by_outputs))
 
     def by_gradients(self) -> Tensor:
-        first, t = self._layers[0], len(self._seen) - self._back
-        by_signal = first.layer.weight.detach().T[: first.width] @ first.gates[t]
+        weight, t = self._blocks[0].by_input[0][0], len(self._seen) - len(self._upstream)
+        by_features = torch.cat([weight @ block.d_gates for block in self._blocks], dim=1)
         with torch.enable_grad():
             gradients = self._seen[t].detach().requires_grad_()
-            signal = self._rule.preprocessing(self._rule.both_sides(gradients).flatten())
-        return torch.autograd.grad(signal, gradients, by_signal)[0]
+            features = self._rule.preprocessing(self._rule.both_sides(gradients).flatten())
+        return torch.autograd.grad(features, gradients, by_features)[0]
 
     @torch.no_grad()
     def weight_gradients(self) -> Tensors:
-        steps = len(self._seen)
-        upstream, outputs = self._upstream[:steps], self._layers[-1].outputs[1 : steps + 1]
-        result = {
-            "output.weight": torch.bmm(upstream[:, None], outputs.transpose(1, 2)).sum(0),
-            "output.bias": upstream.sum().view(1),
-        }
-        for index, tape in enumerate(self._layers):
-            d_gates = tape.gates[:steps]
-            # In this order the product is up to twice as fast as its transpose.
-            result[f"layers.{index}.weight"] = torch.bmm(tape.inputs[:steps], d_gates.transpose(1, 2)).sum(0).T
-            result[f"layers.{index}.bias"] = d_gates.sum((0, 2))
-        return result
+        gradients = [block.gradients for block in self._blocks]
+        result = {name: torch.stack([each[name] for each in gradients]).sum(0) for name in gradients[0]}
+        return result | {"output.bias": torch.stack(self._upstream).sum().view(1)}
 
 
 class AutogradTape(Tape):
@@ -201,8 +221,9 @@ class AutogradTape(Tape):
         self._network, self.state = network, state
         self._room = tape_bytes // (ACTIVATIONS * sum(part.numel() * part.element_size() for part in state))
         self._steps: list[tuple[tuple[Tensor, Memory], _Graph | None]] = []
-        self._by_state: Memory = ()  # no gradient comes from beyond the window
-        self._weight_gradients = {name: torch.zeros_like(weight) for name, weight in network.named_parameters()}
+        self._by_state: list[Tensor] = []  # no gradient comes from beyond the window
+        self._names, self._weights = zip(*network.named_parameters(), strict=True)
+        self._weight_gradients = [torch.zeros_like(weight) for weight in self._weights]
 
     def step(self, gradients: Tensor) -> Tensor:
         before = gradients, self.state
@@ -225,16 +246,14 @@ class AutogradTape(Tape):
     def step_back(self, upstream: Tensor) -> None:
         before, graph = self._steps.pop()
         inputs, outputs = graph or self._graph(*before)
-        names, weights = zip(*self._network.named_parameters(), strict=True)
         by_outputs = upstream, *(self._by_state or map(torch.zeros_like, self.state))
-        found = torch.autograd.grad(outputs, (*inputs, *weights), by_outputs, materialize_grads=True)
-        for name, gradient in zip(names, found[len(inputs) :], strict=True):
-            self._weight_gradients[name] += gradient
-        self._by_gradients, *by_state = found[: len(inputs)]
-        self._by_state = tuple(by_state)
+        found = torch.autograd.grad(outputs, (*inputs, *self._weights), by_outputs, materialize_grads=True)
+        self._by_gradients, *self._by_state = found[: len(inputs)]
+        for total, gradient in zip(self._weight_gradients, found[len(inputs) :], strict=True):
+            total += gradient
 
     def by_gradients(self) -> Tensor:
         return self._by_gradients
 
     def weight_gradients(self) -> Tensors:
-        return self._weight_gradients
+        return dict(zip(self._names, self._weight_gradients, strict=True))

@@ -64,7 +64,7 @@ class TaskBatch(ABC):
         """
         parts = self.points_and_losses(rows, layout, step)
         gradients, losses = zip(*((_gradients(self, *part), part[1].detach()) for part in parts), strict=True)
-        return torch.cat(losses), torch.cat(gradients)
+        return (losses[0], gradients[0]) if len(losses) == 1 else (torch.cat(losses), torch.cat(gradients))
 
     @torch.enable_grad()
     def hessian_products(self, rows: Tensor, layout: Layout, step: int, vectors: Tensor) -> Tensor:

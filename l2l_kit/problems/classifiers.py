@@ -69,7 +69,10 @@ class ClassifierTasks(StoredTasks):
         return torch.randint(len(self.images), shape, generator=draws).to(self.images.device)
 
     def _losses(self, params: Tensors, minibatches: Tensor) -> Tensor:
-        return _cross_entropies(self.logits(params, self.images[minibatches]), self.labels[minibatches])
+        images = self.images.index_select(0, minibatches.flatten())  # of bytes ten times as fast as images[minibatches]
+        return _cross_entropies(
+            self.logits(params, images.view(*minibatches.shape, *images.shape[1:])), self.labels[minibatches]
+        )
 
     def _parts(self, images: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Tensors of all networks, cut into those of as many as run together on so many images each."""
