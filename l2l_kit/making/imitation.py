@@ -121,6 +121,33 @@ class GroupedBaselines:
         return updates, after
 
 
+class Opening:
+    """A learned optimizer for the first steps, and another optimizer from there on, as a teacher.
+
+    Both see every gradient from the first step on. The learned one's share of the update is 1 for the first half of the
+    steps, and falls to 0, linearly, over the other half.
+    """
+
+    def __init__(self, opening: Optimizer[Any], then: Optimizer[Any], steps: int) -> None:
+        self.opening, self.then, self.steps = opening, then, steps
+
+    def init(self, params: Tensors) -> tuple[int, Any, Any]:
+        """As in `Optimizer`: steps so far, and both states."""
+        return 0, self.opening.init(params), self.then.init(params)
+
+    def update(
+        self, gradients: Tensors, state: tuple[int, Any, Any], params: Tensors
+    ) -> tuple[Tensors, tuple[int, Any, Any]]:
+        """As in `Optimizer`."""
+        step, opened, after = state
+        updates, after = self.then.update(gradients, after, params)
+        share = min(1.0, 2 - 2 * step / self.steps)
+        if share > 0:
+            first, opened = self.opening.update(gradients, opened, params)
+            updates = {name: share * first[name] + (1 - share) * update for name, update in updates.items()}
+        return updates, (step + 1, opened, after)
+
+
 def _by_kind(tensors: Tensors) -> dict[str, Tensors]:
     kinds: dict[str, Tensors] = {}
     for name, tensor in tensors.items():
