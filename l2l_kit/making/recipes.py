@@ -2,8 +2,8 @@
 
 A recipe is a TOML file with the sections ``[problem]``, ``[optimizer]`` and ``[training]``: the arguments of
 `problems.make`, `optimizers.make` and `MetaTraining`. Others are optional: ``[search]``, the arguments of `Search`;
-``[imitation]``, those of `Imitation` and, under ``teacher``, those of a baseline, or of one for each kind of parameter, and
-perhaps under ``opening`` the pretrained ``optimizer`` and the number of ``steps`` of an `Opening`;
+``[imitation]``, those of `Imitation` and, under ``teacher``, those of a baseline, or of one for each kind of parameter,
+and perhaps under ``opening`` the pretrained ``optimizer`` and the number of ``steps`` of an `Opening`;
 ``start``, another recipe from whose optimizer the training goes on; and ``[grid]``, lists of values such as
 ``"training.unroll" = [1, 20]``, which turn the recipe into a family.
 """
