@@ -331,6 +331,7 @@ def test_the_curves_of_networks_follow(open_notebook, tmp_path, record_property)
     finished(page)
     assert lines(page)[:5] == before
     page.get_by_role("checkbox", name="the main one").click()
+    finished(page)
     slider(page, "Unroll").press("ArrowRight")
     page.wait_for_selector(".l2l [role=alert]", timeout=20_000)
     assert "unknown pretrained optimizer 'mnist-log-sign-unroll50'" in page.locator(".l2l [role=alert]").inner_text()
