@@ -4,7 +4,7 @@
 out, and the table says so.
 
     python benchmarks/gpu.py                                  # writes benchmarks/gpu.md
-    python benchmarks/gpu.py --device cpu --minutes 5 --out /tmp/gpu.md
+    python benchmarks/gpu.py --device cpu --minutes 5 --out gpu.md
 """
 
 from __future__ import annotations

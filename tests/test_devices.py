@@ -152,7 +152,7 @@ def test_meta_gradients_of_rules_whose_coordinates_are_coupled(kind, device):
 @on_each_device
 @pytest.mark.parametrize("second_derivatives", [False, True])
 def test_meta_training(device, second_derivatives, tmp_path):
-    """It goes on from a checkpoint, whichever device that was made on."""
+    """A run resumes from a checkpoint, whichever device wrote it."""
 
     def trainer(where, path):
         settings = replace(TRAINING, second_derivatives=second_derivatives)
@@ -223,7 +223,7 @@ def test_lbfgs(device):
 @on_each_device
 @pytest.mark.parametrize("which", ["mnist", "quadratics-averaging", "cifar"])
 def test_learned_optimizer(device, which):
-    """A run on a device that goes on from what it saved, which is loaded onto the CPU first."""
+    """A run on a device, resumed from its own checkpoint, which is loaded onto the CPU first."""
     on_cpu, run = Run(which).train(1, 2, 3), Run(which, device=device)
     run.train(1, 2)
     saved = tree_map_only(torch.Tensor, torch.Tensor.cpu, (run.model.state_dict(), run.optimizer.state_dict()))
