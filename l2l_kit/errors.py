@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from functools import cache
 from typing import Annotated, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -51,6 +52,7 @@ class AtLeast(NamedTuple):
 Count = Annotated[int, AtLeast(1)]
 Positive = Annotated[float, AtLeast(0, itself=False)]
 NotNegative = Annotated[float, AtLeast(0)]
+_hints = cache(get_type_hints)  # an explorer makes the same problem many times while a slider is moved
 
 
 def check_fields(owner: object, called: str | None = None) -> None:
@@ -60,7 +62,7 @@ def check_fields(owner: object, called: str | None = None) -> None:
         UnknownNameError: for another word.
         ValueError: for a number beyond its bound, or no finite number; the message begins with what `owner` is called.
     """
-    for name, hint in get_type_hints(type(owner), include_extras=True).items():
+    for name, hint in _hints(type(owner), include_extras=True).items():  # type: ignore[arg-type]  # mypy: classes have no hash
         options = get_args(hint) if type(None) in get_args(hint) else (hint,)
         value = getattr(owner, name, None)
         for option in options if value is not None or len(options) == 1 else ():

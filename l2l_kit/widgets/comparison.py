@@ -134,7 +134,8 @@ class ComparisonExplorer(LearnedExplorer):
 
     def tuned(self, values: Values) -> Mapping[str, Baseline]:
         """The baselines with the learning rates that were tuned here or elsewhere."""
-        return self._tuned.get(self._key(values)) or self.setting(values).recorded
+        setting = self.setting(values)
+        return self._tuned.get(_key(setting, values)) or setting.recorded
 
     def controls(self, values: Values) -> Mapping[str, Rows]:
         setting = self.setting(values)
@@ -196,9 +197,6 @@ class ComparisonExplorer(LearnedExplorer):
             f'l2l.plots.learning_curves(curves, "{_over(values)}")'
         )
 
-    def _key(self, values: Values) -> _Key:
-        return self.setting(values).problem, values["steps"], _over(values)
-
     def _ticked(self, values: Values) -> dict[str, Baseline | UpdateRule | str]:
         """The optimizers to show, by name; a pretrained one as its name."""
         setting = self.setting(values)
@@ -224,15 +222,16 @@ class ComparisonExplorer(LearnedExplorer):
         if lines and done < 1:
             return View(f"Computing: step {min(map(len, lines.values())) - 1} of {steps}.", figure, (), errors, done)
         text = "" if errors and not lines else summary({name: line[-1] for name, line in lines.items()}, steps, over)
-        if setting.tuned_for and self._key(values) not in self._tuned:
+        if setting.tuned_for and _key(setting, values) not in self._tuned:
             text += f" Learning rates were tuned for {setting.tuned_for}."
         return View(text, figure, errors=errors)
 
     def _tune(self, values: Values) -> Steps:
         """Find learning rates for this setting, within a factor of ten of those that were tuned for another."""
-        problem, steps, over = self._key(values)
+        setting = self.setting(values)
+        problem, steps, over = key = _key(setting, values)
         arguments = {"steps": steps, "num_tasks": min(self._num_tasks, TUNING_TASKS), "seed": values["seed"]}
-        rules = self.setting(values).recorded
+        rules = setting.recorded
         runs = [(label, lr) for label, rule in rules.items() for lr in learning_rates(4) if 0.1 <= lr / rule.lr <= 10]
         finals: dict[str, dict[float, float]] = {label: {} for label in rules}
         for done, (label, lr) in enumerate(runs):
@@ -244,7 +243,7 @@ class ComparisonExplorer(LearnedExplorer):
             label: Baseline(rules[label].name, min(by_rate, key=by_rate.__getitem__))
             for label, by_rate in finals.items()
         }
-        self._tuned[problem, steps, over] = best
+        self._tuned[key] = best
         self.values = self._last = {**values, **{f"lr {label}": rule.lr for label, rule in best.items()}}
         drawn = self.draw(self.values)
         yield from [lambda: drawn] if isinstance(drawn, View) else drawn
@@ -338,6 +337,10 @@ def summary(finals: Mapping[str, float], steps: int, statistic: str) -> str:
     (best, loss), *others = sorted(finals.items(), key=lambda item: item[1])
     rest = f"; next is {others[0][0]} with {others[0][1]:.3g}" if others else ""
     return f"After {steps} steps {best} is best: {statistic} loss {loss:.3g}{rest}."
+
+
+def _key(setting: Setting, values: Values) -> _Key:
+    return setting.problem, values["steps"], _over(values)
 
 
 def _over(values: Values) -> Statistic:

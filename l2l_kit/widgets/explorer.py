@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -264,12 +264,12 @@ class Explorer(anywidget.AnyWidget):
             self._moved, self._before, self._ghosts = moved, self._lines, set()
         with self._sending, self.hold_sync():  # in one message
             self.values = self._last = values
-            self._describe()
             try:
                 drawn = self.draw(values)
                 if isinstance(drawn, View):
                     self._show(drawn)
                 else:
+                    self._describe()
                     self.start(drawn)
             except Exception as error:  # the kernel would only log it
                 self.fail(error)
@@ -306,11 +306,11 @@ class Explorer(anywidget.AnyWidget):
             if view.figure is None:
                 figure = None
             else:
+                lines, figure = _lines(view.figure), view.figure.to_plotly_json()
                 if view.progress is None:
-                    self._lines = _lines(view.figure)
-                figure = view.figure.to_plotly_json()
+                    self._lines = lines
                 if self.compares:
-                    self._compare(figure, _lines(view.figure))
+                    self._compare(figure, lines)
             self.shown = {
                 "figure": figure,
                 "pictures": [picture._asdict() for picture in view.pictures],
@@ -443,7 +443,7 @@ def _row(row: Control | tuple[Control, ...]) -> tuple[Control, ...]:
 
 
 def _described(control: Control) -> dict[str, Any]:
-    return {**asdict(control), "values": list(control.values), "marks": list(control.marks)}
+    return {**vars(control), "values": list(control.values), "marks": list(control.marks)}
 
 
 def _lines(figure: plots.Figure) -> Lines:
