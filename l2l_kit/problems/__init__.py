@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TypeVar
 
 from l2l_kit.errors import look_up
-from l2l_kit.paths import user_path
+from l2l_kit.paths import import_file
 from l2l_kit.problems.base import Problem, TaskBatch, check_problem
 from l2l_kit.problems.cifar import CIFAR, CIFARTasks
 from l2l_kit.problems.classifiers import ClassifierTasks
@@ -52,7 +49,7 @@ def make(config: Mapping[str, object]) -> Problem:
     fields = with_current_names(config)
     path, in_file, name = str(fields.pop("name", None)).rpartition(".py:")
     if in_file:
-        _import(user_path(f"{path}.py").absolute())
+        import_file(f"{path}.py")
     found = look_up("problem", name, _KNOWN)
     for field in fields:
         look_up(f"field of {name}", field, {} if isinstance(found, Problem) else found.__dataclass_fields__)
@@ -63,14 +60,3 @@ def with_current_names(config: Mapping[str, object]) -> dict[str, object]:
     """A problem's configuration from a file, whose fields may have the names that they had in older versions."""
     old = _OLD_NAMES.get(str(config.get("name")))
     return {"source" if field == old else field: value for field, value in config.items()}
-
-
-def _import(path: Path) -> None:
-    """Import a Python file by its name, so that what is defined there can be sent to worker processes."""
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file.")
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
-    module = importlib.import_module(path.stem)
-    if not path.samefile(getattr(module, "__file__", None) or sys.executable):
-        raise ValueError(f"{path}: another module is called {path.stem!r}. Rename the file.")
