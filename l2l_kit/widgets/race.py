@@ -80,7 +80,7 @@ class Race(LearnedExplorer):
         figure = plots.losses(
             {name: line[: step + 1] for name, line in losses.items()}, STEPS, title, [*losses.values()]
         )
-        figure.update_layout(height=380).update_yaxes(title="loss f(θ)")
+        figure.update_layout(height=320).update_yaxes(title="loss f(θ)")
         ranks = _ranks(losses, step)
         standing = ", ".join(f"{name} {losses[name][step]:.3g}" for name in ranks)
         told = f"{ranks[0]} wins draw {seed}" if step == STEPS else f"Draw {seed}, step {step} of {STEPS}"
