@@ -213,11 +213,12 @@ def _record(
         met.append(point.gradients[0, chosen])
         losses.append(point.losses[0])
     gradients = torch.stack(met[:-1])
-    nowhere, targets = layout.unravel(torch.zeros_like(gradients[:1])), torch.empty_like(gradients)
-    state = teacher.init(nowhere)
+    targets, place = torch.empty_like(gradients), torch.zeros_like(gradients[:1])  # where the teacher would be
+    state = teacher.init(layout.unravel(place))
     for target, row in zip(targets, gradients, strict=True):
-        updates, state = teacher.update(layout.unravel(row[None]), state, nowhere)
+        updates, state = teacher.update(layout.unravel(row[None]), state, layout.unravel(place))
         target.copy_(ravel(updates)[0])
+        place = place + target
     sizes = torch.cat([_smoothed(part) for part in targets.split_with_sizes(layout.sizes, dim=1)], dim=1)
     return Recording(layout, gradients, targets, sizes), torch.stack(losses)
 
