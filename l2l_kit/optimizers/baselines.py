@@ -9,14 +9,16 @@ from functools import partial
 from typing import NamedTuple, cast
 
 import torch
-from schedulefree import AdamWScheduleFree
 from torch import Tensor, optim
 
 from l2l_kit.errors import NotNegative, Positive, check_fields, look_up
+from l2l_kit.extras import needs
 from l2l_kit.tensors import Tensors
 
 
 def _schedule_free(params: list[Tensor], lr: float) -> optim.Optimizer:
+    with needs("lessons"):
+        from schedulefree import AdamWScheduleFree
     optimizer = AdamWScheduleFree(params, lr, betas=(0.9, 0.99), r=1.0)
     optimizer.train()
     return cast(optim.Optimizer, optimizer)
