@@ -144,8 +144,7 @@ def run_sweep(
     rules: dict[str, Runnable] = {label: zoo.load(name) for label, name in sweep.learned.items() if label in labels}
     if sweep.teacher is not None:
         rules[TEACHER] = find_recipe(sweep.teacher).make_teacher()
-    fixed: dict[str, Any] = {"steps": sweep.steps, "on_test_set": sweep.on_test_set, "seed": sweep.seed}
-    make_run = partial(Run, data / FOLDER, **fixed, device=device)
+    make_run = partial(Run, data / FOLDER, on_test_set=sweep.on_test_set, seed=sweep.seed, device=device)
     calls = [(sweep, setting, label, rules.get(label), make_run) for setting in settings for label in labels]
     found = iter(parallel_map(_measure, calls, jobs, shared=True))
     if only:
@@ -173,11 +172,11 @@ def _measure(
         for this step; and the learning rates that were tried.
     """
 
-    def run(rule: Runnable | None, draw: str) -> Run:
+    def run(rule: Runnable | None, draw: str, steps: list[int] = sweep.steps) -> Run:
         rate = f" {rule.lr:g}" if isinstance(rule, Baseline) else ""
         num_tasks = sweep.tuning_tasks if draw == "tuning" else sweep.num_tasks
         words = f"{setting}: {label}{rate}, {draw}"
-        done = make_run(sweep.make_problem(setting, draw), rule, draw, num_tasks, words=words)
+        done = make_run(sweep.make_problem(setting, draw), rule, draw, num_tasks, steps, words=words)
         done.losses()
         return done
 
@@ -189,7 +188,9 @@ def _measure(
         rates = sorted(rates + further)
         means = torch.stack([run(sweep.baseline(label, lr), "tuning").losses().mean(dim=0) for lr in rates])
         further = further_rates(rates, means)
-    return [run(sweep.baseline(label, rates[best]), "test") for best in means.argmin(dim=0).tolist()], rates
+    best = means.argmin(dim=0).tolist()
+    last = {index: column for column, index in enumerate(best)}  # how long a learning rate is wanted
+    return [run(sweep.baseline(label, rates[index]), "test", sweep.steps[: last[index] + 1]) for index in best], rates
 
 
 def further_rates(rates: Sequence[float], means: Tensor) -> list[float]:
