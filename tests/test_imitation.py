@@ -5,7 +5,7 @@ import torch
 
 from l2l_kit import zoo
 from l2l_kit.making import train
-from l2l_kit.making.imitation import GroupedBaselines, Imitation, Opening, _record, imitate
+from l2l_kit.making.imitation import GroupedBaselines, Imitation, _record, imitate
 from l2l_kit.making.recipes import read_recipes
 from l2l_kit.optimizers import GroupedRule, LSTMRule, baseline
 from l2l_kit.problems import Quadratics
@@ -102,16 +102,3 @@ def test_a_wrong_teacher_is_named(tmp_path):
     (tmp_path / "mine.toml").write_text(RECIPE.replace("nadam", "adan"))
     with pytest.raises(ValueError, match="adan"):
         read_recipes(tmp_path / "mine.toml")
-
-
-def test_an_opening_hands_over_to_an_optimizer_that_saw_all_gradients():
-    gradients = {"conv.w": torch.ones(1, 3)}
-    teacher = Opening(baseline("sgd", 1.0), baseline("nag", 0.1), steps=4)
-    alone = baseline("nag", 0.1)
-    state, own, shares = teacher.init(gradients), alone.init(gradients), []
-    for _ in range(6):
-        updates, state = teacher.update(gradients, state, gradients)
-        expected, own = alone.update(gradients, own, gradients)
-        # share · (-1) + (1 - share) · expected = updates
-        shares.append(((updates["conv.w"] - expected["conv.w"]) / (-1 - expected["conv.w"])).mean().item())
-    assert shares == pytest.approx([1, 1, 1, 0.5, 0, 0], abs=1e-6)

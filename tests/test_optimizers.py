@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from schedulefree import AdamWScheduleFreeReference
 from small import COORDINATEWISE, COUPLED, RULES, Network
 
 from l2l_kit import optimizers, zoo
@@ -22,6 +23,7 @@ TORCH = {
     "nadam": (torch.optim.NAdam, {"betas": (0.9, 0.99), "eps": 1e-8, "momentum_decay": 0.0}),
     "adamw": (torch.optim.AdamW, {"weight_decay": 0.01}),
     "muon": (torch.optim.Muon, {"weight_decay": 0.01, "adjust_lr_fn": "match_rms_adamw"}),
+    "schedule-free": (AdamWScheduleFreeReference, {"betas": (0.9, 0.99), "r": 1.0}),
 }
 OPTIMIZERS = {
     **{name: baseline(name, 0.1) for name in TORCH},
@@ -139,6 +141,8 @@ def test_a_baseline_on_a_batch_is_torch_optim_on_each_task(name):
             movers = [kind(mine[:1], lr=lr, **settings), torch.optim.AdamW(mine[1:], lr=lr)]
         else:
             movers = [kind(mine, lr=lr, **settings)]
+        if kind is AdamWScheduleFreeReference:
+            movers[0].train()
         for step in range(31):
             there = torch.cat([param.detach().flatten() for param in mine])
             torch.testing.assert_close(found[step][n], there, rtol=1e-12, atol=1e-12)

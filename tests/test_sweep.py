@@ -111,6 +111,22 @@ class TestTable:
             assert [row.mean, row.low, row.high] == pytest.approx(interval, rel=1e-5)
             assert [row.ratio, row.ratio_low, row.ratio_high] == pytest.approx(ratio, rel=1e-5)
 
+    def test_a_teacher_is_run_as_it_is(self, tmp_path, quick):
+        small = {"name": "cifar", "source": "embedded", "batch_size": 8}
+        sweep = replace(quick, problem=small, grid={"labels": [[0, 1]]}, learned={"LSTM": "cifar"}, teacher="cifar")
+        table, _ = run(tmp_path, replace(sweep, num_tasks=2, tuning_tasks=1))
+        assert table["optimizer"].tolist() == ["LSTM", "teacher", "SGD"]
+        curves = compare(
+            {"teacher": find_recipe("cifar").make_teacher()},
+            sweep.make_problem({"labels": [0, 1]}),
+            steps=1,
+            num_tasks=2,
+            seed=4,
+            device="cpu",
+        )
+        assert table["mean"][1] == pytest.approx(curves.losses["teacher"][:, 1].mean().item(), rel=1e-5)
+        assert table["lr"].isna().tolist() == [True, True, False]
+
     def test_lists_are_one_word(self, tmp_path, quick):
         """Also where they are read again, from a file in which they look like numbers."""
         grid = {"hidden": [[2], [2, 3]], "activation": ["relu"]}

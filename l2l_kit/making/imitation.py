@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from l2l_kit.errors import Count, Positive, check_fields
-from l2l_kit.optimizers import LSTMTape, Optimizer, UpdateRule
+from l2l_kit.optimizers import Baseline, LSTMTape, Optimizer, UpdateRule
 from l2l_kit.optimizers.base import Part
 from l2l_kit.problems import Problem, TaskBatch
 from l2l_kit.randomness import generator
@@ -104,8 +104,12 @@ class Taught(NamedTuple):
 class GroupedBaselines:
     """A hand-designed optimizer for each kind of parameter, as a teacher for a `GroupedRule`."""
 
-    def __init__(self, groups: Mapping[str, Optimizer[Any]]) -> None:
+    def __init__(self, groups: Mapping[str, Baseline]) -> None:
         self.groups = dict(groups)
+
+    def config(self) -> dict[str, object]:
+        """The arguments of its baselines, by kind."""
+        return {kind: optimizer.config() for kind, optimizer in self.groups.items()}
 
     def init(self, params: Tensors) -> dict[str, Any]:
         """As in `Optimizer`; the states by kind."""
@@ -119,33 +123,6 @@ class GroupedBaselines:
             moved, after[kind] = self.groups[kind].update(named, state[kind], own)
             updates |= moved
         return updates, after
-
-
-class Opening:
-    """A learned optimizer for the first steps, and another optimizer from there on, as a teacher.
-
-    Both see every gradient from the first step on. The learned one's share of the update is 1 for the first half of the
-    steps, and falls to 0, linearly, over the other half.
-    """
-
-    def __init__(self, opening: Optimizer[Any], then: Optimizer[Any], steps: int) -> None:
-        self.opening, self.then, self.steps = opening, then, steps
-
-    def init(self, params: Tensors) -> tuple[int, Any, Any]:
-        """As in `Optimizer`: steps so far, and both states."""
-        return 0, self.opening.init(params), self.then.init(params)
-
-    def update(
-        self, gradients: Tensors, state: tuple[int, Any, Any], params: Tensors
-    ) -> tuple[Tensors, tuple[int, Any, Any]]:
-        """As in `Optimizer`."""
-        step, opened, after = state
-        updates, after = self.then.update(gradients, after, params)
-        share = min(1.0, 2 - 2 * step / self.steps)
-        if share > 0:
-            first, opened = self.opening.update(gradients, opened, params)
-            updates = {name: share * first[name] + (1 - share) * update for name, update in updates.items()}
-        return updates, (step + 1, opened, after)
 
 
 def _by_kind(tensors: Tensors) -> dict[str, Tensors]:
@@ -213,11 +190,12 @@ def _record(
         met.append(point.gradients[0, chosen])
         losses.append(point.losses[0])
     gradients = torch.stack(met[:-1])
-    nowhere, targets = layout.unravel(torch.zeros_like(gradients[:1])), torch.empty_like(gradients)
-    state = teacher.init(nowhere)
+    targets, place = torch.empty_like(gradients), torch.zeros_like(gradients[:1])  # where the teacher would be
+    state = teacher.init(layout.unravel(place))
     for target, row in zip(targets, gradients, strict=True):
-        updates, state = teacher.update(layout.unravel(row[None]), state, nowhere)
+        updates, state = teacher.update(layout.unravel(row[None]), state, layout.unravel(place))
         target.copy_(ravel(updates)[0])
+        place = place + target
     sizes = torch.cat([_smoothed(part) for part in targets.split_with_sizes(layout.sizes, dim=1)], dim=1)
     return Recording(layout, gradients, targets, sizes), torch.stack(losses)
 

@@ -2,8 +2,7 @@
 
 A recipe is a TOML file with the sections ``[problem]``, ``[optimizer]`` and ``[training]``: the arguments of
 `problems.make`, `optimizers.make` and `MetaTraining`. Others are optional: ``[search]``, the arguments of `Search`;
-``[imitation]``, those of `Imitation` and, under ``teacher``, those of a baseline, or of one for each kind of parameter,
-and perhaps under ``opening`` the pretrained ``optimizer`` and the number of ``steps`` of an `Opening`;
+``[imitation]``, those of `Imitation` and, under ``teacher``, those of a baseline, or of one for each kind of parameter;
 ``start``, another recipe from whose optimizer the training goes on; and ``[grid]``, lists of values such as
 ``"training.unroll" = [1, 20]``, which turn the recipe into a family.
 """
@@ -20,10 +19,10 @@ from typing import Any
 
 from torch import Tensor
 
-from l2l_kit import optimizers, problems, zoo
-from l2l_kit.making.imitation import GroupedBaselines, Imitation, Opening
+from l2l_kit import optimizers, problems
+from l2l_kit.making.imitation import GroupedBaselines, Imitation
 from l2l_kit.making.plans import check_names, combinations, read_plan
-from l2l_kit.optimizers import Optimizer, UpdateRule, baseline
+from l2l_kit.optimizers import Baseline, UpdateRule, baseline
 from l2l_kit.paths import RECIPES
 from l2l_kit.problems import Problem
 from l2l_kit.storage import BoundedWeights, load_weights
@@ -91,16 +90,11 @@ class Recipe:
             load_weights(optimizer, self.initial, f"recipe {self.name!r}, start {self.start!r}")
         return optimizer
 
-    def make_teacher(self) -> Optimizer[Any]:
-        """What is imitated: a baseline, or one for each kind of parameter, perhaps after another's `Opening`."""
-        designed = {kind: arguments for kind, arguments in self.teacher.items() if kind != "opening"}
-        if "name" in designed:
-            teacher: Optimizer[Any] = baseline(**designed)
-        else:
-            teacher = GroupedBaselines({kind: baseline(**arguments) for kind, arguments in designed.items()})
-        if opening := self.teacher.get("opening"):
-            return Opening(zoo.load(opening["optimizer"]), teacher, opening["steps"])
-        return teacher
+    def make_teacher(self) -> Baseline | GroupedBaselines:
+        """What is imitated: a baseline, or one for each kind of parameter."""
+        if "name" in self.teacher:
+            return baseline(**self.teacher)
+        return GroupedBaselines({kind: baseline(**arguments) for kind, arguments in self.teacher.items()})
 
     def with_draw(self, drawn: Mapping[str, float]) -> Recipe:
         """This recipe with values for what its search leaves open: `meta_lr`, and settings of the optimizer."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from l2l_kit.evaluation import LBFGS, Tuning, lbfgs, learning_rates, losses_at, machine, write_result
 from l2l_kit.evaluation.tuning import ascending
+from l2l_kit.making.imitation import GroupedBaselines
 from l2l_kit.making.work import kept, parallel_map
 from l2l_kit.optimizers import BASELINES, Baseline, UpdateRule, baseline
 from l2l_kit.paths import HOME
@@ -20,6 +21,7 @@ from l2l_kit.problems.base import draw as draw_tasks
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Device, pick_device
 
+Runnable = UpdateRule | Baseline | GroupedBaselines
 FOLDER = Path("cache", "runs", "sweeps")
 """Where the files are, in the folder of all data."""
 
@@ -30,7 +32,8 @@ class Run:
 
     Attributes:
         folder: where its file is.
-        optimizer: a learned one, or a baseline with one learning rate; None for L-BFGS.
+        optimizer: a learned one, or a baseline with its learning rate, or one for each kind of parameter; None for
+            L-BFGS.
         draw: "tuning" or "test".
         num_tasks, steps, on_test_set, seed: as in `Sweep`.
         words: printed when the run is done; nothing if empty.
@@ -38,7 +41,7 @@ class Run:
 
     folder: Path
     problem: Problem
-    optimizer: UpdateRule | Baseline | None
+    optimizer: Runnable | None
     draw: str
     num_tasks: int
     steps: list[int]

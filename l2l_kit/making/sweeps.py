@@ -15,9 +15,10 @@ from torch import Tensor
 from l2l_kit import problems, zoo
 from l2l_kit.evaluation import EACH_STEP, LBFGS, ONE_RATE, Curves, machine, training_of, write_result
 from l2l_kit.making.plans import check_names, combinations, read_plan
-from l2l_kit.making.runs import FOLDER, Run
+from l2l_kit.making.recipes import find_recipe
+from l2l_kit.making.runs import FOLDER, Run, Runnable
 from l2l_kit.making.work import parallel_map
-from l2l_kit.optimizers import Baseline, UpdateRule
+from l2l_kit.optimizers import Baseline
 from l2l_kit.paths import HOME, SWEEPS
 from l2l_kit.problems import Problem
 from l2l_kit.tensors import Device, pick_device
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 RATES = "learning_rates"
 ROUND = [float(f"{digit}e{power}") for power in range(-9, 7) for digit in (1, 2, 5)]
 """Where a grid of learning rates goes on: in steps of √10 at most."""
+TEACHER = "teacher"
+"""Its label in figures."""
 FLAT = 1e-4
 """Share of a loss that makes no difference: a grid does not go on into nothingness, where all losses are the same."""
 
@@ -42,6 +45,7 @@ class Sweep:
         learned: pretrained optimizers by the label that figures show; ratios are those of the first.
         baselines: by label, the arguments of `Baseline`, with a list of `learning_rates` to begin with instead of one.
             Others are tried until the best one, for each of the steps, is neither the first nor the last.
+        teacher: a recipe whose teacher is run as well, as it is.
         steps: numbers of updates after which the losses are noted, in ascending order.
         num_tasks: fresh optimizees per setting.
         tuning_tasks: optimizees to tune the baselines on.
@@ -59,6 +63,7 @@ class Sweep:
     steps: list[int]
     num_tasks: int
     tuning_tasks: int
+    teacher: str | None = None
     tuned_on: Mapping[str, Any] = field(default_factory=dict)
     lbfgs: bool = False
     on_test_set: bool = False
@@ -85,8 +90,8 @@ class Sweep:
 
     @property
     def labels(self) -> list[str]:
-        """All optimizers, as figures show them: the learned ones, the baselines, L-BFGS."""
-        return [*self.learned, *self.baselines, *[LBFGS] * self.lbfgs]
+        """All optimizers, as figures show them: the learned ones, the teacher, the baselines, L-BFGS."""
+        return [*self.learned, *[TEACHER] * (self.teacher is not None), *self.baselines, *[LBFGS] * self.lbfgs]
 
     def baseline(self, label: str, lr: float) -> Baseline:
         """The baseline of that label with a learning rate."""
@@ -136,10 +141,11 @@ def run_sweep(
 
     check_names(f"optimizer of sweep {sweep.name!r}", only or (), sweep.labels)
     settings, labels = combinations(sweep.grid), only or sweep.labels
-    learned = {label: zoo.load(name) for label, name in sweep.learned.items() if label in labels}
-    fixed: dict[str, Any] = {"steps": sweep.steps, "on_test_set": sweep.on_test_set, "seed": sweep.seed}
-    make_run = partial(Run, data / FOLDER, **fixed, device=device)
-    calls = [(sweep, setting, label, learned.get(label), make_run) for setting in settings for label in labels]
+    rules: dict[str, Runnable] = {label: zoo.load(name) for label, name in sweep.learned.items() if label in labels}
+    if sweep.teacher is not None:
+        rules[TEACHER] = find_recipe(sweep.teacher).make_teacher()
+    make_run = partial(Run, data / FOLDER, on_test_set=sweep.on_test_set, seed=sweep.seed, device=device)
+    calls = [(sweep, setting, label, rules.get(label), make_run) for setting in settings for label in labels]
     found = iter(parallel_map(_measure, calls, jobs, shared=True))
     if only:
         return None
@@ -157,7 +163,7 @@ def run_sweep(
 
 
 def _measure(
-    sweep: Sweep, setting: Mapping[str, Any], label: str, rule: UpdateRule | None, make_run: Callable[..., Run]
+    sweep: Sweep, setting: Mapping[str, Any], label: str, rule: Runnable | None, make_run: Callable[..., Run]
 ) -> tuple[list[Run], list[float]]:
     """Run one optimizer in one setting, a baseline with ever more learning rates, until nothing is missing.
 
@@ -166,11 +172,11 @@ def _measure(
         for this step; and the learning rates that were tried.
     """
 
-    def run(rule: UpdateRule | Baseline | None, draw: str) -> Run:
+    def run(rule: Runnable | None, draw: str, steps: list[int] = sweep.steps) -> Run:
         rate = f" {rule.lr:g}" if isinstance(rule, Baseline) else ""
         num_tasks = sweep.tuning_tasks if draw == "tuning" else sweep.num_tasks
         words = f"{setting}: {label}{rate}, {draw}"
-        done = make_run(sweep.make_problem(setting, draw), rule, draw, num_tasks, words=words)
+        done = make_run(sweep.make_problem(setting, draw), rule, draw, num_tasks, steps, words=words)
         done.losses()
         return done
 
@@ -182,7 +188,9 @@ def _measure(
         rates = sorted(rates + further)
         means = torch.stack([run(sweep.baseline(label, lr), "tuning").losses().mean(dim=0) for lr in rates])
         further = further_rates(rates, means)
-    return [run(sweep.baseline(label, rates[best]), "test") for best in means.argmin(dim=0).tolist()], rates
+    best = means.argmin(dim=0).tolist()
+    last = {index: column for column, index in enumerate(best)}  # how long a learning rate is wanted
+    return [run(sweep.baseline(label, rates[index]), "test", sweep.steps[: last[index] + 1]) for index in best], rates
 
 
 def further_rates(rates: Sequence[float], means: Tensor) -> list[float]:

@@ -1,4 +1,4 @@
-"""The hand-designed optimizers: torch.optim's own classes behind the kit's contract."""
+"""The hand-designed optimizers: classes of torch.optim and schedulefree behind the kit's contract."""
 
 from __future__ import annotations
 
@@ -6,18 +6,27 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, optim
 
 from l2l_kit.errors import NotNegative, Positive, check_fields, look_up
+from l2l_kit.extras import needs
 from l2l_kit.tensors import Tensors
+
+
+def _schedule_free(params: list[Tensor], lr: float) -> optim.Optimizer:
+    with needs("lessons"):
+        from schedulefree import AdamWScheduleFree
+    optimizer = AdamWScheduleFree(params, lr, betas=(0.9, 0.99), r=1.0)
+    optimizer.train()
+    return cast(optim.Optimizer, optimizer)
 
 
 class _Kind(NamedTuple):
     make: Callable[..., optim.Optimizer]  # torch's class with its settings
-    decays: bool = False  # whether the update depends on the parameters
+    reads: bool = False  # whether it reads the parameters
     others: str | None = None  # for an optimizer of matrices: the kind that moves all other tensors
 
 
@@ -27,11 +36,13 @@ _KINDS = {
     "nag": _Kind(partial(optim.SGD, momentum=0.9, nesterov=True)),
     "rmsprop": _Kind(partial(optim.RMSprop, alpha=0.99, eps=1e-8)),
     "adam": _Kind(partial(optim.Adam, betas=(0.9, 0.999), eps=1e-8)),
-    # Later ones: Adam with Nesterov's momentum (Dozat, 2016), which `cifar` imitates; Adam with decoupled weight decay
+    # Later ones: Adam with Nesterov's momentum (Dozat, 2016); Adam with decoupled weight decay
     # (Loshchilov and Hutter, 2019); orthogonalized momentum (Jordan et al., 2024), with AdamW's learning rates.
     "nadam": _Kind(partial(optim.NAdam, betas=(0.9, 0.99), eps=1e-8, momentum_decay=0.0)),
-    "adamw": _Kind(partial(optim.AdamW, weight_decay=0.01), decays=True),
-    "muon": _Kind(partial(optim.Muon, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"), decays=True, others="adamw"),
+    "adamw": _Kind(partial(optim.AdamW, weight_decay=0.01), reads=True),
+    "muon": _Kind(partial(optim.Muon, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"), reads=True, others="adamw"),
+    # Adam in schedule-free form (Defazio et al., 2024): the parameters stay near the running mean of where it has been.
+    "schedule-free": _Kind(_schedule_free, reads=True),
 }
 
 BASELINES: dict[str, str] = {"sgd": "SGD", "nag": "NAG", "rmsprop": "RMSprop", "adam": "Adam"}
@@ -55,7 +66,7 @@ class Baseline:
         ValueError: for an unknown name (`UnknownNameError`), or a number that makes no sense.
     """
 
-    name: str  # "sgd", "nag", "rmsprop", "adam", "nadam", "adamw" or "muon"
+    name: str  # "sgd", "nag", "rmsprop", "adam", "nadam", "adamw", "muon" or "schedule-free"
     lr: Positive  # learning rate of the first step
     decay: Positive | None = None  # τ in steps: the learning rate of step t is lr / sqrt(1 + t/τ), or lr for None
     cosine: Positive | None = None  # T in steps: after `hold` steps it falls to 0 along half a cosine, over T steps
@@ -92,19 +103,19 @@ class Baseline:
     @torch.no_grad()
     def update(self, gradients: Tensors, state: BaselineState, params: Tensors) -> tuple[Tensors, BaselineState]:
         """As in `Optimizer`."""
-        # An optimizer that ignores the parameters moves zeros, which become the update without rounding.
-        decays = _KINDS[self.name].decays
+        # An optimizer that does not read the parameters moves zeros, which become the update without rounding.
+        reads = _KINDS[self.name].reads
         for name, tensor in state.moved.items():
-            tensor.copy_(params[name]) if decays else tensor.zero_()
+            tensor.copy_(params[name]) if reads else tensor.zero_()
             leaves, gradient = state.leaves[name], gradients[name]
             split = leaves[0].dim() < gradient.dim()
             for leaf, of_leaf in zip(leaves, gradient.unbind() if split else (gradient,), strict=True):
-                leaf.grad = of_leaf
+                leaf.grad = of_leaf.clone()  # some optimizers overwrite it
         for optimizer in state.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate(state.step)
             optimizer.step()
-        updates = {n: t - params[n] if decays else t.clone() for n, t in state.moved.items()}
+        updates = {n: t - params[n] if reads else t.clone() for n, t in state.moved.items()}
         return updates, state._replace(step=state.step + 1)
 
 
