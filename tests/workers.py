@@ -24,7 +24,8 @@ def start(log, function, *arguments):
 
 
 def _run(log, function, arguments):
-    os.setsid()
+    if hasattr(os, "setsid"):
+        os.setsid()
     for stream in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     torch.set_num_threads(1)
