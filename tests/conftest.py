@@ -2,8 +2,15 @@
 
 import pytest
 import torch
+from workers import forked
 
 torch.backends.cudnn.allow_tf32 = False  # by default a GPU's convolutions round what they multiply to three digits
+
+
+@pytest.fixture
+def forked_workers(monkeypatch):
+    """Workers of the kit are forked from a process that has imported everything, instead of importing it each."""
+    monkeypatch.setattr("l2l_kit.making.work.get_context", forked)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

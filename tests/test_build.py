@@ -14,9 +14,12 @@ from l2l_kit.errors import UnknownNameError
 
 SCRIPT = """
 import json
+from workers import forked
 import l2l_kit as l2l
 from l2l_kit.evaluation import read_result
+from l2l_kit.making import work
 
+work.get_context = forked
 assert l2l.zoo.names() == []
 l2l.build(["tiny.toml"], {"quadratics": {"steps": [3], "num_tasks": 4, "rates": 1}}, ["small.toml"], device="cpu")
 refused = []
@@ -38,8 +41,9 @@ print(json.dumps({
 def test_what_is_made_is_all_that_there_is(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(RECIPE)
     (tmp_path / "small.toml").write_text(SWEEP.replace('"quadratics"', '"tiny-unroll5"', 1).replace("[2, 3, 4]", "[2]"))
-    root = str(Path(__file__).resolve().parents[1])
-    environment = {**os.environ, "L2L_HOME": "home", "L2L_JOBS": "2", "PYTHONPATH": root}
+    tests = Path(__file__).resolve().parent
+    environment = {**os.environ, "L2L_HOME": "home", "L2L_JOBS": "2"}
+    environment["PYTHONPATH"] = f"{tests.parent}{os.pathsep}{tests}"
     ran = subprocess.run(
         [sys.executable, "-c", SCRIPT], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=550
     )

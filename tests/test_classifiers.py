@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -16,14 +17,13 @@ from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, ravel
 
 DOUBLE = {"dtype": torch.float64}
-LABELS = {
-    (name, split): {
-        image.numpy().tobytes(): int(label)
-        for image, label in zip(*data.load(name, "embedded").split(split), strict=True)
-    }
-    for name in ("mnist", "cifar10")
-    for split in ("train", "test")
-}
+
+
+@cache
+def labels_of(name, split):
+    """The label of each image, by its pixels."""
+    images, labels = data.load(name, "embedded").split(split)
+    return {image.numpy().tobytes(): int(label) for image, label in zip(images, labels, strict=True)}
 
 
 def mnist(**fields):
@@ -54,7 +54,7 @@ def seen(monkeypatch):
 
 def classes(problem, images, split="train"):
     """Of images that are known by their pixels alone; a KeyError if one is not of that split."""
-    known = LABELS[problem.data_set, split]
+    known = labels_of(problem.data_set, split)
     labels = problem.labels if isinstance(problem, CIFAR) else tuple(range(10))
     return torch.tensor([labels.index(known[image.numpy().tobytes()]) for image in images])
 
@@ -154,7 +154,7 @@ def test_minibatches_come_from_all_of_their_split_and_labels_and_from_them_alone
     counts = Counter(classes(digits, torch.cat(seen), split).tolist())
     assert min(counts.values()) > 200  # of the 300 that each digit has on average
     # Drawn with replacement, so that the share of different ones is about 1 - 1/e for as many draws as digits.
-    size = len(LABELS["mnist", split])
+    size = len(labels_of("mnist", split))
     assert len(torch.cat(seen).unique(dim=0)) == pytest.approx(size * (1 - (1 - 1 / size) ** 3000), rel=0.03)
     pictures = cifar(labels=(8, 0, 5), split=split, batch_size=50)
     sample(pictures, 1).losses(sample(pictures, 1).initial_params, 0)

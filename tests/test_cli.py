@@ -54,6 +54,7 @@ def l2l(*arguments: object, code: int = 0) -> Result:
     return result
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_train_makes_every_member_of_a_recipe_and_its_records_as_search_does_and_again_changes_nothing(
     tmp_path: Path,
 ) -> None:

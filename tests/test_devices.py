@@ -45,7 +45,7 @@ IMITATION = Imitation(networks=3, horizon=30, unroll=3, passes=3)
 KINDS = ["sgd", "nag", "rmsprop", "adam", "nadam", "adamw", "muon", "schedule-free"]
 ESTIMATORS = {
     "first order": FirstOrderEstimator,
-    "in chunks": lambda rule: FirstOrderEstimator(rule, 10**6),
+    "in chunks": lambda rule: FirstOrderEstimator(rule, 3 * 10**6),
     "sampled": lambda rule: FirstOrderEstimator(rule, sample=2),
     "second order": SecondOrderEstimator,
     "second order, no graph kept": lambda rule: SecondOrderEstimator(rule, 1),

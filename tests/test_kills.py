@@ -1,9 +1,5 @@
-"""Commands that are killed at random moments, whole process group: what is taken up again ends with the same bits.
+"""Commands that are killed at random moments, whole process group: what is taken up again ends with the same bits."""
 
-Workers are forked from a process that has imported everything, since importing torch takes longer than what they do.
-"""
-
-import multiprocessing
 import os
 import random
 import signal
@@ -13,8 +9,8 @@ import time
 import nbformat
 import psutil
 import pytest
-import torch
 from test_data import Official, small_data_set
+from workers import finish, start
 
 from l2l_kit import data, zoo
 from l2l_kit.evaluation import read_result
@@ -30,7 +26,7 @@ from l2l_kit.training import MetaTraining
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 
-TRAINING = MetaTraining(horizon=10, unroll=5, epochs=12, episodes_per_epoch=4, batch_size=8, validation_tasks=20)
+TRAINING = MetaTraining(horizon=6, unroll=3, epochs=8, episodes_per_epoch=2, batch_size=4, validation_tasks=5)
 RECIPE = Recipe(
     "mine",
     {"name": "quadratics", "dim": 3},
@@ -44,9 +40,9 @@ SWEEP = Sweep(
     grid={"dim": [2, 3]},
     learned={"LSTM": "quadratics"},
     baselines={BASELINES[name]: {"name": name, "learning_rates": [0.01, 0.03, 0.1]} for name in ("sgd", "adam")},
-    steps=[5, 10],
-    num_tasks=20,
-    tuning_tasks=20,
+    steps=[2, 5],
+    num_tasks=5,
+    tuning_tasks=5,
 )
 
 
@@ -78,7 +74,7 @@ def fetched(folder):
 
 
 def tune(folder, _):
-    record_tuning(Quadratics(dim=3), folder, steps=(5, 20), num_tasks=50, rates=4, device="cpu")
+    record_tuning(Quadratics(dim=3), folder, steps=(2, 5), num_tasks=9, rates=3, device="cpu")
 
 
 def tuned(folder):
@@ -115,23 +111,11 @@ COMMANDS = {
 """How each is run, what must come out of it, and how often it is killed."""
 
 
-def work(command, folder, url):
-    """What a worker does."""
-    os.setsid()
-    for stream in (1, 2):
-        os.dup2(os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-    torch.set_num_threads(1)
-    COMMANDS[command][0](folder, url)
-
-
 @pytest.fixture(scope="module")
-def workers():
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["l2l_kit.cli", "optuna", "papermill", "pooch", "mlxtend.data", "psutil"])
-    ready = context.Process(target=int)
-    ready.start()
-    ready.join()
-    return context
+def workers(tmp_path_factory):
+    """From now on a process starts at once."""
+    log = tmp_path_factory.mktemp("workers") / "log"
+    finish(start(log, int), log)
 
 
 @pytest.fixture(scope="module")
@@ -162,25 +146,23 @@ def kill(process):
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("command", COMMANDS)
-def test_what_is_taken_up_again_ends_with_the_same_bits(tmp_path, monkeypatch, workers, official, command):
+@pytest.mark.usefixtures("workers")
+def test_what_is_taken_up_again_ends_with_the_same_bits(tmp_path, monkeypatch, official, command):
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     if command == "reproduce":
         write_lessons(tmp_path / "notebooks")
-    _, outcome, kills = COMMANDS[command]
+    run, outcome, kills = COMMANDS[command]
     folders = (tmp_path / f"{number}" for number in range(100))
 
     def begun(folder):
         folder.mkdir(exist_ok=True)
-        process = workers.Process(target=work, args=(command, folder, official))
-        process.start()
-        return process
+        return start(folder / "log", run, folder, official)
 
     def finished(process, folder):
-        process.join()
-        assert process.exitcode == 0, (folder / "log").read_text()
+        finish(process, folder / "log")
         return outcome(folder)
 
     began, whole = time.monotonic(), next(folders)

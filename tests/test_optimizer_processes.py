@@ -2,10 +2,6 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+from workers import finish, start
 
 from l2l_kit import LearnedOptimizer
 
@@ -162,7 +159,6 @@ LAWS = {
 
 def main(rank, folder):
     """What each law says on this process: whether it holds, or the error."""
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     found = {}
     for (law, name), holds in LAWS.items():
@@ -170,7 +166,7 @@ def main(rank, folder):
             found[f"{law}, {name}"] = holds(*OPTIMIZERS[name], rank)
         except Exception as error:
             found[f"{law}, {name}"] = f"{type(error).__name__}: {error}"
-    Path(folder, f"found{rank}.json").write_text(json.dumps(found))
+    (folder / f"found{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
 
@@ -178,19 +174,12 @@ def main(rank, folder):
 def found(tmp_path_factory):
     """Both processes, started once for all laws."""
     folder = tmp_path_factory.mktemp("processes")
-    tests = Path(__file__).resolve().parent
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}"}
-    commands = [[sys.executable, __file__, str(rank), str(folder)] for rank in range(2)]
-    started = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for command in commands]
-    errors = [process.communicate(timeout=250)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], errors
+    started = [start(folder / "log", main, rank, folder) for rank in range(2)]
+    for process in started:
+        finish(process, folder / "log")
     return [json.loads((folder / f"found{rank}.json").read_text()) for rank in range(2)]
 
 
 @pytest.mark.parametrize("law", [f"{law}, {name}" for law, name in LAWS])
 def test_law_holds_on_two_processes(found, law):
     assert [one[law] for one in found] == [True, True]
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])

@@ -14,26 +14,28 @@ from pathlib import Path
 import optuna
 import pandas as pd
 import pytest
-from test_search import COLUMNS, write_shared
+from test_search import COLUMNS, share, write_shared
 from typer.testing import CliRunner
+from workers import finish, start
 
 from l2l_kit.cli import app
 from l2l_kit.evaluation import read_result
 from l2l_kit.making import search as module
 from l2l_kit.making.recipes import read_recipes
 from l2l_kit.making.search import random_search
-
-ROOT = Path(__file__).resolve().parents[1]
-BRISK = "from l2l_kit.making import search\nsearch.HEARTBEAT = 1\n"
-DIES = """
-import sys, time
-from l2l_kit.making.recipes import read_recipes
-from l2l_kit.making.search import random_search
 from l2l_kit.training import MetaTrainer
-MetaTrainer._episode = lambda *_: time.sleep(1000)
-(recipe,) = read_recipes(sys.argv[1])
-random_search(recipe, recipe.search, sys.argv[2], device="cpu")
-"""
+
+
+def brisk(*arguments):
+    """A search that soon takes up what a killed one has left."""
+    module.HEARTBEAT = 1
+    share(*arguments)
+
+
+def hang(*arguments):
+    """A search whose first trial never ends."""
+    MetaTrainer._episode = lambda *_: time.sleep(1000)
+    brisk(*arguments)
 
 
 @pytest.fixture
@@ -88,12 +90,6 @@ def wait_until(condition, seconds=120):
         time.sleep(0.1)
 
 
-def start(code, *arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])}
-    command = [sys.executable, "-c", BRISK + code, *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
 def running(url, name):
     try:
         study = optuna.load_study(study_name=name, storage=url)
@@ -106,18 +102,15 @@ def test_two_share_a_search_and_take_up_what_a_third_one_left_when_it_was_killed
     (recipe,) = read_recipes(path)
     driver = server.replace("postgresql://", "postgresql+psycopg://")
     optuna.storages.RDBStorage(driver)  # makes the tables, so that `running` can ask
-    killed = start(DIES, path, server)
-    wait_until(lambda: running(driver, "shared") or killed.poll() is not None)
+    killed = start(tmp_path / "killed.log", hang, path, server, tmp_path / "hung")
+    wait_until(lambda: running(driver, "shared") or not killed.is_alive())
     killed.kill()
-    killed.communicate()
+    killed.join()
 
     monkeypatch.setattr(module, "HEARTBEAT", 1)
-    other = start(
-        "from l2l_kit.cli import app\napp()", "search", path, "--storage", server, "--data", tmp_path / "data"
-    )
+    other = start(tmp_path / "other.log", brisk, path, server, tmp_path / "data")
     here = random_search(recipe, recipe.search, server, device="cpu")
-    told, _ = other.communicate(timeout=200)
-    assert other.returncode == 0, told
+    told = finish(other, tmp_path / "other.log")
 
     alone = random_search(recipe, recipe.search, tmp_path / "alone.db", device="cpu")
     pd.testing.assert_frame_equal(here[COLUMNS], alone[COLUMNS], check_exact=True)

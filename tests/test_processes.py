@@ -1,6 +1,7 @@
 """Meta-training on two processes is meta-training on one, to rounding; torchrun starts them as a user would."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -8,28 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from small import assert_close, same_bits
+from workers import finish, start
 
 from l2l_kit import optimizers, zoo
 from l2l_kit.problems import Quadratics, QuadraticTasks
+from l2l_kit.processes import process_group
 from l2l_kit.training import MetaTrainer, MetaTraining
 
 SETTINGS = {"horizon": 6, "unroll": 3, "epochs": 2, "episodes_per_epoch": 3, "batch_size": 8, "shards": 4}
 SETTINGS |= {"validation_tasks": 8, "meta_lr": 0.01}
-TRAIN = """
-import sys
-import torch
-from test_processes import make_trainer
-from l2l_kit.processes import process_group, rank_and_world_size
-
-checkpoint, weights, epochs = sys.argv[1], sys.argv[2], int(sys.argv[3])
-torch.set_num_threads(1)
-with process_group("cpu"):
-    trainer = make_trainer(checkpoint)
-    for event in trainer.run():
-        if event.validation_losses is not None and len(trainer.history.records) == epochs + 1:
-            break
-    torch.save(trainer.rule.state_dict(), f"{weights}{rank_and_world_size()[0]}")
-"""
 
 
 class Precise(Quadratics):
@@ -45,6 +33,19 @@ def make_trainer(checkpoint=None):
     return MetaTrainer(optimizer, Precise(dim=2), MetaTraining(**SETTINGS), checkpoint=checkpoint, device="cpu")
 
 
+def train(rank, port, folder):
+    """What one of two processes does, as torchrun starts it: a run to its end, and one that ends after an epoch."""
+    about = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in about.items()})
+    with process_group("cpu"):
+        for epochs in (2, 1):
+            trainer = make_trainer(folder / f"{epochs}.safetensors")
+            for event in trainer.run():
+                if event.validation_losses is not None and len(trainer.history.records) == epochs + 1:
+                    break
+            torch.save(trainer.rule.state_dict(), folder / f"{epochs} {rank}")
+
+
 def torchrun(*command):
     """What it prints on two processes."""
     tests = Path(__file__).resolve().parent
@@ -55,13 +56,6 @@ def torchrun(*command):
     return ran.stdout
 
 
-def on_two(tmp_path, epochs=2):
-    """The weights that each of two processes ends with."""
-    (tmp_path / "train.py").write_text(TRAIN)
-    torchrun(tmp_path / "train.py", tmp_path / "run.safetensors", tmp_path / "weights", epochs)
-    return [torch.load(tmp_path / f"weights{rank}") for rank in range(2)]
-
-
 def alone(checkpoint=None):
     trainer = make_trainer(checkpoint)
     list(trainer.run())
@@ -69,13 +63,16 @@ def alone(checkpoint=None):
 
 
 def test_two_processes_learn_what_one_learns_and_one_goes_on_with_what_two_began(tmp_path):
-    first, second = on_two(tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for process in [start(tmp_path / "log", train, rank, port, tmp_path) for rank in range(2)]:
+        finish(process, tmp_path / "log")
+    first, second = (torch.load(tmp_path / f"2 {rank}") for rank in range(2))
     assert same_bits(first.values(), second.values())
     expected = alone()
     assert_close(first.values(), expected.values(), rtol=1e-9, atol=1e-12)
-    (tmp_path / "run.safetensors").unlink()
-    on_two(tmp_path, epochs=1)
-    found = alone(tmp_path / "run.safetensors")
+    found = alone(tmp_path / "1.safetensors")
     assert_close(found.values(), expected.values(), rtol=1e-9, atol=1e-12)
 
 

@@ -36,6 +36,12 @@ def lesson(*claims: Claim, name: str = "01_one", error: str | None = None) -> Le
     return Lesson(Path(f"{name}.ipynb"), f"{name}: a lesson", 12.3, list(claims), [picture], WHERE, error)
 
 
+@pytest.fixture(autouse=True)
+def no_data_sets(tmp_path, monkeypatch):
+    """A report tells which data sets are whole, and their checksums take a while."""
+    monkeypatch.setenv("L2L_DATA_DIR", str(tmp_path / "data"))
+
+
 @pytest.fixture
 def made(tmp_path):
     """Makes the page of lessons."""

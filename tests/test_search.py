@@ -1,19 +1,17 @@
 """Random search of the meta-learning rate: it finds, remembers, and survives what diverges."""
 
 import math
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import optuna
 import pandas as pd
 import pytest
 import torch
 from test_cli import RECIPE as SMALL
+from workers import finish, start
 
+from l2l_kit import cli
 from l2l_kit.errors import MetaTrainingDivergedError
 from l2l_kit.evaluation import read_result
 from l2l_kit.making import search as module
@@ -207,13 +205,18 @@ def write_shared(folder):
     return path
 
 
+def share(path, url, folder):
+    """What the command does in a process of its own."""
+    cli.app(["search", str(path), "--storage", url, "--device", "cpu", "--data", str(folder)])
+
+
 def test_two_processes_share_a_search(tmp_path):
     """Each trial is run once, by one or the other, and both end with the table that one process makes."""
     path, url = write_shared(tmp_path), f"sqlite:///{tmp_path / 'shared.db'}"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    command = [sys.executable, "-m", "l2l_kit", "search", str(path), "--storage", url, "--device", "cpu", "--data"]
-    running = [subprocess.Popen([*command, str(tmp_path / name)], env=environment) for name in ("one", "other")]
-    assert [process.wait(timeout=280) for process in running] == [0, 0]
+    logs = {name: tmp_path / f"{name}.log" for name in ("one", "other")}
+    running = {name: start(log, share, path, url, tmp_path / name) for name, log in logs.items()}
+    for name, process in running.items():
+        finish(process, logs[name])
     one, other = (read_result("search/shared", tmp_path / name / "results") for name in ("one", "other"))
     pd.testing.assert_frame_equal(one, other, check_exact=True)
     alone = search(tmp_path, read_recipes(path)[0])

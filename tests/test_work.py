@@ -36,6 +36,7 @@ def test_workers_share_one_core_unless_the_user_says_how_many_threads(one_core, 
     assert parallel_map(threads, [(), ()], jobs=2) == [(found, asked or "1")] * 2
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_results_come_in_the_order_of_the_calls():
     told = []
     for jobs in (1, 2):
@@ -59,6 +60,7 @@ def touch(path):
     path.touch()
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_after_an_interruption_nothing_more_is_begun(tmp_path):
     work = [(None,), *((tmp_path / str(number),) for number in range(20))]
     with pytest.raises(AttributeError):

@@ -121,18 +121,26 @@ def browser():
         browser.close()
 
 
+@pytest.fixture(scope="session")
+def context(browser):
+    """What the pages of all tests share: a cache, in which JupyterLab's scripts are compiled already."""
+    context = browser.new_context()
+    context.add_init_script(PATIENCE)
+    yield context
+    context.close()
+
+
 @pytest.fixture
-def page(browser, tmp_path):
+def page(context, tmp_path):
     """A page that notes every request that leaves this machine, and fails the test if there was one."""
-    context = browser.new_context(viewport={"width": 1400, "height": 1000})
     page = context.new_page()
-    page.add_init_script(PATIENCE)
+    page.set_viewport_size({"width": 1400, "height": 1000})
     outside = []
     inside = ("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:")
     page.on("request", lambda request: None if request.url.startswith(inside) else outside.append(request.url))
     yield page
     page.screenshot(path=tmp_path / "end.png")
-    context.close()
+    page.close()
     assert not outside, f"requests that left 127.0.0.1: {outside}"
 
 

@@ -16,9 +16,6 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 Axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed").Axe
 pytestmark = pytest.mark.timeout(400)
 
-RUN_ALL = """milliseconds => Promise.race([
-    window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => 'done'),
-    new Promise(resolve => setTimeout(() => resolve('timeout'), milliseconds))])"""
 IMPORT = "import l2l_kit as l2l"
 LINES = ".js-plotly-plot .scatterlayer path.js-line"
 TITLE = "document.querySelector('.js-plotly-plot .gtitle').textContent"
