@@ -86,5 +86,7 @@ for (const el of document.querySelectorAll(".l2l-recorded")) {
   Recording.read(globalThis.l2lRecordings[el.dataset.recording]).then((model) => {
     el.replaceChildren();
     explorer.render({ model, el });
+    // The first redraw is the slowest, so the page makes one before a reader moves a slider.
+    setTimeout(() => model.save_changes(), 500);
   });
 }
