@@ -21,7 +21,14 @@ def _schedule_free(params: list[Tensor], lr: float) -> optim.Optimizer:
         from schedulefree import AdamWScheduleFree
     optimizer = AdamWScheduleFree(params, lr, betas=(0.9, 0.99), r=1.0)
     optimizer.train()
+    optimizer.register_step_pre_hook(_copy_gradients)  # it overwrites them
     return cast(optim.Optimizer, optimizer)
+
+
+def _copy_gradients(optimizer: optim.Optimizer, *_: object) -> None:
+    for group in optimizer.param_groups:
+        for tensor in group["params"]:
+            tensor.grad = tensor.grad.clone()
 
 
 class _Kind(NamedTuple):
@@ -110,7 +117,7 @@ class Baseline:
             leaves, gradient = state.leaves[name], gradients[name]
             split = leaves[0].dim() < gradient.dim()
             for leaf, of_leaf in zip(leaves, gradient.unbind() if split else (gradient,), strict=True):
-                leaf.grad = of_leaf.clone()  # some optimizers overwrite it
+                leaf.grad = of_leaf
         for optimizer in state.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate(state.step)
