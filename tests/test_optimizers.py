@@ -23,7 +23,7 @@ TORCH = {
     "nadam": (torch.optim.NAdam, {"betas": (0.9, 0.99), "eps": 1e-8, "momentum_decay": 0.0}),
     "adamw": (torch.optim.AdamW, {"weight_decay": 0.01}),
     "muon": (torch.optim.Muon, {"weight_decay": 0.01, "adjust_lr_fn": "match_rms_adamw"}),
-    "schedule-free": (AdamWScheduleFreeReference, {"betas": (0.9, 0.99), "r": 1.0}),
+    "schedule-free": (AdamWScheduleFreeReference, {"betas": (0.9, 0.99), "eps": 0.01, "weight_decay": 0.1, "r": 1.0}),
 }
 OPTIMIZERS = {
     **{name: baseline(name, 0.1) for name in TORCH},

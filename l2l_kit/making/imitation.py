@@ -142,8 +142,8 @@ def imitate(
 ) -> Iterator[Taught]:
     """Fit a learned optimizer to a teacher, in place; goes on as it is iterated over.
 
-    The teacher must move each coordinate by its gradients alone, as the baselines without weight decay do. The
-    optimizer is moved to the device, None for the best there is.
+    The teacher must move each coordinate by its own gradients. One that reads the parameters, as for a weight decay,
+    is told that all coordinates begin at zero. The optimizer is moved to the device, None for the best there is.
 
     Raises:
         ValueError: for an optimizer whose coordinates depend on each other.

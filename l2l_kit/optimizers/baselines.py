@@ -19,7 +19,8 @@ from l2l_kit.tensors import Tensors
 def _schedule_free(params: list[Tensor], lr: float) -> optim.Optimizer:
     with needs("lessons"):
         from schedulefree import AdamWScheduleFree
-    optimizer = AdamWScheduleFree(params, lr, betas=(0.9, 0.99), r=1.0)
+    # ε and the decay let a network that fits all of its pictures come to rest; both were chosen on CIFAR (lesson 5).
+    optimizer = AdamWScheduleFree(params, lr, betas=(0.9, 0.99), eps=0.01, weight_decay=0.1, r=1.0)
     optimizer.train()
     optimizer.register_step_pre_hook(_copy_gradients)  # it overwrites them
     return cast(optim.Optimizer, optimizer)
