@@ -18,11 +18,11 @@ from l2l_kit import zoo
 from l2l_kit.evaluation import lbfgs, metrics_on_test_set, proposed_steps, recorded_gradients, tune
 from l2l_kit.evaluation.analysis import meta_gradient_bias
 from l2l_kit.evaluation.comparison import compare
-from l2l_kit.making.imitation import GroupedBaselines, Imitation, imitate
+from l2l_kit.making.imitation import Imitation, imitate
 from l2l_kit.making.recipes import Recipe
 from l2l_kit.making.runs import record_tuning
 from l2l_kit.making.train import train_recipe
-from l2l_kit.optimizers import GroupedRule, LSTMRule, baseline
+from l2l_kit.optimizers import GroupedBaselines, GroupedRule, LSTMRule, baseline
 from l2l_kit.problems import ClassifierTasks, Quadratics
 from l2l_kit.randomness import generator
 from l2l_kit.training import (

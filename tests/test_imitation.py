@@ -5,9 +5,9 @@ import torch
 
 from l2l_kit import zoo
 from l2l_kit.making import train
-from l2l_kit.making.imitation import GroupedBaselines, Imitation, _record, imitate
+from l2l_kit.making.imitation import Imitation, _record, imitate
 from l2l_kit.making.recipes import read_recipes
-from l2l_kit.optimizers import GroupedRule, LSTMRule, baseline
+from l2l_kit.optimizers import GroupedBaselines, GroupedRule, LSTMRule, baseline
 from l2l_kit.problems import Quadratics
 from l2l_kit.randomness import generator
 from l2l_kit.training import rollout, trajectory

@@ -9,8 +9,7 @@ from small import COORDINATEWISE, COUPLED, RULES, Network
 
 from l2l_kit import optimizers, zoo
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.making.imitation import GroupedBaselines
-from l2l_kit.optimizers import NTMBFGS, Baseline, LSTMRule, baseline
+from l2l_kit.optimizers import NTMBFGS, Baseline, GroupedBaselines, LSTMRule, baseline
 from l2l_kit.tensors import Layout
 from l2l_kit.training import trajectory
 

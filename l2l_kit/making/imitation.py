@@ -10,7 +10,7 @@ themselves, and the teacher says what it would have done there (DAgger; Ross, Go
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from l2l_kit.errors import Count, Positive, check_fields
-from l2l_kit.optimizers import Baseline, LSTMTape, Optimizer, UpdateRule
+from l2l_kit.optimizers import LSTMTape, Optimizer, UpdateRule
 from l2l_kit.optimizers.base import Part
 from l2l_kit.problems import Problem, TaskBatch
 from l2l_kit.randomness import generator
-from l2l_kit.tensors import Device, Layout, Tensors, pick_device, ravel
+from l2l_kit.tensors import Device, Layout, pick_device, ravel
 from l2l_kit.training.rollout import trajectory
 
 TAUGHT = 2
@@ -99,37 +99,6 @@ class Taught(NamedTuple):
     network: int
     losses: Tensor
     error: float
-
-
-class GroupedBaselines:
-    """A hand-designed optimizer for each kind of parameter, as a teacher for a `GroupedRule`."""
-
-    def __init__(self, groups: Mapping[str, Baseline]) -> None:
-        self.groups = dict(groups)
-
-    def config(self) -> dict[str, object]:
-        """The arguments of its baselines, by kind."""
-        return {kind: optimizer.config() for kind, optimizer in self.groups.items()}
-
-    def init(self, params: Tensors) -> dict[str, Any]:
-        """As in `Optimizer`; the states by kind."""
-        return {kind: self.groups[kind].init(named) for kind, named in _by_kind(params).items()}
-
-    def update(self, gradients: Tensors, state: dict[str, Any], params: Tensors) -> tuple[Tensors, dict[str, Any]]:
-        """As in `Optimizer`."""
-        updates, after = dict(gradients), {}  # in the order of the gradients
-        for kind, named in _by_kind(gradients).items():
-            own = {name: params[name] for name in named}
-            moved, after[kind] = self.groups[kind].update(named, state[kind], own)
-            updates |= moved
-        return updates, after
-
-
-def _by_kind(tensors: Tensors) -> dict[str, Tensors]:
-    kinds: dict[str, Tensors] = {}
-    for name, tensor in tensors.items():
-        kinds.setdefault(name.partition(".")[0], {})[name] = tensor
-    return kinds
 
 
 def imitate(

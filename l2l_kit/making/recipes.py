@@ -20,9 +20,9 @@ from typing import Any
 from torch import Tensor
 
 from l2l_kit import optimizers, problems
-from l2l_kit.making.imitation import GroupedBaselines, Imitation
+from l2l_kit.making.imitation import Imitation
 from l2l_kit.making.plans import check_names, combinations, read_plan
-from l2l_kit.optimizers import Baseline, UpdateRule, baseline
+from l2l_kit.optimizers import Baseline, GroupedBaselines, UpdateRule, baseline
 from l2l_kit.paths import RECIPES
 from l2l_kit.problems import Problem
 from l2l_kit.storage import BoundedWeights, load_weights

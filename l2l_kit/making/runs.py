@@ -12,9 +12,8 @@ from torch import Tensor
 
 from l2l_kit.evaluation import LBFGS, Tuning, lbfgs, learning_rates, losses_at, machine, write_result
 from l2l_kit.evaluation.tuning import ascending
-from l2l_kit.making.imitation import GroupedBaselines
 from l2l_kit.making.work import kept, parallel_map
-from l2l_kit.optimizers import BASELINES, Baseline, UpdateRule, baseline
+from l2l_kit.optimizers import BASELINES, Baseline, GroupedBaselines, UpdateRule, baseline
 from l2l_kit.paths import HOME
 from l2l_kit.problems import Problem
 from l2l_kit.problems.base import draw as draw_tasks

@@ -142,7 +142,7 @@ def run_sweep(
     check_names(f"optimizer of sweep {sweep.name!r}", only or (), sweep.labels)
     settings, labels = combinations(sweep.grid), only or sweep.labels
     rules: dict[str, Runnable] = {label: zoo.load(name) for label, name in sweep.learned.items() if label in labels}
-    if sweep.teacher is not None:
+    if sweep.teacher is not None and TEACHER in labels:
         rules[TEACHER] = find_recipe(sweep.teacher).make_teacher()
     make_run = partial(Run, data / FOLDER, on_test_set=sweep.on_test_set, seed=sweep.seed, device=device)
     calls = [(sweep, setting, label, rules.get(label), make_run) for setting in settings for label in labels]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from l2l_kit.errors import look_up
 from l2l_kit.optimizers.base import Optimizer, UpdateRule
-from l2l_kit.optimizers.baselines import BASELINES, Baseline, baseline
+from l2l_kit.optimizers.baselines import BASELINES, Baseline, GroupedBaselines, baseline
 from l2l_kit.optimizers.groups import GroupedRule, parameter_groups
 from l2l_kit.optimizers.lstm import LSTMRule, LSTMState
 from l2l_kit.optimizers.ntm_bfgs import NTMBFGS, NTMState

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, optim
@@ -132,3 +132,34 @@ def baseline(
 ) -> Baseline:
     """As `Baseline`, with the name in upper or lower case."""
     return Baseline(name.lower(), lr, decay, cosine, hold)
+
+
+class GroupedBaselines:
+    """A hand-designed optimizer for each kind of parameter, as `GroupedRule` has a learned one."""
+
+    def __init__(self, groups: Mapping[str, Baseline]) -> None:
+        self.groups = dict(groups)
+
+    def config(self) -> dict[str, object]:
+        """The arguments of its baselines, by kind."""
+        return {kind: optimizer.config() for kind, optimizer in self.groups.items()}
+
+    def init(self, params: Tensors) -> dict[str, Any]:
+        """As in `Optimizer`; the states by kind."""
+        return {kind: self.groups[kind].init(named) for kind, named in _by_kind(params).items()}
+
+    def update(self, gradients: Tensors, state: dict[str, Any], params: Tensors) -> tuple[Tensors, dict[str, Any]]:
+        """As in `Optimizer`."""
+        updates, after = dict(gradients), {}  # in the order of the gradients
+        for kind, named in _by_kind(gradients).items():
+            own = {name: params[name] for name in named}
+            moved, after[kind] = self.groups[kind].update(named, state[kind], own)
+            updates |= moved
+        return updates, after
+
+
+def _by_kind(tensors: Tensors) -> dict[str, Tensors]:
+    kinds: dict[str, Tensors] = {}
+    for name, tensor in tensors.items():
+        kinds.setdefault(name.partition(".")[0], {})[name] = tensor
+    return kinds
