@@ -5,7 +5,7 @@ import torch
 
 from l2l_kit import zoo
 from l2l_kit.making import train
-from l2l_kit.making.imitation import Imitation, _record, imitate
+from l2l_kit.making.imitation import FADING, Imitation, _fading, _met, _record, imitate
 from l2l_kit.making.recipes import read_recipes
 from l2l_kit.optimizers import GroupedBaselines, GroupedRule, LSTMRule, baseline
 from l2l_kit.problems import Quadratics
@@ -18,13 +18,28 @@ LSTM = {"preprocessing": "log-sign", "output_scale": 0.1}
 
 def test_a_recording_of_the_teacher_has_its_own_updates_as_targets():
     teacher, tasks = baseline("nadam", 0.05, 20.0), Quadratics().sample(1, generator(0, "networks"))
-    recording, losses = _record(teacher, teacher, tasks, BRIEF, 0)
+    layout, gradients, losses = _met(teacher, tasks, BRIEF, 0)
+    recording = _record(teacher, layout, gradients)
     points = torch.cat([point.params for point in trajectory(teacher, tasks, BRIEF.horizon)])
     moved = points[1:] - points[:-1]
     # Coordinates are recorded in an order that is drawn.
     torch.testing.assert_close(recording.targets.sort(dim=1).values, moved.sort(dim=1).values, atol=1e-5, rtol=1e-4)
     assert torch.equal(losses, rollout(teacher, tasks, BRIEF.horizon)[0])
     assert recording.gradients.shape == recording.targets.shape == (BRIEF.horizon, 10)
+
+
+def test_fading_gradients_fall_steadily_and_another_way_for_each_network():
+    gradients = torch.ones(BRIEF.horizon, 3)
+    falls = []
+    for number in (0, 1):
+        faded = _fading(gradients, BRIEF, number)
+        logs = faded[:, 0].log()
+        assert torch.equal(faded[0], gradients[0])
+        assert (logs.diff() < 0).all()
+        assert logs.diff().std() < 1e-4
+        assert -FADING <= logs[-1] < 0
+        falls.append(logs[-1].item())
+    assert falls[0] != falls[1]
 
 
 @pytest.mark.parametrize("grouped", [False, True])

@@ -6,6 +6,9 @@ coordinates of a few networks are recorded, and the LSTMs learn by regression to
 
 An LSTM that is not yet the teacher takes a network elsewhere. So from the third network on the LSTMs make the updates
 themselves, and the teacher says what it would have done there (DAgger; Ross, Gordon and Bagnell, 2011).
+
+A network that comes to fit all of its data meets gradients that fade away, which few networks do within the horizon. So
+every recording is used a second time with gradients that fade, for which the teacher is asked anew.
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ from l2l_kit.training.rollout import trajectory
 TAUGHT = 2
 """Networks that the teacher trains, before the LSTMs do."""
 TOGETHER = 4
-"""Recorded networks from which one pass takes its coordinates."""
+"""Recordings from which one pass takes its coordinates."""
+FADING = 10.0
+"""By how much, at most, the logarithm of fading gradients has fallen at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +131,8 @@ def imitate(
     for number in range(settings.networks):
         tasks = problem.sample(1, generator(settings.seed, "imitation", number), chosen)
         driver = teacher if number < TAUGHT else optimizer
-        recording, losses = _record(driver, teacher, tasks, settings, number)
-        recordings.append(recording)
+        layout, gradients, losses = _met(driver, tasks, settings, number)
+        recordings += [_record(teacher, layout, each) for each in (gradients, _fading(gradients, settings, number))]
         errors = []
         for index in range(settings.passes):
             for group in adam.param_groups:
@@ -142,10 +147,8 @@ def imitate(
     optimizer.zero_grad(set_to_none=True)
 
 
-def _record(
-    driver: Optimizer[Any], teacher: Optimizer[Any], tasks: TaskBatch, settings: Imitation, number: int
-) -> tuple[Recording, Tensor]:
-    """What one network meets on its way with `driver`, and its losses."""
+def _met(driver: Optimizer[Any], tasks: TaskBatch, settings: Imitation, number: int) -> tuple[Layout, Tensor, Tensor]:
+    """Which coordinates of a network are recorded, what gradients they meet with `driver`, and the network's losses."""
     whole, draws = Layout.of(tasks.initial_params), generator(settings.seed, "recorded coordinates", number)
     columns, shapes, first = [], [], 0
     for (name, _), size in zip(whole.shapes, whole.sizes, strict=True):
@@ -154,11 +157,21 @@ def _record(
         shapes.append((name, (kept,)))
         first += size
     chosen = torch.cat(columns).to(next(iter(tasks.initial_params.values())).device)
-    layout, met, losses = Layout(tuple(shapes)), [], []
+    met, losses = [], []
     for point in trajectory(driver, tasks, settings.horizon):
         met.append(point.gradients[0, chosen])
         losses.append(point.losses[0])
-    gradients = torch.stack(met[:-1])
+    return Layout(tuple(shapes)), torch.stack(met[:-1]), torch.stack(losses)
+
+
+def _fading(gradients: Tensor, settings: Imitation, number: int) -> Tensor:
+    """The same gradients, fading away exponentially, by a factor that is drawn."""
+    fallen = FADING * torch.rand((), generator=generator(settings.seed, "fading", number)).item()
+    return gradients * torch.linspace(0, -fallen, len(gradients), device=gradients.device).exp()[:, None]
+
+
+def _record(teacher: Optimizer[Any], layout: Layout, gradients: Tensor) -> Recording:
+    """What the teacher makes of gradients, shape ``(horizon, coordinates)``."""
     targets, place = torch.empty_like(gradients), torch.zeros_like(gradients[:1])  # where the teacher would be
     state = teacher.init(layout.unravel(place))
     for target, row in zip(targets, gradients, strict=True):
@@ -166,7 +179,7 @@ def _record(
         target.copy_(ravel(updates)[0])
         place = place + target
     sizes = torch.cat([_smoothed(part) for part in targets.split_with_sizes(layout.sizes, dim=1)], dim=1)
-    return Recording(layout, gradients, targets, sizes), torch.stack(losses)
+    return Recording(layout, gradients, targets, sizes)
 
 
 def _smoothed(targets: Tensor) -> Tensor:
