@@ -1,12 +1,16 @@
-"""Put the checkpoints of unfinished trainings where `l2l train` looks for them; those that are there already stay."""
+"""Put what unfinished trainings and sweeps have made where `l2l` looks for it; what is there already stays."""
 
 import shutil
 from pathlib import Path
 
 here = Path(__file__).parent
+runs = here.parents[2] / "cache" / "runs"
 for file in sorted(here.glob("*.safetensors")):
-    recipe, imitation, key = file.stem.partition("-imitation-")
-    place = here.parents[2] / "cache" / "runs" / recipe / (f"imitation-{key}" if imitation else "checkpoint")
+    name, imitation, key = file.stem.partition("-imitation-")
+    if name.startswith("sweep-"):
+        place = runs / "sweeps" / name.removeprefix("sweep-")
+    else:
+        place = runs / name / (f"imitation-{key}" if imitation else "checkpoint")
     place = place.with_suffix(".safetensors")
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
