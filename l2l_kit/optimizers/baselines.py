@@ -19,7 +19,7 @@ from l2l_kit.tensors import Tensors
 def _schedule_free(params: list[Tensor], lr: float) -> optim.Optimizer:
     with needs("lessons"):
         from schedulefree import AdamWScheduleFree
-    # ε and the decay let a network that fits all of its pictures come to rest; both were chosen on CIFAR (lesson 5).
+    # ε and the decay let a network that fits all of its data come to rest; both were chosen on CIFAR-10 and CIFAR-2.
     optimizer = AdamWScheduleFree(params, lr, betas=(0.9, 0.99), eps=0.01, weight_decay=0.1, r=1.0)
     optimizer.train()
     optimizer.register_step_pre_hook(_copy_gradients)  # it overwrites them
