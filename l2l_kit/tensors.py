@@ -50,7 +50,11 @@ def ravel(tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def pick_device(device: Device = None) -> torch.device:
-    """The device of that name, or a ValueError if there is none; None is the best there is: "cuda", else "cpu"."""
+    """The device of that name, or a ValueError if there is none; None is the best there is: "cuda", else "cpu".
+
+    On a GPU, cuDNN then times its algorithms on the first convolution of each shape, for all that this process does.
+    """
+    torch.backends.cudnn.benchmark = True  # a run has the same few shapes thousands of times
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -41,8 +41,12 @@ from l2l_kit.problems.base import first_evaluation
 from l2l_kit.tensors import Layout, Tensors, ravel
 from l2l_kit.training.rollout import Point, trajectory
 
-TAPE_BYTES = 400 * 2**20
-"""Memory for the recorded activations of a window; longer or wider windows are replayed in parts."""
+
+def tape_memory(device: torch.device) -> int:
+    """Bytes for the recorded activations of a window; longer or wider windows are replayed in parts."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory // 5  # so that three trainings have room
+    return 400 * 2**20
 
 
 class UnrollResult(NamedTuple):
@@ -76,9 +80,9 @@ class GradientEstimator(ABC):
 class _TapeEstimator(GradientEstimator):
     """What first and second order share: the forward loop. The estimator is the `Optimizer` in it; its tapes record."""
 
-    def __init__(self, rule: UpdateRule, tape_bytes: int = TAPE_BYTES) -> None:
+    def __init__(self, rule: UpdateRule, tape_bytes: int | None = None) -> None:
         super().__init__(rule)
-        self._tape_bytes = tape_bytes
+        self._tape_bytes = tape_memory(next(rule.parameters()).device) if tape_bytes is None else tape_bytes
         self._lstm_tape = cache(LSTMTape)  # one of each size for all windows, because they are slow to allocate
 
     def reset(self, tasks: TaskBatch, draws: torch.Generator | None = None) -> None:
@@ -141,7 +145,7 @@ class FirstOrderEstimator(_TapeEstimator):
     not coordinatewise.
     """
 
-    def __init__(self, rule: UpdateRule, tape_bytes: int = TAPE_BYTES, *, sample: int | None = None) -> None:
+    def __init__(self, rule: UpdateRule, tape_bytes: int | None = None, *, sample: int | None = None) -> None:
         super().__init__(rule, tape_bytes)
         if sample is not None and not rule.coordinatewise:
             raise ValueError("coordinates that depend on each other can only be replayed together; leave sample None.")
