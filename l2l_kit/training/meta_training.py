@@ -45,6 +45,7 @@ class MetaTraining:
         unroll: steps of each window of truncated backpropagation, of which the last one may be shorter; one meta-update
             follows each window.
         epochs: number of validations; the weights with the best final validation loss are kept.
+        patience: end the run early, after so many epochs whose validation loss was not the best so far; None for never.
         episodes_per_epoch: batches of tasks between two validations.
         batch_size: tasks per batch; the meta-gradient is their mean.
         meta_lr: learning rate of Adam, the meta-optimizer.
@@ -64,6 +65,7 @@ class MetaTraining:
     horizon: Count = 100
     unroll: Count = 20
     epochs: Count = 50
+    patience: Count | None = None
     episodes_per_epoch: Count = 20
     batch_size: Count = 128
     meta_lr: Positive = 0.003
@@ -238,6 +240,8 @@ class MetaTrainer:
                 if not history.records:
                     yield self._validate(0, math.nan, validation, log)
                 for epoch in range(len(history.records), settings.epochs + 1):
+                    if settings.patience is not None and epoch - 1 - history.best.epoch >= settings.patience:
+                        break
                     total, done = 0.0, (epoch - 1) * settings.episodes_per_epoch
                     for episode in range(done, done + settings.episodes_per_epoch):
                         loss = self._episode(episode, estimators, log)
