@@ -68,11 +68,12 @@ STYLES: dict[str, Style] = {
     "LSTM-sub": Style("#56B4E9"),
     "one LSTM": Style("#8C6D31"),
     "paper's method": Style("#0072B2", "dash"),
-    "decaying NAdam": Style(GREY, "longdash"),
     "SGD": Style("#E69F00", "dot"),
     "NAG": Style("#CC79A7", "dash"),
     "RMSprop": Style("#009E73", "dashdot"),
     "Adam": Style("#D55E00", "12px,3px"),
+    "decaying Adam": Style(GREY, "longdash"),
+    "teacher": Style(GREY, "dot"),
 }
 # For all that is not one of these: none has the colour of a baseline.
 _OTHERS = (Style("#56B4E9"), Style("#8C6D31"), Style("#8878C3"), Style("#9A9A2E"), Style("#C44E6C"), Style("#5F8A8B"))

@@ -17,7 +17,7 @@ LSTM = {"preprocessing": "log-sign", "output_scale": 0.1}
 
 
 def test_a_recording_of_the_teacher_has_its_own_updates_as_targets():
-    teacher, tasks = baseline("nadam", 0.05, 20.0), Quadratics().sample(1, generator(0, "networks"))
+    teacher, tasks = baseline("adam", 0.05, 20.0), Quadratics().sample(1, generator(0, "networks"))
     layout, gradients, losses = _met(teacher, tasks, BRIEF, 0)
     recording = _record(teacher, layout, gradients)
     points = torch.cat([point.params for point in trajectory(teacher, tasks, BRIEF.horizon)])
@@ -44,7 +44,7 @@ def test_fading_gradients_fall_steadily_and_another_way_for_each_network():
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_it_comes_to_move_as_its_teacher_does(grouped):
-    problem, teacher = Quadratics(), baseline("nadam", 0.05, 50.0)
+    problem, teacher = Quadratics(), baseline("adam", 0.05, 50.0)
     optimizer = GroupedRule({"theta": LSTM}) if grouped else LSTMRule(**LSTM)
     teacher = GroupedBaselines({"theta": teacher}) if grouped else teacher
     tasks = problem.sample(32, generator(0, "apart"))
@@ -91,7 +91,7 @@ networks = 1
 horizon = 20
 unroll = 2
 passes = 2
-teacher = { name = "nadam", lr = 0.1, decay = 10.0 }
+teacher = { name = "adam", lr = 0.1, decay = 10.0 }
 [training]
 horizon = 4
 unroll = 2
@@ -106,7 +106,7 @@ def test_a_recipe_with_imitation_is_followed_and_its_imitation_made_once(tmp_pat
     (tmp_path / "mine.toml").write_text(RECIPE)
     (recipe,) = read_recipes(tmp_path / "mine.toml")
     card = zoo.card(train.train_recipe(recipe, tmp_path))
-    assert card["imitation"]["teacher"] == {"name": "nadam", "lr": 0.1, "decay": 10.0}
+    assert card["imitation"]["teacher"] == {"name": "adam", "lr": 0.1, "decay": 10.0}
     assert card["optimizer"]["forget_bias"] == [0.0, 3.0]
     (tmp_path / "cache" / "runs" / "mine" / "checkpoint.safetensors").unlink()
     monkeypatch.setattr(train, "imitate", None)  # a second imitation would fail
@@ -114,6 +114,6 @@ def test_a_recipe_with_imitation_is_followed_and_its_imitation_made_once(tmp_pat
 
 
 def test_a_wrong_teacher_is_named(tmp_path):
-    (tmp_path / "mine.toml").write_text(RECIPE.replace("nadam", "adan"))
+    (tmp_path / "mine.toml").write_text(RECIPE.replace("adam", "adan"))
     with pytest.raises(ValueError, match="adan"):
         read_recipes(tmp_path / "mine.toml")

@@ -133,6 +133,24 @@ class TestLearning:
         assert best == losses.index(min(losses)) < 3, "the run must get worse at its end for this test to tell"
         assert same_weights(trainer.rule, kept[best])
 
+    @pytest.mark.parametrize("patience", [1, 2, 3])
+    def test_ends_early_once_patience_is_over(self, patience, tmp_path):
+        """Also if it is continued after that, or if the last epochs were taken with more patience."""
+        changes = {**RUNS["best in between"], "epochs": 12}
+        losses = [record.validation_loss for record in finish(make_trainer(**changes)).history.records]
+        wanted = next(
+            number
+            for number in range(1, 13)
+            if number == 12 or number - losses.index(min(losses[: number + 1])) >= patience
+        )
+        assert wanted < 12, "the run must get worse for this test to tell"
+        trainer = finish(make_trainer(tmp_path / "run", **changes, patience=patience))
+        assert [record.validation_loss for record in trainer.history.records] == losses[: wanted + 1]
+        assert trainer.history.stopped == "finished"
+        again = make_trainer(tmp_path / "run", **changes, patience=patience)
+        assert list(again.run()) == []
+        assert_same_bits(outcome(again), outcome(trainer))
+
     @pytest.mark.parametrize("drop", [False, True])
     def test_cancelling_keeps_the_best_weights(self, drop):
         """Whether the generator is closed, or dropped as by a widget that is closed in the middle of a run."""

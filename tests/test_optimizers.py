@@ -19,7 +19,6 @@ TORCH = {
     "nag": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
     "rmsprop": (torch.optim.RMSprop, {"alpha": 0.99, "eps": 1e-8}),
     "adam": (torch.optim.Adam, {"betas": (0.9, 0.999), "eps": 1e-8}),
-    "nadam": (torch.optim.NAdam, {"betas": (0.9, 0.99), "eps": 1e-8, "momentum_decay": 0.0}),
     "adamw": (torch.optim.AdamW, {"weight_decay": 0.01}),
     "muon": (torch.optim.Muon, {"weight_decay": 0.01, "adjust_lr_fn": "match_rms_adamw"}),
     "schedule-free": (AdamWScheduleFreeReference, {"betas": (0.9, 0.99), "eps": 0.01, "weight_decay": 0.1, "r": 1.0}),

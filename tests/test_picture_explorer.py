@@ -37,11 +37,11 @@ def recorded(monkeypatch, tmp_path):
         for (number, step), rates in RATES.items():
             if number == labels:
                 rows += [(word, step, label, rates[name]) for label, name in BASELINES.items()]
-        rows.append((word, 2, "decaying NAdam", 0.01))
+        rows.append((word, 2, "decaying Adam", 0.01))
         table = pd.DataFrame(rows, columns=["labels", "step", "optimizer", "lr"])
         other = table.assign(lr=3 * table["lr"], protocol=ONE_RATE)
         table = pd.concat([table.assign(protocol=EACH_STEP), other])
-        about = {"baselines": {"decaying NAdam": {"name": "nadam", "decay": 50.0}}}
+        about = {"baselines": {"decaying Adam": {"name": "adam", "decay": 50.0}}}
         write_result(f"sweeps/cifar{labels}", table, about, tmp_path)
     monkeypatch.setattr("l2l_kit.widgets.comparisons.read_result", lambda name: read_result(name, tmp_path))
     monkeypatch.setattr(PictureExplorer, "lengths", (2, 3, 8))

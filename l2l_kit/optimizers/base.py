@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from l2l_kit.optimizers.lstm import LSTMRule
 
 State = TypeVar("State")
+Value = TypeVar("Value")
 Memory = tuple[Tensor, ...]  # the state of one network: a named tuple of tensors
 
 
@@ -90,3 +91,11 @@ class UpdateRule(nn.Module, ABC):
 def map_state(state: Memory, change: Callable[[Tensor], Tensor]) -> Memory:
     """A network's state with each of its tensors changed."""
     return type(state)(*map(change, state))
+
+
+def by_kind(named: Mapping[str, Value]) -> dict[str, dict[str, Value]]:
+    """Named values by their kind, which is the first part of a name, such as "conv" of "conv.weight0"."""
+    kinds: dict[str, dict[str, Value]] = {}
+    for name, value in named.items():
+        kinds.setdefault(name.partition(".")[0], {})[name] = value
+    return kinds

@@ -13,6 +13,7 @@ from torch import Tensor, optim
 
 from l2l_kit.errors import NotNegative, Positive, check_fields, look_up
 from l2l_kit.extras import needs
+from l2l_kit.optimizers.base import by_kind
 from l2l_kit.tensors import Tensors
 
 
@@ -44,9 +45,8 @@ _KINDS = {
     "nag": _Kind(partial(optim.SGD, momentum=0.9, nesterov=True)),
     "rmsprop": _Kind(partial(optim.RMSprop, alpha=0.99, eps=1e-8)),
     "adam": _Kind(partial(optim.Adam, betas=(0.9, 0.999), eps=1e-8)),
-    # Later ones: Adam with Nesterov's momentum (Dozat, 2016); Adam with decoupled weight decay
-    # (Loshchilov and Hutter, 2019); orthogonalized momentum (Jordan et al., 2024), with AdamW's learning rates.
-    "nadam": _Kind(partial(optim.NAdam, betas=(0.9, 0.99), eps=1e-8, momentum_decay=0.0)),
+    # Later ones: Adam with decoupled weight decay (Loshchilov and Hutter, 2019); orthogonalized momentum
+    # (Jordan et al., 2024), with AdamW's learning rates.
     "adamw": _Kind(partial(optim.AdamW, weight_decay=0.01), reads=True),
     "muon": _Kind(partial(optim.Muon, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"), reads=True, others="adamw"),
     # Adam in schedule-free form (Defazio et al., 2024): the parameters stay near the running mean of where it has been.
@@ -74,7 +74,7 @@ class Baseline:
         ValueError: for an unknown name (`UnknownNameError`), or a number that makes no sense.
     """
 
-    name: str  # "sgd", "nag", "rmsprop", "adam", "nadam", "adamw", "muon" or "schedule-free"
+    name: str  # "sgd", "nag", "rmsprop", "adam", "adamw", "muon" or "schedule-free"
     lr: Positive  # learning rate of the first step
     decay: Positive | None = None  # τ in steps: the learning rate of step t is lr / sqrt(1 + t/τ), or lr for None
     cosine: Positive | None = None  # T in steps: after `hold` steps it falls to 0 along half a cosine, over T steps
@@ -146,20 +146,13 @@ class GroupedBaselines:
 
     def init(self, params: Tensors) -> dict[str, Any]:
         """As in `Optimizer`; the states by kind."""
-        return {kind: self.groups[kind].init(named) for kind, named in _by_kind(params).items()}
+        return {kind: self.groups[kind].init(named) for kind, named in by_kind(params).items()}
 
     def update(self, gradients: Tensors, state: dict[str, Any], params: Tensors) -> tuple[Tensors, dict[str, Any]]:
         """As in `Optimizer`."""
         updates, after = dict(gradients), {}  # in the order of the gradients
-        for kind, named in _by_kind(gradients).items():
+        for kind, named in by_kind(gradients).items():
             own = {name: params[name] for name in named}
             moved, after[kind] = self.groups[kind].update(named, state[kind], own)
             updates |= moved
         return updates, after
-
-
-def _by_kind(tensors: Tensors) -> dict[str, Tensors]:
-    kinds: dict[str, Tensors] = {}
-    for name, tensor in tensors.items():
-        kinds.setdefault(name.partition(".")[0], {})[name] = tensor
-    return kinds

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from l2l_kit.errors import look_up
-from l2l_kit.optimizers.base import Part, UpdateRule
+from l2l_kit.optimizers.base import Part, UpdateRule, by_kind
 from l2l_kit.optimizers.lstm import LSTMRule
 from l2l_kit.tensors import Layout
 
@@ -50,13 +50,11 @@ class GroupedRule(UpdateRule):
         return cast(LSTMRule, look_up("kind of parameter", kind, dict(self.groups.items())))
 
     def parts(self, layout: Layout) -> list[Part]:
-        columns: dict[str, list[Tensor]] = {}
         device = next(self.parameters()).device
         every = torch.arange(sum(layout.sizes), device=device).split_with_sizes(layout.sizes)
-        for (name, _), piece in zip(layout.shapes, every, strict=True):
-            columns.setdefault(name.partition(".")[0], []).append(piece)
+        columns = by_kind({name: piece for (name, _), piece in zip(layout.shapes, every, strict=True)})
         return [
-            Part(f"groups.{kind}.", self.network_for(kind), torch.cat(pieces), list(map(len, pieces)))
+            Part(f"groups.{kind}.", self.network_for(kind), torch.cat([*pieces.values()]), [*map(len, pieces.values())])
             for kind, pieces in columns.items()
         ]
 
