@@ -40,6 +40,8 @@ GRID = "rgba(128, 128, 128, 0.25)"
 CLEAR = "rgba(0,0,0,0)"
 LOGARITHMIC: Settings = {"type": "log", "dtick": 1}
 QUIET: Settings = {"hoverinfo": "skip", "showlegend": False}  # what says nothing but is to be seen
+CLOSE = 0.055
+"""Share of a logarithmic axis that the label of a tick takes."""
 WIDE = 2  # decades over which powers of ten are ticks enough
 WIDTH, HEIGHT = 720, 420
 LEVELS = 12  # contour lines of a landscape
@@ -73,7 +75,7 @@ STYLES: dict[str, Style] = {
     "RMSprop": Style("#009E73", "dashdot"),
     "Adam": Style("#D55E00", "12px,3px"),
     "decaying Adam": Style(GREY, "longdash"),
-    "teacher": Style(GREY, "dot"),
+    "teacher": Style("#8878C3", "dot"),
 }
 # For all that is not one of these: none has the colour of a baseline.
 _OTHERS = (Style("#56B4E9"), Style("#8C6D31"), Style("#8878C3"), Style("#9A9A2E"), Style("#C44E6C"), Style("#5F8A8B"))
@@ -239,10 +241,21 @@ def graph(
         figure.update_layout(showlegend=True)  # plotly shows none for a single trace
     if "x" in log:
         ticks = sorted({at for line in lines for at in line.x if at is not None})
-        figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks], minor_ticks="")
+        figure.update_xaxes(type="log", tickvals=ticks, ticktext=_apart(ticks), minor_ticks="")
     if "y" in log:
         figure.update_yaxes(_loss_axis(figure))
     return figure
+
+
+def _apart(ticks: Sequence[float]) -> list[str]:
+    """Labels for ticks of a logarithmic axis, ascending; empty where there is no room beside the next one."""
+    labels, last = list[str](), math.inf
+    room = CLOSE * math.log(ticks[-1] / ticks[0]) if ticks else 0
+    for tick in reversed(ticks):
+        fits = math.log(last / tick) >= room
+        labels.insert(0, f"{tick:g}" if fits else "")
+        last = tick if fits else last
+    return labels
 
 
 def _loss_axis(figure: Figure) -> Settings:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 import math
 
@@ -356,3 +357,15 @@ def test_matrices_are_drawn_entry_by_entry_in_their_own_range():
     pixels = np.asarray(plots.matrices(rows, zoom=7).convert("RGB"))
     for colour in (plots.BLUE, plots.RED):
         assert (pixels == colour).all(axis=2).sum() == 4 * 7 * 7
+
+
+@given(st.lists(st.integers(1, 10_000), min_size=1, max_size=30, unique=True).map(sorted))
+@example([10, 20, 40, 60, 80, 100, 150, 200, 300, 400, 500, 600, 700, 800, 900, 1000])
+def test_labels_of_a_logarithmic_axis_do_not_overlap(steps):
+    axis = plots.graph({"LSTM": (steps, [1.0] * len(steps))}, x="step", y="loss", title="", log="x").layout.xaxis
+    assert list(axis.tickvals) == steps, "every point has a tick"
+    labelled = [math.log10(step) for step, label in zip(steps, axis.ticktext, strict=True) if label]
+    assert labelled[-1] == math.log10(steps[-1])
+    room = plots.CLOSE * math.log10(steps[-1] / steps[0])
+    assert all(after - before > 0.999 * room for before, after in itertools.pairwise(labelled))
+    assert all(label in ("", f"{step:g}") for step, label in zip(steps, axis.ticktext, strict=True))
