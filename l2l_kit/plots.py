@@ -240,7 +240,7 @@ def graph(
     if len(lines) == len(figure.data):
         figure.update_layout(showlegend=True)  # plotly shows none for a single trace
     if "x" in log:
-        ticks = sorted({at for line in lines for at in line.x if at is not None})
+        ticks = sorted({at for line in lines for at in line.x if at is not None and at > 0})
         figure.update_xaxes(type="log", tickvals=ticks, ticktext=_apart(ticks), minor_ticks="")
     if "y" in log:
         figure.update_yaxes(_loss_axis(figure))

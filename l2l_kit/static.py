@@ -128,9 +128,9 @@ def _legend(axes: Axes) -> int:
     _, labels = axes.get_legend_handles_labels()
     if not labels:
         return 0
-    # A column is as wide as its longest entry, its line as eight letters; 85 letters are as wide as a figure.
+    # A column is as wide as its longest entry, its line as eight letters; 80 letters are as wide as a figure.
     rows, columns = 1, len(labels)
-    while columns > 1 and sum(max(map(len, part)) + 8 for part in np.array_split(labels, columns)) > 85:
+    while columns > 1 and sum(max(map(len, part)) + 8 for part in np.array_split(labels, columns)) > 80:
         rows += 1
         columns = math.ceil(len(labels) / rows)
     place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1.0), "borderaxespad": 0.2}
