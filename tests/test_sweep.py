@@ -50,7 +50,7 @@ def sweep(tmp_path_factory):
     zoo.save(LSTMRule(hidden_size=3), folder / "one")
     zoo.save(LSTMRule(hidden_size=3, preprocessing="log-sign", output_scale=0.1), folder / "two")
     learned = {"LSTM": str(folder / "one"), "log-sign": str(folder / "two")}
-    return Sweep("mine", {"name": "quadratics"}, {"dim": [3]}, learned, BASELINES, STEPS, 7, 5, seed=4)
+    return Sweep("mine", {"name": "quadratics"}, {"dim": [3]}, learned, STEPS, 7, BASELINES, 5, seed=4)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from l2l_kit.paths import HOME
 from l2l_kit.problems import Problem
 from l2l_kit.problems.base import draw as draw_tasks
 from l2l_kit.randomness import generator
-from l2l_kit.tensors import Device, pick_device
+from l2l_kit.tensors import Device, Tensors, pick_device
 
 Runnable = UpdateRule | Baseline | GroupedBaselines
 FOLDER = Path("cache", "runs", "sweeps")
@@ -60,8 +60,17 @@ class Run:
 
     def losses(self) -> Tensor:
         """The losses after each of the steps, shape ``(num_tasks, len(steps))``; the optimizer is run if need be."""
+        return self._kept()[0]["losses"]
+
+    def machine(self) -> dict[str, Any]:
+        """What the losses were computed on (see `kept`)."""
+        return self._kept()[1]
+
+    def _kept(self) -> tuple[Tensors, dict[str, Any]]:
         learned = list(self.optimizer.state_dict().values()) if isinstance(self.optimizer, UpdateRule) else []
-        return kept(self.folder, self.about, lambda: {"losses": self._run()}, weights=learned)["losses"]
+        return kept(
+            self.folder, self.about, lambda: {"losses": self._run()}, weights=learned, device=self.device
+        )
 
     def _run(self) -> Tensor:
         device = pick_device(self.device)

@@ -43,13 +43,13 @@ class Sweep:
         problem: configuration that all settings share.
         grid: lists of values of the fields that vary; every combination is a setting.
         learned: pretrained optimizers by the label that figures show; ratios are those of the first.
-        baselines: by label, the arguments of `Baseline`, with a list of `learning_rates` to begin with instead of one.
-            Others are tried until the best one, for each of the steps, is neither the first nor the last.
-        teacher: a recipe whose teacher is run as well, as it is.
         steps: numbers of updates after which the losses are noted, in ascending order.
         num_tasks: fresh optimizees per setting.
-        tuning_tasks: optimizees to tune the baselines on.
+        baselines: by label, the arguments of `Baseline`, with a list of `learning_rates` to begin with instead of one.
+            Others are tried until the best one, for each of the steps, is neither the first nor the last.
+        tuning_tasks: optimizees to tune the baselines on; None where there are no baselines.
         tuned_on: fields of the problem that are others in tuning, such as the part of the pictures.
+        teacher: a recipe whose teacher is run as well, as it is.
         lbfgs: whether L-BFGS is run as well, which is not tuned: the lowest loss after as many evaluations.
         on_test_set: whether the losses are those on the test images, in tuning as in comparison (which is to the
             advantage of the baselines, the only ones that are tuned).
@@ -59,26 +59,28 @@ class Sweep:
     problem: Mapping[str, Any]
     grid: Mapping[str, list[Any]]
     learned: Mapping[str, str]
-    baselines: Mapping[str, Mapping[str, Any]]
     steps: list[int]
     num_tasks: int
-    tuning_tasks: int
-    teacher: str | None = None
+    baselines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tuning_tasks: int | None = None
     tuned_on: Mapping[str, Any] = field(default_factory=dict)
+    teacher: str | None = None
     lbfgs: bool = False
     on_test_set: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.learned or not self.grid or not self.baselines:
-            raise ValueError("learned, grid and baselines must not be empty")
+        if not self.learned or not self.grid or len(self.labels) < 2:
+            raise ValueError("learned and grid must not be empty, and there must be something to compare with")
         if len(set(self.labels)) < len(self.labels):
             raise ValueError(f"two optimizers have the same label: {', '.join(self.labels)}")
         lists = {"steps": self.steps, **{f"grid.{name}": values for name, values in self.grid.items()}}
         for name, values in lists.items():
             if not isinstance(values, list) or not values:
                 raise ValueError(f"{name} must be a list with something in it, got {values!r}")
-        for number in (*self.steps, self.num_tasks, self.tuning_tasks):
+        if (self.tuning_tasks is None) != (not self.baselines):
+            raise ValueError("tuning_tasks is needed where there are baselines to tune, and only there")
+        for number in (*self.steps, self.num_tasks, *([] if self.tuning_tasks is None else [self.tuning_tasks])):
             if not isinstance(number, int) or number < 1:
                 raise ValueError(f"steps and numbers of tasks must be whole numbers of at least 1, got {number!r}")
         if self.steps != sorted(set(self.steps)):
@@ -174,7 +176,7 @@ def _measure(
 
     def run(rule: Runnable | None, draw: str, steps: list[int] = sweep.steps) -> Run:
         rate = f" {rule.lr:g}" if isinstance(rule, Baseline) else ""
-        num_tasks = sweep.tuning_tasks if draw == "tuning" else sweep.num_tasks
+        num_tasks = sweep.tuning_tasks if draw == "tuning" and sweep.tuning_tasks else sweep.num_tasks
         words = f"{setting}: {label}{rate}, {draw}"
         done = make_run(sweep.make_problem(setting, draw), rule, draw, num_tasks, steps, words=words)
         done.losses()

@@ -120,7 +120,8 @@ def _imitate(recipe: Recipe, settings: Imitation, optimizer: UpdateRule, runs: P
                 bar.set_postfix(error=f"{one.error:.3g}", loss=f"{one.losses[-20:].mean():.3g}")
         return optimizer.state_dict()
 
-    load_weights(optimizer, kept(runs, about, run, prefix="imitation-"), f"imitation of {recipe.name}")
+    weights, _ = kept(runs, about, run, prefix="imitation-", device=device)
+    load_weights(optimizer, weights, f"imitation of {recipe.name}")
 
 
 def _alone() -> bool:

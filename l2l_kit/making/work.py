@@ -22,9 +22,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from l2l_kit.evaluation import machine
 from l2l_kit.extras import needs
 from l2l_kit.storage import read_tensors, write_tensors
-from l2l_kit.tensors import Tensors
+from l2l_kit.tensors import Device, Tensors, pick_device
 
 Result = TypeVar("Result")
 VERSION = 1
@@ -38,12 +39,17 @@ def kept(
     *,
     weights: Sequence[Tensor] = (),
     prefix: str = "",
-) -> Tensors:
+    device: Device = None,
+) -> tuple[Tensors, dict[str, Any]]:
     """What `make` gives, from a file if it was made before. Of several processes, one makes it while others wait.
 
     Args:
         folder: where the file is; its name is a `prefix` and a digest of `about` and `weights`.
         about: all that the result depends on, but for `weights`.
+        device: where it is made.
+
+    Returns:
+        The tensors, and on which `machine` they were made (empty for files of earlier versions, which do not say).
 
     Raises:
         WeightsFileError: if the file is damaged.
@@ -52,8 +58,9 @@ def kept(
     if not path.exists():
         with file_lock(path.with_name(f".{path.name}.lock")):
             if not path.exists():
-                write_tensors(path, make(), about, VERSION)
-    return read_tensors(path, VERSION)[0]
+                write_tensors(path, make(), {**about, "machine": machine(pick_device(device))}, VERSION)
+    tensors, description = read_tensors(path, VERSION)
+    return tensors, description.get("machine", {})
 
 
 def _digest(about: Mapping[str, Any], weights: Sequence[Tensor]) -> str:
