@@ -10,6 +10,7 @@ import torch
 
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation import (
+    AVERAGED,
     EACH_STEP,
     ONE_RATE,
     VERDICTS,
@@ -56,6 +57,21 @@ def test_95_percent_of_the_intervals_cover_the_true_ratio(kind, number):
     assert value.log().mean().exp() == pytest.approx(0.8, abs=0.02)
 
 
+@pytest.mark.parametrize("shared", [0.0, 0.3])
+def test_95_percent_of_the_intervals_of_an_average_cover_its_true_value(shared):
+    """Ratios of .8 and 1.25 at ten steps; a run's losses have by chance something in common, or nothing."""
+    runs, steps = normal(2, 1000, 25, 1), normal(2, 1000, 25, 10)
+    losses, others = (shared * runs + 0.2 * steps).exp()
+    losses[..., ::2] *= 0.8
+    losses[..., 1::2] *= 1.25
+    found = [paired_ratio(*pair, average=True) for pair in zip(losses, others, strict=True)]
+    value, low, high = (torch.cat(part) for part in zip(*found, strict=True))
+    assert ((low <= 1) & (high >= 1)).double().mean() == pytest.approx(0.95, abs=0.02)
+    assert value.log().mean().exp() == pytest.approx(1, abs=0.02)
+    narrower = (high / low).log() / torch.stack([(b / a).log().mean() for _, a, b in map(paired_ratio, losses, others)])
+    assert narrower.mean() < (0.4 if shared == 0 else 0.95)
+
+
 def test_a_divergence_counts_against_the_learned_optimizer_only():
     losses = normal(6, 4).exp()
     losses[0, 1] = losses[:, 2] = math.inf
@@ -64,6 +80,8 @@ def test_a_divergence_counts_against_the_learned_optimizer_only():
     assert [list(map(float, part[1:3])) for part in both["learned"]] == [[math.inf] * 2] * 3
     assert [list(map(float, part[1:3])) for part in both["other"]] == [[0, 0], [0, 0], [math.inf] * 2]
     assert [float(part[0]) for part in paired_ratio(losses[1:2], fine[1:2])][1:] == [0, math.inf], "one says nothing"
+    averages = [paired_ratio(*pair, average=True) for pair in ((losses, fine), (fine[:, :2], losses[:, :2]))]
+    assert [list(map(float, average)) for average in averages] == [[math.inf] * 3, [0, 0, math.inf]]
 
 
 def test_where_another_diverged_a_typical_ratio_has_a_draw():
@@ -157,6 +175,8 @@ def test_a_claim_says_on_what_it_was_measured():
     assert "50 problems synthetic(dim=3, step=100), seed 7" in found.conditions
     assert "on 4 other problems (fewer" in found.conditions
     assert "LSTM / Adam, scale 1: 0.9" in found.measured
+    found = judged(swept(0.9).assign(protocol=AVERAGED))
+    assert "LSTM / Adam, averaged over the steps: 0.9" in found.measured
     card = {"trained": {"episodes": 5000}, "training": {"horizon": 100}, "start": "mine"}
     found = judged(ratio_table(made(0.8), trained=training_of(card), tuning_tasks=8))
     assert "LSTM trained for 5,000 episodes of 100 steps, starting from mine; baselines" in found.conditions

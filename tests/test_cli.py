@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from l2l_kit import cli, zoo
-from l2l_kit.evaluation import EACH_STEP, ONE_RATE, read_result
+from l2l_kit.evaluation import AVERAGED, EACH_STEP, ONE_RATE, read_result
 from l2l_kit.making.lessons import Lesson
 from l2l_kit.optimizers import BASELINES
 from l2l_kit.problems import MNIST
@@ -99,8 +99,8 @@ def test_sweep_records_all_settings_in_their_order_and_again_runs_nothing(
     assert list(zip(table["dim"], table["protocol"], table["step"], table["optimizer"], strict=True)) == [
         (dim, protocol, step, name)
         for dim in (2, 3, 4)
-        for protocol in (ONE_RATE, EACH_STEP)
-        for step in (2, 4)
+        for protocol, steps in ((ONE_RATE, (2, 4)), (EACH_STEP, (2, 4)), (AVERAGED, (4,)))
+        for step in steps
         for name in ("LSTM", "SGD", "Adam")
     ]
     assert (table.attrs["learned"], table.attrs["grid"]) == ({"LSTM": "quadratics"}, {"dim": [2, 3, 4]})

@@ -12,12 +12,15 @@ import torch
 from l2l_kit import zoo
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation import (
+    AVERAGED,
     EACH_STEP,
     ONE_RATE,
     Curves,
     compare,
     lbfgs,
+    machine,
     metrics_on_test_set,
+    paired_ratio,
     read_result,
     swept_baselines,
     tune,
@@ -94,7 +97,10 @@ class TestTable:
     def test_it_has_a_row_for_each_protocol_step_and_optimizer(self, table):
         names = ["LSTM", "log-sign", "Adam", "decaying Adam"]
         assert list(zip(table["dim"], table["protocol"], table["step"], table["optimizer"], strict=True)) == [
-            (3, protocol, step, name) for protocol in (ONE_RATE, EACH_STEP) for step in STEPS for name in names
+            (3, protocol, step, name)
+            for protocol, steps in ((ONE_RATE, STEPS), (EACH_STEP, STEPS), (AVERAGED, STEPS[-1:]))
+            for step in steps
+            for name in names
         ]
         assert set(table[table["lr"].isna()]["optimizer"]) == {"LSTM", "log-sign"}
 
@@ -110,6 +116,26 @@ class TestTable:
             ratio = [part.item() for part in last.interval("LSTM", over=row.optimizer)]
             assert [row.mean, row.low, row.high] == pytest.approx(interval, rel=1e-5)
             assert [row.ratio, row.ratio_low, row.ratio_high] == pytest.approx(ratio, rel=1e-5)
+
+    def test_an_average_is_that_of_the_ratios_at_the_steps(self, table, sweep):
+        averaged, one_rate = under(table, AVERAGED), under(table, ONE_RATE)
+        rules = chosen(table, sweep, AVERAGED, STEPS[-1])
+        curves = compare(rules, Quadratics(3), steps=STEPS[-1], num_tasks=7, seed=4, device="cpu")
+        for row in averaged.itertuples():
+            steps = one_rate[one_rate["optimizer"] == row.optimizer]
+            assert steps["lr"].dropna().unique().tolist() == ([] if math.isnan(row.lr) else [row.lr])
+            assert row.mean == pytest.approx(steps["mean"].mean(), rel=1e-4)
+            assert row.ratio == pytest.approx(math.prod(steps["ratio"]) ** (1 / len(STEPS)), rel=1e-4)
+            pair = (curves[name][:, STEPS] for name in ("LSTM", row.optimizer))
+            interval = [part.item() for part in paired_ratio(*pair, average=True)]
+            assert [row.ratio, row.ratio_low, row.ratio_high] == pytest.approx(interval, rel=1e-5)
+
+    def test_learned_optimizers_may_be_compared_with_each_other_alone(self, tmp_path, sweep, table):
+        alone, ran = run(tmp_path, replace(sweep, baselines={}, tuning_tasks=None))
+        assert kinds(ran) == [LEARNED, LEARNED]
+        assert alone["protocol"].unique().tolist() == [ONE_RATE, AVERAGED]
+        shared = table[table["protocol"].isin([ONE_RATE, AVERAGED]) & table["lr"].isna()].reset_index(drop=True)
+        pd.testing.assert_frame_equal(alone, shared)
 
     def test_a_teacher_is_run_as_it_is(self, tmp_path, quick):
         small = {"name": "cifar", "source": "embedded", "batch_size": 8}
@@ -175,10 +201,10 @@ class TestProtocols:
         adam = [each.optimizer for each in recorded[1] if each.draw == "test" and "Adam" in each.words]
         assert sorted(rule.lr for rule in adam if rule.decay is None) == sorted(set(rates)), "each is tested once"
 
-    def test_one_has_to_be_chosen_where_there_are_two(self, table):
-        for protocol in (ONE_RATE, EACH_STEP):
+    def test_one_has_to_be_chosen_where_there_are_several(self, table):
+        for protocol in table["protocol"].unique():
             assert set(under(table, protocol)["protocol"]) == {protocol}
-            assert len(under(table, protocol)) == len(table) / 2
+            assert len(under(table, protocol)) == table["protocol"].eq(protocol).sum()
         for read in (under, lambda table: swept_baselines(table, 2)):
             with pytest.raises(ValueError, match="several protocols"):
                 read(table)
@@ -288,6 +314,16 @@ class TestRuns:
             Run(tmp_path / name, Quadratics(3), optimizer, "test", 7, [2, 25], False, 4, "cpu").losses()
             assert (tmp_path / name / f"{name}.safetensors").is_file()
 
+    def test_a_table_says_on_which_machines_they_were_made(self, tmp_path, quick, before, monkeypatch):
+        table, _ = before
+        assert {name: table.attrs[name] for name in machine()} == machine()
+        monkeypatch.setattr("l2l_kit.making.work.machine", lambda device: machine() | {"device": "a GPU"})
+        table, _ = run(tmp_path, replace(quick, num_tasks=8), only=["LSTM"])
+        assert table is None
+        monkeypatch.undo()
+        table, _ = run(tmp_path, replace(quick, num_tasks=8))
+        assert table.attrs["device"] == f"a GPU; {machine()['device']}"
+
     def test_a_newly_trained_optimizer_is_all_that_is_run(self, tmp_path, quick, before):
         other = LSTMRule(hidden_size=3)
         torch.nn.init.constant_(other.output.bias, 0.1)
@@ -329,7 +365,7 @@ SGD = { name = "sgd", learning_rates = [0.03, 0.1] }
 MISTAKES = {
     "unknown setting": ("num_tasks = 4", "num_tsks = 4", "num_tsks"),
     "lost section": ("[learned]\nLSTM =", "[grid.LSTM]\nx =", "not a valid sweep"),
-    "nothing learned": ('LSTM = "quadratics"', "", "learned, grid and baselines must not be empty"),
+    "nothing learned": ('LSTM = "quadratics"', "", "learned and grid must not be empty"),
     "a label twice": ("SGD =", "LSTM =", "two optimizers have the same label"),
     "steps of zero": ("steps = [5, 10]", "steps = [0, 5]", "whole numbers of at least 1, got 0"),
     "steps that fall": ("steps = [5, 10]", "steps = [10, 5]", "steps must ascend, got [10, 5]"),
@@ -338,6 +374,8 @@ MISTAKES = {
     "unknown field": ("dim = [2, 3]", "dims = [2, 3]", "dims"),
     "a mistake in what is tuned on": ("\n[grid]", "\n[tuned_on]\ndim = 0\n[grid]", "dim must be"),
     "unknown baseline": ('"sgd"', '"sdg"', "unknown baseline 'sdg'. Did you mean 'sgd'"),
+    "no word on tuning": ("tuning_tasks = 3", "", "tuning_tasks is needed where there are baselines to tune"),
+    "nothing to tune": (VALID[VALID.index("[baselines]") :], "[tuned_on]", "something to compare with"),
     "no learning rates": ("[0.03, 0.1]", "[]", "learning_rates of SGD must ascend"),
     "lost learning rates": (", learning_rates = [0.03, 0.1]", "", "'learning_rates' is missing"),
     "learning rates too far apart": ("[0.03, 0.1]", "[0.03, 0.11]", "by a factor of √10 at most, got [0.03, 0.11]"),
@@ -353,7 +391,7 @@ def read(tmp_path, text):
 class TestFiles:
     def test_a_sweep_says_all_that_is_in_the_file(self, tmp_path):
         baselines, grid = {"SGD": {"name": "sgd", "learning_rates": [0.03, 0.1]}}, {"dim": [2, 3]}
-        expected = Sweep("mine", {"name": "quadratics"}, grid, {"LSTM": "quadratics"}, baselines, [5, 10], 4, 3)
+        expected = Sweep("mine", {"name": "quadratics"}, grid, {"LSTM": "quadratics"}, [5, 10], 4, baselines, 3)
         assert read(tmp_path, VALID) == expected
 
     @pytest.mark.parametrize(("right", "wrong", "message"), MISTAKES.values(), ids=MISTAKES)

@@ -18,6 +18,7 @@ from l2l_kit.evaluation.claims import GROUPS, VERDICTS, Claim, claim, ratio_tabl
 from l2l_kit.evaluation.comparison import compare, losses_at, metrics_on_test_set
 from l2l_kit.evaluation.curves import Curves, Statistic, paired_ratio
 from l2l_kit.evaluation.results import (
+    AVERAGED,
     EACH_STEP,
     ONE_RATE,
     machine,

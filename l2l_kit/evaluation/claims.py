@@ -11,7 +11,7 @@ import numpy as np
 
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation.curves import Curves, paired_ratio
-from l2l_kit.evaluation.results import EACH_STEP, ONE_RATE, provenance, under
+from l2l_kit.evaluation.results import AVERAGED, EACH_STEP, ONE_RATE, provenance, under
 from l2l_kit.extras import needs
 
 if TYPE_CHECKING:
@@ -36,7 +36,11 @@ FEWEST_TO_TUNE_ON = 8
 """How many problems the protocol asks baselines to be tuned on, at least."""
 
 _MEASURES = ("protocol", "optimizer", "lr", "mean", "low", "high", "ratio", "ratio_low", "ratio_high")
-_RATES = {ONE_RATE: "tuned for the last number of steps", EACH_STEP: "tuned for each number of steps", "": "tuned"}
+_RATES = {
+    **dict.fromkeys((ONE_RATE, AVERAGED), "tuned for the last number of steps"),
+    EACH_STEP: "tuned for each number of steps",
+    "": "tuned",
+}
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,8 @@ def claim(
         against: optimizers to compare with; None for the baselines.
         every: whether all ratios have to be there, or one is enough.
         average: whether each optimizer's ratios are averaged first over settings and steps (as geometric means, each
-            with an interval as wide as if all erred in the same direction).
+            with an interval as wide as if all erred in the same direction; where a sweep's table has ratios `AVERAGED`
+            over the steps, their intervals are exact).
 
     Raises:
         UnknownNameError: if one of `against` is not in the table.
@@ -182,7 +187,8 @@ def claim(
     with np.errstate(divide="ignore"):
         logs = pd.DataFrame(np.log(rows[["ratio", "ratio_low", "ratio_high"]].to_numpy(float)), rows["optimizer"])
     varied = [str(name) for name in rows if name not in _MEASURES and len(set(rows[name])) > 1]
-    labels = [", ".join([row["optimizer"], *(f"{name} {row[name]}" for name in varied)]) for _, row in rows.iterrows()]
+    over = ["averaged over the steps"] if "protocol" in rows and rows["protocol"].iloc[0] == AVERAGED else []
+    labels = [", ".join([row["optimizer"], *(f"{k} {row[k]}" for k in varied), *over]) for _, row in rows.iterrows()]
     if average:
         logs = logs.groupby(level=0, sort=False).mean()
         labels = [f"{name}, averaged over {' and '.join(varied)}" for name in logs.index]

@@ -117,7 +117,7 @@ class Curves:
         return frame[frame["step"] == step].drop(columns="step").set_index("optimizer")
 
 
-def paired_ratio(losses: Tensor, others: Tensor, *, typical: bool = False) -> Interval:
+def paired_ratio(losses: Tensor, others: Tensor, *, typical: bool = False, average: bool = False) -> Interval:
     """The ratio of two optimizers' losses on the same optimizees, with Student's 95% interval of its logarithm.
 
     The ratio of the means, which is what the paper plots, has its standard error from the jackknife; that is sound
@@ -127,11 +127,12 @@ def paired_ratio(losses: Tensor, others: Tensor, *, typical: bool = False) -> In
     Args:
         losses, others: of the two optimizers, shape ``(num_tasks, steps)``.
         typical: the geometric mean of the ratios instead of the ratio of the means.
+        average: the geometric mean of the steps' ratios. Its interval knows that they are of the same runs.
 
     Returns:
-        Each of shape ``(steps,)``. A divergence, which has no size, counts against the first optimizer (all three are
-        infinite) but never for it: that optimizee counts as a draw in a typical ratio, and between means the interval
-        is all there is, as it is for a single optimizee.
+        Each of shape ``(steps,)``, or ``(1,)`` for an average. A divergence, which has no size, counts against the
+        first optimizer (all three are infinite) but never for it: that optimizee counts as a draw in a typical ratio,
+        and between means the interval is all there is, as it is for a single optimizee.
     """
     with needs("lessons"):
         from scipy import stats
@@ -145,6 +146,8 @@ def paired_ratio(losses: Tensor, others: Tensor, *, typical: bool = False) -> In
         value = (ours.mean(dim=0) / theirs.mean(dim=0)).log()
         left_out = ((ours.sum(dim=0) - ours) / (theirs.sum(dim=0) - theirs)).log()
         values = number * value - (number - 1) * left_out  # the jackknife's pseudo-values
+    if average:
+        value, values, diverged = value.mean(dim=0, keepdim=True), values.mean(dim=1, keepdim=True), diverged.any()
     quantile = float(stats.t.ppf(0.975, number - 1))
     reach = (quantile * values.std(dim=0, correction=min(1, number - 1)) / number**0.5).nan_to_num(nan=torch.inf)
     ends = (value - reach).exp().nan_to_num(0.0, torch.inf), (value + reach).exp().nan_to_num(torch.inf, torch.inf)

@@ -26,6 +26,9 @@ ONE_RATE = "one rate"
 EACH_STEP = "rate for each step"
 """A stricter one: at each number of steps a baseline has the learning rate that is best for that very number."""
 
+AVERAGED = "one rate, averaged over the steps"
+"""The paper's protocol, with a single ratio for the whole run: the geometric mean of those at the steps."""
+
 
 def machine(device: torch.device | None = None) -> dict[str, Any]:
     """What a result was computed on: device, threads, Python and torch."""
@@ -101,7 +104,7 @@ def read_result(name: str, directory: Path = RESULTS) -> pd.DataFrame:
 
 
 def under(table: pd.DataFrame, protocol: str | None = None) -> pd.DataFrame:
-    """The rows of a recorded sweep under a protocol, `ONE_RATE` or `EACH_STEP`; None for the only one that it has.
+    """The rows of a recorded sweep under a protocol: `ONE_RATE`, `EACH_STEP`, `AVERAGED`, or None for its only one.
 
     Raises:
         UnknownNameError: if it has none under that protocol.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2l_kit.evaluation import LBFGS, Tuning, lbfgs, learning_rates, losses_at, machine, write_result
+from l2l_kit.evaluation import LBFGS, Tuning, lbfgs, learning_rates, losses_at, write_result
 from l2l_kit.evaluation.tuning import ascending
 from l2l_kit.making.work import kept, parallel_map
 from l2l_kit.optimizers import BASELINES, Baseline, GroupedBaselines, UpdateRule, baseline
@@ -68,9 +68,7 @@ class Run:
 
     def _kept(self) -> tuple[Tensors, dict[str, Any]]:
         learned = list(self.optimizer.state_dict().values()) if isinstance(self.optimizer, UpdateRule) else []
-        return kept(
-            self.folder, self.about, lambda: {"losses": self._run()}, weights=learned, device=self.device
-        )
+        return kept(self.folder, self.about, lambda: {"losses": self._run()}, weights=learned, device=self.device)
 
     def _run(self) -> Tensor:
         device = pick_device(self.device)
@@ -85,6 +83,13 @@ class Run:
         if self.words:
             print(self.words, flush=True)
         return losses
+
+
+def machines(runs: Iterable[Run]) -> dict[str, str]:
+    """On which machines runs were made: the different devices, and versions of Python and torch, as `machine` says."""
+    made_on = [run.machine() for run in runs]
+    names = ("device", "python", "torch")
+    return {name: "; ".join(sorted({each.get(name, "not recorded") for each in made_on})) for name in names}
 
 
 def record_tuning(
@@ -119,5 +124,5 @@ def record_tuning(
     tunings = [Tuning.of(name, noted, {lr: next(losses) for lr in grid}) for name in BASELINES]
     about = {"problem": problem.config(), "steps": list(steps), "num_tasks": num_tasks, "rates": rates, "seed": seed}
     table = pd.concat([tuning.table for tuning in tunings], ignore_index=True)
-    about |= machine(pick_device(device))
+    about |= machines(runs)
     return tunings, write_result(f"{problem.name}/tuning", table, about, data / "results")

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from l2l_kit import problems, zoo
-from l2l_kit.evaluation import EACH_STEP, LBFGS, ONE_RATE, Curves, machine, training_of, write_result
+from l2l_kit.evaluation import AVERAGED, EACH_STEP, LBFGS, ONE_RATE, Curves, paired_ratio, training_of, write_result
 from l2l_kit.making.plans import check_names, combinations, read_plan
 from l2l_kit.making.recipes import find_recipe
-from l2l_kit.making.runs import FOLDER, Run, Runnable
+from l2l_kit.making.runs import FOLDER, Run, Runnable, machines
 from l2l_kit.making.work import parallel_map
 from l2l_kit.optimizers import Baseline
 from l2l_kit.paths import HOME, SWEEPS
 from l2l_kit.problems import Problem
-from l2l_kit.tensors import Device, pick_device
+from l2l_kit.tensors import Device
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,7 +124,7 @@ def run_sweep(
     jobs: int = 1,
     device: Device = None,
 ) -> Path | None:
-    """Run what is missing of a sweep, print each run that is done, and record the table under both protocols.
+    """Run what is missing of a sweep, print each run that is done, and record the table under all protocols.
 
     Args:
         data: where ``results/`` and ``cache/`` are.
@@ -152,15 +152,18 @@ def run_sweep(
     if only:
         return None
     by_setting = [{label: next(found) for label in labels} for _ in settings]
+    protocols = [ONE_RATE]
+    if len(sweep.steps) > 1:  # which are otherwise the same
+        protocols += [EACH_STEP, AVERAGED] if sweep.baselines else [AVERAGED]
     tables = [
         _tabulate(sweep, setting, protocol, {label: runs for label, (runs, _) in measured.items()})
         for setting, measured in zip(settings, by_setting, strict=True)
-        for protocol in (ONE_RATE, EACH_STEP)[: len(sweep.steps)]  # which are the same for one number of steps
+        for protocol in protocols
     ]
     tried = {label: [measured[label][1] for measured in by_setting] for label in sweep.baselines}
     trained = {label: training_of(zoo.card(name)) for label, name in sweep.learned.items()}
     about = {**asdict(sweep), "trained": trained, "tried": tried, "command": f"l2l sweep {sweep.name}"}
-    about |= machine(pick_device(device))
+    about |= machines(run for measured in by_setting for runs, _ in measured.values() for run in runs)
     return write_result(f"sweeps/{sweep.name}", pd.concat(tables, ignore_index=True), about, data / "results")
 
 
@@ -221,24 +224,28 @@ def _tabulate(sweep: Sweep, setting: Mapping[str, Any], protocol: str, tests: Ma
 
     A row for each number of steps and optimizer has the setting's fields, `protocol`, `step`, `optimizer`, `lr` (of
     baselines only), the mean loss with its 95% interval `low` to `high`, and `ratio` with `ratio_low` to `ratio_high`:
-    the first learned optimizer's mean over this one's, paired.
+    the first learned optimizer's mean over this one's, paired. Averaged, the last step stands for all, and the loss is
+    the mean of theirs.
     """
     import pandas as pd
 
-    if protocol == ONE_RATE:
+    if protocol != EACH_STEP:
         tests = {label: runs[-1:] * len(runs) for label, runs in tests.items()}
     losses = {
         label: torch.stack([run.losses()[:, column] for column, run in enumerate(runs)], dim=1)
         for label, runs in tests.items()
     }
-    curves = Curves(losses, sweep.make_problem(setting).config(), sweep.seed)
+    average = protocol == AVERAGED
+    shown = {label: each.mean(dim=1, keepdim=True) if average else each for label, each in losses.items()}
+    curves = Curves(shown, sweep.make_problem(setting).config(), sweep.seed)
+    steps = sweep.steps[-1:] if average else sweep.steps
     fields = {name: "-".join(map(str, v)) if isinstance(v, list) else v for name, v in setting.items()}  # "20-20"
     frames = []
     for label, runs in tests.items():
-        frame = pd.DataFrame({**fields, "protocol": protocol, "step": sweep.steps, "optimizer": label})
-        frame["lr"] = pd.Series([getattr(run.optimizer, "lr", None) for run in runs], dtype=float)
+        frame = pd.DataFrame({**fields, "protocol": protocol, "step": steps, "optimizer": label})
+        frame["lr"] = pd.Series([getattr(run.optimizer, "lr", None) for run in runs[: len(steps)]], dtype=float)
         frame[["mean", "low", "high"]] = torch.stack(curves.interval(label), dim=1).numpy()
-        ratio = curves.interval(sweep.labels[0], over=label)
+        ratio = paired_ratio(losses[sweep.labels[0]], losses[label], average=average)
         frame[["ratio", "ratio_low", "ratio_high"]] = torch.stack(ratio, dim=1).numpy()
         frames.append(frame)
     return pd.concat(frames).sort_values("step", kind="stable")
