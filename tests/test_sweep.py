@@ -260,6 +260,35 @@ class TestGrid:
         with pytest.raises(ValueError, match="the best learning rate is 1e-09 or beyond"):
             run(tmp_path, replace(quick, problem=DIGITS, grid={"init_scale": [1e38]}, num_tasks=1, tuning_tasks=1))
 
+    def test_one_that_diverges_on_a_test_optimizee_gives_way_to_the_next_best(
+        self, tmp_path, sweep, table, monkeypatch
+    ):
+        run_it, before = Run._run, under(table, EACH_STEP)
+        largest = before.loc[before["optimizer"] == "Adam", "lr"].max()
+
+        def diverge(one):
+            losses = run_it(one)
+            if one.draw == "test" and isinstance(one.optimizer, Baseline) and one.optimizer.lr >= largest:
+                losses[3, one.steps.index(25) if 25 in one.steps else 99 :] = math.inf
+            return losses
+
+        monkeypatch.setattr(Run, "_run", diverge)
+        changed, _ = run(tmp_path, sweep)
+        assert changed["mean"].max() < math.inf
+        for protocol in (ONE_RATE, EACH_STEP, AVERAGED):
+            rows = under(changed, protocol)
+            rates = rows[rows["optimizer"] == "Adam"].set_index("step")["lr"]
+            tried = changed.attrs["tried"]["Adam"][0]
+            tuning = tune("adam", Quadratics(3), steps=25, num_tasks=5, learning_rates=tried, seed=4, device="cpu")
+            finite = tuning.table[(tuning.table["step"] == 25) & (tuning.table["lr"] < largest)]
+            assert rates[25] == finite.loc[finite["mean"].idxmin(), "lr"]
+
+    def test_where_every_one_diverges_there_is_still_a_row(self, tmp_path, quick, monkeypatch):
+        run_it = Run._run
+        monkeypatch.setattr(Run, "_run", lambda one: run_it(one) * (math.inf if one.draw == "test" else 1))
+        table, _ = run(tmp_path, quick)
+        assert table.loc[table["optimizer"] == "SGD", "mean"].tolist() == [math.inf]
+
     def test_it_is_of_the_problem_that_is_tuned_on(self, tmp_path, quick):
         rates = {}
         for tuned_on in ({}, {"dim": 30}):

@@ -174,7 +174,8 @@ def _measure(
 
     Returns:
         For each of the sweep's steps its run on test optimizees, that of a baseline with the learning rate that is best
-        for this step; and the learning rates that were tried.
+        for this step; and the learning rates that were tried. One that diverges on a test optimizee gives way to the
+        next best: an advantage to the baseline, whose mean would be infinite.
     """
 
     def run(rule: Runnable | None, draw: str, steps: list[int] = sweep.steps) -> Run:
@@ -193,9 +194,17 @@ def _measure(
         rates = sorted(rates + further)
         means = torch.stack([run(sweep.baseline(label, lr), "tuning").losses().mean(dim=0) for lr in rates])
         further = further_rates(rates, means)
-    best = means.argmin(dim=0).tolist()
-    last = {index: column for column, index in enumerate(best)}  # how long a learning rate is wanted
-    return [run(sweep.baseline(label, rates[index]), "test", sweep.steps[: last[index] + 1]) for index in best], rates
+    while True:
+        best = means.argmin(dim=0).tolist()
+        last = {index: column for column, index in enumerate(best)}  # how long a learning rate is wanted
+        tests = {
+            index: run(sweep.baseline(label, rates[index]), "test", sweep.steps[: last[index] + 1]) for index in last
+        }
+        for index, test in tests.items():
+            diverged = test.losses().isinf().any(dim=0)
+            means[index, : len(diverged)].masked_fill_(diverged, torch.inf)
+        if torch.equal(means.argmin(dim=0), torch.tensor(best)):
+            return [tests[index] for index in best], rates
 
 
 def further_rates(rates: Sequence[float], means: Tensor) -> list[float]:
