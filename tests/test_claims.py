@@ -163,8 +163,8 @@ def test_the_power_is_that_of_an_experiment():
     said, verdicts = [], []
     for one, other in (0.1 * normal(80, 2, 12, 1)).exp():
         level = judged(ratio_table(Curves({"LSTM": one, "Adam": other}, {}, 0)))
-        said.append(float(level.criterion.split("difference of ")[1].split("%")[0]) / 100)
-        better = Curves({"LSTM": one / (1 + np.mean(said)), "Adam": other}, {}, 0)
+        said.append(float(level.criterion.split("factor of ")[1].split()[0]))
+        better = Curves({"LSTM": one / np.mean(said), "Adam": other}, {}, 0)
         verdicts.append(judged(ratio_table(better)).verdict)
     assert verdicts.count("holds") / 80 == pytest.approx(0.8, abs=0.1)
 
@@ -181,6 +181,19 @@ def test_a_claim_says_on_what_it_was_measured():
     found = judged(ratio_table(made(0.8), trained=training_of(card), tuning_tasks=8))
     assert "LSTM trained for 5,000 episodes of 100 steps, starting from mine; baselines" in found.conditions
     assert training_of({}) == "an unknown time"
+
+
+def test_training_is_what_the_kept_weights_have_had():
+    card = {"trained": {"episodes": 40, "best_epoch": 3}, "training": {"horizon": 100, "episodes_per_epoch": 10}}
+    assert training_of(card) == "30 episodes of 100 steps, the best of 40 on validation"
+    card["imitation"], card["start"] = {"networks": 6}, "mine"
+    assert training_of(card).endswith("the best of 40 on validation, starting from mine, after an imitation")
+    card["trained"]["best_epoch"] = 4
+    assert training_of(card) == "40 episodes of 100 steps, starting from mine, after an imitation"
+    card["trained"]["best_epoch"] = 0
+    assert training_of(card) == "no episode, by imitation alone, starting from mine, which 40 episodes did not improve"
+    del card["imitation"]
+    assert training_of(card).startswith("0 episodes of 100 steps, the best of 40 on validation")
 
 
 def test_what_was_measured_on_stand_in_data_is_none_of_the_papers(tmp_path):

@@ -117,7 +117,7 @@ def ratio_table(
         against: the others; None for all.
         steps: the numbers of steps; None for the last.
         typical: the geometric mean of the ratios instead of the ratio of the means (see `paired_ratio`).
-        trained: how long the learned one was trained (see `training_of`).
+        trained: how the learned one was trained (see `training_of`).
         tuning_tasks: how many problems the others were tuned on; None where nothing was tuned.
 
     Raises:
@@ -207,8 +207,8 @@ def claim(
         text,
         "holds" if holds else "refuted" if refuted else "undecided",
         f"{learned} / {labels[decisive]}: {value:#.3g} (95% CI {low:#.3g} to {high:#.3g}){among}",
-        f"Holds if {which} is {side} {margin:g} ({because}); {problems} problems would show a difference of "
-        f"{resolution:.1f}% from that in four cases of five",
+        f"Holds if {which} is {side} {margin:.4g} ({because}); with {problems} problems, one that differs from that by a "
+        f"factor of {1 + resolution / 100:.3f} is told from it in four cases of five",
         _conditions(table, learned),
         effect,
         lower,

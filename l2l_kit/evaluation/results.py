@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,12 +55,21 @@ def provenance(problem: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def training_of(card: Mapping[str, Any]) -> str:
-    """How long a learned optimizer was trained, by its card (`zoo.card`): "5,000 episodes of 100 steps"."""
+    """How long a learned optimizer was trained, by its card (`zoo.card`): "5,000 episodes of 100 steps".
+
+    Its weights are those with the best validation, which may be from before the end, or from before meta-training.
+    """
     if "trained" not in card:
         return "an unknown time"
+    trained, settings = card["trained"], card["training"]
+    episodes, horizon = trained["episodes"], settings["horizon"]
+    kept = min(trained.get("best_epoch", math.inf) * settings.get("episodes_per_epoch", math.inf), episodes)
     before = [f"starting from {card['start']}"] if "start" in card else []
+    if "imitation" in card and not kept:
+        return ", ".join(["no episode, by imitation alone", *before, f"which {episodes:,} episodes did not improve"])
     before += ["after an imitation"] if "imitation" in card else []
-    return ", ".join([f"{card['trained']['episodes']:,} episodes of {card['training']['horizon']} steps", *before])
+    further = [f"the best of {episodes:,} on validation"] if kept < episodes else []
+    return ", ".join([f"{kept:,} episodes of {horizon} steps", *further, *before])
 
 
 def write_result(name: str, table: pd.DataFrame, about: dict[str, Any], directory: Path = RESULTS) -> Path:
