@@ -25,7 +25,7 @@ from l2l_kit.making.recipes import read_recipes
 from l2l_kit.making.search import random_search
 from l2l_kit.training import MetaTrainer
 
-BRISK = 4
+BRISK = 6
 """Seconds between signs of life: few, so that what a killed process has left is soon taken up, yet more than one that
 lives is ever late on a busy machine."""
 
