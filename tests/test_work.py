@@ -75,7 +75,7 @@ def make(folder, log):
             file.write("made\n")
         return {"x": torch.ones(2)}
 
-    assert kept(folder, {"a": 1}, slowly)["x"].tolist() == [1, 1]
+    assert kept(folder, {"a": 1}, slowly)[0]["x"].tolist() == [1, 1]
 
 
 def test_what_two_processes_want_is_made_by_one_while_the_other_waits(tmp_path):
