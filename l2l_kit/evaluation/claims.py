@@ -207,8 +207,8 @@ def claim(
         text,
         "holds" if holds else "refuted" if refuted else "undecided",
         f"{learned} / {labels[decisive]}: {value:#.3g} (95% CI {low:#.3g} to {high:#.3g}){among}",
-        f"Holds if {which} is {side} {margin:.4g} ({because}); with {problems} problems, one that differs from that "
-        f"by a factor of {1 + resolution / 100:.3f} is told from it in four cases of five",
+        f"Holds if {which} is {side} {margin:.4g} ({because}); with {problems} problems, a true ratio that is "
+        f"{side} it by a factor of {1 + resolution / 100:.3f} would be seen to be so in four cases of five",
         _conditions(table, learned),
         effect,
         lower,
