@@ -468,7 +468,8 @@ class TestRecords:
     )
     def test_a_sweep(self, name):
         table = read_result(f"sweeps/{name}")
-        assert table.attrs["tuning_tasks"] >= FEWEST_TO_TUNE_ON
+        if table["lr"].notna().any():  # else nothing was tuned
+            assert table.attrs["tuning_tasks"] >= FEWEST_TO_TUNE_ON
         assert not list(at_an_end(table))
 
     @pytest.mark.parametrize("problem", ["quadratics", "mnist"])
