@@ -126,6 +126,23 @@ def test_a_coordinate_feels_the_others_where_they_are_coupled(name):
         assert OPTIMIZERS[name].coordinatewise == (name in COORDINATEWISE)
 
 
+def test_muon_moves_the_kernels_of_a_convolution_as_matrices_with_a_row_for_each_output_channel():
+    draws = torch.Generator().manual_seed(0)
+    kernels, *gradients = torch.randn(4, 3, 4, 2, 5, 5, generator=draws)
+    optimizer, params = baseline("muon", 0.1), {"conv.weight": kernels}
+    state = optimizer.init(params)
+    mine = [torch.nn.Parameter(kernel.reshape(4, 50).clone()) for kernel in kernels]
+    kind, settings = TORCH["muon"]
+    movers = [kind([matrix], lr=0.1, **settings) for matrix in mine]
+    for gradient in gradients:
+        update, state = optimizer.update({"conv.weight": gradient}, state, params)
+        params = {"conv.weight": params["conv.weight"] + update["conv.weight"]}
+        for n, matrix in enumerate(mine):
+            matrix.grad = gradient[n].reshape(4, 50)
+            movers[n].step()
+            torch.testing.assert_close(params["conv.weight"][n].reshape(4, 50), matrix.detach(), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", TORCH)
 def test_a_baseline_on_a_batch_is_torch_optim_on_each_task(name):
     """Here the parameters themselves are moved, one task at a time, and autograd gives their gradients."""

@@ -57,6 +57,11 @@ BASELINES: dict[str, str] = {"sgd": "SGD", "nag": "NAG", "rmsprop": "RMSprop", "
 """The paper's baselines by name, with their labels in figures and tables."""
 
 
+def _matrices(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Each task's matrix of ``(tasks, rows, ...)``: a kernel has a row for each output channel."""
+    return tensor.contiguous().flatten(2).unbind()
+
+
 class BaselineState(NamedTuple):
     """The optimizers of a run; `Baseline.update` changes them in place."""
 
@@ -97,13 +102,13 @@ class Baseline:
 
     def init(self, params: Tensors) -> BaselineState:
         """As in `Optimizer`."""
-        moved = {name: torch.zeros_like(tensor) for name, tensor in params.items()}
+        moved = {n: torch.zeros_like(t, memory_format=torch.contiguous_format) for n, t in params.items()}
         leaves: dict[str, tuple[Tensor, ...]] = {}
         by_kind: dict[str, list[Tensor]] = {}
         for name, tensor in moved.items():
             others = _KINDS[self.name].others
-            is_matrix = others is not None and tensor.dim() == 3  # with the axis of the tasks
-            leaves[name] = tensor.unbind() if is_matrix else (tensor,)
+            is_matrix = others is not None and tensor.dim() >= 3  # with the axis of the tasks
+            leaves[name] = _matrices(tensor) if is_matrix else (tensor,)
             by_kind.setdefault(self.name if is_matrix or others is None else others, []).extend(leaves[name])
         optimizers = [_KINDS[kind].make(tensors, lr=self.lr) for kind, tensors in by_kind.items()]
         return BaselineState(moved, leaves, optimizers)
@@ -117,7 +122,7 @@ class Baseline:
             tensor.copy_(params[name]) if reads else tensor.zero_()
             leaves, gradient = state.leaves[name], gradients[name]
             split = leaves[0].dim() < gradient.dim()
-            for leaf, of_leaf in zip(leaves, gradient.unbind() if split else (gradient,), strict=True):
+            for leaf, of_leaf in zip(leaves, _matrices(gradient) if split else (gradient,), strict=True):
                 leaf.grad = of_leaf
         for optimizer in state.optimizers:
             for group in optimizer.param_groups:
