@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 from l2l_kit import data as data_sets
 from l2l_kit import problems, zoo
 from l2l_kit.evaluation import compare as run_comparison
-from l2l_kit.evaluation import summary, tally, tuned_baselines
+from l2l_kit.evaluation import kept_episodes, summary, tally, tuned_baselines
 from l2l_kit.evaluation.curves import Statistic
 from l2l_kit.extras import needs
 from l2l_kit.making.lessons import Lesson, execute_lessons, find_lessons
@@ -347,7 +347,7 @@ def list_zoo() -> None:
             "name": name,
             "preprocessing": ", ".join(sorted({lstm["preprocessing"]["name"] for lstm in lstms})),
             **{field: str(training.get(field, "")) for field in ("unroll", "horizon")},
-            "episodes": str(trained.get("episodes", "")),
+            "episodes": f"{kept_episodes(about)} of {trained['episodes']}" if trained else "",
             "validation loss": "" if loss is None else f"{loss:.4g}",
             "": note,
         }

@@ -175,8 +175,9 @@ def test_a_claim_says_on_what_it_was_measured():
     assert "50 problems synthetic(dim=3, step=100), seed 7" in found.conditions
     assert "on 4 other problems (fewer" in found.conditions
     assert "LSTM / Adam, scale 1: 0.9" in found.measured
-    found = judged(swept(0.9).assign(protocol=AVERAGED))
-    assert "LSTM / Adam, averaged over the steps: 0.9" in found.measured
+    for average in (False, True):  # there is nothing left to average
+        found = judged(swept(0.9).assign(protocol=AVERAGED), average=average)
+        assert "LSTM / Adam, averaged over the steps: 0.9" in found.measured
     card = {"trained": {"episodes": 5000}, "training": {"horizon": 100}, "start": "mine"}
     found = judged(ratio_table(made(0.8), trained=training_of(card), tuning_tasks=8))
     assert "LSTM trained for 5,000 episodes of 100 steps, starting from mine; baselines" in found.conditions
@@ -188,7 +189,9 @@ def test_training_is_what_the_kept_weights_have_had():
     assert training_of(card) == "30 episodes of 100 steps, the best of 40 on validation"
     card["imitation"], card["start"] = {"networks": 6}, "mine"
     assert training_of(card).endswith("the best of 40 on validation, starting from mine, after an imitation")
-    card["trained"]["best_epoch"] = 4
+    del card["training"]["episodes_per_epoch"]  # as in a card that was made by hand
+    assert training_of(card) == "40 episodes of 100 steps, starting from mine, after an imitation"
+    card["training"]["episodes_per_epoch"], card["trained"]["best_epoch"] = 10, 4
     assert training_of(card) == "40 episodes of 100 steps, starting from mine, after an imitation"
     card["trained"]["best_epoch"] = 0
     assert training_of(card) == "no episode, by imitation alone, starting from mine, which 40 episodes did not improve"

@@ -21,6 +21,7 @@ from l2l_kit.evaluation.results import (
     AVERAGED,
     EACH_STEP,
     ONE_RATE,
+    kept_episodes,
     machine,
     provenance,
     read_result,

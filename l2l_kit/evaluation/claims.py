@@ -189,7 +189,7 @@ def claim(
     varied = [str(name) for name in rows if name not in _MEASURES and len(set(rows[name])) > 1]
     over = ["averaged over the steps"] if "protocol" in rows and rows["protocol"].iloc[0] == AVERAGED else []
     labels = [", ".join([row["optimizer"], *(f"{k} {row[k]}" for k in varied), *over]) for _, row in rows.iterrows()]
-    if average:
+    if average and varied:
         logs = logs.groupby(level=0, sort=False).mean()
         labels = [f"{name}, averaged over {' and '.join(varied)}" for name in logs.index]
 

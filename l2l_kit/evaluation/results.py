@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,6 +53,15 @@ def provenance(problem: Mapping[str, Any]) -> dict[str, Any]:
     return {"data": text, "stand_in": any(part.source == "embedded" for part in parts)}
 
 
+def kept_episodes(card: Mapping[str, Any]) -> int:
+    """How many episodes the weights have had that were kept, by a card with a history; all, where it does not say."""
+    trained, settings = card["trained"], card["training"]
+    kept: int = trained["episodes"]
+    if "best_epoch" in trained and "episodes_per_epoch" in settings:
+        kept = min(kept, trained["best_epoch"] * settings["episodes_per_epoch"])
+    return kept
+
+
 def training_of(card: Mapping[str, Any]) -> str:
     """How long a learned optimizer was trained, by its card (`zoo.card`): "5,000 episodes of 100 steps".
 
@@ -61,9 +69,7 @@ def training_of(card: Mapping[str, Any]) -> str:
     """
     if "trained" not in card:
         return "an unknown time"
-    trained, settings = card["trained"], card["training"]
-    episodes, horizon = trained["episodes"], settings["horizon"]
-    kept = min(trained.get("best_epoch", math.inf) * settings.get("episodes_per_epoch", math.inf), episodes)
+    episodes, horizon, kept = card["trained"]["episodes"], card["training"]["horizon"], kept_episodes(card)
     before = [f"starting from {card['start']}"] if "start" in card else []
     if "imitation" in card and not kept:
         return ", ".join(["no episode, by imitation alone", *before, f"which {episodes:,} episodes did not improve"])

@@ -87,7 +87,7 @@ class Run:
 
 def machines(runs: Iterable[Run]) -> dict[str, str]:
     """On which machines runs were made: the different devices, and versions of Python and torch, as `machine` says."""
-    made_on = [run.machine() for run in runs]
+    made_on = [run.machine() for run in {id(run): run for run in runs}.values()]  # a run may be there for many steps
     names = ("device", "python", "torch")
     return {name: "; ".join(sorted({each.get(name, "not recorded") for each in made_on})) for name in names}
 
