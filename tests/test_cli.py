@@ -130,7 +130,7 @@ def test_zoo_lists_the_pretrained_optimizers_whether_their_training_is_known_or_
     assert output.index(" mnist ") < first < output.index(" mnist-log-sign-unroll5 ")
     (failed,) = [line for line in output.splitlines() if " mnist-none-unroll5 " in line]
     assert "failed: no better than guessing" in failed
-    (imitation,) = [line for line in output.splitlines() if " cifar " in line]
+    (imitation,) = [line for line in output.splitlines() if " cifar " in line and "recommended" in line]
     assert " 0 of 16 " in imitation  # episodes of the weights that were kept
     rule = zoo.load("quadratics")
     monkeypatch.setattr(zoo, "PRETRAINED", tmp_path)
