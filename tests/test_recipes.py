@@ -83,6 +83,16 @@ def test_a_grid_makes_a_family(tmp_path):
         assert recipe.training == MetaTraining(horizon=10, unroll=int(unroll))
 
 
+def test_a_grid_reaches_settings_of_settings(tmp_path):
+    grid = '\n[grid]\n"optimizer.preprocessing.factor" = [10, 100]\n'
+    scaled = VALID.replace('"log-sign"', '{ name = "scale" }')
+    family = read(tmp_path, 'name = "times-{factor}"\n' + scaled + grid)
+    assert [(each.name, each.make_optimizer().preprocessing.factor) for each in family] == [
+        ("times-10", 10),
+        ("times-100", 100),
+    ]
+
+
 def with_grid(name, grid):
     return ("\n[problem]", f'name = "{name}"\n[grid]\n{grid}\n[problem]')
 

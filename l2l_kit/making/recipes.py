@@ -4,7 +4,7 @@ A recipe is a TOML file with the sections ``[problem]``, ``[optimizer]`` and ``[
 `problems.make`, `optimizers.make` and `MetaTraining`. Others are optional: ``[search]``, the arguments of `Search`;
 ``[imitation]``, those of `Imitation` and, under ``teacher``, those of a baseline, or of one for each kind of parameter;
 ``start``, another recipe from whose optimizer the training goes on; and ``[grid]``, lists of values such as
-``"training.unroll" = [1, 20]``, which turn the recipe into a family.
+``"training.unroll" = [1, 20]`` or ``"optimizer.preprocessing.factor" = [10, 100]``, which make the recipe a family.
 """
 
 from __future__ import annotations
@@ -138,8 +138,11 @@ def _family(stem: str, content: dict[str, Any]) -> list[Recipe]:
     for setting in combinations(content.pop("grid", {})):
         member, chosen = deepcopy({"name": stem, **content}), {}
         for key, value in setting.items():
-            section, _, name = key.partition(".")
-            member[section][name] = chosen[name] = value
+            *path, name = key.split(".")
+            table: Any = member
+            for part in path:
+                table = table[part]
+            table[name] = chosen[name] = value
         member["name"] = re.sub(r"{(\w+)}", lambda found, chosen=chosen: str(chosen[found[1]]), member["name"])  # type: ignore[misc]
         recipes.append(_recipe(member))
     if len({recipe.name for recipe in recipes}) < len(recipes):
