@@ -29,10 +29,10 @@ _LABELS |= {"base_momentum", "max_momentum", "lr_scale"}
 class LearnedOptimizer(torch.optim.Optimizer):
     """Moves parameters by a learned update rule, as torch.optim.Adam moves them by Adam's.
 
-    Each coordinate has its own LSTM state of ``2 · layers · hidden`` floats: 80 with the paper's sizes, or 320 bytes. A
-    step needs another 60 MB, and 4 bytes per coordinate of the largest parameter (10 in half precision). A coordinate
-    whose gradient has always been exactly zero stays where it is, such as the row of a padding token; the rule alone
-    would move it.
+    Each coordinate has its own LSTM state of ``2 · layers · hidden`` floats: 80 with the paper's sizes, or 320 bytes.
+    An odd rule, such as "cifar", keeps twice as many. A step needs another 60 MB, and 4 bytes per coordinate of the
+    largest parameter (10 in half precision). A coordinate whose gradient has always been exactly zero stays where it
+    is, such as the row of a padding token; the rule alone would move it.
 
     Args:
         params: parameters or parameter groups, as for every torch optimizer. A group may have its own ``lr`` and

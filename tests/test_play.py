@@ -102,6 +102,11 @@ class TestPlayground:
         with pytest.raises(ValueError, match="unknown"):
             Playground(condition=3)
 
+    def test_it_has_a_picture_also_where_nothing_is_chosen(self):
+        widget = Playground()
+        widget.move(**dict.fromkeys(("LSTM", *RATES), False))
+        assert widget.picture().startswith(b"\x89PNG")
+
     def test_arrows_point_downhill(self):
         widget = Playground(start=(2.0, 1.0), angle=0, condition=10)
         widget.move(step=0)

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from l2l_kit import baseline, compare, plots, zoo
+from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation import tuning
 from l2l_kit.optimizers import LSTMRule
 from l2l_kit.optimizers.preprocessing import Scale
@@ -25,7 +26,7 @@ from l2l_kit.widgets import (
     Trainer,
     comparison,
 )
-from l2l_kit.widgets.explorer import Control, View
+from l2l_kit.widgets.explorer import Control, Job, View
 
 BASELINES = {"NAG": baseline("nag", 0.01), "Adam": baseline("adam", 1.0)}
 TINY = MetaTraining(
@@ -385,6 +386,14 @@ def test_what_was_just_trained_can_be_chosen(recorded, close, problem, make):
 
 
 class TestTrainer:
+    def test_the_code_sees_what_the_training_sees(self):
+        for factor, written in ((2.0, "{'name': 'scale', 'factor': 2.0}"), (100.0, "'scale'")):
+            optimizer = {"preprocessing": {"name": "scale", "factor": factor}}
+            widget = Trainer(settings=TINY, baselines=BASELINES, optimizer=optimizer)
+            assert f"preprocessing={written}" in widget.shown["code"]
+            widget.move(preprocessing="log-sign")
+            assert "preprocessing='log-sign'" in widget.shown["code"]
+
     def test_run_trains_says_how_good_it_is_and_offers_the_result(self, quadratics):
         widget = Trainer(settings=TINY, baselines=BASELINES)
         assert widget.trained is None
@@ -478,7 +487,34 @@ class Counting(Explorer):
         return "range(3)"
 
 
+class Sleeping(Job):
+    """Works until it is left."""
+
+    verb = "Sleep"
+
+    def controls(self, values):
+        return {"Sleep": [Control("to", "slider", "To", (0, 3)), self.buttons()]}
+
+    def look(self, text, progress=None):
+        return View(text, progress=progress)
+
+    def work(self, values):
+        while values["to"] == 0:
+            yield lambda: self.look("asleep", 0.0)
+        yield lambda: self.look("awake")
+
+
 class TestBase:
+    def test_work_can_begin_again_after_a_move_that_ended_it(self):
+        widget = Sleeping(to=0)
+        widget.press("begin")
+        assert widget.state["working"]
+        widget.move(to=3)
+        assert not widget.state["working"]
+        widget.press("begin")
+        assert text(widget) == "awake"
+        widget.run()
+
     def test_the_last_step_is_shown(self):
         widget = Counting()
         widget.move(to=3)
@@ -500,6 +536,16 @@ class TestBase:
         widget.set_state({"values": {"to": 4}, "moves": 2})
         assert widget.answered == 2
         assert "unknown to 4" in widget.state["errors"][0]
+
+    @pytest.mark.parametrize("name", ["too", "To", "figure"])
+    def test_what_is_no_control_cannot_be_moved(self, name):
+        widget = Counting()
+        with pytest.raises(UnknownNameError, match=name):
+            widget.move(**{name: 3})
+        assert set(widget.values) == {"to"}
+
+    def test_it_has_a_picture_also_where_it_shows_no_figure(self):
+        assert Counting().picture().startswith(b"\x89PNG")
 
     def test_it_comes_with_a_picture(self, quadratics):
         bundle, _ = quadratics._repr_mimebundle_()

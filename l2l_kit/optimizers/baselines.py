@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, optim
 
-from l2l_kit.errors import NotNegative, Positive, check_fields, look_up
+from l2l_kit.errors import Positive, check_fields, look_up
 from l2l_kit.extras import needs
 from l2l_kit.optimizers.base import by_kind
 from l2l_kit.tensors import Tensors
@@ -82,8 +82,7 @@ class Baseline:
     name: str  # "sgd", "nag", "rmsprop", "adam", "adamw", "muon" or "schedule-free"
     lr: Positive  # learning rate of the first step
     decay: Positive | None = None  # τ in steps: the learning rate of step t is lr / sqrt(1 + t/τ), or lr for None
-    cosine: Positive | None = None  # T in steps: after `hold` steps it falls to 0 along half a cosine, over T steps
-    hold: NotNegative = 0.0
+    cosine: Positive | None = None  # T in steps: it falls to 0 along half a cosine, over T steps
 
     def __post_init__(self) -> None:
         look_up("baseline", self.name, _KINDS)
@@ -98,7 +97,7 @@ class Baseline:
         decayed = self.lr if self.decay is None else self.lr * (1 + step / self.decay) ** -0.5
         if self.cosine is None:
             return decayed
-        return decayed * (1 + math.cos(math.pi * min(max(step - self.hold, 0) / self.cosine, 1))) / 2
+        return decayed * (1 + math.cos(math.pi * min(step / self.cosine, 1))) / 2
 
     def init(self, params: Tensors) -> BaselineState:
         """As in `Optimizer`."""
@@ -132,11 +131,9 @@ class Baseline:
         return updates, state._replace(step=state.step + 1)
 
 
-def baseline(
-    name: str, lr: float, decay: float | None = None, cosine: float | None = None, hold: float = 0.0
-) -> Baseline:
+def baseline(name: str, lr: float, decay: float | None = None, cosine: float | None = None) -> Baseline:
     """As `Baseline`, with the name in upper or lower case."""
-    return Baseline(name.lower(), lr, decay, cosine, hold)
+    return Baseline(name.lower(), lr, decay, cosine)
 
 
 class GroupedBaselines:

@@ -168,8 +168,8 @@ class CoordinateExplorer(OneCoordinate):
                 "rmsprop": ("−α ∇ / √s", f"−{rule.lr:g} · {_short(now)} / {_short(scale)}"),
                 "adam": ("−α m̂ / √v̂", f"−{rule.lr:g} · {_short(mean)} / {_short(spread)}"),
             }
-            formula, filled = formulas.get(rule.name, ("", ""))
-            lines.append(f"{name:<10} g = {formula} = {filled} = {_short(updates[name][values['step']].item())}")
+            update = _short(updates[name][values["step"]].item())
+            lines.append(" = ".join([f"{name:<10} g", *formulas.get(rule.name, ()), update]))
         return lines
 
 

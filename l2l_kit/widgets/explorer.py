@@ -202,6 +202,9 @@ class Explorer(anywidget.AnyWidget):
             ValueError: for values that the controls cannot have.
         """
         with self._choosing:  # a page and a cell may move at the same time
+            known = {**self.values, **self._controls(self.values)}  # some begin without a value, or have no control
+            for name in values:
+                errors.look_up("control", name, known)
             self._follow(self._settled({**self.values, **values}))
 
     def replay(self, values: Values) -> None:
@@ -223,7 +226,7 @@ class Explorer(anywidget.AnyWidget):
     def picture(self) -> bytes:
         """What stands in for it where there is no kernel, as a PNG."""
         self.wait()  # it is for good
-        return static.png(self.view.figure)
+        return static.png(self.view.figure or plots.Figure())
 
     def start(self, steps: Steps) -> None:
         """Leave the work under way, and begin another in the background."""
@@ -241,10 +244,14 @@ class Explorer(anywidget.AnyWidget):
 
     def _settled(self, values: Values) -> dict[str, Any]:
         settled = dict(self.settle(values))
-        for control in [each for rows in self.controls(settled).values() for row in rows for each in _row(row)]:
-            if control.name in settled:
-                control.check(settled[control.name])
+        for name, control in self._controls(settled).items():
+            if name in settled:
+                control.check(settled[name])
         return settled
+
+    def _controls(self, values: Values) -> dict[str, Control]:
+        """The controls by name."""
+        return {each.name: each for rows in self.controls(values).values() for row in rows for each in _row(row)}
 
     def _answer(self) -> None:
         """Do what the page asks for."""
@@ -259,6 +266,7 @@ class Explorer(anywidget.AnyWidget):
 
     def _follow(self, values: dict[str, Any]) -> None:
         self._leave()
+        self._busy = False
         moved = next((name for name in values if values[name] != self._last.get(name)), self._moved)
         if moved != self._moved:
             self._moved, self._before, self._ghosts = moved, self._lines, set()

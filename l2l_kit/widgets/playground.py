@@ -102,7 +102,7 @@ class Playground(LearnedExplorer):
         )
 
     def picture(self) -> bytes:
-        return static.png(self.draw({**self.values, "step": STEPS}).figure)
+        return static.png(self.draw({**self.values, "step": STEPS}).figure or plots.Figure())
 
     def _function(self, values: Values) -> QuadraticTasks:
         angle = math.radians(values["angle"])

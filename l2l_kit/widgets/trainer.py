@@ -11,7 +11,8 @@ from typing import Any
 
 from l2l_kit import plots
 from l2l_kit.evaluation import compare, ratio_table
-from l2l_kit.optimizers import Baseline, LSTMRule
+from l2l_kit.optimizers import Baseline, LSTMRule, Preprocessing
+from l2l_kit.optimizers.preprocessing import make_preprocessing
 from l2l_kit.problems import Problem, Quadratics
 from l2l_kit.training import History, MetaTrainer, MetaTraining, rollout, validation_batch
 from l2l_kit.widgets.comparison import (
@@ -92,10 +93,12 @@ class Trainer(Job):
 
     def code(self, values: Values) -> str:
         default, chosen = asdict(MetaTraining()), asdict(self._chosen(values))
+        seen = self._preprocessing(values)
+        written = seen.name if seen == make_preprocessing(seen.name) else seen.config()
         changed = {name: value for name, value in chosen.items() if value != default[name]}
         optimizer, settings = (
             ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-            for arguments in ({**self._optimizer, "preprocessing": values["preprocessing"]}, changed)
+            for arguments in ({**self._optimizer, "preprocessing": written}, changed)
         )
         return (
             f"import l2l_kit as l2l\n\nlstm = l2l.LSTMRule({optimizer})\nsettings = l2l.MetaTraining({settings})\n"
@@ -105,11 +108,15 @@ class Trainer(Job):
     def _chosen(self, values: Values) -> MetaTraining:
         return replace(self._settings, **{name: values[name] for name in ("unroll", "meta_lr", "epochs")})
 
+    def _preprocessing(self, values: Values) -> Preprocessing:
+        """The first one is as the caller gave it, perhaps with settings of its own."""
+        return (
+            self._first if values["preprocessing"] == self._first.name else make_preprocessing(values["preprocessing"])
+        )
+
     def work(self, values: Values) -> Steps:
         """Train as the controls say, then try the result on fresh optimizees."""
-        # The first preprocessing is as the caller gave it, perhaps with settings of its own.
-        preprocessing = self._first if values["preprocessing"] == self._first.name else values["preprocessing"]
-        rule = LSTMRule(**{**self._optimizer, "preprocessing": preprocessing})
+        rule = LSTMRule(**{**self._optimizer, "preprocessing": self._preprocessing(values)})
         trainer = MetaTrainer(rule, self._problem, self._chosen(values))
         yield partial(self.look, "Training begins.", 0.0)
         lowest: list[float] = []
