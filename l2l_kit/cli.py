@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, get_args
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from typer.core import TyperGroup
 
 from l2l_kit import data as data_sets
@@ -38,9 +38,9 @@ from l2l_kit.processes import process_group, rank_and_world_size
 from l2l_kit.storage import write_atomically
 from l2l_kit.tensors import pick_device
 
-# A pipe has no width: give it room, so that a name is never cut.
-console = Console(width=None if sys.stdout.isatty() else 160)
-complaints = Console(stderr=True, soft_wrap=True, highlight=False)
+# A pipe has no width: give it room, so that a name is never cut. Brackets in paths and messages are no markup.
+console = Console(width=None if sys.stdout.isatty() else 160, markup=False)
+complaints = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
 
 class _OneLineErrors(TyperGroup):
@@ -52,10 +52,10 @@ class _OneLineErrors(TyperGroup):
             return super().invoke(ctx)
         except (ValueError, ArithmeticError, OSError, ImportError) as error:
             text = _explained(error) if isinstance(error, OSError) and error.errno else str(error)
-            complaints.print(f"[red]error:[/red] {escape(text)}")
+            complaints.print(Text("error:", "red"), text)
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
-            complaints.print(f"stopped. {escape(str(error))}")
+            complaints.print(f"stopped. {error}")
             raise typer.Exit(130) from error
 
 
@@ -127,7 +127,7 @@ def _problem(name: str, settings: list[str] | None) -> Problem:
     return problems.make(fields)
 
 
-def _print_table(rows: Sequence[Mapping[Any, str]], title: str | None = None) -> None:
+def _print_table(rows: Sequence[Mapping[Any, str | Text]], title: str | None = None) -> None:
     """Rows that share their columns."""
     table = Table(*(rows[0] if rows else ()), title=title)
     for row in rows:
@@ -220,7 +220,12 @@ def compare(
 ) -> None:
     """Run optimizers on the same fresh optimizees and print their losses after the last step."""
     tasks = _problem(problem, settings)
-    chosen = dict(_optimizer(text, problem) for text in optimizers)
+    chosen: dict[str, Optimizer[Any]] = {}
+    for text in optimizers:
+        label, optimizer = _optimizer(text, tasks.name)
+        if label in chosen:
+            raise ValueError(f"two of these optimizers would be called {label!r}. Rename a file, or leave one out.")
+        chosen[label] = optimizer
     curves = run_comparison(chosen, tasks, steps=steps, num_tasks=num_tasks, seed=seed, device=device)
     rows = []
     for name in curves.losses:
@@ -235,7 +240,7 @@ def _optimizer(text: str, tuned_on: str) -> tuple[str, Optimizer[Any]]:
     """An optimizer as the command line names it: "adam", "adam=0.1", a pretrained one or a path."""
     name, _, lr = text.partition("=")
     if name.lower() not in BASELINES:
-        return Path(text).stem, zoo.load(text)
+        return Path(text).name.removesuffix(".safetensors"), zoo.load(text)
     label = BASELINES[name.lower()]
     return (f"{label} {lr}", baseline(name, float(lr))) if lr else (label, tuned_baselines(tuned_on)[label])
 
@@ -292,9 +297,10 @@ def reproduce(
 
 
 def _say(lesson: Lesson, left: str) -> None:
-    outcome = f"[red]failed: {escape(lesson.error)}[/red]" if lesson.error else "done"
+    outcome = f"failed: {lesson.error}" if lesson.error else "done"
     claims = f"; claims: {tally(lesson.claims)}" if lesson.claims else ""
-    console.print(f"{lesson.name}: {outcome} in {lesson.seconds:.0f} s{claims}{left}")
+    line = f"{lesson.name}: {outcome} in {lesson.seconds:.0f} s{claims}{left}"
+    console.print(line, style="red" if lesson.error else None)
 
 
 @app.command()
@@ -333,7 +339,7 @@ def fetch(
 @app.command("zoo")
 def list_zoo() -> None:
     """List the pretrained optimizers by what they were trained on; load("mnist") or compare takes their names."""
-    by_problem: dict[str, list[tuple[int, dict[str, str]]]] = {}
+    by_problem: dict[str, list[tuple[int, dict[str, str | Text]]]] = {}
     for name in zoo.names():
         about = {"problem": {}, "training": {}, "trained": {}} | zoo.card(name)  # it may be saved without a history
         problem, training, trained, rule = (about[part] for part in ("problem", "training", "trained", "optimizer"))
@@ -342,8 +348,9 @@ def list_zoo() -> None:
         labels = len(problem.get("labels", range(10))) if kind in ("mnist", "cifar") else 0
         failed = bool(labels) and loss is not None and loss > 0.9 * math.log(labels)
         first = name == kind.replace("_", "-")
-        note = "[bold green]recommended[/]" if first else "[red]failed: no better than guessing[/]" if failed else ""
-        row = {
+        note = Text("failed: no better than guessing", "red") if failed else Text("")
+        note = Text("recommended", "bold green") if first else note
+        row: dict[str, str | Text] = {
             "name": name,
             "preprocessing": ", ".join(sorted({lstm["preprocessing"]["name"] for lstm in lstms})),
             **{field: str(training.get(field, "")) for field in ("unroll", "horizon")},

@@ -334,8 +334,12 @@ def learning_curves(
 
 
 def tuning(table: pd.DataFrame) -> Figure:
-    """Mean final loss over learning rate, a line for each baseline of a recorded tuning, a star at its best one."""
-    curves = {BASELINES.get(name, name): curve for name, curve in _by(table, "baseline", "lr", "mean").items()}
+    """Mean final loss over learning rate, a line for each baseline of a recorded tuning, a star at its best one.
+
+    Where the table has several numbers of steps, these are the losses after the last.
+    """
+    final = table[table["step"] == table["step"].max()]
+    curves = {BASELINES.get(name, name): curve for name, curve in _by(final, "baseline", "lr", "mean").items()}
     title = "Mean final loss by learning rate"
     figure = graph(curves, x="learning rate", y="loss", title=title, log="y", markers=0)
     for line in figure.data:

@@ -8,7 +8,7 @@ from typer.testing import CliRunner, Result
 from l2l_kit import cli, zoo
 from l2l_kit.evaluation import AVERAGED, EACH_STEP, ONE_RATE, read_result
 from l2l_kit.making.lessons import Lesson
-from l2l_kit.optimizers import BASELINES
+from l2l_kit.optimizers import BASELINES, baseline
 from l2l_kit.problems import MNIST
 
 RECIPE = """
@@ -86,6 +86,40 @@ def test_tune_records_several_lengths_and_as_many_rates_as_asked_for(tmp_path: P
     for name in BASELINES.values():
         assert [line.split()[3] for line in output.splitlines() if f" {name} " in line] == ["6", "3"]
     assert table.attrs["steps"] == [6, 3]
+
+
+def test_what_is_printed_of_a_path_is_the_path(tmp_path: Path) -> None:
+    folder = tmp_path / "[red]" / "[/a]"
+    output = l2l("tune", "quadratics", *SMALL, "--rates", 1, "--data", folder, "--device", "cpu").output
+    assert str(folder) in output.replace("\n", "")
+
+
+OWN = """
+import torch
+from l2l_kit.problems import Problem, register
+
+def init(generator):
+    return {"x": torch.randn(2, generator=generator)}, {}
+
+bowl = register(Problem.from_functions("bowl", init, lambda params, data: params["x"].square().sum()))
+"""
+
+
+def test_compare_asks_for_the_tuning_of_the_problem_and_tells_all_optimizers_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_bowl.py").write_text(OWN)
+    asked = []
+    monkeypatch.setattr(cli, "tuned_baselines", lambda name: asked.append(name) or {"Adam": baseline("adam", 0.1)})
+    l2l("compare", "adam", "--problem", f"{tmp_path / 'own_bowl.py'}:bowl", "--tasks", 2, "--steps", 1)
+    assert asked == ["bowl"]
+    for name in ("mine-0.5", "mine-0.7", "other/mine-0.5"):
+        zoo.save(zoo.load("quadratics"), tmp_path / f"{name}.safetensors")
+    paths = [tmp_path / f"mine-0.{digit}.safetensors" for digit in (5, 7)]
+    output = l2l("compare", *paths, *SMALL).output
+    assert " mine-0.5 " in output
+    assert " mine-0.7 " in output
+    assert "'mine-0.5'" in l2l("compare", *paths, tmp_path / "other" / paths[0].name, *SMALL, code=2).stderr
 
 
 def test_sweep_records_all_settings_in_their_order_and_again_runs_nothing(

@@ -220,7 +220,7 @@ class TestOnTestImages:
         assert row.accuracy == pytest.approx(sum(accuracies) / 2, abs=1e-6)
 
     def test_problems_without_test_images_are_refused(self):
-        with pytest.raises(TypeError, match="no test images"):
+        with pytest.raises(ValueError, match="no test images"):
             metrics_on_test_set(OPTIMIZERS, PROBLEM, at=[0], num_tasks=1, device="cpu")
 
 

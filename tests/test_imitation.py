@@ -1,5 +1,7 @@
 """Imitation: what is recorded, that LSTMs come to move as their teacher does, and recipes that begin with it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -105,12 +107,19 @@ validation_tasks = 2
 def test_a_recipe_with_imitation_is_followed_and_its_imitation_made_once(tmp_path, monkeypatch):
     (tmp_path / "mine.toml").write_text(RECIPE)
     (recipe,) = read_recipes(tmp_path / "mine.toml")
-    card = zoo.card(train.train_recipe(recipe, tmp_path))
+    made = train.train_recipe(recipe, tmp_path)
+    card, fingerprint = zoo.card(made), zoo.load(made).fingerprint()
     assert card["imitation"]["teacher"] == {"name": "adam", "lr": 0.1, "decay": 10.0}
     assert card["optimizer"]["forget_bias"] == [0.0, 3.0]
-    (tmp_path / "cache" / "runs" / "mine" / "checkpoint.safetensors").unlink()
-    monkeypatch.setattr(train, "imitate", None)  # a second imitation would fail
-    train.train_recipe(recipe, tmp_path)
+    (checkpoint,) = (tmp_path / "cache" / "runs" / "mine").glob("checkpoint-*.safetensors")
+    checkpoint.unlink()
+    with monkeypatch.context() as changed:
+        changed.setattr(train, "imitate", None)  # a second imitation would fail
+        train.train_recipe(recipe, tmp_path)
+    further = replace(recipe, imitation=replace(recipe.imitation, passes=recipe.imitation.passes + 1))
+    other = train.train_recipe(further, tmp_path)
+    assert zoo.card(other)["imitation"]["passes"] == further.imitation.passes
+    assert zoo.load(other).fingerprint() != fingerprint, "it was taught again, and not taken from the checkpoint"
 
 
 def test_a_wrong_teacher_is_named(tmp_path):

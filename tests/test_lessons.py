@@ -80,9 +80,13 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("here")
-def test_finished_lessons_are_not_executed_again(lessons: Path, tmp_path: Path) -> None:
-    """Unless they have changed, are to have other parameters, have failed, or were not finished."""
-    out = tmp_path / "out"
+def test_finished_lessons_are_not_executed_again(
+    lessons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless they or the data have changed, they are to have other parameters, have failed, or were not finished."""
+    out, cache = tmp_path / "out", tmp_path / "cache"
+    cache.mkdir()
+    monkeypatch.setenv("L2L_DATA_DIR", str(cache))
 
     def run(*names: str, **parameters: str) -> set[str]:
         before, seen = {path.stem: path.stat().st_mtime_ns for path in out.glob("*.ipynb")}, []
@@ -105,6 +109,9 @@ def test_finished_lessons_are_not_executed_again(lessons: Path, tmp_path: Path) 
     assert any(output.output_type == "error" for cell in cells for output in cell.get("outputs", []))
     assert run("01", seed="3", holds="false") == {"01_good"}
     write(lessons / "01_good.ipynb", CLAIM, "1 + 1")
+    assert run("01", seed="3") == {"01_good"}
+    assert run("01", seed="3") == set()
+    (cache / "mnist.npz").write_bytes(b"all of MNIST")
     assert run("01", seed="3") == {"01_good"}
     assert run("01", seed="3") == set()
     whole = good.path.read_text()

@@ -40,6 +40,11 @@ def test_goes_on_from_the_optimizer_that_it_starts_from(tmp_path, monkeypatch):
     assert zoo.card(path)["start"] == "tiny"
     follow(tmp_path, replace(recipe, name="third"))
     assert asked == ["tiny"]  # it is there now
+    old = weights(path)
+    zoo.save(
+        replace(RECIPE, optimizer={"hidden_size": 3, "seed": 7}).make_optimizer(), tmp_path / "pretrained" / "tiny"
+    )
+    assert weights(follow(tmp_path, recipe)) != old, "its start has been made anew"
     with pytest.raises(WeightsFileError, match="'fourth', start 'tiny'"):
         follow(tmp_path, replace(recipe, name="fourth", optimizer={"hidden_size": 4}))
 

@@ -85,8 +85,7 @@ def metrics_on_test_set(
     The optimizees are those of `compare`. The columns are `optimizer`, `step`, `loss` and `accuracy`, both means.
 
     Raises:
-        TypeError: if the problem's optimizees are not classifiers.
-        ValueError: as `compare`.
+        ValueError: if the problem's optimizees are not classifiers, and as `compare`.
     """
     with needs("lessons"):
         import pandas as pd
@@ -105,7 +104,7 @@ def losses_at(optimizer: Optimizer[Any], tasks: TaskBatch, at: Sequence[int], *,
         on_test_set: whether to take the loss on the test images instead of the one whose gradient a step follows.
 
     Raises:
-        TypeError: for the loss on the test images of optimizees that are not classifiers.
+        ValueError: for the loss on the test images of optimizees that are not classifiers.
     """
     points = trajectory(optimizer, tasks, max(at))
     if on_test_set:
@@ -116,7 +115,7 @@ def losses_at(optimizer: Optimizer[Any], tasks: TaskBatch, at: Sequence[int], *,
 def _test(tasks: TaskBatch, points: Iterable[Point], at: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
     """Each optimizee's loss and accuracy on the test images after chosen numbers of steps."""
     if not isinstance(tasks, ClassifierTasks):
-        raise TypeError(f"{type(tasks).__name__} have no test images.")
+        raise ValueError(f"{type(tasks).__name__} have no test images.")
     layout = Layout.of(tasks.initial_params)
     return (tasks.test(layout.unravel(point.params)) for step, point in enumerate(points) if step in at)
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from l2l_kit.extras import needs
 from l2l_kit.problems import QuadraticTasks, TaskBatch
 from l2l_kit.problems.base import first_evaluation
 from l2l_kit.training.rollout import Point
@@ -25,7 +26,8 @@ def bfgs_losses(functions: QuadraticTasks, evaluations: int) -> Tensor:
 
     Its shape is ``(n, evaluations + 1)``, on the CPU: the first evaluation is at the starting point.
     """
-    from scipy.optimize import minimize
+    with needs("lessons"):
+        from scipy.optimize import minimize
 
     rows = []
     for tensors in zip(functions.W, functions.y, functions.theta, strict=True):

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import l2l_kit
+from l2l_kit.data import DATA_SETS
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation import Claim, machine
 from l2l_kit.extras import needs
 from l2l_kit.making.plans import check_names
 from l2l_kit.making.work import parallel_map
-from l2l_kit.paths import NOTEBOOKS
+from l2l_kit.paths import NOTEBOOKS, PRETRAINED
 from l2l_kit.storage import write_atomically
 from l2l_kit.tensors import pick_device
 
@@ -200,7 +202,11 @@ def execute_lesson(lesson: Path, directory: Path, parameters: Mapping[str, Any])
 
 
 def _digest(lesson: Path, parameters: Mapping[str, Any]) -> str:
-    return hashlib.sha256(lesson.read_bytes() + json.dumps(dict(parameters), sort_keys=True).encode()).hexdigest()
+    """Of what an executed lesson was made from: itself, its parameters, the kit, its data sets and optimizers."""
+    files = [*(each.path for each in DATA_SETS.values()), *sorted(PRETRAINED.glob("*.safetensors"))]
+    states = [(each.name, each.stat().st_size, each.stat().st_mtime_ns) for each in files if each.is_file()]
+    about = json.dumps([dict(parameters), l2l_kit.__version__, states], sort_keys=True)
+    return hashlib.sha256(lesson.read_bytes() + about.encode()).hexdigest()
 
 
 def read_executed(path: Path) -> Lesson:

@@ -13,11 +13,12 @@ import warnings
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from l2l_kit.errors import MetaTrainingDivergedError
 from l2l_kit.extras import needs
 from l2l_kit.making.recipes import Recipe, Search
-from l2l_kit.making.work import file_lock
+from l2l_kit.making.work import digest, file_lock
 from l2l_kit.paths import user_path
 from l2l_kit.problems import with_current_names
 from l2l_kit.tensors import Device
@@ -99,8 +100,10 @@ def _open(recipe: Recipe, search: Search, url: sqlalchemy.URL) -> optuna.Study:
     file = Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
     pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
     settings = replace(recipe.training, meta_lr=search.meta_lr[0], epochs=search.epochs)
-    about = {"problem": recipe.make_problem().config(), "optimizer": recipe.make_optimizer().config()}
+    problem, optimizer = recipe.make_problem().config(), recipe.make_optimizer().config()
+    about: dict[str, Any] = {"problem": problem, "optimizer": optimizer}
     about |= {"training": asdict(settings), "search": {**asdict(search), "trials": None}}  # there may be more of them
+    about |= {"start": digest({}, recipe.initial.values())} if recipe.initial else {}
     about = json.loads(json.dumps(about))
     try:
         # Two processes that make a new study at the same moment would disturb each other; a server sees to that itself.

@@ -14,7 +14,7 @@ from l2l_kit import zoo
 from l2l_kit.evaluation import machine, write_result
 from l2l_kit.making.imitation import Imitation, imitate
 from l2l_kit.making.recipes import Recipe, find_recipe
-from l2l_kit.making.work import file_lock, kept, parallel_map
+from l2l_kit.making.work import digest, file_lock, kept, parallel_map
 from l2l_kit.optimizers import UpdateRule
 from l2l_kit.paths import HOME
 from l2l_kit.processes import barrier, rank_and_world_size
@@ -81,7 +81,11 @@ def train_recipe(
             best = search_recipe(recipe, data, device=device, storage=storage).iloc[0]
             begun = begun.with_draw({name: float(best[name]) for name in recipe.search.ranges})
         optimizer, problem = begun.make_optimizer(), begun.make_problem()
-        checkpoint = runs / "checkpoint.safetensors"
+        taught = {"teacher": recipe.teacher, **asdict(recipe.imitation)} if recipe.imitation else None
+        origin = {name: at for name, at in {"start": recipe.start, "imitation": taught}.items() if at is not None}
+        # A run that begins otherwise is another one.
+        mark = f"-{digest(origin, (begun.initial or {}).values())}" if origin else ""
+        checkpoint = runs / f"checkpoint{mark}.safetensors"
         if begun.imitation is not None and not checkpoint.exists():  # a checkpoint holds what came of the imitation
             _imitate(begun, begun.imitation, optimizer, runs, device)
         history = meta_train(
@@ -100,9 +104,7 @@ def train_recipe(
         if rank == 0:
             table = history.to_frame().reset_index()
             write_result(f"training/{recipe.name}", table, _about(recipe, device), data / "results")
-            taught = {"teacher": recipe.teacher, **asdict(recipe.imitation)} if recipe.imitation else None
-            origin = {"start": recipe.start, "imitation": taught}
-            zoo.save(optimizer, path, history, {part: value for part, value in origin.items() if value is not None})
+            zoo.save(optimizer, path, history, origin)
         barrier()
     return path
 
@@ -120,7 +122,8 @@ def _imitate(recipe: Recipe, settings: Imitation, optimizer: UpdateRule, runs: P
                 bar.set_postfix(error=f"{one.error:.3g}", loss=f"{one.losses[-20:].mean():.3g}")
         return optimizer.state_dict()
 
-    weights, _ = kept(runs, about, run, prefix="imitation-", device=device)
+    initial = (recipe.initial or {}).values()
+    weights, _ = kept(runs, about, run, weights=initial, prefix="imitation-", device=device)
     load_weights(optimizer, weights, f"imitation of {recipe.name}")
 
 

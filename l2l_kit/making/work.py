@@ -12,7 +12,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing import active_children, connection, get_context, parent_process
@@ -37,7 +37,7 @@ def kept(
     about: Mapping[str, Any],
     make: Callable[[], Tensors],
     *,
-    weights: Sequence[Tensor] = (),
+    weights: Iterable[Tensor] = (),
     prefix: str = "",
     device: Device = None,
 ) -> tuple[Tensors, dict[str, Any]]:
@@ -54,7 +54,7 @@ def kept(
     Raises:
         WeightsFileError: if the file is damaged.
     """
-    path = folder / f"{prefix}{_digest(about, weights)}.safetensors"
+    path = folder / f"{prefix}{digest(about, weights)}.safetensors"
     if not path.exists():
         with file_lock(path.with_name(f".{path.name}.lock")):
             if not path.exists():
@@ -63,11 +63,12 @@ def kept(
     return tensors, description.get("machine", {})
 
 
-def _digest(about: Mapping[str, Any], weights: Sequence[Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+def digest(about: Mapping[str, Any], weights: Iterable[Tensor] = ()) -> str:
+    """Sixteen characters that differ where `about` or `weights` do, for the name of a file."""
+    found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for tensor in weights:
-        digest.update(tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+        found.update(tensor.cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 @contextmanager
