@@ -6,7 +6,7 @@ import copy
 import weakref
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
 from l2l_kit.evaluation.comparison import Optimizers, paired_trajectories
-from l2l_kit.extras import needs
+from l2l_kit.extras import pd
 from l2l_kit.optimizers import NTMBFGS, LSTMRule, LSTMState, NTMState, Optimizer, UpdateRule
 from l2l_kit.optimizers.lstm import LSTMLayer
 from l2l_kit.problems import Problem, QuadraticTasks
@@ -23,9 +23,6 @@ from l2l_kit.problems.base import draw
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Device, Layout, Tensors, pick_device
 from l2l_kit.training import FirstOrderEstimator, GradientEstimator, SecondOrderEstimator, trajectory
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 State = TypeVar("State")
 
@@ -45,9 +42,6 @@ def proposed_steps(
         A row per optimizer, `step` and `parameter` of the optimizee: `size`, the root mean square of the update's
         coordinates, and `descent`, the cosine between the update and the negative gradient; means over the optimizees.
     """
-    with needs("lessons"):
-        import pandas as pd
-
     rows = []
     for name, tasks, points in paired_trajectories(optimizers, problem, steps, num_tasks, seed, device):
         layout = Layout.of(tasks.initial_params)
@@ -201,9 +195,6 @@ def meta_gradient_bias(
     Raises:
         ValueError: for an unroll that does not divide the horizon.
     """
-    with needs("lessons"):
-        import pandas as pd
-
     lengths = sorted({*unrolls, horizon})
     if wrong := [unroll for unroll in lengths if unroll < 1 or horizon % unroll]:
         raise ValueError(f"unroll lengths must divide the horizon {horizon}, got {wrong[0]!r}.")

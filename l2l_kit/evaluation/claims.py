@@ -12,11 +12,10 @@ import numpy as np
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation.curves import Curves, paired_ratio
 from l2l_kit.evaluation.results import AVERAGED, EACH_STEP, ONE_RATE, provenance, under
-from l2l_kit.extras import needs
+from l2l_kit.extras import pd, stats
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    import pandas as pd
 
 Group = Literal["paper", "stricter", "ours", "stand-in"]
 GROUPS: dict[Group, tuple[str, str]] = {
@@ -124,9 +123,6 @@ def ratio_table(
         UnknownNameError: if one of the optimizers is not in the curves.
         ValueError: if there is nothing to compare with.
     """
-    with needs("lessons"):
-        import pandas as pd
-
     at = [curves.steps] if steps is None else list(steps)
     others = against or [name for name in curves.losses if name != learned]
     if not others:
@@ -174,9 +170,6 @@ def claim(
         UnknownNameError: if one of `against` is not in the table.
         ValueError: if there is nothing to compare with, or the table has several protocols (see `under`).
     """
-    with needs("lessons"):
-        import pandas as pd
-
     about, rows = table.attrs, under(table)
     if unknown := set(against or ()).difference(rows["optimizer"]):
         raise UnknownNameError("optimizer in this table", unknown.pop(), rows["optimizer"].unique())
@@ -236,9 +229,6 @@ def _extreme(logs: npt.NDArray[Any], highest: bool, problems: int | None) -> tup
     Returns:
         The ratio with its 95% interval, which one it is, and which difference, in percent, has a power of 80%.
     """
-    with needs("lessons"):
-        from scipy import stats
-
     value, low, high = logs.T if highest else -logs.T[[0, 2, 1]]
     student = stats.t(problems - 1 if problems else math.inf)
     decisive = int(value.argmax())

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from l2l_kit.evaluation.curves import Curves
-from l2l_kit.extras import needs
+from l2l_kit.extras import pd
 from l2l_kit.optimizers import Optimizer
 from l2l_kit.problems import ClassifierTasks, Problem, TaskBatch
 from l2l_kit.problems.base import draw
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Device, Layout, pick_device
 from l2l_kit.training.rollout import Point, trajectory
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Optimizers = Mapping[str, Optimizer[Any]]
 """Optimizers, learned or not, by the name that figures and tables show. Each has a state of its own type."""
@@ -87,9 +84,6 @@ def metrics_on_test_set(
     Raises:
         ValueError: if the problem's optimizees are not classifiers, and as `compare`.
     """
-    with needs("lessons"):
-        import pandas as pd
-
     rows = []
     for name, tasks, points in paired_trajectories(optimizers, problem, max(1, *at), num_tasks, seed, device):
         for step, (losses, accuracies) in zip(sorted(set(at)), _test(tasks, points, at), strict=True):

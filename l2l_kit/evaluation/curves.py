@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.extras import needs
+from l2l_kit.extras import pd, stats
 from l2l_kit.randomness import generator
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Statistic = Literal["mean", "median"]
 QUANTILES = (0.1, 0.25, 0.75, 0.9)
@@ -94,9 +91,6 @@ class Curves:
 
     def to_frame(self) -> pd.DataFrame:
         """A tidy table, one row per optimizer and step: mean, median and quantiles over the optimizees."""
-        with needs("lessons"):
-            import pandas as pd
-
         frames = []
         for name in self.losses:
             measures = {"mean": self.statistic(name), "median": self.statistic(name, "median")}
@@ -134,9 +128,6 @@ def paired_ratio(losses: Tensor, others: Tensor, *, typical: bool = False, avera
         first optimizer (all three are infinite) but never for it: that optimizee counts as a draw in a typical ratio,
         and between means the interval is all there is, as it is for a single optimizee.
     """
-    with needs("lessons"):
-        from scipy import stats
-
     number, diverged = len(losses), losses.isinf().any(dim=0)
     ours, theirs = losses.double(), others.double()
     if typical:

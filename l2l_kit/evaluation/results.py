@@ -7,19 +7,16 @@ import json
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from l2l_kit import problems
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.extras import needs
+from l2l_kit.extras import pd
 from l2l_kit.optimizers import Baseline, baseline
 from l2l_kit.paths import RESULTS
 from l2l_kit.storage import write_atomically
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 ONE_RATE = "one rate"
 """The paper's protocol: a baseline has one learning rate, the one with the best loss at the last of the steps."""
@@ -104,9 +101,6 @@ def read_result(name: str, directory: Path = RESULTS) -> pd.DataFrame:
         FileNotFoundError: if there is none of that name; the message lists those that there are.
         ValueError: if its files are damaged.
     """
-    with needs("lessons"):
-        import pandas as pd
-
     path = directory / f"{name}.csv"
     if not path.is_file():
         known = sorted(str(other.relative_to(directory).with_suffix("")) for other in directory.rglob("*.csv"))
@@ -114,6 +108,8 @@ def read_result(name: str, directory: Path = RESULTS) -> pd.DataFrame:
     try:
         table = pd.read_csv(path)
         table.attrs = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except ImportError:  # pandas is missing
+        raise
     except Exception as error:  # a damaged file can fail in any way
         raise ValueError(f"{path}: it, or the .json file beside it, is damaged ({error}).") from error
     return table

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -13,15 +12,12 @@ from l2l_kit.errors import UnknownNameError
 from l2l_kit.evaluation.comparison import losses_at
 from l2l_kit.evaluation.curves import Curves, Statistic
 from l2l_kit.evaluation.results import read_result
-from l2l_kit.extras import needs
+from l2l_kit.extras import pd
 from l2l_kit.optimizers import BASELINES, Baseline, baseline
 from l2l_kit.problems import Problem
 from l2l_kit.problems.base import draw
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Device, pick_device
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def learning_rates(per_decade: int) -> tuple[float, ...]:
@@ -60,9 +56,6 @@ class Tuning:
     @staticmethod
     def of(name: str, steps: Sequence[int], losses: Mapping[float, Tensor]) -> Tuning:
         """From losses by learning rate, each of shape ``(num_tasks, len(steps))``."""
-        with needs("lessons"):
-            import pandas as pd
-
         curves, rows = Curves({str(lr): after for lr, after in losses.items()}, {}, seed=0), []
         for lr in losses:
             mean, median = (curves.statistic(str(lr), kind).tolist() for kind in ("mean", "median"))

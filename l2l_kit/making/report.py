@@ -11,16 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from l2l_kit import __version__, data
 from l2l_kit.evaluation import GROUPS, VERDICTS, Claim, read_result, tally, write_result
-from l2l_kit.extras import needs
+from l2l_kit.extras import needs, pd
 from l2l_kit.making.lessons import Lesson
 from l2l_kit.storage import write_atomically
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 RECORD = "reproduce/claims"
 PACKAGES = ("torch", "numpy", "pandas", "optuna", "plotly", "matplotlib", "papermill", "jupyterlab", "ipywidgets")
@@ -66,8 +63,6 @@ def record_claims(lessons: Sequence[Lesson], results: Path) -> Path:
     Raises:
         ValueError: if a lesson failed.
     """
-    import pandas as pd
-
     if failed := [lesson.name for lesson in lessons if lesson.error]:
         raise ValueError(f"{', '.join(failed)} failed; only lessons that ran to their end can be recorded.")
     table, before = claims_frame(lessons), read_record(results)
@@ -79,9 +74,6 @@ def record_claims(lessons: Sequence[Lesson], results: Path) -> Path:
 
 def claims_frame(lessons: Sequence[Lesson]) -> pd.DataFrame:
     """The claims as a table: a row for each, with the fields of `Claim`, its lesson and the machine."""
-    with needs("lessons"):
-        import pandas as pd
-
     rows = [
         {"lesson": lesson.name, **asdict(claim), "seconds": round(lesson.seconds), **lesson.machine}
         for lesson in lessons

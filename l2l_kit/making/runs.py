@@ -12,6 +12,7 @@ from torch import Tensor
 
 from l2l_kit.evaluation import LBFGS, Tuning, lbfgs, learning_rates, losses_at, write_result
 from l2l_kit.evaluation.tuning import ascending
+from l2l_kit.extras import pd
 from l2l_kit.making.work import kept, parallel_map
 from l2l_kit.optimizers import BASELINES, Baseline, GroupedBaselines, UpdateRule, baseline
 from l2l_kit.paths import HOME
@@ -115,8 +116,6 @@ def record_tuning(
     Returns:
         The tunings, and where they are recorded.
     """
-    import pandas as pd
-
     noted, grid = ascending(steps, num_tasks), learning_rates(rates)
     rules = [baseline(name, lr) for name in BASELINES for lr in grid]
     runs = [Run(data / FOLDER, problem, rule, "tuning", num_tasks, noted, False, seed, device) for rule in rules]

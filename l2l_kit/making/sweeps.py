@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from l2l_kit import problems, zoo
 from l2l_kit.evaluation import AVERAGED, EACH_STEP, LBFGS, ONE_RATE, Curves, paired_ratio, training_of, write_result
+from l2l_kit.extras import pd
 from l2l_kit.making.plans import check_names, combinations, read_plan
 from l2l_kit.making.recipes import find_recipe
 from l2l_kit.making.runs import FOLDER, Run, Runnable, machines
@@ -22,9 +23,6 @@ from l2l_kit.optimizers import Baseline
 from l2l_kit.paths import HOME, SWEEPS
 from l2l_kit.problems import Problem
 from l2l_kit.tensors import Device
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 RATES = "learning_rates"
 ROUND = [float(f"{digit}e{power}") for power in range(-9, 7) for digit in (1, 2, 5)]
@@ -139,8 +137,6 @@ def run_sweep(
         UnknownNameError: for an optimizer that is not in the sweep.
         ValueError: if a baseline diverges with every learning rate, or is the better the longer its steps are.
     """
-    import pandas as pd
-
     check_names(f"optimizer of sweep {sweep.name!r}", only or (), sweep.labels)
     settings, labels = combinations(sweep.grid), only or sweep.labels
     rules: dict[str, Runnable] = {label: zoo.load(name) for label, name in sweep.learned.items() if label in labels}
@@ -236,8 +232,6 @@ def _tabulate(sweep: Sweep, setting: Mapping[str, Any], protocol: str, tests: Ma
     the first learned optimizer's mean over this one's, paired. Averaged, the last step stands for all, and the loss is
     the mean of theirs.
     """
-    import pandas as pd
-
     if protocol != EACH_STEP:
         tests = {label: runs[-1:] * len(runs) for label, runs in tests.items()}
     losses = {

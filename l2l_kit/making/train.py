@@ -6,12 +6,13 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from multiprocessing import parent_process
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm.auto import tqdm
 
 from l2l_kit import zoo
 from l2l_kit.evaluation import machine, write_result
+from l2l_kit.extras import pd
 from l2l_kit.making.imitation import Imitation, imitate
 from l2l_kit.making.recipes import Recipe, find_recipe
 from l2l_kit.making.work import digest, file_lock, kept, parallel_map
@@ -21,9 +22,6 @@ from l2l_kit.processes import barrier, rank_and_world_size
 from l2l_kit.storage import load_weights
 from l2l_kit.tensors import Device, Tensors, pick_device
 from l2l_kit.training import meta_train
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def search_recipe(

@@ -10,14 +10,14 @@ import time
 from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from l2l_kit.errors import Count, MetaTrainingDivergedError, Positive, WeightsFileError, check_fields
-from l2l_kit.extras import needs
+from l2l_kit.extras import pd
 from l2l_kit.optimizers import UpdateRule
 from l2l_kit.paths import user_path
 from l2l_kit.problems import Problem, TaskBatch, with_current_names
@@ -29,9 +29,6 @@ from l2l_kit.tensors import Device, Tensors, pick_device
 from l2l_kit.training.dashboard import Log, scalar_log
 from l2l_kit.training.meta_gradient import FirstOrderEstimator, SecondOrderEstimator
 from l2l_kit.training.rollout import rollout
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 CHECKPOINT_VERSION = 1
 
@@ -145,9 +142,6 @@ class History:
 
     def to_frame(self) -> pd.DataFrame:
         """The records as a table with a row per epoch."""
-        with needs("lessons"):
-            import pandas as pd
-
         return pd.DataFrame(self.records, columns=EpochRecord._fields).set_index("epoch")
 
 
