@@ -42,6 +42,14 @@ def look_up(kind: str, name: object, known: Mapping[str, T]) -> T:
     return known[name]
 
 
+def check_names(kind: str, names: Iterable[object], known: Iterable[str]) -> None:
+    """Refuse a name that is not known by an `UnknownNameError`."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise UnknownNameError(kind, name, known)
+
+
 class AtLeast(NamedTuple):
     """The bound of a number: ``Annotated[int, AtLeast(1)]``."""
 

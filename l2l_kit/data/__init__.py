@@ -11,7 +11,7 @@ from l2l_kit.data.images import CIFAR10, MNIST, PHOTOS, Images, Photographs, Spl
 from l2l_kit.data.pictures import content, content_names, fitted, load_picture, style, style_names
 from l2l_kit.data.sources import DataSet, Source, cache_folder, download, read_cached, write_cached
 from l2l_kit.data.vgg import VGG16, FeatureWeights
-from l2l_kit.errors import DataError, UnknownNameError
+from l2l_kit.errors import DataError, check_names, look_up
 
 DATA_SETS: dict[str, DataSet] = {"cifar10": CIFAR10, "mnist": MNIST, "photos": PHOTOS, "vgg16": VGG16}
 """What can be fetched, by name."""
@@ -49,7 +49,7 @@ def fetch(name: str) -> Path:
         UnknownNameError: for an unknown data set.
         DataError: if it cannot be downloaded or the cache cannot be written.
     """
-    data_set = _known(name)
+    data_set = look_up("data set", name, DATA_SETS)
     if not status(name)[0]:
         write_cached(data_set, download(data_set))
     _full.cache_clear()  # it may remember that there was no network
@@ -62,20 +62,13 @@ def status(name: str) -> tuple[bool, str]:
     Raises:
         UnknownNameError: for an unknown data set.
     """
-    arrays, remark = read_cached(_known(name))
+    arrays, remark = read_cached(look_up("data set", name, DATA_SETS))
     return arrays is not None, remark
 
 
-def _known(name: str) -> DataSet:
-    if name not in DATA_SETS:
-        raise UnknownNameError("data set", name, DATA_SETS)
-    return DATA_SETS[name]
-
-
 def _load(name: str, source: Source) -> Any:
-    path = _known(name).path
-    if source not in get_args(Source):
-        raise UnknownNameError("source", source, get_args(Source))
+    path = look_up("data set", name, DATA_SETS).path
+    check_names("source", [source], get_args(Source))
     if source != "embedded":
         found = _full(name, path)
         if not isinstance(found, str):

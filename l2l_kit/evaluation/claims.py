@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from l2l_kit.errors import UnknownNameError
+from l2l_kit.errors import check_names
 from l2l_kit.evaluation.curves import Curves, paired_ratio
 from l2l_kit.evaluation.results import AVERAGED, EACH_STEP, ONE_RATE, provenance, under
 from l2l_kit.extras import pd, stats
@@ -171,8 +171,7 @@ def claim(
         ValueError: if there is nothing to compare with, or the table has several protocols (see `under`).
     """
     about, rows = table.attrs, under(table)
-    if unknown := set(against or ()).difference(rows["optimizer"]):
-        raise UnknownNameError("optimizer in this table", unknown.pop(), rows["optimizer"].unique())
+    check_names("optimizer in this table", against or (), rows["optimizer"].unique())
     if against is not None or "lr" in rows:
         rows = rows[rows["lr"].notna() if against is None else rows["optimizer"].isin(against)]
     if rows.empty:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from l2l_kit.errors import UnknownNameError
+from l2l_kit.errors import check_names, look_up
 from l2l_kit.extras import pd, stats
 from l2l_kit.randomness import generator
 
@@ -53,14 +53,11 @@ class Curves:
 
     def __getitem__(self, name: str) -> Tensor:
         """Losses of one optimizer, ``(num_tasks, steps + 1)``."""
-        if name not in self.losses:
-            raise UnknownNameError("optimizer in these curves", name, self.losses)
-        return self.losses[name]
+        return look_up("optimizer in these curves", name, self.losses)
 
     def statistic(self, name: str, statistic: Statistic = "mean") -> Tensor:
         """Mean or median over the optimizees at each step, shape ``(steps + 1,)``."""
-        if statistic not in ("mean", "median"):
-            raise UnknownNameError("statistic", statistic, ("mean", "median"))
+        check_names("statistic", [statistic], get_args(Statistic))
         return self[name].mean(dim=0) if statistic == "mean" else self.quantiles(name, (0.5,))[0]
 
     def quantiles(self, name: str, at: tuple[float, ...] = QUANTILES) -> Tensor:

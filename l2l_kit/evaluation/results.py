@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from l2l_kit import problems
-from l2l_kit.errors import UnknownNameError
+from l2l_kit.errors import check_names
 from l2l_kit.extras import pd
 from l2l_kit.optimizers import Baseline, baseline
 from l2l_kit.paths import RESULTS
@@ -123,8 +123,8 @@ def under(table: pd.DataFrame, protocol: str | None = None) -> pd.DataFrame:
         ValueError: if it has several, and none is named.
     """
     known = table["protocol"].unique().tolist() if "protocol" in table else []
-    if protocol is not None and protocol not in known:
-        raise UnknownNameError("protocol of this table", protocol, known)
+    if protocol is not None:
+        check_names("protocol of this table", [protocol], known)
     if protocol is None and len(known) > 1:
         raise ValueError(f"the table has several protocols: choose one of {known} with under(table, protocol).")
     return table if protocol is None else table[table["protocol"] == protocol]

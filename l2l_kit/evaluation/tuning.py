@@ -5,10 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from torch import Tensor
 
-from l2l_kit.errors import UnknownNameError
+from l2l_kit.errors import UnknownNameError, check_names
 from l2l_kit.evaluation.comparison import losses_at
 from l2l_kit.evaluation.curves import Curves, Statistic
 from l2l_kit.evaluation.results import read_result
@@ -126,8 +127,7 @@ def tuned_baselines(problem: str, statistic: Statistic = "mean", step: int | Non
         FileNotFoundError: if no tuning of that problem is recorded; `l2l tune` makes it.
         UnknownNameError: for an unknown statistic, or if nothing was recorded at that step.
     """
-    if statistic not in ("mean", "median"):
-        raise UnknownNameError("statistic", statistic, ("mean", "median"))
+    check_names("statistic", [statistic], get_args(Statistic))
     table = read_result(f"{problem}/tuning")
     return {
         label: Tuning(name, table[table["baseline"] == name]).best(statistic, step) for name, label in BASELINES.items()

@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 
 import l2l_kit
 from l2l_kit.data import DATA_SETS
-from l2l_kit.errors import UnknownNameError
+from l2l_kit.errors import UnknownNameError, check_names
 from l2l_kit.evaluation import Claim, machine
 from l2l_kit.extras import needs
-from l2l_kit.making.plans import check_names
 from l2l_kit.making.work import parallel_map
 from l2l_kit.paths import NOTEBOOKS, PRETRAINED
 from l2l_kit.storage import write_atomically

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,14 +35,6 @@ def read_plan(kind: str, name_or_path: str | Path, folder: Path, make: Callable[
         raise ValueError(f"{path}: not a valid {kind}: {error} is missing.") from error
     except Exception as error:  # a file can be wrong in any way
         raise ValueError(f"{path}: not a valid {kind}: {error}") from error
-
-
-def check_names(kind: str, names: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse a name that is not known by an `UnknownNameError`."""
-    known = list(known)
-    for name in names:
-        if name not in known:
-            raise UnknownNameError(kind, name, known)
 
 
 def combinations(grid: Mapping[str, list[Any]]) -> list[dict[str, Any]]:

@@ -20,8 +20,9 @@ from typing import Any
 from torch import Tensor
 
 from l2l_kit import optimizers, problems
+from l2l_kit.errors import check_names, look_up
 from l2l_kit.making.imitation import Imitation
-from l2l_kit.making.plans import check_names, combinations, read_plan
+from l2l_kit.making.plans import combinations, read_plan
 from l2l_kit.optimizers import Baseline, GroupedBaselines, UpdateRule, baseline
 from l2l_kit.paths import RECIPES
 from l2l_kit.problems import Problem
@@ -120,8 +121,7 @@ def find_recipe(name: str) -> Recipe:
     Raises:
         UnknownNameError: if no file of data/recipes makes an optimizer of that name; the message offers the nearest.
     """
-    check_names("recipe", [name], _shipped())
-    return _shipped()[name]
+    return look_up("recipe", name, _shipped())
 
 
 @cache

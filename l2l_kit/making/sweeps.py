@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from l2l_kit import problems, zoo
+from l2l_kit.errors import check_names
 from l2l_kit.evaluation import AVERAGED, EACH_STEP, LBFGS, ONE_RATE, Curves, paired_ratio, training_of, write_result
 from l2l_kit.extras import pd
-from l2l_kit.making.plans import check_names, combinations, read_plan
+from l2l_kit.making.plans import combinations, read_plan
 from l2l_kit.making.recipes import find_recipe
 from l2l_kit.making.runs import FOLDER, Run, Runnable, machines
 from l2l_kit.making.work import parallel_map

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from l2l_kit import plots
-from l2l_kit.errors import UnknownNameError
+from l2l_kit.errors import look_up
 from l2l_kit.evaluation import bfgs_losses, memories, proposals
 from l2l_kit.optimizers import NTMBFGS, LogSign, Optimizer
 from l2l_kit.problems import ConditionedQuadratics, QuadraticTasks
@@ -99,8 +99,7 @@ class OneCoordinate(Explorer):
     def __init__(self, gradients: Tensors, parameter: str | None, coordinate: int | None, **values: Any) -> None:
         self._gradients = gradients
         parameter = next(iter(gradients)) if parameter is None else parameter
-        if parameter not in gradients:
-            raise UnknownNameError("parameter", parameter, gradients)
+        look_up("parameter", parameter, gradients)
         coordinate = _middling(gradients[parameter]) if coordinate is None else coordinate
         super().__init__(parameter=parameter, coordinate=coordinate, **values)
 
