@@ -442,7 +442,6 @@ class TestFiles:
 
 
 LN_10 = math.log(10)
-FEW = pytest.mark.xfail(strict=True, reason="tuned on two photographs, and on no learning rates but those")
 RECORDS = {path.stem: path for path in sorted((RESULTS / "sweeps").glob("*.csv"))}
 
 
@@ -463,9 +462,7 @@ def at_an_end(table):
 class TestRecords:
     """The paper's protocol in what is recorded: learning rates from other problems, at least 8, and none at an end."""
 
-    @pytest.mark.parametrize(
-        "name", [pytest.param(name, marks=FEW if name == "neural-art-new-style" else ()) for name in RECORDS]
-    )
+    @pytest.mark.parametrize("name", RECORDS)
     def test_a_sweep(self, name):
         table = read_result(f"sweeps/{name}")
         if table["lr"].notna().any():  # else nothing was tuned
