@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from l2l_kit.making.lessons import read_executed
 from l2l_kit.making.recipes import find_recipe, read_recipes
+from l2l_kit.making.report import changes, read_record
 from l2l_kit.making.sweeps import read_sweep
+from l2l_kit.paths import RESULTS
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 
@@ -49,6 +52,12 @@ def test_notebooks_are_small_and_name_no_path_of_a_machine(path: Path) -> None:
     assert path.stat().st_size < 2_000_000
     assert "/home/" not in path.read_text()
     assert str(Path(__file__).resolve().parents[1]) not in path.read_text()
+
+
+def test_lessons_claim_what_is_recorded() -> None:
+    """Else one of the two is older than the code: `l2l reproduce --record` and an execution of the lesson mend it."""
+    found = changes([read_executed(path) for path in NOTEBOOKS], read_record(RESULTS))
+    assert found.empty, found.to_string()
 
 
 def calls(notebook: dict) -> Iterator[tuple[str, ast.Call]]:
