@@ -59,7 +59,7 @@ BASELINES: dict[str, str] = {"sgd": "SGD", "nag": "NAG", "rmsprop": "RMSprop", "
 
 def _matrices(tensor: Tensor) -> tuple[Tensor, ...]:
     """Each task's matrix of ``(tasks, rows, ...)``: a kernel has a row for each output channel."""
-    return tensor.contiguous().flatten(2).unbind()
+    return tensor.flatten(2).unbind()
 
 
 class BaselineState(NamedTuple):

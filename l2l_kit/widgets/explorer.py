@@ -203,8 +203,7 @@ class Explorer(anywidget.AnyWidget):
         """
         with self._choosing:  # a page and a cell may move at the same time
             known = {**self.values, **self._controls(self.values)}  # some begin without a value, or have no control
-            for name in values:
-                errors.look_up("control", name, known)
+            errors.check_names("control", values, known)
             self._follow(self._settled({**self.values, **values}))
 
     def replay(self, values: Values) -> None:
