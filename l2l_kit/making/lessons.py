@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,6 +155,13 @@ def execute_lesson(lesson: Path, directory: Path, parameters: Mapping[str, Any])
     """
     import nbformat
     import papermill
+    from jupyter_client.manager import AsyncKernelManager
+
+    class QuietKernelManager(AsyncKernelManager):
+        """Of kernels that write nothing to the terminal: they only log what happens to their sockets when they end."""
+
+        async def _async_launch_kernel(self, kernel_cmd: list[str], **options: Any) -> None:
+            await super()._async_launch_kernel(kernel_cmd, **options, stderr=subprocess.DEVNULL)
 
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this environment, whatever else the user has
     if parameters.get("device") == "cpu":
@@ -169,7 +177,7 @@ def execute_lesson(lesson: Path, directory: Path, parameters: Mapping[str, Any])
             _literally(path),
             dict(parameters),
             kernel_name="python3",
-            extra_arguments=["--log-level=CRITICAL"],  # of the kernel, whose log tells only of its sockets
+            kernel_manager_class=QuietKernelManager,
             start_timeout=300,
             cwd=str(directory),
             progress_bar=False,
