@@ -1,12 +1,15 @@
 """Random search of the meta-learning rate: it finds, remembers, and survives what diverges."""
 
+import itertools
 import math
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import optuna
 import pandas as pd
 import pytest
+import sqlalchemy
 import torch
 from test_cli import RECIPE as SMALL
 from workers import finish, start
@@ -208,6 +211,24 @@ def write_shared(folder):
 def share(path, url, folder):
     """What the command does in a process of its own."""
     cli.app(["search", str(path), "--storage", url, "--device", "cpu", "--data", str(folder)])
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_no_trial_of_a_file_is_taken_twice(tmp_path):
+    """However close together they are asked for, by connections that know nothing of each other."""
+    url, queue = sqlalchemy.make_url(f"sqlite:///{tmp_path / 'queue.db'}"), 60
+    study = optuna.create_study(study_name="queue", storage=module._storage(url))
+    for number in range(queue):
+        study.enqueue_trial({}, user_attrs={"draw": number})
+
+    def take(_):
+        mine = optuna.load_study(study_name="queue", storage=module._storage(url))
+        asked = iter(mine.ask, None)
+        return [trial.number for trial in itertools.takewhile(lambda trial: "draw" in trial.user_attrs, asked)]
+
+    with ThreadPoolExecutor(3) as pool:
+        taken = [number for numbers in pool.map(take, range(3)) for number in numbers]
+    assert sorted(taken) == list(range(queue))
 
 
 def test_two_processes_share_a_search(tmp_path):

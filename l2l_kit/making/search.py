@@ -29,6 +29,7 @@ with needs("reproduce"):
     import pandas as pd
     import sqlalchemy.exc
     from optuna.trial import FrozenTrial, TrialState
+    from sqlalchemy.event import listen
 
 HEARTBEAT = 15
 """Seconds between signs of life; a trial whose process was killed is run again after twice as long."""
@@ -131,12 +132,19 @@ def _storage(url: sqlalchemy.URL, attempts: int = 5) -> optuna.storages.RDBStora
     text, sqlite = url.render_as_string(hide_password=False), url.get_backend_name() == "sqlite"
     patient = {"connect_args": {"timeout": 60}} if sqlite else None
     try:
-        return optuna.storages.RDBStorage(text, patient, heartbeat_interval=HEARTBEAT)
+        storage = optuna.storages.RDBStorage(text, patient, heartbeat_interval=HEARTBEAT)
     except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):
         if sqlite or attempts == 1:
             raise
         time.sleep(1)  # another process makes the tables of a new database at this moment
         return _storage(url, attempts - 1)
+    if sqlite:
+        # Each transaction locks the file before it reads. Otherwise two processes may read that a trial is waiting,
+        # and both run it.
+        storage.engine.dispose()
+        listen(storage.engine, "connect", lambda connection, _: setattr(connection, "isolation_level", None))
+        listen(storage.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    return storage
 
 
 def _run(study: optuna.Study, recipe: Recipe, search: Search, device: Device) -> None:
