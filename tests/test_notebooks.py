@@ -94,11 +94,13 @@ def read_by_name(notebook: dict) -> set[str]:
 
 
 def made_first(notebook: dict) -> set[str]:
-    """What the full profile makes, as `build` is asked to, and by other recipes that are followed."""
+    """What the full profile makes, as `build` is asked to, by other recipes that are followed, or by hand."""
     made = set()
     for function, call in calls(notebook):
         if function in ("read_recipes", "find_recipe"):
             made.add(ast.literal_eval(call.args[0]))
+        if function == "write_result":
+            made.add(f"result/{ast.literal_eval(call.args[0])}")
         if function != "build":
             continue
         names = ("recipes", "tunings", "sweeps")

@@ -14,6 +14,7 @@ from l2l_kit.evaluation.analysis import (
     responses,
     thoughts,
 )
+from l2l_kit.evaluation.bfgs import LBFGS, bfgs_losses, lbfgs
 from l2l_kit.evaluation.claims import GROUPS, VERDICTS, Claim, claim, ratio_table, summary, tally
 from l2l_kit.evaluation.comparison import compare, losses_at, metrics_on_test_set
 from l2l_kit.evaluation.curves import Curves, Statistic, paired_ratio
@@ -30,7 +31,6 @@ from l2l_kit.evaluation.results import (
     under,
     write_result,
 )
-from l2l_kit.evaluation.second_order import LBFGS, bfgs_losses, lbfgs
 from l2l_kit.evaluation.tuning import (
     LEARNING_RATES,
     Tuning,
