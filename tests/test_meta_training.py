@@ -377,6 +377,14 @@ class TestCheckpointsThatAreRefused:
         value = other.get(name, getattr(SETTINGS, name) - 1 if name == "unroll" else 8)
         self.refused(path, "checkpoint of another run", f"settings had {name} ", repr(value), **{name: value})
 
+    def test_one_of_a_run_that_began_with_other_weights(self, path):
+        """Such as those of a pretrained optimizer: going on from it would throw them away."""
+        other = make_optimizer()
+        other.output.bias.data += 1
+        self.refused(path, "a checkpoint of a run that began with other weights", optimizer=other)
+        left = finish(make_trainer(path, epochs=1)).rule
+        make_trainer(path, epochs=1, optimizer=left)  # as in a notebook, after an interruption
+
     def test_one_with_a_setting_that_no_longer_exists_only_where_it_was_used(self, path):
         self.rewritten(path, lambda _, about: about["settings"].update(gone=None))
         assert list(make_trainer(path, epochs=1).run()) == []
