@@ -102,11 +102,11 @@ def reproduced(folder):
 
 
 COMMANDS = {
-    "train": (train, trained, 10),
+    "train": (train, trained, 6),
     "fetch": (fetch, fetched, 16),
     "tune": (tune, tuned, 8),
     "sweep": (sweep, tuned, 12),
-    "reproduce": (reproduce, reproduced, 4),
+    "reproduce": (reproduce, reproduced, 1),
 }
 """How each is run, what must come out of it, and how often it is killed."""
 
