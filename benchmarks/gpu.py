@@ -35,6 +35,8 @@ UNROLL = 20
 SIZES = {"quadratics": (128, 4096), "mnist": (1, 16), "cifar": (1, 8)}
 """Optimizees per batch: as in `make benchmark`, and as many as a GPU can be given."""
 REPEATS = 5
+GRACE = 10.0
+"""Seconds for a command that has had its time to say how far it came."""
 
 
 def driver() -> str:
@@ -129,7 +131,7 @@ def run_within(command: Sequence[str], seconds: float) -> tuple[str, bool, float
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGINT)  # it may say how far it came
             with suppress(subprocess.TimeoutExpired):
-                process.wait(10)
+                process.wait(GRACE)
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -20,13 +20,13 @@ from typer.core import TyperGroup
 from l2l_kit import data as data_sets
 from l2l_kit import problems, zoo
 from l2l_kit.evaluation import compare as run_comparison
-from l2l_kit.evaluation import kept_episodes, summary, tally, tuned_baselines
+from l2l_kit.evaluation import kept_episodes, read_result, summary, tally, tuned_baselines
 from l2l_kit.evaluation.curves import Statistic
 from l2l_kit.extras import needs
 from l2l_kit.making.lessons import Lesson, execute_lessons, find_lessons
 from l2l_kit.making.recipes import read_recipes
 from l2l_kit.making.report import record_claims, write_report
-from l2l_kit.making.runs import record_tuning
+from l2l_kit.making.runs import in_json, record_tuning
 from l2l_kit.making.site import write_site
 from l2l_kit.making.sweeps import read_sweep, run_sweep
 from l2l_kit.making.train import search_recipe, train_recipe
@@ -222,7 +222,7 @@ def compare(
     tasks = _problem(problem, settings)
     chosen: dict[str, Optimizer[Any]] = {}
     for text in optimizers:
-        label, optimizer = _optimizer(text, tasks.name)
+        label, optimizer = _optimizer(text, tasks, steps)
         if label in chosen:
             raise ValueError(f"two of these optimizers would be called {label!r}. Rename a file, or leave one out.")
         chosen[label] = optimizer
@@ -236,13 +236,24 @@ def compare(
     _print_table(rows, f"f after {steps} steps, {num_tasks} optimizees")
 
 
-def _optimizer(text: str, tuned_on: str) -> tuple[str, Optimizer[Any]]:
+def _optimizer(text: str, tasks: Problem, steps: int) -> tuple[str, Optimizer[Any]]:
     """An optimizer as the command line names it: "adam", "adam=0.1", a pretrained one or a path."""
-    name, _, lr = text.partition("=")
+    name, given, lr = text.partition("=")
     if name.lower() not in BASELINES:
         return Path(text).name.removesuffix(".safetensors"), zoo.load(text)
     label = BASELINES[name.lower()]
-    return (f"{label} {lr}", baseline(name, float(lr))) if lr else (label, tuned_baselines(tuned_on)[label])
+    if given:
+        try:
+            return f"{label} {lr}", baseline(name, float(lr))
+        except ValueError as error:
+            raise ValueError(f"{text}: needs a positive number, such as {name}=0.1.") from error
+    recorded = read_result(f"{tasks.name}/tuning")
+    then, now = ({**config, "source": ""} for config in (recorded.attrs.get("problem", {}), in_json(tasks.config())))
+    if other := [f"{field} {then[field]!r}" for field in then if then[field] != now.get(field)]:
+        raise ValueError(f"{text}: its rate was tuned for {', '.join(other)}. Give a rate, such as {name}=0.1.")
+    if steps in set(recorded["step"]):
+        return label, tuned_baselines(tasks.name, step=steps)[label]
+    return f"{label}, tuned for {max(recorded['step'])} steps", tuned_baselines(tasks.name)[label]
 
 
 @app.command()

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -154,7 +154,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _memory(self, param: Tensor, network: LSTMRule) -> Memory:
         """The network's state of a parameter: views ``(..., coordinates)`` of what this process keeps."""
         empty, shape = network.initial_state(0), _local(param).shape
-        if param not in self.state:
+        if not self.state[param]:  # none yet, or an empty one, which it gets when a user looks at it
             zeros = torch.zeros_like(_real(param))  # sharded as the parameter is, and so is the state
             fresh: Any = map_state(empty, lambda part: zeros.expand(*part.shape[:-1], *zeros.shape))
             self.state[param] = self._kept(param, network, fresh._asdict())
@@ -170,6 +170,17 @@ class LearnedOptimizer(torch.optim.Optimizer):
             kept[name] = shaped.to(param.device, dtype, copy=True, memory_format=torch.contiguous_format)
         return kept
 
+    def _check_shape(self, param: Tensor, network: LSTMRule, state: dict[str, Tensor], index: int) -> None:
+        """Refuse a parameter's state that is another shape's, before anything is changed."""
+        shape, empty = _real(param).shape, cast(Any, network.initial_state(0))._asdict()
+        tails = {name: values.shape[empty[name].dim() - 1 :] for name, values in state.items() if name in empty}
+        if state and (tails.keys() != empty.keys() or not set(tails.values()) <= {shape, torch.Size([shape.numel()])}):
+            found = ", ".join(sorted({str(tuple(tail)) for tail in tails.values()})) or "another kind"
+            raise WeightsFileError(
+                f"LearnedOptimizer: the state of parameter {index} is of shape {found}, the parameter {tuple(shape)}. "
+                "Give the parameters in the order in which they were saved."
+            )
+
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Continue from a `state_dict`, bit for bit; a ValueError if it is another rule's, or its groups differ."""
         given: StateDict = {}
@@ -182,11 +193,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     f"LearnedOptimizer: this state belongs to another learned rule ({found}, not {self._fingerprint}). "
                     "Build the optimizer with the rule that made it."
                 )
+            for group, theirs in zip(self.param_groups, given["param_groups"], strict=False):  # torch counts them
+                for param, index in zip(group["params"], theirs["params"], strict=False):
+                    self._check_shape(param, self._network(param, group), given["state"].get(index) or {}, index)
 
         def restore(_: torch.optim.Optimizer) -> None:
             for group, from_group in zip(self.param_groups, given["param_groups"], strict=True):
                 for param, index in zip(group["params"], from_group["params"], strict=True):
-                    if index in given["state"]:
+                    if given["state"].get(index):
                         self.state[param] = self._kept(param, self._network(param, group), given["state"][index])
 
         # Between the user's hooks. torch alone would cast the state to the type of each parameter.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -24,14 +25,21 @@ def import_file(name: str) -> None:
     """Import a Python file by its name, so that what is defined there can be sent to worker processes.
 
     Raises:
-        ValueError: if there is no such file, or another module has its name.
+        ValueError: if there is no such file, it fails, or its name is no module's, or another module's.
     """
     path = user_path(name).absolute()
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file.")
+    if not path.stem.isidentifier():
+        raise ValueError(f"{path}: Python cannot import a file of that name. Use letters, digits and underscores.")
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
-    module = importlib.import_module(path.stem)
+    try:
+        module = importlib.import_module(path.stem)
+    except Exception as error:  # whatever its code does
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else "?"
+        raise ValueError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
     if not path.samefile(getattr(module, "__file__", None) or sys.executable):
         raise ValueError(f"{path}: another module is called {path.stem!r}. Rename the file.")
 

@@ -8,6 +8,7 @@ state, and training, tuning and test draws are independent.
 from __future__ import annotations
 
 import hashlib
+import operator
 
 import torch
 
@@ -20,6 +21,10 @@ def generator(seed: int, *purpose: str | int) -> torch.Generator:
     Args:
         seed: the user's seed.
         purpose: of the draws, such as ``("meta-train", 17)``; different purposes give independent streams.
+
+    Raises:
+        TypeError: for a seed that is not a whole number.
     """
+    seed = int(operator.index(seed))  # numpy's 1 is 1, too
     digest = hashlib.blake2b(repr((seed, *purpose)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -78,7 +78,8 @@ def save(
 
     Raises:
         WeightsFileError: if a weight is NaN or infinite.
-        ValueError: if it is the name of a pretrained optimizer, which is what `load` would give.
+        ValueError: if it is the name of a pretrained optimizer, which is what `load` would give, or if the optimizer is
+            of a class of one's own, which `load` could not make again.
     """
     if _is_name(Path(path)) and str(path) in names():
         raise ValueError(
@@ -86,6 +87,15 @@ def save(
             f'or "{path}.safetensors".'
         )
     path = _with_suffix(user_path(path))
+    try:
+        rebuilt: object = optimizers.make(optimizer.config())
+    except ValueError as error:
+        rebuilt = error
+    if type(rebuilt) is not type(optimizer):
+        raise ValueError(
+            f"save: load could not make a {type(optimizer).__name__} again, only the kit's own rules. Keep its weights "
+            "by torch.save(optimizer.state_dict(), path), and load them into one that you have built."
+        )
     weights = optimizer.state_dict()
     for name, tensor in weights.items():
         if not tensor.isfinite().all():

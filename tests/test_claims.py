@@ -184,6 +184,34 @@ def test_a_claim_says_on_what_it_was_measured():
     assert training_of({}) == "an unknown time"
 
 
+def test_a_claim_says_which_of_its_ratios_decides_and_how_it_was_tuned():
+    found = judged(swept(0.8, 0.9).assign(protocol=ONE_RATE))
+    assert found.measured.endswith("the highest of 4 ratios")
+    assert "Holds if every ratio is below 1 " in found.criterion
+    assert "baselines tuned for the last number of steps on 4 other" in found.conditions
+    some = judged(swept(0.8, 0.9), every=False)
+    assert some.measured.endswith("the lowest of 4 ratios")
+    assert "Holds if some ratio is below 1 " in some.criterion
+    assert "averaged over scale: 0.849" in judged(swept(0.8, 0.9), average=True).measured
+    enough = swept(0.8)
+    enough.attrs["tuning_tasks"] = 8
+    assert "fewer" not in judged(enough).conditions
+    wide = swept(0.8, 0.9)
+    wide.loc[(wide["optimizer"] == "Adam") & (wide["scale"] == 0), "ratio_high"] = 2.0
+    found = judged(wide)
+    assert found.measured.startswith("LSTM / Adam, scale 1: 0.900"), "the highest ratio, not the highest end"
+    assert found.high == pytest.approx(2.0)
+
+
+def test_a_table_of_ratios_is_of_the_last_step_and_typical_if_asked_for():
+    curves = made(0.8, steps=5, noise=1.0)
+    for typical in (False, True):
+        table = ratio_table(curves, against=["Adam"], typical=typical)
+        ratio = paired_ratio(curves["LSTM"][:, 4:], curves["Adam"][:, 4:], typical=typical)
+        assert table["step"].tolist() == [4]
+        assert table[["ratio", "ratio_low", "ratio_high"]].iloc[0].tolist() == [part.item() for part in ratio]
+
+
 def test_training_is_what_the_kept_weights_have_had():
     card = {"trained": {"episodes": 40, "best_epoch": 3}, "training": {"horizon": 100, "episodes_per_epoch": 10}}
     assert training_of(card) == "30 episodes of 100 steps, the best of 40 on validation"

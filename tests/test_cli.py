@@ -6,9 +6,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from l2l_kit import cli, zoo
-from l2l_kit.evaluation import AVERAGED, EACH_STEP, ONE_RATE, read_result
+from l2l_kit.evaluation import AVERAGED, EACH_STEP, ONE_RATE, read_result, results
 from l2l_kit.making.lessons import Lesson
-from l2l_kit.optimizers import BASELINES, baseline
+from l2l_kit.optimizers import BASELINES
 from l2l_kit.problems import MNIST
 
 RECIPE = """
@@ -109,10 +109,14 @@ def test_compare_asks_for_the_tuning_of_the_problem_and_tells_all_optimizers_apa
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "own_bowl.py").write_text(OWN)
-    asked = []
-    monkeypatch.setattr(cli, "tuned_baselines", lambda name: asked.append(name) or {"Adam": baseline("adam", 0.1)})
-    l2l("compare", "adam", "--problem", f"{tmp_path / 'own_bowl.py'}:bowl", "--tasks", 2, "--steps", 1)
-    assert asked == ["bowl"]
+    bowl = f"{tmp_path / 'own_bowl.py'}:bowl"
+    l2l("tune", bowl, "--steps", 1, "--tasks", 2, "--rates", 1, "--data", tmp_path)
+    monkeypatch.setattr(results.read_result, "__defaults__", (tmp_path / "results",))
+    assert " Adam " in l2l("compare", "adam", "--problem", bowl, "--tasks", 2, "--steps", 1).output
+    assert "Adam, tuned for 1 steps" in l2l("compare", "adam", "--problem", bowl, "--tasks", 2, "--steps", 2).output
+    l2l("tune", "quadratics", "-p", "dim=3", "--steps", 1, "--tasks", 2, "--rates", 1, "--data", tmp_path)
+    assert "its rate was tuned for dim 3" in l2l("compare", "adam", *SMALL, code=2).stderr
+    assert "other problem" in l2l("tune", "quadratics", *SMALL, "--rates", 1, "--data", tmp_path, code=2).stderr
     for name in ("mine-0.5", "mine-0.7", "other/mine-0.5"):
         zoo.save(zoo.load("quadratics"), tmp_path / f"{name}.safetensors")
     paths = [tmp_path / f"mine-0.{digit}.safetensors" for digit in (5, 7)]
@@ -197,6 +201,11 @@ def test_reproduce_tells_each_lesson_and_where_the_report_is(
         (("compare", "quadratic"), "Did you mean 'quadratics'?"),
         (("compare", "adam", "--problem", "quadratic"), "Did you mean 'quadratics'?"),
         (("compare", "adam", "-p", "dim"), "name=value"),
+        (("compare", "adam=", *SMALL), "adam=: needs a positive number, such as adam=0.1"),
+        (("compare", "adam=x", *SMALL), "adam=x: needs a positive number, such as adam=0.1"),
+        (("compare", "quadratics", "--problem", "{folder}/mine.v2.py:mine"), "Use letters, digits and underscores"),
+        (("compare", "quadratics", "--problem", "{folder}/divides.py:mine"), "divides.py, line 2: ZeroDivisionError"),
+        (("compare", "quadratics", "--problem", "{folder}/unfinished.py:mine"), "unfinished.py, line 3: SyntaxError"),
         (("tune", "quadratics", "-p", "dim=0"), "at least 1"),
         (("compare", "adam", "--problem", "mnist", "-p", "hidden=twenty"), "got 'twenty'"),
         (("fetch", "minst"), "Did you mean 'mnist'?"),
@@ -231,8 +240,15 @@ def test_bad_input_is_one_clear_line(
 ) -> None:
     monkeypatch.setattr("l2l_kit.data.download", lambda _: {})
     monkeypatch.setenv("L2L_DATA_DIR", str(tmp_path / "junk.toml"))
-    for name, content in {"junk.toml": b"a = [", "empty.toml": b""}.items():
-        (tmp_path / name).write_bytes(content)
+    files = {
+        "junk.toml": "a = [",
+        "empty.toml": "",
+        "mine.v2.py": "",
+        "divides.py": "\n1 / 0",
+        "unfinished.py": "\n\nf(",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
     result = l2l(*(argument.format(folder=tmp_path) for argument in arguments), code=2)
     assert message.format(folder=tmp_path) in result.stderr

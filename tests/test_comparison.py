@@ -4,6 +4,7 @@ import math
 import statistics
 from typing import ClassVar
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -12,9 +13,9 @@ from torch.nn import functional
 
 from l2l_kit import data
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.evaluation import Curves, compare, metrics_on_test_set, read_result, write_result
+from l2l_kit.evaluation import Curves, compare, metrics_on_test_set, paired_ratio, read_result, write_result
 from l2l_kit.optimizers import LSTMRule, baseline
-from l2l_kit.problems import MNIST, Quadratics
+from l2l_kit.problems import MNIST, Problem, Quadratics
 from l2l_kit.randomness import generator
 from l2l_kit.training import rollout
 
@@ -48,6 +49,20 @@ class TestPairing:
         for name, optimizer in {**OPTIMIZERS, "again": OPTIMIZERS["LSTM"]}.items():
             assert torch.equal(curves[name], rollout(optimizer, PROBLEM.sample(5, generator(0, "test")), 6))
         assert all(torch.equal(part, torch.ones(7)) for part in curves.interval("LSTM", over="again"))
+
+    def test_draws_that_are_not_from_the_generator_are_refused(self):
+        def init(_):
+            return {"t": torch.randn(3)}, {}
+
+        careless = Problem.from_functions("careless", init, lambda params, data: params["t"].square().sum())
+        with pytest.raises(ValueError, match="careless: not all optimizers met the same optimizees"):
+            compare(OPTIMIZERS, careless, steps=1, num_tasks=2, device="cpu")
+
+    def test_equal_seeds_are_the_same_optimizees_whatever_their_type(self):
+        for seed in (np.int64(1), True):
+            assert torch.equal(run(seed=seed)["Adam"], run(seed=1)["Adam"])
+        with pytest.raises(TypeError):
+            run(seed=1.0)
 
     def test_other_seeds_are_other_optimizees(self):
         assert not torch.isclose(run()["Adam"], run(seed=1)["Adam"]).any()
@@ -122,6 +137,15 @@ class TestStatistics:
 @pytest.fixture(scope="module")
 def curves():
     return run({"wild": baseline("sgd", 1e4), "tame": baseline("sgd", 0.01)}, steps=60)
+
+
+@pytest.mark.parametrize("typical", [False, True])
+def test_there_is_no_ratio_of_losses_below_zero(typical):
+    """The lower of two would have the higher ratio."""
+    losses = torch.tensor([[1.0], [-3.0], [1.0]])
+    for pair in ((losses, losses.abs()), (losses.abs(), losses)):
+        with pytest.raises(ValueError, match="ratios need losses that are not negative"):
+            paired_ratio(*pair, typical=typical)
 
 
 class TestDivergedRuns:

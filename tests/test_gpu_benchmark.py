@@ -24,6 +24,7 @@ def test_a_table_is_written(tmp_path, monkeypatch):
         "quick profile": (["sh", "-c", "echo 01: done in 1 s; echo 02: failed: it"], 50),
     }
     monkeypatch.setattr(gpu, "commands", lambda *_: runs)
+    monkeypatch.setattr(gpu, "GRACE", 1.0)
     printed = gpu.report(torch.device("cpu"), 0.1, tmp_path / "a" / "gpu.md")
     assert (tmp_path / "a" / "gpu.md").read_text() == printed + "\n"
     rows = rows_of(printed.splitlines())
@@ -43,7 +44,8 @@ def test_timings():
     assert too_short["2 × quadratics"] == ["no time", "no time", ""]
 
 
-def test_a_command_that_takes_too_long_is_ended_with_its_children():
+def test_a_command_that_takes_too_long_is_ended_with_its_children(monkeypatch):
+    monkeypatch.setattr(gpu, "GRACE", 1.0)
     command = ["sh", "-c", "sleep 600 & echo $!; wait"]
     output, ended, _ = gpu.run_within(command, 3)
     assert not ended

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from l2l_kit import zoo
-from l2l_kit.making import train
+from l2l_kit.making import imitation, train
 from l2l_kit.making.imitation import FADING, Imitation, _fading, _met, _record, imitate
 from l2l_kit.making.recipes import read_recipes
 from l2l_kit.optimizers import GroupedBaselines, GroupedRule, LSTMRule, baseline
@@ -42,6 +42,32 @@ def test_fading_gradients_fall_steadily_and_another_way_for_each_network():
         assert -FADING <= logs[-1] < 0
         falls.append(logs[-1].item())
     assert falls[0] != falls[1]
+
+
+def test_a_recording_goes_on_from_where_the_coordinates_are_and_may_be_a_sample():
+    """A weight decay reads the parameters; all begin at zero."""
+    teacher, tasks = baseline("adamw", 0.05), Quadratics().sample(1, generator(0, "networks"))
+    layout, gradients, _ = _met(teacher, tasks, replace(BRIEF, sample=4), 0)
+    recording = _record(teacher, layout, gradients)
+    assert recording.gradients.shape == recording.targets.shape == (BRIEF.horizon, 4)
+    place, moment, second = torch.zeros(3, 4)
+    for step, (gradient, target) in enumerate(zip(recording.gradients, recording.targets, strict=True), 1):
+        moment, second = moment.lerp(gradient, 0.1), second.lerp(gradient**2, 0.001)
+        adams = moment / (1 - 0.9**step) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
+        torch.testing.assert_close(target, -0.05 * (adams + 0.01 * place), atol=1e-6, rtol=1e-3)
+        place = place + target
+
+
+def test_the_teacher_drives_two_networks_and_then_the_pupil_and_each_is_recorded_as_it_was_and_fading(monkeypatch):
+    drivers, given = [], []
+    monkeypatch.setattr(imitation, "_met", lambda driver, *rest: drivers.append(driver) or _met(driver, *rest))
+    monkeypatch.setattr(imitation, "_pass", lambda *arguments: given.append(arguments[2][:]) or 0.0)
+    optimizer, teacher = LSTMRule(**LSTM), baseline("adam", 0.05)
+    list(imitate(optimizer, teacher, Quadratics(), replace(BRIEF, passes=1)))
+    assert drivers == [teacher, teacher, optimizer]
+    assert [len(recordings) for recordings in given] == [2, 4, 6]
+    ends = [recording.gradients[-1].abs().sum() / recording.gradients[0].abs().sum() for recording in given[-1]]
+    assert all(faded < as_it_was for as_it_was, faded in zip(ends[::2], ends[1::2], strict=True))
 
 
 @pytest.mark.parametrize("grouped", [False, True])

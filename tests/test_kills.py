@@ -106,7 +106,7 @@ COMMANDS = {
     "fetch": (fetch, fetched, 16),
     "tune": (tune, tuned, 8),
     "sweep": (sweep, tuned, 12),
-    "reproduce": (reproduce, reproduced, 2),
+    "reproduce": (reproduce, reproduced, 1),
 }
 """How each is run, what must come out of it, and how often it is killed."""
 

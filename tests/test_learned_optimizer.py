@@ -268,6 +268,37 @@ class TestStates:
         cell = optimizer.state[param]["cell"]
         assert (cell.device.type, cell.shape) == ("meta", (2, 4, 3, 2))
 
+    def test_that_was_only_looked_at_is_none(self):
+        """As for Adam: `state` is a defaultdict."""
+        moved = []
+        for look in (True, False):
+            param = nn.Parameter(torch.ones(5))
+            optimizer = LearnedOptimizer([param], RULES["LSTM"])
+            if look:
+                assert optimizer.state[param] == {}
+                optimizer.load_state_dict(optimizer.state_dict())
+            param.grad = torch.ones_like(param)
+            optimizer.step()
+            moved.append(param.detach())
+        assert torch.equal(*moved)
+
+    @pytest.mark.parametrize("shapes", [[(2, 1), (2,)], [(3, 4), (2,)], [(7,), (2, 1)]])
+    def test_of_parameters_of_other_shapes_is_refused_and_nothing_changed(self, shapes):
+        def optimizer(shapes, lr):
+            params = [nn.Parameter(torch.ones(shape)) for shape in shapes]
+            for param in params:
+                param.grad = torch.ones_like(param)
+            made = LearnedOptimizer(params, RULES["LSTM"], lr=lr)
+            made.step()
+            return made
+
+        saved, mine = optimizer([(2,), (2, 1)], 1.0), optimizer(shapes, 0.5)
+        before = copy.deepcopy(mine.state_dict())
+        with pytest.raises(WeightsFileError, match=r"the state of parameter [01] is of shape"):
+            mine.load_state_dict(saved.state_dict())
+        torch.testing.assert_close(mine.state_dict()["state"], before["state"], rtol=0, atol=0)
+        assert mine.state_dict()["param_groups"] == before["param_groups"]
+
 
 class TestRefusals:
     @pytest.mark.parametrize("wrong", [{"lr": torch.nan}, {"lr": torch.inf}, {"state_dtype": torch.int8}])

@@ -5,6 +5,7 @@ import torch
 from small import COORDINATEWISE, COUPLED, NETWORKS, PROBLEMS, RULES, Network, quadratics
 
 from l2l_kit.errors import MetaTrainingDivergedError
+from l2l_kit.optimizers import LSTMRule
 from l2l_kit.optimizers.tape import LSTMTape, bytes_per_step
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout
@@ -165,11 +166,16 @@ def test_replay_equals_autograd_while_the_rule_learns(second_order):
     assert_equal_windows(*found)
 
 
+def test_a_tape_keeps_of_a_step_what_going_back_needs():
+    """The input and, of each layer, its last output, four gates, the cell and its tanh; twice that for both sides."""
+    assert bytes_per_step(LSTMRule().double()) == 8 * (1 + 2 * 7 * 20)
+    assert bytes_per_step(LSTMRule(odd=True)) == 4 * 2 * (1 + 2 * 7 * 20)
+
+
 @every_estimator
 class TestEveryEstimator:
-    @every_rule
-    def test_losses_are_those_of_a_rollout_and_nothing_else_is_touched(self, kind, make):
-        rule, tasks = make().double(), Network()
+    def test_losses_are_those_of_a_rollout_and_nothing_else_is_touched(self, kind):
+        rule, tasks = RULES["groups"]().double(), Network()
         windows = run(kind(rule), tasks, [4, 4, 1])
         losses = torch.cat([window.losses for window in windows]).T
         torch.testing.assert_close(losses, rollout(rule, Network(), 9)[:, 1:], rtol=1e-12, atol=0)

@@ -132,6 +132,8 @@ class TestLearning:
         best = trainer.history.best.epoch
         assert best == losses.index(min(losses)) < 3, "the run must get worse at its end for this test to tell"
         assert same_weights(trainer.rule, kept[best])
+        trained = trainer.history.about()["trained"]
+        assert (trained["best_epoch"], trained["validation_loss"]) == (best, min(losses))
 
     @pytest.mark.parametrize("patience", [1, 2, 3])
     def test_ends_early_once_patience_is_over(self, patience, tmp_path):
@@ -317,16 +319,28 @@ class TestSettings:
         assert {replace(cosine, schedule="constant").meta_lr_at(episode) for episode in range(100)} == {0.5}
 
     @pytest.fixture
-    def steps(self, monkeypatch):
+    def rates(self):
+        """The rates with which Adam moves."""
+        return []
+
+    @pytest.fixture
+    def steps(self, monkeypatch, rates):
         """The meta-gradients by which Adam moves, as one row each."""
         seen = []
 
         def step(self, closure=None, original=torch.optim.Adam.step):
             seen.append(torch.cat([weight.grad.flatten() for weight in self.param_groups[0]["params"]]))
+            rates.append(self.param_groups[0]["lr"])
             return original(self)
 
         monkeypatch.setattr(torch.optim.Adam, "step", step)
         return seen
+
+    def test_adam_moves_with_the_rate_of_the_schedule(self, steps, rates):
+        trainer = finish(make_trainer(schedule="cosine"))
+        assert rates == [trainer.settings.meta_lr_at(episode) for episode in range(6) for _ in range(2)]
+        assert len(steps) == 12
+        assert len(set(rates)) == 6
 
     def test_the_meta_gradient_is_clipped_to_the_norm(self, steps):
         finish(make_trainer(clip_norm=0.01))
@@ -376,6 +390,14 @@ class TestCheckpointsThatAreRefused:
         other = {"schedule": "constant", "clip_norm": None, "second_derivatives": True, "meta_lr": 0.02, "shards": 5}
         value = other.get(name, getattr(SETTINGS, name) - 1 if name == "unroll" else 8)
         self.refused(path, "checkpoint of another run", f"settings had {name} ", repr(value), **{name: value})
+
+    def test_one_of_a_run_that_began_with_other_weights(self, path):
+        """Such as those of a pretrained optimizer: going on from it would throw them away."""
+        other = make_optimizer()
+        other.output.bias.data += 1
+        self.refused(path, "a checkpoint of a run that began with other weights", optimizer=other)
+        left = finish(make_trainer(path, epochs=1)).rule
+        make_trainer(path, epochs=1, optimizer=left)  # as in a notebook, after an interruption
 
     def test_one_with_a_setting_that_no_longer_exists_only_where_it_was_used(self, path):
         self.rewritten(path, lambda _, about: about["settings"].update(gone=None))

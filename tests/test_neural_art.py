@@ -181,3 +181,10 @@ def test_vgg_tells_the_same_photograph_from_another():
     moved = neural_art.to_pixels(data.photographs("full").test[:8, :, 32:96, 32:96].float())
     one, other = (network(each, ["conv4_1"])["conv4_1"].mean(dim=(2, 3)) for each in (pictures, moved))
     assert torch.cdist(one, other).argmin(dim=1).tolist() == list(range(8))
+
+
+def test_pixels_are_counted_from_imagenets_mean_colour_in_its_standard_deviation():
+    """Red, green and blue, in this order, as in torchvision's documentation, times 255."""
+    mean = 255 * torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+    torch.testing.assert_close(neural_art.to_pixels(mean), torch.zeros(1, 3, 1, 1), atol=0.01, rtol=0)
+    torch.testing.assert_close(neural_art.to_pixels(mean + 255 * 0.226), torch.ones(1, 3, 1, 1), atol=0.01, rtol=0)

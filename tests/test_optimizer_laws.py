@@ -387,12 +387,6 @@ class TestGroups:
 
 
 class TestCompiled:
-    @each
-    def test_a_model(self, which):
-        run = Run(which)
-        run.model.compile(backend="eager")
-        assert_close(run.train(0, 1, 2), Run(which).train(0, 1, 2))
-
     @pytest.mark.parametrize("which", [ADAM, l2l.LSTMRule(hidden_size=2, num_layers=1)], ids=["Adam", "a small rule"])
     def test_a_step(self, which):
         """Its compiling takes many times as long as the step itself."""

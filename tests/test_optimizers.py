@@ -188,8 +188,12 @@ def cosine_of_torch(steps):
     [
         ({"decay": 4.0}, [(1 + step / 4) ** -0.5 for step in range(10)]),
         ({"cosine": 7.0}, [*cosine_of_torch(7), 0.0, 0.0]),
+        (
+            {"decay": 4.0, "cosine": 7.0},
+            [(1 + step / 4) ** -0.5 * each for step, each in enumerate([*cosine_of_torch(7), 0.0, 0.0])],
+        ),
     ],
-    ids=["decay", "cosine"],
+    ids=["decay", "cosine", "both"],
 )
 def test_a_learning_rate_follows_its_schedule(schedule, factors):
     rule, params = baseline("sgd", 0.5, **schedule), {"x": torch.zeros(2, 3)}
@@ -260,6 +264,16 @@ def test_memories_are_spread_between_two_forget_biases():
     bias = LSTMRule(hidden_size=200, forget_bias=(0.0, 7.0)).layers[0].bias
     assert bias[200:400].min() < 1 < 6 < bias[200:400].max()
     assert bias[:200].mean() < -1
+
+
+def test_initial_weights_are_those_of_torchs_lstm_and_a_forget_bias_is_added_where_it_belongs():
+    """Uniform within 1/√hidden, as torch's documentation has it; the gates are i, f, g and o."""
+    layer = LSTMRule().layers[0]
+    for values in (layer.weight, layer.bias):
+        assert 0.9 < 20**0.5 * values.abs().max() <= 2
+    assert 0.95 < 20**0.5 * layer.weight.abs().max() <= 1
+    difference = LSTMRule(5, forget_bias=2.0).layers[0].bias - LSTMRule(5).layers[0].bias
+    torch.testing.assert_close(difference, torch.tensor([0.0] * 5 + [2.0] * 5 + [0.0] * 10))
 
 
 NAN, INF = float("nan"), float("inf")

@@ -8,8 +8,8 @@ from small import quadratics
 from torch import Tensor, nn
 
 from l2l_kit.evaluation import compare
-from l2l_kit.optimizers import UpdateRule
-from l2l_kit.optimizers.base import Part
+from l2l_kit.optimizers import LSTMRule, UpdateRule
+from l2l_kit.optimizers.base import Memory, Part
 from l2l_kit.problems import Quadratics
 from l2l_kit.training import AutogradEstimator, FirstOrderEstimator, MetaTraining, SecondOrderEstimator, meta_train
 
@@ -63,6 +63,29 @@ def test_its_meta_gradient_is_that_of_autograd(second_order: bool) -> None:
         found, expected = (estimator.unroll(steps) for estimator in estimators)
         torch.testing.assert_close(found.losses, expected.losses, rtol=1e-12, atol=0)
         torch.testing.assert_close(found.meta_gradient, expected.meta_gradient, rtol=1e-9, atol=1e-12)
+
+
+class Clipped(LSTMRule):
+    """The kit's LSTM with another output: as independent of other coordinates as the original."""
+
+    def forward(self, gradients: Tensor, state: Memory) -> tuple[Tensor, Memory]:
+        updates, after = super().forward(gradients, state)
+        return 0.01 * updates.tanh(), after
+
+    def step(self, gradients: Tensor, state: Memory) -> tuple[Tensor, Memory]:
+        updates, after = super().step(gradients, state)
+        return 0.01 * updates.tanh(), after
+
+
+def test_the_tape_of_the_kits_lstm_is_not_taken_for_one_that_does_something_else() -> None:
+    rule = Clipped(4, 1).double()
+    assert rule.coordinatewise
+    estimators = FirstOrderEstimator(rule), AutogradEstimator(rule, second_order=False)
+    for estimator in estimators:
+        estimator.reset(quadratics())
+    found, expected = (estimator.unroll(3) for estimator in estimators)
+    torch.testing.assert_close(found.losses, expected.losses, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.meta_gradient, expected.meta_gradient, rtol=1e-9, atol=1e-12)
 
 
 def test_training_makes_it_better() -> None:

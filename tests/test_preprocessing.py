@@ -11,6 +11,10 @@ from l2l_kit.optimizers import Identity, LogSign, Scale
 from l2l_kit.optimizers.preprocessing import make_preprocessing
 
 
+def test_constants_are_those_of_appendix_a():
+    assert (LogSign().p, Scale().factor) == (10, 100)
+
+
 def formula(gradients, p):
     """Appendix A, word for word, in Python's own numbers."""
     return torch.tensor(

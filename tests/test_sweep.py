@@ -23,6 +23,7 @@ from l2l_kit.evaluation import (
     paired_ratio,
     read_result,
     swept_baselines,
+    training_of,
     tune,
     tuned_baselines,
     under,
@@ -116,6 +117,10 @@ class TestTable:
             ratio = [part.item() for part in last.interval("LSTM", over=row.optimizer)]
             assert [row.mean, row.low, row.high] == pytest.approx(interval, rel=1e-5)
             assert [row.ratio, row.ratio_low, row.ratio_high] == pytest.approx(ratio, rel=1e-5)
+
+    def test_it_says_how_the_optimizers_were_trained(self, table, sweep):
+        assert table.attrs["trained"] == {label: training_of(zoo.card(name)) for label, name in sweep.learned.items()}
+        assert all(table.attrs["trained"].values())
 
     def test_an_average_is_that_of_the_ratios_at_the_steps(self, table, sweep):
         averaged, one_rate = under(table, AVERAGED), under(table, ONE_RATE)

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -72,8 +73,17 @@ def test_tunes_on_other_optimizees_than_the_tests():
 @pytest.mark.parametrize(("lr", "steps"), [(1e20, 30), (1e25, 1)], ids=["NaN", "overflow"])
 def test_a_learning_rate_at_which_it_diverged_is_infinite_and_never_best(lr, steps):
     tuning = tuned(learning_rates=[lr, 0.1], steps=steps)
-    assert tuning.table.loc[0, ["mean", "median"]].tolist() == [math.inf, math.inf]
+    assert tuning.table.set_index("lr").loc[lr, ["mean", "median"]].tolist() == [math.inf, math.inf]
     assert tuning.best().lr == 0.1
+    with pytest.raises(ValueError, match=r"sgd: all rates from .* diverged"):
+        tuned(learning_rates=[lr], steps=steps).best()
+
+
+def test_a_grid_may_be_numpys_and_in_any_order(recwarn):
+    shuffled = tuned(learning_rates=np.array(GRID)[[3, 0, 4, 1, 2]], steps=np.int64(20))
+    pd.testing.assert_frame_equal(shuffled.table, tuned().table)
+    assert shuffled.best().lr == 0.5
+    assert not recwarn, "the best one is not at an end"
 
 
 def test_a_grid_has_as_many_per_decade_as_asked_for():
@@ -92,6 +102,9 @@ class TestRecorded:
             expected = tuned(tuning.name, **{name: value for name, value in one.items() if name != "rates"})
             pd.testing.assert_frame_equal(tuning.table, expected.table, check_exact=True)
         content = path.read_bytes()
+        with pytest.raises(ValueError, match=r"rates for other steps: .20, 3., not .20.. Choose another folder"):
+            record_tuning(Bowls(), tmp_path, **{**arguments, "steps": [20]})
+        assert path.read_bytes() == content
         path.unlink()
         monkeypatch.setattr(runs, "losses_at", None)
         record_tuning(Bowls(), tmp_path, **arguments)
@@ -110,6 +123,8 @@ class TestRecorded:
             tuned_baselines("nothing")
         with pytest.raises(UnknownNameError, match="Did you mean 'mean'"):
             tuned_baselines("quadratics", "maen")
+        with pytest.raises(UnknownNameError, match="Did you mean 'mean'"):
+            tuned().best("maen")
 
 
 @pytest.mark.parametrize(

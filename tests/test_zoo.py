@@ -91,6 +91,20 @@ class TestSaveAndLoad:
         with pytest.raises(UnknownNameError, match="'min'"):
             l2l.load("min")
 
+    def test_a_rule_of_ones_own_is_not_saved_since_it_would_not_be_loaded(self, tmp_path):
+        class Clipped(l2l.LSTMRule):
+            def forward(self, gradients, state):
+                updates, state = super().forward(gradients, state)
+                return updates.tanh(), state
+
+        class Mine(Clipped):
+            kind = "mine"
+
+        for rule in (Clipped(4, 1), Mine(4, 1)):
+            with pytest.raises(ValueError, match=f"load could not make a {type(rule).__name__} again"):
+                zoo.save(rule, tmp_path / "mine")
+        assert not list(tmp_path.iterdir())
+
     def test_a_mere_name_of_a_pretrained_one_is_not_saved_under(self, tmp_path, monkeypatch):
         """It would be lost: `load` gives the pretrained one."""
         monkeypatch.chdir(tmp_path)

@@ -44,6 +44,12 @@ def compare(
     """
     runs = paired_trajectories(optimizers, problem, steps, num_tasks, seed, device)
     losses = {name: _in_columns(point.losses for point in points) for name, _, points in runs}
+    first, *others = (each[:, 0] for each in losses.values())
+    if not all(torch.allclose(first, other, rtol=1e-3) for other in others):  # a GPU does not always give the same bits
+        raise ValueError(
+            f"{problem.name}: not all optimizers met the same optimizees, as their losses before the first step show. "
+            "Whatever draws optimizees or minibatches must use the generator that it is given, and no other."
+        )
     return Curves(losses, problem.config(), seed)
 
 

@@ -124,7 +124,12 @@ def paired_ratio(losses: Tensor, others: Tensor, *, typical: bool = False, avera
         Each of shape ``(steps,)``, or ``(1,)`` for an average. A divergence, which has no size, counts against the
         first optimizer (all three are infinite) but never for it: that optimizee counts as a draw in a typical ratio,
         and between means the interval is all there is, as it is for a single optimizee.
+
+    Raises:
+        ValueError: for a mean below zero, or a loss in a typical ratio: a ratio of them means nothing.
     """
+    if any((each if typical else each.double().mean(dim=0)).lt(0).any() for each in (losses, others)):
+        raise ValueError("ratios need losses that are not negative. Add a constant to the loss.")
     number, diverged = len(losses), losses.isinf().any(dim=0)
     ours, theirs = losses.double(), others.double()
     if typical:

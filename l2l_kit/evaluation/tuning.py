@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
+import numpy as np
 from torch import Tensor
 
 from l2l_kit.errors import UnknownNameError, check_names
@@ -79,8 +80,15 @@ class Tuning:
         """The baseline with the learning rate that has the best loss then; arguments as in `final`.
 
         Warns if it is the first or the last that was tried: another one beyond it may be better.
+
+        Raises:
+            UnknownNameError: as `final`, and for an unknown statistic.
+            ValueError: if all learning rates diverged.
         """
+        check_names("statistic", [statistic], get_args(Statistic))
         final = self.final(statistic, step)
+        if np.isinf(final).all():
+            raise ValueError(f"{self.name}: all rates from {final.index[0]:g} to {final.index[-1]:g} diverged.")
         best = int(final.argmin())
         rate = float(final.index[best])
         if len(final) > 1 and best in (0, len(final) - 1):
@@ -110,10 +118,10 @@ def tune(
         UnknownNameError: for an unknown baseline.
         ValueError: if the grid is empty, a learning rate is not a positive number, or as `ascending`.
     """
-    if not learning_rates:
+    if not len(learning_rates):
         raise ValueError("tune: the grid of learning rates is empty.")
-    noted = ascending([steps] if isinstance(steps, int) else steps, num_tasks)
-    rules = [baseline(name, lr) for lr in learning_rates]
+    noted = ascending(steps if isinstance(steps, Iterable) else [steps], num_tasks)
+    rules = [baseline(name, float(lr)) for lr in sorted(learning_rates)]
     tasks = draw(problem, num_tasks, generator(seed, "tuning"), pick_device(device))
     return Tuning.of(rules[0].name, noted, {rule.lr: losses_at(rule, tasks, noted) for rule in rules})
 
@@ -127,7 +135,6 @@ def tuned_baselines(problem: str, statistic: Statistic = "mean", step: int | Non
         FileNotFoundError: if no tuning of that problem is recorded; `l2l tune` makes it.
         UnknownNameError: for an unknown statistic, or if nothing was recorded at that step.
     """
-    check_names("statistic", [statistic], get_args(Statistic))
     table = read_result(f"{problem}/tuning")
     return {
         label: Tuning(name, table[table["baseline"] == name]).best(statistic, step) for name, label in BASELINES.items()

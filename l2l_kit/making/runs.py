@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2l_kit.evaluation import LBFGS, Tuning, lbfgs, learning_rates, losses_at, write_result
+from l2l_kit.evaluation import LBFGS, Tuning, lbfgs, learning_rates, losses_at, read_result, write_result
 from l2l_kit.evaluation.tuning import ascending
 from l2l_kit.extras import pd
 from l2l_kit.making.work import kept, parallel_map
@@ -86,6 +87,11 @@ class Run:
         return losses
 
 
+def in_json(value: Any) -> Any:
+    """A value as it comes out of a JSON file: lists for tuples."""
+    return json.loads(json.dumps(value))
+
+
 def machines(runs: Iterable[Run]) -> dict[str, str]:
     """On which machines runs were made: the different devices, and versions of Python and torch, as `machine` says."""
     made_on = [run.machine() for run in {id(run): run for run in runs}.values()]  # a run may be there for many steps
@@ -115,13 +121,25 @@ def record_tuning(
 
     Returns:
         The tunings, and where they are recorded.
+
+    Raises:
+        ValueError: as `tune`, and if other settings of the problem, or other steps, are recorded there.
     """
     noted, grid = ascending(steps, num_tasks), learning_rates(rates)
+    about = {"problem": problem.config(), "steps": list(steps), "num_tasks": num_tasks, "rates": rates, "seed": seed}
+    place = data / "results" / problem.name / "tuning.csv"
+    recorded = read_result(f"{problem.name}/tuning", data / "results").attrs if place.is_file() else {}
+    for name, value in (("problem", in_json(problem.config())), ("steps", list(steps))):
+        was = recorded.get(name, value)
+        if was != value:
+            raise ValueError(
+                f"{place} has learning rates for other {name}: {was}, not {value}. Choose another "
+                "folder with --data, or delete the file."
+            )
     rules = [baseline(name, lr) for name in BASELINES for lr in grid]
     runs = [Run(data / FOLDER, problem, rule, "tuning", num_tasks, noted, False, seed, device) for rule in rules]
     losses = iter(parallel_map(Run.losses, [(run,) for run in runs], jobs, shared=True))
     tunings = [Tuning.of(name, noted, {lr: next(losses) for lr in grid}) for name in BASELINES]
-    about = {"problem": problem.config(), "steps": list(steps), "num_tasks": num_tasks, "rates": rates, "seed": seed}
     table = pd.concat([tuning.table for tuning in tunings], ignore_index=True)
     about |= machines(runs)
     return tunings, write_result(f"{problem.name}/tuning", table, about, data / "results")

@@ -1,6 +1,6 @@
 """Backpropagation through time: a tape records the steps of a network in a window, and goes back through them.
 
-`LSTMTape`, written by hand, is for LSTMs that are coordinatewise; `AutogradTape` is for any network, and slower. The
+`LSTMTape`, written by hand, is for the LSTMs that `has_tape` names; `AutogradTape` is for any network, and slower. The
 state in which the window began counts as constant: this is truncated backpropagation through time.
 """
 
@@ -31,6 +31,12 @@ def bytes_per_step(rule: LSTMRule) -> int:
     per_layer = 7 * rule.hidden_size  # last output, four gates, cell, tanh(cell)
     numbers = rule.preprocessing.features + per_layer * rule.num_layers
     return numbers * rule.sides * rule.output.weight.element_size()
+
+
+def has_tape(rule: LSTMRule) -> bool:
+    """Whether an `LSTMTape` does what a rule does: it is coordinatewise, and its steps are those of `LSTMRule`."""
+    own = ("forward", "step", "_run", "initial_state", "both_sides", "one_side")
+    return rule.coordinatewise and all(getattr(type(rule), name) is getattr(LSTMRule, name) for name in own)
 
 
 class Tape(ABC):

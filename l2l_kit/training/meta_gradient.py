@@ -35,7 +35,7 @@ from torch import Tensor
 from l2l_kit.errors import MetaTrainingDivergedError
 from l2l_kit.optimizers import UpdateRule
 from l2l_kit.optimizers.base import Memory, Part, map_state
-from l2l_kit.optimizers.tape import AutogradTape, LSTMTape, bytes_per_step
+from l2l_kit.optimizers.tape import AutogradTape, LSTMTape, bytes_per_step, has_tape
 from l2l_kit.problems import TaskBatch
 from l2l_kit.problems.base import first_evaluation
 from l2l_kit.tensors import Layout, Tensors, ravel
@@ -121,9 +121,9 @@ class _TapeEstimator(GradientEstimator):
         return points, losses
 
     def _room(self, part: Part, steps: int) -> int:
-        """How many coordinates an `LSTMTape` of so many steps has room for; none, if the rule is not coordinatewise."""
+        """How many coordinates an `LSTMTape` of so many steps has room for; none without such a tape."""
         tape_bytes = self._tape_bytes // len(self._parts)
-        return tape_bytes // (steps * bytes_per_step(part.network)) if part.network.coordinatewise else 0
+        return tape_bytes // (steps * bytes_per_step(part.network)) if has_tape(part.network) else 0
 
     def _tape(self, part: Part, state: Memory, steps: int) -> LSTMTape | AutogradTape:
         """A tape of all coordinates that a network moves."""
@@ -141,8 +141,8 @@ class FirstOrderEstimator(_TapeEstimator):
 
     The meta-gradient is a sum over coordinates, which share φ, so a `sample` of them gives an unbiased estimate: so
     many of each parameter tensor with more, drawn anew for each window. A thousand of the 15,680 first-layer weights of
-    an MNIST network make an episode twice as fast. None for all coordinates; a ValueError for a sample if the rule is
-    not coordinatewise.
+    an MNIST network make an episode twice as fast. None for all coordinates, which are also taken of a network of
+    one's own (see `has_tape`); a ValueError for a sample if the rule is not coordinatewise.
     """
 
     def __init__(self, rule: UpdateRule, tape_bytes: int | None = None, *, sample: int | None = None) -> None:
@@ -167,7 +167,7 @@ class FirstOrderEstimator(_TapeEstimator):
     def _is_replayed(self, part: Part, steps: int) -> bool:
         """Whether a part is replayed after the window, since a tape has no room for it, or for a sample of it."""
         fits = len(self._point.losses) * sum(part.sizes) <= self._room(part, steps)
-        return part.network.coordinatewise and (not fits or max(part.sizes) > self._sample)
+        return has_tape(part.network) and (not fits or max(part.sizes) > self._sample)
 
     def _replayed(self, part: Part, state: Memory, seen: Tensor, upstream: Tensor) -> Tensors:
         """The meta-gradient of a part that was not recorded: chunk by chunk, since coordinates are independent."""

@@ -201,6 +201,7 @@ class MetaTrainer:
         self._started = time.monotonic()
         self._log_dir = None if log_dir is None or self._rank > 0 else user_path(log_dir)
         self._checkpoint = None if checkpoint is None else user_path(checkpoint)
+        self._start: str | None = rule.fingerprint()
         if self._checkpoint is not None and self._checkpoint.exists():
             self._resume(self._checkpoint)
 
@@ -311,7 +312,16 @@ class MetaTrainer:
         parts |= {f"adam.{index}": state for index, state in self._meta_optimizer.state_dict()["state"].items()}
         tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
         records = [record._asdict() for record in self.history.records]
-        write_tensors(path, tensors, {**self._identity(), "history": records}, CHECKPOINT_VERSION)
+        about = {**self._identity(), "start": self._start, "history": records}
+        write_tensors(path, tensors, about, CHECKPOINT_VERSION)
+
+    def _check_start(self, path: Path, start: str | None, *kept: Tensors) -> None:
+        """Refuse a checkpoint of a run from other weights. The rule may also be where an interruption has left it."""
+        now = {name: weight.cpu() for name, weight in self.rule.state_dict().items()}
+        left = any(all(name in each and torch.equal(now[name], each[name]) for name in now) for each in kept)
+        if start not in (None, self._start) and not left:
+            raise WeightsFileError(f"{path}: a checkpoint of a run that began with other weights. Use another file.")
+        self._start = start
 
     def _resume(self, path: Path) -> None:
         tensors, about = read_tensors(path, CHECKPOINT_VERSION)
@@ -333,6 +343,7 @@ class MetaTrainer:
                 check_finite(state, f"{path} (Adam's state of weight {index})")
                 adam["state"][index] = state
         self._best = part_of("best.")
+        self._check_start(path, about.get("start"), self._best, part_of("weights."))
         load_weights(self.rule, self._best, f"{path} (best weights)")
         load_weights(self.rule, part_of("weights."), str(path))
         try:
