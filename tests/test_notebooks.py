@@ -3,7 +3,7 @@
 import ast
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -78,6 +78,12 @@ def literal(notebook: dict, node: ast.expr) -> object:
     return ast.literal_eval(node)
 
 
+def pattern(text: ast.expr, escape: Callable[[str], str] = str) -> str:
+    """A text, or a formatted one with `.*` for what is filled in; empty for what is neither."""
+    parts = text.values if isinstance(text, ast.JoinedStr) else [text] if isinstance(text, ast.Constant) else []
+    return "".join(escape(str(part.value)) if isinstance(part, ast.Constant) else ".*" for part in parts)
+
+
 def read_by_name(notebook: dict) -> set[str]:
     """Names of pretrained optimizers and recorded results that the code has as text; other parts of them as `.*`."""
     found = set()
@@ -85,11 +91,8 @@ def read_by_name(notebook: dict) -> set[str]:
         kind = {"tuned_baselines": "tuning/", "read_result": "result/"}.get(function, "")
         readers = ("load", "card", "LearnedOptimizer", "tuned_baselines", "read_result")
         for argument in call.args if function in readers else []:
-            if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
-                found.add(kind + re.escape(argument.value))
-            elif isinstance(argument, ast.JoinedStr):
-                parts = [re.escape(part.value) if isinstance(part, ast.Constant) else ".*" for part in argument.values]
-                found.add(kind + "".join(parts))
+            if name := pattern(argument, re.escape):
+                found.add(kind + name)
     return found
 
 
@@ -100,7 +103,7 @@ def made_first(notebook: dict) -> set[str]:
         if function in ("read_recipes", "find_recipe"):
             made.add(ast.literal_eval(call.args[0]))
         if function == "write_result":
-            made.add(f"result/{ast.literal_eval(call.args[0])}")
+            made.add("result/" + pattern(call.args[0]))
         if function != "build":
             continue
         names = ("recipes", "tunings", "sweeps")
