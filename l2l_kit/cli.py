@@ -119,6 +119,8 @@ def _pairs(settings: list[str] | None) -> dict[str, str]:
 def _problem(name: str, settings: list[str] | None) -> Problem:
     """A problem with fields as in Python: 3, 0.1, True, "20,20" or "20," for tuples; what is none of that is a word."""
     fields: dict[str, object] = {"name": name, **_pairs(settings)}
+    if fields["name"] != name:
+        raise ValueError(f"-p name={fields['name']}: choose the problem itself instead of changing the name of {name}.")
     for field, text in _pairs(settings).items():
         try:
             fields[field] = ast.literal_eval(text)

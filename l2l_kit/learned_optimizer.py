@@ -62,6 +62,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
     ) -> None:
         if state_dtype is not None and not state_dtype.is_floating_point:
             raise ValueError(f"LearnedOptimizer: state_dtype must be a floating-point type, got {state_dtype}.")
+        if not isinstance(rule, UpdateRule | str | Path):
+            raise TypeError(
+                f"LearnedOptimizer: expected a learned rule, the name of one or a path to one, got {rule!r}. "
+                "A learning rate is given as lr=..., and is a factor on the updates."
+            )
         loaded = copy.deepcopy(rule) if isinstance(rule, UpdateRule) else zoo.load(rule)
         self._rule = loaded.cpu().requires_grad_(False)
         self._rule_on: dict[torch.device, UpdateRule] = {}

@@ -206,6 +206,7 @@ def test_reproduce_tells_each_lesson_and_where_the_report_is(
         (("compare", "quadratics", "--problem", "{folder}/mine.v2.py:mine"), "Use letters, digits and underscores"),
         (("compare", "quadratics", "--problem", "{folder}/divides.py:mine"), "divides.py, line 2: ZeroDivisionError"),
         (("compare", "quadratics", "--problem", "{folder}/unfinished.py:mine"), "unfinished.py, line 3: SyntaxError"),
+        (("compare", "quadratics", "-p", "name=mnist"), "-p name=mnist: choose the problem itself"),
         (("tune", "quadratics", "-p", "dim=0"), "at least 1"),
         (("compare", "adam", "--problem", "mnist", "-p", "hidden=twenty"), "got 'twenty'"),
         (("fetch", "minst"), "Did you mean 'mnist'?"),

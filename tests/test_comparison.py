@@ -256,6 +256,7 @@ class TestOnTestImages:
         (lambda: run().interval("LSTM", "medain"), UnknownNameError, "Did you mean 'median'"),
         (lambda: run().at_step(7), ValueError, "step 7 is outside these curves, which go from 0 to 6"),
         (lambda: run({}), ValueError, "no optimizers given"),
+        (lambda: run({"mine": "mnist"}), TypeError, r"'mine': expected an optimizer of the kit, .* got 'mnist'"),
         (lambda: run(steps=0), ValueError, "must be at least 1"),
         (lambda: run(num_tasks=-5), ValueError, "must be at least 1"),
         (lambda: run(device="abacus"), ValueError, "there is no device 'abacus'"),

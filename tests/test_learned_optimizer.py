@@ -306,6 +306,11 @@ class TestRefusals:
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be .*, got"):
             LearnedOptimizer([nn.Parameter(torch.ones(3))], RULES["LSTM"], **wrong)
 
+    def test_a_learning_rate_in_the_place_of_the_rule(self):
+        """Where Adam has it."""
+        with pytest.raises(TypeError, match=r"got 0.001. A learning rate is given as lr="):
+            LearnedOptimizer([nn.Parameter(torch.ones(3))], 1e-3)
+
     @pytest.mark.parametrize(
         "wrong",
         [{"lr": -1.0}, {"weight_decay": -1.0}, {"state_dtype": torch.bfloat16}, {"rule": RULES["averaging cells"]}],

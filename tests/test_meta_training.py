@@ -311,6 +311,12 @@ class TestSettings:
         with pytest.raises(ValueError, match=f"(meta-training:|unknown) .*{next(iter(wrong))}|unknown schedule"):
             replace(SETTINGS, **wrong)
 
+    @pytest.mark.parametrize("wrong", [(LSTMRule, None), (LSTMRule(4), {"horizon": 3}), ("mnist", None)])
+    def test_of_another_type_is_refused_by_name(self, wrong):
+        rule, settings = wrong
+        with pytest.raises(TypeError, match=r"meta-training: (rule|settings) must be of type .*, got"):
+            MetaTrainer(rule, Quadratics(dim=2), settings, device="cpu")
+
     def test_the_schedule_anneals_to_a_hundredth(self):
         cosine = MetaTraining(epochs=10, episodes_per_epoch=10, meta_lr=0.5)
         rates = [cosine.meta_lr_at(episode) for episode in range(cosine.episodes + 1)]

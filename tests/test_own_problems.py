@@ -396,6 +396,14 @@ def test_a_class_of_one_s_own_is_made_by_its_name():
     ("init", "message"),
     [
         (lambda draws: {"x": torch.ones(2)}, "mine: expected init to give two dicts"),
+        (
+            lambda draws: ({"x": torch.ones(2)}, {"y": 1.0}),
+            r"mine: .* give tensors, got data\['y'\] = 1.0",
+        ),
+        (
+            lambda draws: ({"x": torch.ones(int(torch.randint(1, 99, (), generator=draws)))}, {}),
+            "mine: init gave params of",
+        ),
         (lambda draws: ({"x": torch.ones(2)}, {}), r"mine.losses.*\(4, 2\)"),
     ],
 )

@@ -68,6 +68,11 @@ def paired_trajectories(
         raise ValueError(f"steps and num_tasks must be at least 1, got steps={steps!r}, num_tasks={num_tasks!r}.")
     chosen = pick_device(device)
     for name, optimizer in optimizers.items():
+        if not callable(getattr(optimizer, "init", None)) or not callable(getattr(optimizer, "update", None)):
+            raise TypeError(
+                f"{name!r}: expected an optimizer of the kit, such as baseline('adam', 0.1) or load('mnist'), got "
+                f"{optimizer!r}."
+            )
         if isinstance(optimizer, torch.nn.Module):
             optimizer = copy.deepcopy(optimizer).to(chosen)
         tasks = draw(problem, num_tasks, generator(seed, "test"), chosen)

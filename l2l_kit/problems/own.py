@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -71,10 +71,19 @@ class FunctionProblem(_Named):
             if not isinstance(task, tuple) or [*map(type, task)] != [dict, dict]:
                 raise TypeError(f"{self.name}: expected init to give two dicts, params and data, got {task!r}.")
         params, data = (
-            {name: torch.stack([task[name] for task in tasks]).to(device) for name in tasks[0]}
-            for tasks in zip(*drawn, strict=True)
+            {name: each.to(device) for name, each in self._stacked(part, tasks).items()}
+            for part, tasks in zip(("params", "data"), zip(*drawn, strict=True), strict=True)
         )
         return FunctionTasks(params, self.name, data, self.loss)
+
+    def _stacked(self, part: str, tasks: Sequence[Tensors]) -> Tensors:
+        for name, value in (item for task in tasks for item in task.items()):
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{self.name}: expected init to give tensors, got {part}[{name!r}] = {value!r}.")
+        first, *others = ({name: tuple(value.shape) for name, value in task.items()} for task in tasks)
+        if other := next((shapes for shapes in others if shapes != first), None):
+            raise ValueError(f"{self.name}: init gave {part} of different shapes to two tasks, {first} and {other}.")
+        return {name: torch.stack([task[name] for task in tasks]) for name in first}
 
 
 @dataclass(frozen=True)

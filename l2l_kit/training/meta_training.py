@@ -189,6 +189,9 @@ class MetaTrainer:
         device: Device = None,
     ) -> None:
         check_problem(problem)
+        for name, given, wanted in (("rule", rule, UpdateRule), ("settings", settings or MetaTraining(), MetaTraining)):
+            if not isinstance(given, wanted):
+                raise TypeError(f"meta-training: {name} must be of type {wanted.__name__}, got {given!r}.")
         self.device = pick_device(device)
         self.rule, self.problem, self.settings = rule.to(self.device), problem, settings or MetaTraining()
         self.history = History(problem.config(), self.settings, str(self.device), [])
