@@ -135,7 +135,10 @@ def official():
 
 def kill(process):
     """The worker and all that it has started, at once."""
-    family = psutil.Process(process.pid).children(recursive=True)
+    try:
+        family = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:  # it has come to its end just now
+        family = []
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:  # before it had a group of its own
