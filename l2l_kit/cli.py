@@ -26,7 +26,7 @@ from l2l_kit.extras import needs
 from l2l_kit.making.lessons import Lesson, execute_lessons, find_lessons
 from l2l_kit.making.recipes import read_recipes
 from l2l_kit.making.report import record_claims, write_report
-from l2l_kit.making.runs import in_json, record_tuning
+from l2l_kit.making.runs import record_tuning
 from l2l_kit.making.site import write_site
 from l2l_kit.making.sweeps import read_sweep, run_sweep
 from l2l_kit.making.train import search_recipe, train_recipe
@@ -35,7 +35,7 @@ from l2l_kit.optimizers import BASELINES, Optimizer, baseline
 from l2l_kit.paths import HOME, user_path
 from l2l_kit.problems import Problem
 from l2l_kit.processes import process_group, rank_and_world_size
-from l2l_kit.storage import write_atomically
+from l2l_kit.storage import in_json, write_atomically
 from l2l_kit.tensors import pick_device
 
 # A pipe has no width: give it room, so that a name is never cut. Brackets in paths and messages are no markup.

@@ -23,6 +23,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from l2l_kit.errors import WeightsFileError
 
 
+def in_json(value: Any) -> Any:
+    """A value as it comes out of a JSON file: lists for tuples."""
+    return json.loads(json.dumps(value))
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader finds its old content or its new one, even after a kill at any moment.
 

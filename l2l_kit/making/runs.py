@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from l2l_kit.paths import HOME
 from l2l_kit.problems import Problem
 from l2l_kit.problems.base import draw as draw_tasks
 from l2l_kit.randomness import generator
+from l2l_kit.storage import in_json
 from l2l_kit.tensors import Device, Tensors, pick_device
 
 Runnable = UpdateRule | Baseline | GroupedBaselines
@@ -85,11 +85,6 @@ class Run:
         if self.words:
             print(self.words, flush=True)
         return losses
-
-
-def in_json(value: Any) -> Any:
-    """A value as it comes out of a JSON file: lists for tuples."""
-    return json.loads(json.dumps(value))
 
 
 def machines(runs: Iterable[Run]) -> dict[str, str]:

@@ -6,7 +6,6 @@ study as a queue, from which any number of processes, on any machines that reach
 
 from __future__ import annotations
 
-import json
 import math
 import time
 import warnings
@@ -21,6 +20,7 @@ from l2l_kit.making.recipes import Recipe, Search
 from l2l_kit.making.work import digest, file_lock
 from l2l_kit.paths import user_path
 from l2l_kit.problems import with_current_names
+from l2l_kit.storage import in_json
 from l2l_kit.tensors import Device
 from l2l_kit.training import MetaTrainer
 
@@ -105,7 +105,7 @@ def _open(recipe: Recipe, search: Search, url: sqlalchemy.URL) -> optuna.Study:
     about: dict[str, Any] = {"problem": problem, "optimizer": optimizer}
     about |= {"training": asdict(settings), "search": {**asdict(search), "trials": None}}  # there may be more of them
     about |= {"start": digest({}, recipe.initial.values())} if recipe.initial else {}
-    about = json.loads(json.dumps(about))
+    about = in_json(about)
     try:
         # Two processes that make a new study at the same moment would disturb each other; a server sees to that itself.
         with file_lock(file.with_name(f".{file.name}.lock")) if file else nullcontext():

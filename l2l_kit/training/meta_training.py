@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 import time
@@ -24,7 +23,7 @@ from l2l_kit.problems import Problem, TaskBatch, with_current_names
 from l2l_kit.problems.base import check_problem, draw
 from l2l_kit.processes import all_reduce_mean, rank_and_world_size
 from l2l_kit.randomness import generator
-from l2l_kit.storage import check_finite, load_weights, read_tensors, write_tensors
+from l2l_kit.storage import check_finite, in_json, load_weights, read_tensors, write_tensors
 from l2l_kit.tensors import Device, Tensors, pick_device
 from l2l_kit.training.dashboard import Log, scalar_log
 from l2l_kit.training.meta_gradient import FirstOrderEstimator, SecondOrderEstimator
@@ -307,7 +306,7 @@ class MetaTrainer:
     def _identity(self) -> dict[str, dict[str, object]]:
         """What a checkpoint must have in common with this run, to be continued."""
         parts = {"optimizer": self.rule.config(), "problem": self.problem.config(), "settings": asdict(self.settings)}
-        plain: dict[str, dict[str, object]] = json.loads(json.dumps(parts))  # lists for tuples, as in a checkpoint
+        plain: dict[str, dict[str, object]] = in_json(parts)  # as in a checkpoint
         return plain
 
     def _save(self, path: Path) -> None:
