@@ -8,7 +8,8 @@ from small import quadratics
 from torch import Tensor, nn
 
 from l2l_kit.evaluation import compare
-from l2l_kit.optimizers import LSTMRule, UpdateRule
+from l2l_kit.making.imitation import imitate
+from l2l_kit.optimizers import LSTMRule, UpdateRule, baseline
 from l2l_kit.optimizers.base import Memory, Part
 from l2l_kit.problems import Quadratics
 from l2l_kit.training import AutogradEstimator, FirstOrderEstimator, MetaTraining, SecondOrderEstimator, meta_train
@@ -86,6 +87,11 @@ def test_the_tape_of_the_kits_lstm_is_not_taken_for_one_that_does_something_else
     found, expected = (estimator.unroll(3) for estimator in estimators)
     torch.testing.assert_close(found.losses, expected.losses, rtol=1e-12, atol=0)
     torch.testing.assert_close(found.meta_gradient, expected.meta_gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_it_is_not_imitated_with_the_tape_of_another() -> None:
+    with pytest.raises(ValueError, match="a Clipped does not move each coordinate as LSTMRule does"):
+        list(imitate(Clipped(4, 1), baseline("adam", 0.05), Quadratics(), device="cpu"))
 
 
 def test_training_makes_it_better() -> None:

@@ -147,9 +147,12 @@ class LSTMTape(Tape):
 
     The coordinates are the last axis, so that each gate is contiguous, and all work is in place, in buffers that every
     window reuses. On a CPU the coordinates are cut into blocks that its cache holds, and each thread has its own.
+    A rule for which it would not be that twin (see `has_tape`) is refused by a ValueError.
     """
 
     def __init__(self, rule: LSTMRule, coordinates: int, steps: int) -> None:
+        if not has_tape(rule):
+            raise ValueError(f"LSTMTape: a {type(rule).__name__} does not move each coordinate as LSTMRule does.")
         self._rule, columns = rule, coordinates * rule.sides
         self._size = BLOCK if rule.output.weight.device.type == "cpu" else max(1, columns)
         self._blocks = [_Block(rule, len(some), steps) for some in torch.split(torch.arange(columns), self._size)]
