@@ -229,7 +229,7 @@ def test_reproduce_tells_each_lesson_and_where_the_report_is(
         (("search", "quadratics", "--storage", "nonsense://me:secret@host/x"), "postgresql://user@host:port/name"),
         (("search", "quadratics", "--storage", "{folder}"), "unable to open database file"),
         (("compare", "{folder}/junk.safetensors"), "not a whole safetensors file"),
-        (("train", "nothing.toml"), "unknown recipe 'nothing.toml'"),
+        (("train", "nothing.toml"), "nothing.toml: there is no such file"),
         (("train", "{folder}/junk.toml"), "not a valid recipe"),
         (("train", "{folder}/empty.toml"), "'training' is missing"),
         (("train", "quadratics", "--data", "{folder}/junk.toml"), "{folder}/junk.toml"),
