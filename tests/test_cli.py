@@ -227,6 +227,7 @@ def test_reproduce_tells_each_lesson_and_where_the_report_is(
         (("search", "mnist"), "recipe 'mnist' has no [search] section"),
         (("search", "quadratics", "--storage", "postgresql://me:secret@host:port/x"), "postgresql://user@host:port/"),
         (("search", "quadratics", "--storage", "nonsense://me:secret@host/x"), "postgresql://user@host:port/name"),
+        (("search", "quadratics", "--storage", "mysql://me:secret@host/x"), "postgresql://user@host:port/name"),
         (("search", "quadratics", "--storage", "{folder}"), "unable to open database file"),
         (("compare", "{folder}/junk.safetensors"), "not a whole safetensors file"),
         (("train", "nothing.toml"), "nothing.toml: there is no such file"),

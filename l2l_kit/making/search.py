@@ -88,6 +88,8 @@ def _url(storage: str | Path) -> sqlalchemy.URL:
         url = sqlalchemy.make_url(str(storage))
         if url.drivername in ("postgresql", "postgres"):  # SQLAlchemy's own choice of a driver depends on its version
             url = url.set(drivername="postgresql+psycopg")
+        if url.get_backend_name() not in ("postgresql", "sqlite"):
+            raise ValueError(f"{url.drivername} is not supported")
         with needs("postgresql"):
             url.get_dialect().import_dbapi()
     except (sqlalchemy.exc.ArgumentError, ValueError) as error:
