@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
@@ -60,30 +61,43 @@ class AtLeast(NamedTuple):
 Count = Annotated[int, AtLeast(1)]
 Positive = Annotated[float, AtLeast(0, itself=False)]
 NotNegative = Annotated[float, AtLeast(0)]
+_PLAIN: dict[object, tuple[type, str]] = {
+    bool: (bool, "True or False"),
+    int: (numbers.Integral, "a whole number"),
+    str: (str, "a text"),
+    list: (list, "a list"),
+    Mapping: (Mapping, "a table of names and values"),
+}
+"""What a field of that type may hold, and what a message calls it."""
 _hints = cache(get_type_hints)  # an explorer makes the same problem many times while a slider is moved
 
 
 def check_fields(owner: object, called: str | None = None) -> None:
-    """Check an object's attributes against the annotations of its class: words of a `Literal`, and bounded numbers.
+    """Check an object's attributes against the annotations of its class: words of a `Literal`, numbers, plain types.
 
     Raises:
         UnknownNameError: for another word.
-        ValueError: for a number beyond its bound, or no finite number; the message begins with what `owner` is called.
+        ValueError: for a number beyond its bound, no finite number, or another type of value; the message begins with
+            what `owner` is called.
     """
     for name, hint in _hints(type(owner), include_extras=True).items():  # type: ignore[arg-type]  # mypy: classes have no hash
         options = get_args(hint) if type(None) in get_args(hint) else (hint,)
-        value = getattr(owner, name, None)
-        for option in options if value is not None or len(options) == 1 else ():
+        value, owned_by = getattr(owner, name, None), called or type(owner).__name__
+        for option in options if hasattr(owner, name) and (value is not None or len(options) == 1) else ():
+            kind, words = _PLAIN.get(get_origin(option) or option, (object, ""))
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is numbers.Integral):
+                raise ValueError(f"{owned_by}: {name} must be {words}, got {value!r}.")
             if get_origin(option) is Literal and value not in get_args(option):
                 raise UnknownNameError(name, value, get_args(option))
             if get_origin(option) is Annotated:
-                check_number(called or type(owner).__name__, name, value, option)
+                check_number(owned_by, name, value, option)
 
 
 def check_number(owner: str, name: str, value: object, wanted: object = Count) -> None:
     """Refuse a value that is not of a numeric type such as `Count`, by a ValueError naming owner, name and value."""
     kind, bound = get_args(wanted)
-    if isinstance(value, kind | int) and (bound.low < value < math.inf or (bound.itself and value == bound.low)):
+    in_range = isinstance(value, kind | int) and (bound.low < value < math.inf or (bound.itself and value == bound.low))
+    if in_range and not isinstance(value, bool):
         return
     number = "a whole number" if kind is int else "a number" if bound.itself else "a positive number"
     limit = f" of at least {bound.low}" if bound.itself else ""

@@ -397,6 +397,9 @@ class TestCheckpointsThatAreRefused:
         value = other.get(name, getattr(SETTINGS, name) - 1 if name == "unroll" else 8)
         self.refused(path, "checkpoint of another run", f"settings had {name} ", repr(value), **{name: value})
 
+    def test_one_in_another_precision(self, path):
+        self.refused(path, "another precision", "float32", "float64", optimizer=make_optimizer().double())
+
     def test_one_of_a_run_that_began_with_other_weights(self, path):
         """Such as those of a pretrained optimizer: going on from it would throw them away."""
         other = make_optimizer()

@@ -1,14 +1,19 @@
 """Recipes: those that come with the kit can be followed, and mistakes in one are named."""
 
 import json
+import tomllib
+from copy import deepcopy
 from dataclasses import replace
+from functools import reduce
+from operator import getitem
 
 import pytest
 import torch
 
 from l2l_kit.errors import UnknownNameError
 from l2l_kit.making.recipes import Search, find_recipe, read_recipes
-from l2l_kit.paths import RECIPES
+from l2l_kit.making.sweeps import read_sweep
+from l2l_kit.paths import RECIPES, SWEEPS
 from l2l_kit.training import MetaTraining
 
 VALID = """
@@ -66,7 +71,7 @@ def test_a_recipe_says_all_that_is_in_the_file(tmp_path):
     assert recipe.make_problem().config() == {"name": "quadratics", "dim": 3}
     assert recipe.make_optimizer().config()["hidden_size"] == 5
     assert recipe.training == MetaTraining(horizon=10, unroll=5)
-    assert recipe.search == Search(4, 2, (1e-3, 1e-1))
+    assert recipe.search == Search(4, 2, [1e-3, 1e-1])
     (recipe,) = read(tmp_path, VALID.partition("[search]")[0])
     assert recipe.search is None
 
@@ -108,7 +113,7 @@ MISTAKES = {
     "open bounds reversed": ("[search]", "[search]\noptimizer = { forget_bias = [4, 1] }", "0 <= low <= high"),
     "lost section": ('[problem]\nname = "quadratics"\ndim = 3\n', "", "'problem'"),
     "unroll over horizon": ("unroll = 5", "unroll = 11", "unroll 11 is longer than the horizon 10"),
-    "no trials": ("trials = 4", "trials = 0", "trials and epochs must be at least 1"),
+    "no trials": ("trials = 4", "trials = 0", "search: trials must be a whole number of at least 1, got 0"),
     "bound of zero": ("[1e-3, 1e-1]", "[0, 1e-1]", "0 < low <= high"),
     "grid of an unknown setting": (*with_grid("{x}", '"training.x" = [1]'), "setting 'x'"),
     "grid with a placeholder that is none": (*with_grid("{x}", '"training.unroll" = [1, 5]'), "x"),
@@ -126,6 +131,34 @@ def test_a_mistake_is_named(tmp_path, right, wrong, message):
     with pytest.raises(ValueError, match=r"mine\.toml: not a valid recipe: .") as caught:
         read(tmp_path, VALID.replace(right, wrong, 1))
     assert message in str(caught.value)
+
+
+def values_of(table, *path):
+    """Where each value of nested tables is, the tables themselves included."""
+    for name, value in table.items():
+        yield (*path, name), value
+        if isinstance(value, dict):
+            yield from values_of(value, *path, name)
+
+
+PLANS = [(RECIPES, name, read_recipes) for name in ("quadratics", "cifar", "mnist-scale")]
+PLANS += [(SWEEPS, name, read_sweep) for name in ("quadratics-today", "cifar2")]
+
+
+@pytest.mark.parametrize(("folder", "name", "read_it"), PLANS, ids=[name for _, name, _ in PLANS])
+def test_a_value_of_another_type_is_named(monkeypatch, folder, name, read_it):
+    content = tomllib.loads((folder / f"{name}.toml").read_text(encoding="utf-8"))
+    for path, value in values_of(content):
+        for wrong in ("x", 3, [], {"y": 1}):
+            one_bias = wrong == 3 and path[-1] == "forget_bias"  # which may be a number or two
+            if one_bias or type(wrong) is type(value) or (wrong == 3 and isinstance(value, float)):
+                continue
+            changed = deepcopy(content)
+            reduce(getitem, path[:-1], changed)[path[-1]] = wrong
+            monkeypatch.setattr("l2l_kit.making.plans.tomllib.loads", lambda _, changed=changed: changed)
+            with pytest.raises(ValueError, match="not a valid") as caught:
+                read_it(name)
+            assert path[-1] in str(caught.value) or repr(wrong) in str(caught.value), f"{path}: {caught.value}"
 
 
 @pytest.mark.parametrize("find", [read_recipes, find_recipe])

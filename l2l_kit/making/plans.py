@@ -21,10 +21,13 @@ def read_plan(kind: str, name_or_path: str | Path, folder: Path, make: Callable[
     """What `make` makes of the name and the content of a TOML file, one of the folder by name or any by its path.
 
     Raises:
-        UnknownNameError: if there is no such file; the message offers the nearest one.
-        ValueError: if `make` fails, for whatever reason; the message names the file and what is wrong.
+        UnknownNameError: if the folder has none of that name; the message offers the nearest one.
+        ValueError: if there is no such file, or `make` fails, for whatever reason; the message names the file and what
+            is wrong.
     """
     path = user_path(name_or_path)
+    if path.suffix == ".toml" and not path.is_file():
+        raise ValueError(f"{path}: there is no such file.")
     if path.suffix != ".toml":
         path = folder / f"{name_or_path}.toml"
     if not path.is_file():
@@ -39,6 +42,9 @@ def read_plan(kind: str, name_or_path: str | Path, folder: Path, make: Callable[
 
 def combinations(grid: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     """Every choice of one value for each name of a grid, of which there may be `MOST_COMBINATIONS`."""
+    for name, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"grid.{name} must be a list with something in it, got {values!r}")
     if (number := math.prod(map(len, grid.values()))) > MOST_COMBINATIONS:
         raise ValueError(f"its grid has {number} combinations; at most {MOST_COMBINATIONS} are possible")
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]

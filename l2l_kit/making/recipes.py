@@ -10,7 +10,7 @@ A recipe is a TOML file with the sections ``[problem]``, ``[optimizer]`` and ``[
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from l2l_kit import optimizers, problems
-from l2l_kit.errors import check_names, look_up
+from l2l_kit.errors import Count, check_fields, check_names, look_up
 from l2l_kit.making.imitation import Imitation
 from l2l_kit.making.plans import combinations, read_plan
 from l2l_kit.optimizers import Baseline, GroupedBaselines, UpdateRule, baseline
@@ -44,20 +44,25 @@ class Search:
             meets depends on the order in which trials end: the same each time in one process, but not in several.
     """
 
-    trials: int
-    epochs: int
-    meta_lr: tuple[float, float]
-    optimizer: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    trials: Count
+    epochs: Count
+    meta_lr: Sequence[float]
+    optimizer: Mapping[str, Sequence[float]] = field(default_factory=dict)
     prune: bool = False
 
     def __post_init__(self) -> None:
-        (low, high), others = self.meta_lr, self.optimizer.values()
-        if self.trials < 1 or self.epochs < 1 or not 0 < low <= high or any(not 0 <= a <= b for a, b in others):
-            bounds = "0 < low <= high for meta_lr and 0 <= low <= high for others"
-            raise ValueError(f"search: trials and epochs must be at least 1, {bounds}, got {self}.")
+        check_fields(self, "search")
+        for name, bounds in self.ranges.items():
+            match bounds:
+                case [int() | float() as low, int() | float() as high] if 0 <= low <= high and (
+                    low or name != "meta_lr"
+                ):
+                    continue
+            above = "0 < low" if name == "meta_lr" else "0 <= low"
+            raise ValueError(f"search: {name} must be two bounds, {above} <= high, got {bounds!r}.")
 
     @property
-    def ranges(self) -> dict[str, tuple[float, float]]:
+    def ranges(self) -> dict[str, Sequence[float]]:
         """Lower and upper bound of all that is drawn."""
         return {"meta_lr": self.meta_lr, **self.optimizer}
 
@@ -95,6 +100,9 @@ class Recipe:
         """What is imitated: a baseline, or one for each kind of parameter."""
         if "name" in self.teacher:
             return baseline(**self.teacher)
+        for kind, arguments in self.teacher.items():
+            if not isinstance(arguments, Mapping):
+                raise ValueError(f"teacher: {kind} must be a table with a baseline's name and lr, got {arguments!r}")
         return GroupedBaselines({kind: baseline(**arguments) for kind, arguments in self.teacher.items()})
 
     def with_draw(self, drawn: Mapping[str, float]) -> Recipe:
@@ -134,6 +142,10 @@ def _family(stem: str, content: dict[str, Any]) -> list[Recipe]:
     """A recipe for each combination of the grid's values, with the name's placeholders filled in."""
     sections = ("name", "start", "problem", "optimizer", "imitation", "training", "search", "grid")
     check_names("section", content, sections)
+    for name, value in content.items():
+        wanted, words = (str, "a text") if name in ("name", "start") else (dict, f"a table, [{name}]")
+        if not isinstance(value, wanted):
+            raise ValueError(f"{name} must be {words}, got {value!r}")
     recipes = []
     for setting in combinations(content.pop("grid", {})):
         member, chosen = deepcopy({"name": stem, **content}), {}
@@ -142,6 +154,8 @@ def _family(stem: str, content: dict[str, Any]) -> list[Recipe]:
             table: Any = member
             for part in path:
                 table = table[part]
+                if not isinstance(table, dict):
+                    raise ValueError(f"grid.{key}: {part} must be a table, got {table!r}")
             table[name] = chosen[name] = value
         member["name"] = re.sub(r"{(\w+)}", lambda found, chosen=chosen: str(chosen[found[1]]), member["name"])  # type: ignore[misc]
         recipes.append(_recipe(member))
@@ -153,14 +167,12 @@ def _family(stem: str, content: dict[str, Any]) -> list[Recipe]:
 def _recipe(content: dict[str, Any]) -> Recipe:
     """One recipe, after all that it asks for was made once, so that mistakes are found before anything is run."""
     content["teacher"] = content.get("imitation", {}).pop("teacher", {})
-    if search := content.get("search"):
-        opened = {name: tuple(bounds) for name, bounds in search.get("optimizer", {}).items()}
-        search |= {"meta_lr": tuple(search["meta_lr"]), "optimizer": opened}
     for section, kind in (("training", MetaTraining), ("search", Search), ("imitation", Imitation)):
         if section in content or section == "training":
             check_names(f"{section} setting", content[section], [each.name for each in fields(kind)])
             content[section] = kind(**content[section])
     recipe = Recipe(**content)
+    check_fields(recipe, "recipe")
     if not re.fullmatch(r"\w[\w.-]*", recipe.name):
         raise ValueError(f"its name names files, of letters, digits, '-', '_' and '.', got {recipe.name!r}")
     recipe.make_problem()

@@ -73,8 +73,8 @@ def draw(recipe: Recipe, search: Search, number: int) -> dict[str, float]:
     """What one trial tries: a function of seed and number alone."""
     sampler = optuna.samplers.RandomSampler(seed=recipe.training.seed * 1000 + number)
     open_to: dict[str, optuna.distributions.BaseDistribution] = {
-        name: optuna.distributions.FloatDistribution(*bounds, log=bounds[0] > 0)
-        for name, bounds in search.ranges.items()
+        name: optuna.distributions.FloatDistribution(low, high, log=low > 0)
+        for name, (low, high) in search.ranges.items()
     }
     drawn: dict[str, float] = optuna.create_study(sampler=sampler).ask(open_to).params
     return drawn
@@ -88,6 +88,8 @@ def _url(storage: str | Path) -> sqlalchemy.URL:
         url = sqlalchemy.make_url(str(storage))
         if url.drivername in ("postgresql", "postgres"):  # SQLAlchemy's own choice of a driver depends on its version
             url = url.set(drivername="postgresql+psycopg")
+        if url.get_backend_name() not in ("postgresql", "sqlite"):
+            raise ValueError(f"{url.drivername} is not supported")
         with needs("postgresql"):
             url.get_dialect().import_dbapi()
     except (sqlalchemy.exc.ArgumentError, ValueError) as error:
@@ -154,7 +156,7 @@ def _run(study: optuna.Study, recipe: Recipe, search: Search, device: Device) ->
         mine = _by_draw(study).get(trial.user_attrs.get("draw", -1))
         if mine is None or mine.number != trial.number:
             return math.nan  # the queue was empty by now, or two processes had filled it: a failure, which is ignored
-        drawn = {name: trial.suggest_float(name, *bounds, log=bounds[0] > 0) for name, bounds in search.ranges.items()}
+        drawn = {name: trial.suggest_float(name, low, high, log=low > 0) for name, (low, high) in search.ranges.items()}
         tried = recipe.with_draw(drawn)
         settings = replace(tried.training, epochs=search.epochs)
         trainer = MetaTrainer(tried.make_optimizer(), tried.make_problem(), settings, device=device)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from l2l_kit import problems, zoo
-from l2l_kit.errors import check_names
+from l2l_kit.errors import Count, check_fields, check_names, check_number
 from l2l_kit.evaluation import AVERAGED, EACH_STEP, LBFGS, ONE_RATE, Curves, paired_ratio, training_of, write_result
 from l2l_kit.extras import pd
 from l2l_kit.making.plans import combinations, read_plan
@@ -59,9 +59,9 @@ class Sweep:
     grid: Mapping[str, list[Any]]
     learned: Mapping[str, str]
     steps: list[int]
-    num_tasks: int
+    num_tasks: Count
     baselines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    tuning_tasks: int | None = None
+    tuning_tasks: Count | None = None
     tuned_on: Mapping[str, Any] = field(default_factory=dict)
     teacher: str | None = None
     lbfgs: bool = False
@@ -69,22 +69,23 @@ class Sweep:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self, "sweep")
         if not self.learned or not self.grid or len(self.labels) < 2:
             raise ValueError("learned and grid must not be empty, and there must be something to compare with")
         if len(set(self.labels)) < len(self.labels):
             raise ValueError(f"two optimizers have the same label: {', '.join(self.labels)}")
-        lists = {"steps": self.steps, **{f"grid.{name}": values for name, values in self.grid.items()}}
-        for name, values in lists.items():
-            if not isinstance(values, list) or not values:
-                raise ValueError(f"{name} must be a list with something in it, got {values!r}")
         if (self.tuning_tasks is None) != (not self.baselines):
             raise ValueError("tuning_tasks is needed where there are baselines to tune, and only there")
-        for number in (*self.steps, self.num_tasks, *([] if self.tuning_tasks is None else [self.tuning_tasks])):
-            if not isinstance(number, int) or number < 1:
-                raise ValueError(f"steps and numbers of tasks must be whole numbers of at least 1, got {number!r}")
-        if self.steps != sorted(set(self.steps)):
-            raise ValueError(f"steps must ascend, got {self.steps!r}")
+        for step in self.steps:
+            check_number("sweep", "steps", step)
+        if not self.steps or self.steps != sorted(set(self.steps)):
+            raise ValueError(f"steps must be some, and ascend, got {self.steps!r}")
+        for label, name in self.learned.items():
+            if not isinstance(name, str):
+                raise ValueError(f"learned: {label} must be the name of an optimizer, got {name!r}")
         for label, rule in self.baselines.items():
+            if not isinstance(rule, Mapping) or not isinstance(rule[RATES], list):
+                raise ValueError(f"baselines: {label} must be a table with a list of {RATES}, got {rule!r}")
             rates = [self.baseline(label, lr).lr for lr in rule[RATES]]
             if not rates or any(not 1 < larger / rate <= 10 / 3 for rate, larger in itertools.pairwise(rates)):
                 raise ValueError(f"{RATES} of {label} must ascend, by a factor of √10 at most, got {rates!r}")

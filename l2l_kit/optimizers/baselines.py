@@ -133,7 +133,7 @@ class Baseline:
 
 def baseline(name: str, lr: float, decay: float | None = None, cosine: float | None = None) -> Baseline:
     """As `Baseline`, with the name in upper or lower case."""
-    return Baseline(name.lower(), lr, decay, cosine)
+    return Baseline(str(name).lower(), lr, decay, cosine)
 
 
 class GroupedBaselines:

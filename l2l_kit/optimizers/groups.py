@@ -26,8 +26,14 @@ class GroupedRule(UpdateRule):
 
     def __init__(self, groups: Mapping[str, Mapping[str, object]]) -> None:
         super().__init__()
-        if not groups:
-            raise ValueError("GroupedRule: needs at least one kind of parameter.")
+        if (
+            not isinstance(groups, Mapping)
+            or not groups
+            or not all(isinstance(each, Mapping) for each in groups.values())
+        ):
+            raise ValueError(
+                f"GroupedRule: groups must be a table of an LSTM's settings for each kind, got {groups!r}."
+            )
         self.groups = nn.ModuleDict()
         for kind, config in groups.items():
             arguments: dict[str, Any] = {name: value for name, value in config.items() if name != "kind"}

@@ -134,6 +134,8 @@ class LSTMRule(UpdateRule):
     num_layers: Count
     output_scale: Positive
     global_averaging_cells: Annotated[int, AtLeast(0)]
+    seed: int
+    odd: bool
 
     def __init__(
         self,
@@ -157,8 +159,8 @@ class LSTMRule(UpdateRule):
         check_fields(self)
         if global_averaging_cells > hidden_size:
             raise ValueError(f"global_averaging_cells must be at most {hidden_size}, got {global_averaging_cells!r}.")
-        biases = (forget_bias,) if isinstance(forget_bias, int | float) else tuple(forget_bias)
-        if len(biases) not in (1, 2) or not all(map(math.isfinite, biases)):
+        biases = tuple(forget_bias) if isinstance(forget_bias, Sequence) else (forget_bias,)
+        if len(biases) not in (1, 2) or not all(isinstance(b, int | float) and math.isfinite(b) for b in biases):
             raise ValueError(f"forget_bias must be a finite number, or two of them, got {forget_bias!r}.")
         self.forget_bias = biases[0] if len(biases) == 1 else list(biases)
         draws = generator(seed, "initial weights")

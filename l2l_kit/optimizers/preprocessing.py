@@ -65,7 +65,7 @@ class LogSign(Preprocessing):
     p: float = 10.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.p <= 80:  # e^p must be a float32
+        if not (isinstance(self.p, int | float) and 0 < self.p <= 80):  # e^p must be a float32
             raise ValueError(f"LogSign: p must lie in (0, 80], got {self.p!r}.")
 
     def __call__(self, gradients: Tensor) -> Tensor:
@@ -83,5 +83,5 @@ def make_preprocessing(choice: str | Preprocessing | Mapping[str, object]) -> Pr
     """A preprocessing from its name, its configuration or itself; an `UnknownNameError` if there is none."""
     if isinstance(choice, Preprocessing):
         return choice
-    fields = {"name": choice} if isinstance(choice, str) else dict(choice)
+    fields = dict(choice) if isinstance(choice, Mapping) else {"name": choice}
     return look_up("preprocessing", fields.pop("name", None), _KINDS)(**fields)

@@ -319,6 +319,9 @@ class MetaTrainer:
 
     def _check_start(self, path: Path, start: str | None, *kept: Tensors) -> None:
         """Refuse a checkpoint of a run from other weights. The rule may also be where an interruption has left it."""
+        theirs, mine = ({tensor.dtype for tensor in each.values()} for each in (kept[0], self.rule.state_dict()))
+        if theirs != mine:
+            raise WeightsFileError(f"{path}: a checkpoint in another precision, {theirs} (now {mine}).")
         now = {name: weight.cpu() for name, weight in self.rule.state_dict().items()}
         left = any(all(name in each and torch.equal(now[name], each[name]) for name in now) for each in kept)
         if start not in (None, self._start) and not left:
