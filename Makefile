@@ -2,8 +2,9 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Two test processes with a thread each; threads that wait for a busy core make small tensors many times slower. The
-# lessons and the browser come first: they are long, and what is short fills the gaps at the end.
+# Three test processes with a thread each, for two cores: the browser's wait half of the time. (Threads that wait for a
+# busy core make small tensors many times slower.) The lessons and the browser come first: they are long, and what is
+# short fills the gaps at the end.
 ONE_THREAD := OMP_NUM_THREADS=1
 
 .PHONY: help setup reproduce test lab notebooks site gallery diagrams benchmark gpu clean
