@@ -32,7 +32,7 @@ class GroupedRule(UpdateRule):
             or not all(isinstance(each, Mapping) for each in groups.values())
         ):
             raise ValueError(
-                f"GroupedRule: groups must be a table of an LSTM's settings for each kind, got {groups!r}."
+                f"GroupedRule: groups must be a table of the settings of at least one kind's LSTM, got {groups!r}."
             )
         self.groups = nn.ModuleDict()
         for kind, config in groups.items():
