@@ -26,12 +26,12 @@ def read_plan(kind: str, name_or_path: str | Path, folder: Path, make: Callable[
             is wrong.
     """
     path = user_path(name_or_path)
-    if path.suffix == ".toml" and not path.is_file():
-        raise ValueError(f"{path}: there is no such file.")
     if path.suffix != ".toml":
         path = folder / f"{name_or_path}.toml"
+        if not path.is_file():
+            raise UnknownNameError(kind, str(name_or_path), (known.stem for known in folder.glob("*.toml")))
     if not path.is_file():
-        raise UnknownNameError(kind, str(name_or_path), (known.stem for known in folder.glob("*.toml")))
+        raise ValueError(f"{path}: there is no such file.")
     try:
         return make(path.stem, tomllib.loads(path.read_text(encoding="utf-8")))
     except KeyError as error:

@@ -26,11 +26,7 @@ class GroupedRule(UpdateRule):
 
     def __init__(self, groups: Mapping[str, Mapping[str, object]]) -> None:
         super().__init__()
-        if (
-            not isinstance(groups, Mapping)
-            or not groups
-            or not all(isinstance(each, Mapping) for each in groups.values())
-        ):
+        if not (isinstance(groups, Mapping) and groups and all(isinstance(each, Mapping) for each in groups.values())):
             raise ValueError(
                 f"GroupedRule: groups must be a table of the settings of at least one kind's LSTM, got {groups!r}."
             )

@@ -318,7 +318,10 @@ class MetaTrainer:
         write_tensors(path, tensors, about, CHECKPOINT_VERSION)
 
     def _check_start(self, path: Path, start: str | None, *kept: Tensors) -> None:
-        """Refuse a checkpoint of a run from other weights. The rule may also be where an interruption has left it."""
+        """Refuse a checkpoint of a run from other weights, or in another precision.
+
+        The rule may also be where an interruption has left it.
+        """
         theirs, mine = ({tensor.dtype for tensor in each.values()} for each in (kept[0], self.rule.state_dict()))
         if theirs != mine:
             raise WeightsFileError(f"{path}: a checkpoint in another precision, {theirs} (now {mine}).")
