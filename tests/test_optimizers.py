@@ -214,6 +214,22 @@ def test_in_groups_each_kind_is_moved_by_its_own(name):
         assert all(torch.equal(tensor, found[name]) for name, tensor in (conv | fc).items())
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("output_scale", 1),
+        ("forget_bias", 4),
+        ("forget_bias", [1, 4]),
+        ("preprocessing", {"name": "scale", "factor": 1000}),
+        ("preprocessing", {"name": "log-sign", "p": 10}),
+    ],
+)
+def test_a_rule_has_one_fingerprint_however_its_numbers_are_written(name, value):
+    """A recipe that said p = 10 where the default had been 10.0 refused its own checkpoint."""
+    as_floats = json.loads(json.dumps(value), parse_int=float)
+    assert LSTMRule(**{name: value}).fingerprint() == LSTMRule(**{name: as_floats}).fingerprint()
+
+
 @every_rule
 class TestEveryLearnedRule:
     def test_its_configuration_makes_it_again_with_weights_that_follow_the_seed_alone(self, make):

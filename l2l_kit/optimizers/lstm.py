@@ -162,6 +162,8 @@ class LSTMRule(UpdateRule):
         biases = tuple(forget_bias) if isinstance(forget_bias, Sequence) else (forget_bias,)
         if len(biases) not in (1, 2) or not all(isinstance(b, int | float) and math.isfinite(b) for b in biases):
             raise ValueError(f"forget_bias must be a finite number, or two of them, got {forget_bias!r}.")
+        # One rule has one fingerprint, however its numbers were written.
+        self.output_scale, biases = float(output_scale), tuple(map(float, biases))
         self.forget_bias = biases[0] if len(biases) == 1 else list(biases)
         draws = generator(seed, "initial weights")
         widths = [self.preprocessing.features + more_inputs] + [hidden_size] * (num_layers - 1)

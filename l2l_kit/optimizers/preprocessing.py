@@ -50,6 +50,7 @@ class Scale(Preprocessing):
 
     def __post_init__(self) -> None:
         check_fields(self)
+        object.__setattr__(self, "factor", float(self.factor))  # one rule, one fingerprint
 
     def __call__(self, gradients: Tensor) -> Tensor:
         return (self.factor * gradients)[None]
@@ -67,6 +68,7 @@ class LogSign(Preprocessing):
     def __post_init__(self) -> None:
         if not (isinstance(self.p, int | float) and 0 < self.p <= 80):  # e^p must be a float32
             raise ValueError(f"LogSign: p must lie in (0, 80], got {self.p!r}.")
+        object.__setattr__(self, "p", float(self.p))
 
     def __call__(self, gradients: Tensor) -> Tensor:
         # Clamping takes the place of the two cases: for a small gradient the logarithm stays at -p, and for a large one
