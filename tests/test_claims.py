@@ -182,6 +182,11 @@ def test_a_claim_says_on_what_it_was_measured():
     found = judged(ratio_table(made(0.8), trained=training_of(card), tuning_tasks=8))
     assert "LSTM trained for 5,000 episodes of 100 steps, starting from mine; baselines" in found.conditions
     assert training_of({}) == "an unknown time"
+    found = judged(
+        ratio_table(Curves({name: torch.rand(3, 1) for name in ("LSTM", "Adam")}, {"name": "mine"}, 0), unit="seed")
+    )
+    assert "with 3 seeds, a true ratio" in found.criterion
+    assert found.conditions == "3 seeds mine()"
 
 
 def test_a_claim_says_which_of_its_ratios_decides_and_how_it_was_tuned():

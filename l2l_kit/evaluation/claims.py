@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,7 +56,7 @@ class Claim:
         conditions: what it was measured on: problems, data, training and tuning.
         effect, low, high: the ratio with its 95% interval; None where infinite.
         margin: what the ratio has to be below or above.
-        problems, seed: number of problems in each comparison, and their seed.
+        problems, seed: number of problems, or of other units, in each comparison, and their seed.
         data: which data the problems are made of; empty if of none.
     """
 
@@ -107,6 +107,7 @@ def ratio_table(
     typical: bool = False,
     trained: str = "",
     tuning_tasks: int | None = None,
+    unit: str = "problem",
 ) -> pd.DataFrame:
     """One optimizer's loss over those of others, as recorded sweeps have it and `claim` judges it.
 
@@ -118,6 +119,7 @@ def ratio_table(
         typical: the geometric mean of the ratios instead of the ratio of the means (see `paired_ratio`).
         trained: how the learned one was trained (see `training_of`).
         tuning_tasks: how many problems the others were tuned on; None where nothing was tuned.
+        unit: what a row of the curves is of, such as "seed" where each is the mean over one seed's problems.
 
     Raises:
         UnknownNameError: if one of the optimizers is not in the curves.
@@ -134,7 +136,7 @@ def ratio_table(
         frames.append(pd.DataFrame({**({"step": at} if curves.steps else {}), "optimizer": name, **columns}))
     table = pd.concat(frames, ignore_index=True)
     about: dict[Any, Any] = {"problem": dict(curves.problem), "num_tasks": curves.num_tasks, "seed": curves.seed}
-    about |= {"learned": [learned], "trained": {learned: trained}, "tuning_tasks": tuning_tasks}
+    about |= {"learned": [learned], "trained": {learned: trained}, "tuning_tasks": tuning_tasks, "unit": unit}
     table.attrs = about | provenance(curves.problem)
     return table
 
@@ -199,7 +201,7 @@ def claim(
         text,
         "holds" if holds else "refuted" if refuted else "undecided",
         f"{learned} / {labels[decisive]}: {value:#.3g} (95% CI {low:#.3g} to {high:#.3g}){among}",
-        f"Holds if {which} is {side} {margin:.4g} ({because}); with {problems} problems, a true ratio that is "
+        f"Holds if {which} is {side} {margin:.4g} ({because}); with {problems} {_unit(about)}s, a true ratio that is "
         f"{side} it by a factor of {1 + resolution / 100:.3f} would be seen to be so in four cases of five",
         _conditions(table, learned),
         effect,
@@ -239,6 +241,11 @@ def _extreme(logs: npt.NDArray[Any], highest: bool, problems: int | None) -> tup
     return np.exp(interval), decisive, 100 * float(np.expm1(error * (student.isf(0.025) + student.isf(0.2))))
 
 
+def _unit(about: Mapping[Hashable, Any]) -> str:
+    """What the comparisons of a table, given by its attributes, are paired by: "problem", or a word of its own."""
+    return str(about.get("unit", "problem"))
+
+
 def _conditions(table: pd.DataFrame, learned: str) -> str:
     """What was measured on, in words: problems, data, training and tuning."""
     about = table.attrs
@@ -249,7 +256,8 @@ def _conditions(table: pd.DataFrame, learned: str) -> str:
     protocol = table["protocol"].iloc[0] if "protocol" in table else ""
     few = f" (fewer than the {FEWEST_TO_TUNE_ON} of the protocol)" if tuned and tuned < FEWEST_TO_TUNE_ON else ""
     parts = [
-        f"{about.get('num_tasks')} problems {config.get('name')}({fields}), seed {about.get('seed')}",
+        f"{about.get('num_tasks')} {_unit(about)}s {config.get('name')}({fields})"
+        + ("" if _unit(about) == "seed" else f", seed {about.get('seed')}"),
         f"data: {about['data']}" if about.get("data") else "",
         f"{learned} trained for {trained}" if trained else "",
         f"baselines {_RATES[protocol]} on {tuned} other problems{few}" if tuned else "",
