@@ -1,5 +1,6 @@
 """MNIST and CIFAR against plain torch networks, one at a time; what they draw. On the images that are everywhere."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 from functools import cache
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from l2l_kit import data
+from l2l_kit import data, problems
 from l2l_kit.data import sources
 from l2l_kit.errors import DataError
 from l2l_kit.optimizers import GroupedRule
@@ -175,6 +176,18 @@ def test_mnist_starts_from_a_gaussian_with_standard_deviation_init_scale():
         assert torch.allclose(tensor.flatten(1).square().mean(dim=1).sqrt() / scales, torch.ones(300), atol=0.8)
     position = scales.log10().sort().values / 2 + 1  # between 0 for the low bound and 1 for the high one
     assert torch.allclose(position, torch.linspace(0, 1, 300), atol=0.1)
+
+
+def test_a_mixture_gives_each_batch_an_architecture_and_validates_on_the_last():
+    mixture = mnist(hidden=[[5], [4, 3], []])
+    assert problems.make(json.loads(json.dumps(mixture.config()))) == mixture
+    draws = torch.Generator().manual_seed(0)
+    starts = [mixture.sample(2, draws).initial_params for _ in range(60)]
+    found = Counter(tuple(start[f"bias{layer}"].shape[1] for layer in range(len(start) // 2)) for start in starts)
+    assert found.keys() == {(5, 10), (4, 3, 10), (10,)}
+    assert min(found.values()) > 8  # of the 20 that each has on average
+    assert mixture.validation_problem() == mnist(hidden=())
+    assert mnist().validation_problem() == mnist()
 
 
 def test_cifar_starts_as_the_docstring_says_with_parameters_of_two_kinds():

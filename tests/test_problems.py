@@ -121,7 +121,7 @@ NAN, INF = float("nan"), float("inf")
 WRONG = [
     (Quadratics, "dim", (0, 2.5, "10", None), "a whole number of at least 1"),
     (ConditionedQuadratics, "condition", (0.5, INF, NAN), "a number of at least 1"),
-    (MNIST, "hidden", (20, "20", (0,), (2.5,)), "the units of each layer"),
+    (MNIST, "hidden", (20, "20", (0,), (2.5,), ((3,), 20), ((3,), (0,))), "the units of each layer"),
     (MNIST, "init_scale", (0, NAN, INF, "0.1", (), (0.1,), (1, 0.1), (0, 1), (0.1, INF)), "a positive number, or"),
     (CIFAR, "labels", ((1,), (1, 1), (1, 10), "12", 5, ("1", "2")), "two or more different ones"),
     (CIFAR, "batch_size", (0, 1), "a whole number of at least 2"),

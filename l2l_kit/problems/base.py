@@ -51,7 +51,7 @@ class TaskBatch(ABC):
         raise TypeError(f"{type(self).__name__} cannot be taken apart.")
 
     def points_and_losses(self, rows: Tensor, layout: Layout, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Parameters ``(tasks, coordinates)`` to differentiate by, and losses there; in parts, to bound the memory."""
+        """Points ``(tasks, coordinates)``, the leaves of autograd, and losses there; in parts, to bound the memory."""
         point = rows.detach().requires_grad_()
         yield point, self.losses(layout.unravel(point), step)
 
@@ -209,7 +209,7 @@ def _gradients(tasks: TaskBatch, point: Tensor, losses: Tensor) -> Tensor:
     gradients = torch.autograd.grad(losses.sum(), point, allow_unused=True)[0] if losses.requires_grad else None
     if gradients is None:
         raise ValueError(
-            f"{where} losses that autograd can differentiate by the parameters, got some that do not depend on them. "
+            f"{where} losses that autograd can differentiate with respect to `params`, got some that do not depend on them. "
             "Compute them from `params` by torch alone: no .detach(), .data, .item() or numpy."
         )
     return gradients

@@ -97,8 +97,9 @@ class ClassifierProblem(Problem):
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if isinstance(value, list):  # what a file has for a tuple
-                object.__setattr__(self, name, tuple(value))
+            if isinstance(value, list):  # what a file has for a tuple, or for a tuple of tuples
+                value = tuple(tuple(each) if isinstance(each, list) else each for each in value)
+                object.__setattr__(self, name, value)
         check_fields(self)
         self._check()  # before anything is downloaded
         if self.source == "auto":

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -39,7 +39,8 @@ class MNIST(ClassifierProblem):
     The paper does not give the scale s of the initial parameters, and which optimizer is best depends on it.
 
     Args:
-        hidden: units of each hidden layer; the paper trains its optimizer on one layer of 20 sigmoid units.
+        hidden: units of each hidden layer; the paper trains its optimizer on one layer of 20 sigmoid units. Or several
+            such tuples, a mixture of architectures: each batch has one of them, and training validates on the last.
         activation: "sigmoid", "relu" or "tanh".
         batch_size: images per minibatch; the paper uses 128.
         init_scale: s, or bounds ``(low, high)`` between which each network's own is drawn, its logarithm uniformly.
@@ -55,7 +56,7 @@ class MNIST(ClassifierProblem):
     data_set = "mnist"
     labels = tuple(range(10))
 
-    hidden: tuple[int, ...] = (20,)
+    hidden: tuple[int, ...] | tuple[tuple[int, ...], ...] = (20,)
     activation: Literal["sigmoid", "relu", "tanh"] = "sigmoid"
     batch_size: Count = 128
     init_scale: float | tuple[float, float] = 0.1
@@ -63,13 +64,24 @@ class MNIST(ClassifierProblem):
     source: data.Source = "auto"
 
     def _check(self) -> None:
-        if not isinstance(self.hidden, tuple) or not all(isinstance(units, int) and units > 0 for units in self.hidden):
-            raise ValueError(f"MNIST: hidden must be the units of each layer, such as (20,), got {self.hidden!r}.")
+        for hidden in self.architectures:
+            if not isinstance(hidden, tuple) or not all(isinstance(units, int) and units > 0 for units in hidden):
+                wanted = "the units of each layer, such as (20,), or several such tuples"
+                raise ValueError(f"MNIST: hidden must be {wanted}, got {self.hidden!r}.")
         scales = self.init_scale if isinstance(self.init_scale, tuple) else (self.init_scale,) * 2
         numbers = len(scales) == 2 and all(isinstance(scale, int | float) for scale in scales)
         if not numbers or not 0 < scales[0] <= scales[1] < math.inf:
             wanted = "a positive number, or two with low <= high"
             raise ValueError(f"MNIST: init_scale must be {wanted}, got {self.init_scale!r}.")
+
+    @property
+    def architectures(self) -> tuple[tuple[int, ...], ...]:
+        """The units of each hidden layer, of every architecture that there may be."""
+        mixture = isinstance(self.hidden, tuple) and any(isinstance(each, tuple) for each in self.hidden)
+        return cast(tuple[tuple[int, ...], ...], self.hidden if mixture else (self.hidden,))
+
+    def validation_problem(self) -> MNIST:
+        return replace(self, hidden=self.architectures[-1])
 
     def sample(self, num_tasks: int, generator: torch.Generator, device: torch.device | None = None) -> MNISTTasks:
         if isinstance(self.init_scale, tuple):
@@ -81,8 +93,11 @@ class MNIST(ClassifierProblem):
         def gaussian(*shape: int) -> Tensor:
             return scales.view(-1, *(1 for _ in shape)) * torch.randn(num_tasks, *shape, generator=generator)
 
+        which = (
+            int(torch.randint(len(self.architectures), (), generator=generator)) if len(self.architectures) > 1 else 0
+        )
         initial: Tensors = {}
-        for layer, (inputs, outputs) in enumerate(pairwise((28 * 28, *self.hidden, len(self.labels)))):
+        for layer, (inputs, outputs) in enumerate(pairwise((28 * 28, *self.architectures[which], len(self.labels)))):
             initial[f"weight{layer}"] = gaussian(inputs, outputs)
             initial[f"bias{layer}"] = gaussian(outputs)
         return MNISTTasks(*self._tasks(initial, generator, device), self.activation)
