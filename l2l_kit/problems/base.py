@@ -209,8 +209,8 @@ def _gradients(tasks: TaskBatch, point: Tensor, losses: Tensor) -> Tensor:
     gradients = torch.autograd.grad(losses.sum(), point, allow_unused=True)[0] if losses.requires_grad else None
     if gradients is None:
         raise ValueError(
-            f"{where} losses that autograd can differentiate with respect to `params`, got some that do not depend on them. "
-            "Compute them from `params` by torch alone: no .detach(), .data, .item() or numpy."
+            f"{where} losses that autograd can differentiate with respect to `params`, got some that do not depend on "
+            "them. Compute them from `params` by torch alone: no .detach(), .data, .item() or numpy."
         )
     return gradients
 
