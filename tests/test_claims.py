@@ -163,17 +163,17 @@ def test_the_power_is_that_of_an_experiment():
     said, verdicts = [], []
     for one, other in (0.1 * normal(80, 2, 12, 1)).exp():
         level = judged(ratio_table(Curves({"LSTM": one, "Adam": other}, {}, 0)))
-        said.append(float(level.criterion.split("factor of ")[1].split()[0]))
-        better = Curves({"LSTM": one / np.mean(said), "Adam": other}, {}, 0)
+        said.append(float(level.criterion.split("were ")[1].split(",")[0]))
+        better = Curves({"LSTM": one * np.mean(said), "Adam": other}, {}, 0)
         verdicts.append(judged(ratio_table(better)).verdict)
     assert verdicts.count("holds") / 80 == pytest.approx(0.8, abs=0.1)
 
 
 def test_a_claim_says_on_what_it_was_measured():
     found = judged(swept(0.8, 0.9).assign(protocol=ONE_RATE))
-    assert (found.problems, found.seed, found.data) == (50, 7, "")
-    assert "50 problems synthetic(dim=3, step=100), seed 7" in found.conditions
-    assert "on 4 other problems (fewer" in found.conditions
+    assert (found.tasks, found.seed, found.data) == (50, 7, "")
+    assert "50 tasks of synthetic(dim=3, step=100), seed 7" in found.conditions
+    assert "on 4 other tasks (fewer" in found.conditions
     assert "LSTM / Adam, scale 1: 0.9" in found.measured
     for average in (False, True):  # there is nothing left to average
         found = judged(swept(0.9).assign(protocol=AVERAGED), average=average)
@@ -185,8 +185,8 @@ def test_a_claim_says_on_what_it_was_measured():
     found = judged(
         ratio_table(Curves({name: torch.rand(3, 1) for name in ("LSTM", "Adam")}, {"name": "mine"}, 0), unit="seed")
     )
-    assert "with 3 seeds, a true ratio" in found.criterion
-    assert found.conditions == "3 seeds mine()"
+    assert "measurements with 3 seeds would show it" in found.criterion
+    assert found.conditions == "3 seeds of mine()"
 
 
 def test_a_claim_says_which_of_its_ratios_decides_and_how_it_was_tuned():

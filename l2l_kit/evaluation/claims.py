@@ -32,7 +32,7 @@ VERDICTS: dict[Verdict, str] = {
     "undecided": "the interval contains the margin, so the data support neither",
 }
 FEWEST_TO_TUNE_ON = 8
-"""How many problems the protocol asks baselines to be tuned on, at least."""
+"""How many tasks the protocol asks baselines to be tuned on, at least."""
 
 _MEASURES = ("protocol", "optimizer", "lr", "mean", "low", "high", "ratio", "ratio_low", "ratio_high")
 _RATES = {
@@ -53,11 +53,11 @@ class Claim:
         verdict: what the measurement says of it.
         measured: what was measured, with its uncertainty.
         criterion: when the claim holds, why the margin is there, and what difference the measurement could have shown.
-        conditions: what it was measured on: problems, data, training and tuning.
+        conditions: what it was measured on: tasks, data, training and tuning.
         effect, low, high: the ratio with its 95% interval; None where infinite.
         margin: what the ratio has to be below or above.
-        problems, seed: number of problems, or of other units, in each comparison, and their seed.
-        data: which data the problems are made of; empty if of none.
+        tasks, seed: number of tasks, or of other units, in each comparison, and their seed.
+        data: which data the tasks are made of; empty if of none.
     """
 
     group: Group
@@ -71,7 +71,7 @@ class Claim:
     low: float | None = None
     high: float | None = None
     margin: float | None = None
-    problems: int | None = None
+    tasks: int | None = None
     seed: int | None = None
     data: str = ""
 
@@ -107,7 +107,7 @@ def ratio_table(
     typical: bool = False,
     trained: str = "",
     tuning_tasks: int | None = None,
-    unit: str = "problem",
+    unit: str = "task",
 ) -> pd.DataFrame:
     """One optimizer's loss over those of others, as recorded sweeps have it and `claim` judges it.
 
@@ -118,8 +118,8 @@ def ratio_table(
         steps: the numbers of steps; None for the last.
         typical: the geometric mean of the ratios instead of the ratio of the means (see `paired_ratio`).
         trained: how the learned one was trained (see `training_of`).
-        tuning_tasks: how many problems the others were tuned on; None where nothing was tuned.
-        unit: what a row of the curves is of, such as "seed" where each is the mean over one seed's problems.
+        tuning_tasks: how many tasks the others were tuned on; None where nothing was tuned.
+        unit: what a row of the curves is of, such as "seed" where each is the mean over one seed's tasks.
 
     Raises:
         UnknownNameError: if one of the optimizers is not in the curves.
@@ -188,9 +188,10 @@ def claim(
         labels = [f"{name}, averaged over {' and '.join(varied)}" for name in logs.index]
 
     highest = (side == "below") == every
-    problems, learned = about.get("num_tasks"), next(iter(about.get("learned", ["learned"])))
-    interval, decisive, resolution = _extreme(logs.to_numpy(), highest, problems)
+    tasks, learned = about.get("num_tasks"), next(iter(about.get("learned", ["learned"])))
+    interval, decisive, factor = _extreme(logs.to_numpy(), highest, tasks)
     value, low, high = interval.tolist()
+    seen = margin / factor if side == "below" else margin * factor
     holds, refuted = (high < margin, low > margin) if side == "below" else (low > margin, high < margin)
     among = f", the {'highest' if highest else 'lowest'} of {len(logs)} ratios" if len(logs) > 1 else ""
     which = ("every ratio" if every else "some ratio") if among else "the ratio"
@@ -201,20 +202,20 @@ def claim(
         text,
         "holds" if holds else "refuted" if refuted else "undecided",
         f"{learned} / {labels[decisive]}: {value:#.3g} (95% CI {low:#.3g} to {high:#.3g}){among}",
-        f"Holds if {which} is {side} {margin:.4g} ({because}); with {problems} {_unit(about)}s, a true ratio that is "
-        f"{side} it by a factor of {1 + resolution / 100:.3f} would be seen to be so in four cases of five",
+        f"Holds if {which} is {side} {margin:.4g} ({because}). If the true ratio were {seen:.3g}, four of five "
+        f"measurements with {tasks} {_unit(about)}s would show it",
         _conditions(table, learned),
         effect,
         lower,
         upper,
         margin,
-        problems,
+        tasks,
         about.get("seed"),
         about.get("data", ""),
     )
 
 
-def _extreme(logs: npt.NDArray[Any], highest: bool, problems: int | None) -> tuple[npt.NDArray[Any], int, float]:
+def _extreme(logs: npt.NDArray[Any], highest: bool, tasks: int | None) -> tuple[npt.NDArray[Any], int, float]:
     """The highest or lowest of several ratios.
 
     The highest lies below a margin if all do. So the upper end of its interval is the highest of their upper ends, each
@@ -225,29 +226,30 @@ def _extreme(logs: npt.NDArray[Any], highest: bool, problems: int | None) -> tup
     Args:
         logs: logarithms of ratios and their 95% intervals, shape ``(ratios, 3)``.
         highest: which of the two.
-        problems: number of problems behind each; None where unknown.
+        tasks: number of tasks behind each; None where unknown.
 
     Returns:
-        The ratio with its 95% interval, which one it is, and which difference, in percent, has a power of 80%.
+        The ratio with its 95% interval; which one it is; and the factor by which a true ratio has to differ from the
+        margin for a power of 80%.
     """
     value, low, high = logs.T if highest else -logs.T[[0, 2, 1]]
-    student = stats.t(problems - 1 if problems else math.inf)
+    student = stats.t(tasks - 1 if tasks else math.inf)
     decisive = int(value.argmax())
     with np.errstate(invalid="ignore"):  # of infinite ratios
         lower = value - student.isf(0.025 / len(value)) / student.isf(0.025) * (value - low)
         error = (high - low)[decisive] / 2 / student.isf(0.025)
     interval = np.array([value.max(), np.where(np.isnan(lower), low, lower).max(), high.max()])
     interval = interval if highest else -interval[[0, 2, 1]]
-    return np.exp(interval), decisive, 100 * float(np.expm1(error * (student.isf(0.025) + student.isf(0.2))))
+    return np.exp(interval), decisive, float(np.exp(error * (student.isf(0.025) + student.isf(0.2))))
 
 
 def _unit(about: Mapping[Hashable, Any]) -> str:
-    """What the comparisons of a table, given by its attributes, are paired by: "problem", or a word of its own."""
-    return str(about.get("unit", "problem"))
+    """What the comparisons of a table, given by its attributes, are paired by: "task", or a word of its own."""
+    return str(about.get("unit", "task"))
 
 
 def _conditions(table: pd.DataFrame, learned: str) -> str:
-    """What was measured on, in words: problems, data, training and tuning."""
+    """What was measured on, in words: tasks, data, training and tuning."""
     about = table.attrs
     config = about.get("problem", {})
     same = {name: table[name].iloc[0] for name in table if name not in _MEASURES and len(set(table[name])) == 1}
@@ -256,10 +258,10 @@ def _conditions(table: pd.DataFrame, learned: str) -> str:
     protocol = table["protocol"].iloc[0] if "protocol" in table else ""
     few = f" (fewer than the {FEWEST_TO_TUNE_ON} of the protocol)" if tuned and tuned < FEWEST_TO_TUNE_ON else ""
     parts = [
-        f"{about.get('num_tasks')} {_unit(about)}s {config.get('name')}({fields})"
+        f"{about.get('num_tasks')} {_unit(about)}s of {config.get('name')}({fields})"
         + ("" if _unit(about) == "seed" else f", seed {about.get('seed')}"),
         f"data: {about['data']}" if about.get("data") else "",
         f"{learned} trained for {trained}" if trained else "",
-        f"baselines {_RATES[protocol]} on {tuned} other problems{few}" if tuned else "",
+        f"baselines {_RATES[protocol]} on {tuned} other tasks{few}" if tuned else "",
     ]
     return "; ".join(filter(None, parts))
