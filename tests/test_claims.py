@@ -169,6 +169,12 @@ def test_the_power_is_that_of_an_experiment():
     assert verdicts.count("holds") / 80 == pytest.approx(0.8, abs=0.1)
 
 
+def test_what_is_no_group_or_side_is_refused():
+    for wrong in ({"group": "mine"}, {"side": "Below"}, {"side": "under"}):
+        with pytest.raises(UnknownNameError):
+            claim(**{"table": swept(0.8), "group": "ours", "source": "", "text": "", "because": ""} | wrong)
+
+
 def test_a_claim_says_on_what_it_was_measured():
     found = judged(swept(0.8, 0.9).assign(protocol=ONE_RATE))
     assert (found.tasks, found.seed, found.data) == (50, 7, "")
@@ -180,7 +186,7 @@ def test_a_claim_says_on_what_it_was_measured():
         assert "LSTM / Adam, averaged over the steps: 0.9" in found.measured
     card = {"trained": {"episodes": 5000}, "training": {"horizon": 100}, "start": "mine"}
     found = judged(ratio_table(made(0.8), trained=training_of(card), tuning_tasks=8))
-    assert "LSTM trained for 5,000 episodes of 100 steps, starting from mine; baselines" in found.conditions
+    assert "training of LSTM: 5,000 episodes of 100 steps, starting from mine; baselines" in found.conditions
     assert training_of({}) == "an unknown time"
     found = judged(
         ratio_table(Curves({name: torch.rand(3, 1) for name in ("LSTM", "Adam")}, {"name": "mine"}, 0), unit="seed")

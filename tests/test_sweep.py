@@ -16,11 +16,13 @@ from l2l_kit.evaluation import (
     EACH_STEP,
     ONE_RATE,
     Curves,
+    claim,
     compare,
     lbfgs,
     machine,
     metrics_on_test_set,
     paired_ratio,
+    ratios_of,
     read_result,
     swept_baselines,
     training_of,
@@ -54,12 +56,14 @@ def sweep(tmp_path_factory):
     zoo.save(LSTMRule(hidden_size=3), folder / "one")
     zoo.save(LSTMRule(hidden_size=3, preprocessing="log-sign", output_scale=0.1), folder / "two")
     learned = {"LSTM": str(folder / "one"), "log-sign": str(folder / "two")}
-    return Sweep("mine", {"name": "quadratics"}, {"dim": [3]}, learned, STEPS, 7, BASELINES, 5, seed=4)
+    return Sweep(
+        "mine", {"name": "quadratics"}, {"dim": [3]}, learned, STEPS, 7, BASELINES, 5, ratios_of=["log-sign"], seed=4
+    )
 
 
 @pytest.fixture(scope="module")
 def quick(sweep):
-    return replace(sweep, steps=[1], baselines={"SGD": SGD})
+    return replace(sweep, steps=[1], baselines={"SGD": SGD}, ratios_of=[])
 
 
 def run(folder, sweep, **arguments):
@@ -108,15 +112,27 @@ class TestTable:
     @pytest.mark.parametrize("step", STEPS)
     @pytest.mark.parametrize("protocol", [ONE_RATE, EACH_STEP])
     def test_it_holds_what_compare_gives_for_that_number_of_steps(self, table, sweep, protocol, step):
-        """A comparison of that length alone, all optimizers together; the ratio is paired, of the first over each."""
+        """A comparison of that length alone, all optimizers together; ratios are paired, of a learned one over each."""
         rules = chosen(table, sweep, protocol, step)
         curves = compare(rules, Quadratics(3), steps=step, num_tasks=7, seed=4, device="cpu")
         last = Curves({name: losses[:, -1:] for name, losses in curves.losses.items()}, {}, 4)
-        for row in under(table[table["step"] == step], protocol).itertuples():
-            interval = [part.item() for part in last.interval(row.optimizer)]
-            ratio = [part.item() for part in last.interval("LSTM", over=row.optimizer)]
-            assert [row.mean, row.low, row.high] == pytest.approx(interval, rel=1e-5)
-            assert [row.ratio, row.ratio_low, row.ratio_high] == pytest.approx(ratio, rel=1e-5)
+        for learned in (None, "LSTM", "log-sign"):
+            rows = under(ratios_of(table[table["step"] == step], learned), protocol)
+            assert next(iter(rows.attrs["learned"])) == (learned or "LSTM")
+            for row in rows.itertuples():
+                interval = [part.item() for part in last.interval(row.optimizer)]
+                ratio = [part.item() for part in last.interval(learned or "LSTM", over=row.optimizer)]
+                assert [row.mean, row.low, row.high] == pytest.approx(interval, rel=1e-5)
+                assert [row.ratio, row.ratio_low, row.ratio_high] == pytest.approx(ratio, rel=1e-5)
+
+    def test_a_claim_may_be_about_any_optimizer_with_ratios(self, table):
+        rows = under(table[table["step"] == STEPS[-1]], ONE_RATE)
+        for learned, other in (("LSTM", "log-sign"), ("log-sign", "LSTM")):
+            found = claim(rows, "ours", "here", "it is so", because="so", learned=learned, against=[other])
+            assert found.measured.startswith(f"{learned} / {other}: ")
+            assert found.conditions.endswith(f"training of {learned}: an unknown time")
+        with pytest.raises(UnknownNameError, match="optimizer with ratios in this table"):
+            claim(rows, "ours", "here", "it is so", because="so", learned="Adam")
 
     def test_it_says_how_the_optimizers_were_trained(self, table, sweep):
         assert table.attrs["trained"] == {label: training_of(zoo.card(name)) for label, name in sweep.learned.items()}

@@ -25,6 +25,8 @@ EACH_STEP = "rate for each step"
 
 AVERAGED = "one rate, averaged over the steps"
 """The paper's protocol, with a single ratio for the whole run: the geometric mean of those at the steps."""
+RATIO = ["ratio", "ratio_low", "ratio_high"]
+"""Columns of one optimizer's ratio to others, with its 95% interval."""
 
 
 def machine(device: torch.device | None = None) -> dict[str, Any]:
@@ -128,6 +130,24 @@ def under(table: pd.DataFrame, protocol: str | None = None) -> pd.DataFrame:
     if protocol is None and len(known) > 1:
         raise ValueError(f"the table has several protocols: choose one of {known} with under(table, protocol).")
     return table if protocol is None else table[table["protocol"] == protocol]
+
+
+def ratios_of(table: pd.DataFrame, learned: str | None = None) -> pd.DataFrame:
+    """A table with the ratios of one of its learned optimizers, None for the first, and of no other.
+
+    Raises:
+        UnknownNameError: if its ratios are not in the table.
+    """
+    labels = list(table.attrs.get("learned", []))
+    others = [label for label in labels[1:] if f"{RATIO[0]} of {label}" in table]
+    chosen = {label: [f"{name} of {label}" for name in RATIO] for label in others}
+    if learned is not None:
+        check_names("optimizer with ratios in this table", [learned], [*labels[:1], *others])
+    found = table
+    if learned in chosen:
+        found = table.assign(**{name: table[column] for name, column in zip(RATIO, chosen[learned], strict=True)})
+        found.attrs = {**table.attrs, "learned": sorted(labels, key=lambda label: label != learned)}
+    return found.drop(columns=[column for columns in chosen.values() for column in columns])
 
 
 def swept_baselines(table: pd.DataFrame, step: int, **setting: Any) -> dict[str, Baseline]:

@@ -14,7 +14,17 @@ from torch import Tensor
 
 from l2l_kit import problems, zoo
 from l2l_kit.errors import Count, check_fields, check_names, check_number
-from l2l_kit.evaluation import AVERAGED, EACH_STEP, LBFGS, ONE_RATE, Curves, paired_ratio, training_of, write_result
+from l2l_kit.evaluation import (
+    AVERAGED,
+    EACH_STEP,
+    LBFGS,
+    ONE_RATE,
+    RATIO,
+    Curves,
+    paired_ratio,
+    training_of,
+    write_result,
+)
 from l2l_kit.extras import pd
 from l2l_kit.making.plans import combinations, read_plan
 from l2l_kit.making.recipes import find_recipe
@@ -42,6 +52,7 @@ class Sweep:
         problem: configuration that all settings share.
         grid: lists of values of the fields that vary; every combination is a setting.
         learned: pretrained optimizers by the label that figures show; ratios are those of the first.
+        ratios_of: others of them whose ratios are recorded as well (see `ratios_of`).
         steps: numbers of updates after which the losses are noted, in ascending order.
         num_tasks: fresh optimizees per setting.
         baselines: by label, the arguments of `Baseline`, with a list of `learning_rates` to begin with instead of one.
@@ -63,6 +74,7 @@ class Sweep:
     baselines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tuning_tasks: Count | None = None
     tuned_on: Mapping[str, Any] = field(default_factory=dict)
+    ratios_of: list[str] = field(default_factory=list)
     teacher: str | None = None
     lbfgs: bool = False
     on_test_set: bool = False
@@ -80,6 +92,7 @@ class Sweep:
             check_number("sweep", "steps", step)
         if not self.steps or self.steps != sorted(set(self.steps)):
             raise ValueError(f"steps must be some, and ascend, got {self.steps!r}")
+        check_names("learned optimizer of ratios_of", self.ratios_of, self.learned)
         for label, name in self.learned.items():
             if not isinstance(name, str):
                 raise ValueError(f"learned: {label} must be the name of an optimizer, got {name!r}")
@@ -231,8 +244,8 @@ def _tabulate(sweep: Sweep, setting: Mapping[str, Any], protocol: str, tests: Ma
 
     A row for each number of steps and optimizer has the setting's fields, `protocol`, `step`, `optimizer`, `lr` (of
     baselines only), the mean loss with its 95% interval `low` to `high`, and `ratio` with `ratio_low` to `ratio_high`:
-    the first learned optimizer's mean over this one's, paired. Averaged, the last step stands for all, and the loss is
-    the mean of theirs.
+    the first learned optimizer's mean over this one's, paired; the same for each of `ratios_of`. Averaged, the last
+    step stands for all, and the loss is the mean of theirs.
     """
     if protocol != EACH_STEP:
         tests = {label: runs[-1:] * len(runs) for label, runs in tests.items()}
@@ -250,7 +263,9 @@ def _tabulate(sweep: Sweep, setting: Mapping[str, Any], protocol: str, tests: Ma
         frame = pd.DataFrame({**fields, "protocol": protocol, "step": steps, "optimizer": label})
         frame["lr"] = pd.Series([getattr(run.optimizer, "lr", None) for run in runs[: len(steps)]], dtype=float)
         frame[["mean", "low", "high"]] = torch.stack(curves.interval(label), dim=1).numpy()
-        ratio = paired_ratio(losses[sweep.labels[0]], losses[label], average=average)
-        frame[["ratio", "ratio_low", "ratio_high"]] = torch.stack(ratio, dim=1).numpy()
+        for learned in (sweep.labels[0], *sweep.ratios_of):
+            ratio = paired_ratio(losses[learned], losses[label], average=average)
+            columns = RATIO if learned == sweep.labels[0] else [f"{name} of {learned}" for name in RATIO]
+            frame[columns] = torch.stack(ratio, dim=1).numpy()
         frames.append(frame)
     return pd.concat(frames).sort_values("step", kind="stable")
