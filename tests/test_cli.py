@@ -116,7 +116,10 @@ def test_compare_asks_for_the_tuning_of_the_problem_and_tells_all_optimizers_apa
     assert "Adam, tuned for 1 steps" in l2l("compare", "adam", "--problem", bowl, "--tasks", 2, "--steps", 2).output
     l2l("tune", "quadratics", "-p", "dim=3", "--steps", 1, "--tasks", 2, "--rates", 1, "--data", tmp_path)
     assert "its rate was tuned for dim 3" in l2l("compare", "adam", *SMALL, code=2).stderr
-    assert "other problem" in l2l("tune", "quadratics", *SMALL, "--rates", 1, "--data", tmp_path, code=2).stderr
+    assert (
+        "other settings: problem {'dim': 3}, not {'dim': 2}"
+        in l2l("tune", "quadratics", *SMALL, "--rates", 1, "--data", tmp_path, code=2).stderr
+    )
     for name in ("mine-0.5", "mine-0.7", "other/mine-0.5"):
         zoo.save(zoo.load("quadratics"), tmp_path / f"{name}.safetensors")
     paths = [tmp_path / f"mine-0.{digit}.safetensors" for digit in (5, 7)]

@@ -143,6 +143,7 @@ def test_a_recipe_with_imitation_is_followed_and_its_imitation_made_once(tmp_pat
         changed.setattr(train, "imitate", None)  # a second imitation would fail
         train.train_recipe(recipe, tmp_path)
     further = replace(recipe, imitation=replace(recipe.imitation, passes=recipe.imitation.passes + 1))
+    made.unlink()
     other = train.train_recipe(further, tmp_path)
     assert zoo.card(other)["imitation"]["passes"] == further.imitation.passes
     assert zoo.load(other).fingerprint() != fingerprint, "it was taught again, and not taken from the checkpoint"

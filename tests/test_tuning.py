@@ -1,5 +1,6 @@
 """Learning rates of the baselines: the best one is found, on draws of its own, and kept."""
 
+import json
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -102,8 +103,13 @@ class TestRecorded:
             expected = tuned(tuning.name, **{name: value for name, value in one.items() if name != "rates"})
             pd.testing.assert_frame_equal(tuning.table, expected.table, check_exact=True)
         content = path.read_bytes()
-        with pytest.raises(ValueError, match=r"rates for other steps: .20, 3., not .20.. Choose another folder"):
-            record_tuning(Bowls(), tmp_path, **{**arguments, "steps": [20]})
+        for name, other in {"steps": [20], "num_tasks": 4, "rates": 2, "seed": 3}.items():
+            with pytest.raises(ValueError, match=f"other settings: {name} .*, not .*{other}.*. Choose another folder"):
+                record_tuning(Bowls(), tmp_path, **{**arguments, name: other})
+        note = json.loads(path.with_suffix(".json").read_text())
+        path.with_suffix(".json").write_text(json.dumps({name: note[name] for name in note if name != "rates"}))
+        with pytest.raises(ValueError, match="other settings: rates 1, not 2"):  # older files do not say
+            record_tuning(Bowls(), tmp_path, **{**arguments, "rates": 2})
         assert path.read_bytes() == content
         path.unlink()
         monkeypatch.setattr(runs, "losses_at", None)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from l2l_kit.evaluation import machine
 from l2l_kit.extras import needs
-from l2l_kit.storage import read_tensors, write_tensors
+from l2l_kit.storage import in_json, read_tensors, write_tensors
 from l2l_kit.tensors import Device, Tensors, pick_device
 
 Result = TypeVar("Result")
@@ -69,6 +69,21 @@ def digest(about: Mapping[str, Any], weights: Iterable[Tensor] = ()) -> str:
     for tensor in weights:
         found.update(tensor.cpu().numpy().tobytes())
     return found.hexdigest()[:16]
+
+
+def check_same(path: Path, recorded: Mapping[Any, Any], asked: Mapping[str, Any], remedy: str) -> None:
+    """Refuse to replace a file that was made with other settings than those asked for; what is not recorded may be any.
+
+    Raises:
+        ValueError: naming the first setting that differs, or those fields of it that do, and how to go on.
+    """
+    for name, now in in_json(asked).items():
+        was = recorded.get(name, now)
+        if isinstance(was, dict) and isinstance(now, dict):
+            differing = [field for field in was | now if was.get(field) != now.get(field)]
+            was, now = ({field: each.get(field) for field in differing} for each in (was, now))
+        if was != now:
+            raise ValueError(f"{path} was made with other settings: {name} {was}, not {now}. {remedy}")
 
 
 @contextmanager
