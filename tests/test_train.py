@@ -89,6 +89,29 @@ def test_what_comes_with_the_kit_was_made_by_its_recipe_and_a_damaged_file_is_ma
     assert weights(follow(tmp_path)) == whole
 
 
+def test_what_it_starts_from_is_asked_for_if_nothing_makes_it(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"starts from 'good': .*good.safetensors.* Make it first, with the same --data"
+    ):
+        follow(tmp_path, replace(RECIPE, start="good"))
+
+
+def test_a_storage_without_a_search_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"'tiny' has no .search. section, whose trials --storage is for"):
+        train.train_recipe(RECIPE, tmp_path, storage="trials.db")
+
+
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "search.db"])
+def test_unfinished_work_that_is_damaged_says_how_to_begin_again(tmp_path, name):
+    follow(tmp_path, SEARCHED)
+    file = tmp_path / "cache" / "runs" / "tiny" / name
+    file.write_bytes(b"junk" * 1000)
+    with pytest.raises(ValueError, match=rf"{name}: .*[dD]elete (it|the file)"):
+        follow(tmp_path, SEARCHED)
+    file.unlink()
+    follow(tmp_path, SEARCHED)
+
+
 def test_what_was_interrupted_goes_on_with_the_same_bits(tmp_path, monkeypatch):
     """Two trials of one epoch are episodes 0 to 3, the training is 4 to 7, with a checkpoint after each epoch."""
     calls, original = itertools.count(), MetaTrainer._episode

@@ -12,12 +12,12 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from l2l_kit import zoo
-from l2l_kit.errors import WeightsFileError
+from l2l_kit.errors import UnknownNameError, WeightsFileError
 from l2l_kit.evaluation import machine, read_result, write_result
 from l2l_kit.extras import pd
 from l2l_kit.making.imitation import Imitation, imitate
 from l2l_kit.making.recipes import Recipe, find_recipe
-from l2l_kit.making.work import check_same, digest, file_lock, kept, parallel_map
+from l2l_kit.making.work import check_same, digest, file_lock, kept, parallel_map, to_begin_again
 from l2l_kit.optimizers import UpdateRule
 from l2l_kit.paths import HOME
 from l2l_kit.processes import barrier, rank_and_world_size
@@ -66,8 +66,13 @@ def train_recipe(
         Path of the saved optimizer.
 
     Raises:
-        ValueError: if another recipe made what is there by its name; or, on several processes, if it has a search.
+        ValueError: if another recipe made what is there by its name; for a storage without a search; or, on several
+            processes, for a search.
     """
+    if storage is not None and recipe.search is None:
+        raise ValueError(
+            f"recipe {recipe.name!r} has no [search] section, whose trials --storage is for. Leave it out."
+        )
     _check_place(recipe, data)
     rank, processes = rank_and_world_size()
     if recipe.search is not None and processes > 1:
@@ -89,15 +94,16 @@ def train_recipe(
         checkpoint = runs / f"checkpoint{mark}.safetensors"
         if begun.imitation is not None and not checkpoint.exists():  # a checkpoint holds what came of the imitation
             _imitate(begun, begun.imitation, optimizer, runs, device)
-        history = meta_train(
-            optimizer,
-            problem,
-            begun.training,
-            checkpoint=checkpoint,
-            log_dir=log_dir and log_dir / recipe.name,
-            device=device,
-            progress=_alone(),
-        )
+        with to_begin_again():
+            history = meta_train(
+                optimizer,
+                problem,
+                begun.training,
+                checkpoint=checkpoint,
+                log_dir=log_dir and log_dir / recipe.name,
+                device=device,
+                progress=_alone(),
+            )
         if history.stopped != "finished":
             raise KeyboardInterrupt(
                 f"{recipe.name}: interrupted. Give the same command again to continue: {runs} has what is done."
@@ -178,5 +184,12 @@ def _with_start(recipe: Recipe, data: Path, device: Device) -> Recipe:
         return recipe
     start = _made(recipe.start, data)
     if not start.is_file():
-        train_recipe(find_recipe(recipe.start), data, device)
+        try:
+            first = find_recipe(recipe.start)
+        except UnknownNameError as error:
+            raise ValueError(
+                f"recipe {recipe.name!r} starts from {recipe.start!r}: there is no {start}, and no recipe of the kit "
+                "makes it. Make it first, with the same --data."
+            ) from error
+        train_recipe(first, data, device)
     return replace(recipe, initial=zoo.load(start).state_dict())

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from l2l_kit.errors import WeightsFileError
 from l2l_kit.evaluation import machine
 from l2l_kit.extras import needs
 from l2l_kit.storage import in_json, read_tensors, write_tensors
@@ -59,8 +60,18 @@ def kept(
         with file_lock(path.with_name(f".{path.name}.lock")):
             if not path.exists():
                 write_tensors(path, make(), {**about, "machine": machine(pick_device(device))}, VERSION)
-    tensors, description = read_tensors(path, VERSION)
+    with to_begin_again():
+        tensors, description = read_tensors(path, VERSION)
     return tensors, description.get("machine", {})
+
+
+@contextmanager
+def to_begin_again() -> Iterator[None]:
+    """Say what to do about a file of unfinished work that cannot be used."""
+    try:
+        yield
+    except WeightsFileError as error:
+        raise WeightsFileError(f"{error} To begin again, delete the file and give the same command.") from error
 
 
 def digest(about: Mapping[str, Any], weights: Iterable[Tensor] = ()) -> str:
