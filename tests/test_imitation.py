@@ -158,5 +158,5 @@ def test_a_wrong_teacher_is_named(tmp_path):
 
 def test_a_teacher_without_a_kind_of_parameter_is_named():
     teacher = GroupedBaselines({"thetas": baseline("adam", 0.1)})
-    with pytest.raises(UnknownNameError, match="kind of parameter in the teacher 'theta'. Did you mean 'thetas'"):
+    with pytest.raises(UnknownNameError, match=r"kind of parameter in the teacher 'theta'. Did you mean 'thetas'"):
         next(imitate(LSTMRule(4), teacher, Quadratics(), BRIEF, device="cpu"))

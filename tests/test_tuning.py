@@ -125,8 +125,12 @@ class TestRecorded:
         assert tuned_baselines("bowls", step=1) != tuned_baselines("bowls")
 
     def test_what_is_not_there_is_named(self):
-        with pytest.raises(FileNotFoundError, match="no recorded result 'nothing/tuning'"):
+        with pytest.raises(
+            FileNotFoundError, match=r"'nothing/tuning' .* There is: mnist/tuning, quadratics/tuning.*l2l tune"
+        ):
             tuned_baselines("nothing")
+        with pytest.raises(TypeError, match=r"expected the name of a problem, .* got Bowls"):
+            tuned_baselines(Bowls())
         with pytest.raises(UnknownNameError, match="Did you mean 'mean'"):
             tuned_baselines("quadratics", "maen")
         with pytest.raises(UnknownNameError, match="Did you mean 'mean'"):
