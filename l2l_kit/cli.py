@@ -259,10 +259,8 @@ def _optimizer(text: str, problem: str, tasks: Problem, steps: int) -> tuple[str
     try:
         recorded = read_result(f"{tasks.name}/tuning")
     except FileNotFoundError as error:
-        raise ValueError(
-            f"{text}: no rate is recorded for {tasks.name}. Give one, such as {name}=0.1, or find it by "
-            f"`l2l tune {problem}`."
-        ) from error
+        give = f"Give one, such as {name}=0.1, or find it by `l2l tune {problem}`."
+        raise ValueError(f"{text}: no rate is recorded for {tasks.name}. {give}") from error
     then, now = ({**config, "source": ""} for config in (recorded.attrs.get("problem", {}), in_json(tasks.config())))
     if other := [f"{field} {then[field]!r}" for field in then if then[field] != now.get(field)]:
         raise ValueError(f"{text}: its rate was tuned for {', '.join(other)}. Give a rate, such as {name}=0.1.")

@@ -94,7 +94,7 @@ def write_result(name: str, table: pd.DataFrame, about: dict[str, Any], director
     return path
 
 
-_COLUMNS = {"tuning": ("lr", "step", "mean", "median", "baseline"), "sweeps": ("step", "optimizer", "mean")}
+_COLUMNS = {"tuning": ("lr", "step", "mean", "median", "baseline"), "sweeps": ("step", "optimizer")}
 """What recorded tables of a kind, the one part of their names, have in each row."""
 
 

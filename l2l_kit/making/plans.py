@@ -43,12 +43,7 @@ def read_plan(kind: str, name_or_path: str | Path, folder: Path, make: Callable[
 
 
 def make_from(kind: str, make: Callable[..., Made], content: Mapping[str, Any]) -> Made:
-    """What `make` makes of a table whose names are those of its parameters.
-
-    Raises:
-        UnknownNameError: for a name that is none of them.
-        ValueError: if one is missing.
-    """
+    """What `make` makes of a table; a ValueError for a name that is none of its parameters, or one that is missing."""
     parameters = inspect.signature(make).parameters
     check_names(f"{kind} setting", content, parameters)
     for name, parameter in parameters.items():

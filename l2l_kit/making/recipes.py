@@ -105,9 +105,7 @@ class Recipe:
         for kind, arguments in self.teacher.items():
             if not isinstance(arguments, Mapping):
                 raise ValueError(f"teacher: {kind} must be a table with a baseline's name and lr, got {arguments!r}")
-        return GroupedBaselines(
-            {kind: make_from(f"teacher.{kind}", baseline, arguments) for kind, arguments in self.teacher.items()}
-        )
+        return GroupedBaselines({kind: make_from(f"teacher.{kind}", baseline, it) for kind, it in self.teacher.items()})
 
     def with_draw(self, drawn: Mapping[str, float]) -> Recipe:
         """This recipe with values for what its search leaves open: `meta_lr`, and settings of the optimizer."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
-from itertools import product
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
@@ -70,9 +69,7 @@ def train_recipe(
             processes, for a search.
     """
     if storage is not None and recipe.search is None:
-        raise ValueError(
-            f"recipe {recipe.name!r} has no [search] section, whose trials --storage is for. Leave it out."
-        )
+        raise ValueError(f"recipe {recipe.name!r} has no [search] section, which --storage is for. Leave it out.")
     _check_place(recipe, data)
     rank, processes = rank_and_world_size()
     if recipe.search is not None and processes > 1:
@@ -155,7 +152,6 @@ def _origin(recipe: Recipe) -> dict[str, Any]:
 
 def _check_place(recipe: Recipe, data: Path) -> None:
     """Refuse to replace what another recipe of the same name made; what is damaged is made again."""
-    ranges = recipe.search.ranges if recipe.search else {}
     asked = {"problem": recipe.make_problem().config(), "optimizer": recipe.make_optimizer().config()}
     asked |= {"training": asdict(recipe.training), **_origin(recipe)}
     path, searched = _made(recipe.name, data), data / "results" / "search" / f"{recipe.name}.csv"
@@ -164,8 +160,9 @@ def _check_place(recipe: Recipe, data: Path) -> None:
         card = {**zoo.card(path), "optimizer": zoo.load(path).config()}
         card["training"] = {**asdict(MetaTraining()), **card.get("training", {})}  # those of older versions are shorter
         made: dict[str, Any] = {part: card.get(part) for part in asked}
-        for part, name in product(("optimizer", "training"), ranges):
-            made[part][name] = asked[part][name] = None
+        for name in recipe.search.ranges if recipe.search else ():
+            for table in (made["optimizer"], made["training"], asked["optimizer"], asked["training"]):
+                table[name] = None
         check_same(path, made, asked, remedy)
     if recipe.search and searched.is_file():
         recorded: dict[Any, Any] = read_result(f"search/{recipe.name}", data / "results").attrs
@@ -187,9 +184,7 @@ def _with_start(recipe: Recipe, data: Path, device: Device) -> Recipe:
         try:
             first = find_recipe(recipe.start)
         except UnknownNameError as error:
-            raise ValueError(
-                f"recipe {recipe.name!r} starts from {recipe.start!r}: there is no {start}, and no recipe of the kit "
-                "makes it. Make it first, with the same --data."
-            ) from error
+            wanted = f"recipe {recipe.name!r} starts from {start}, which no recipe of the kit makes"
+            raise ValueError(f"{wanted}. Make it first, with the same --data.") from error
         train_recipe(first, data, device)
     return replace(recipe, initial=zoo.load(start).state_dict())

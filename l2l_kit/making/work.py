@@ -83,11 +83,7 @@ def digest(about: Mapping[str, Any], weights: Iterable[Tensor] = ()) -> str:
 
 
 def check_same(path: Path, recorded: Mapping[Any, Any], asked: Mapping[str, Any], remedy: str) -> None:
-    """Refuse to replace a file that was made with other settings than those asked for; what is not recorded may be any.
-
-    Raises:
-        ValueError: naming the first setting that differs, or those fields of it that do, and how to go on.
-    """
+    """Refuse by a ValueError to replace a file that was made with other settings; what is not recorded may be any."""
     for name, now in in_json(asked).items():
         was = recorded.get(name, now)
         if isinstance(was, dict) and isinstance(now, dict):

@@ -21,11 +21,7 @@ _RULES: dict[str, type[UpdateRule]] = {rule.kind: rule for rule in (LSTMRule, Gr
 
 
 def make(config: Mapping[str, object]) -> UpdateRule:
-    """Build a rule with its initial weights from its `UpdateRule.config`.
-
-    Raises:
-        UnknownNameError: for another kind of rule, or a setting that it does not have.
-    """
+    """Build a rule with its initial weights from its `UpdateRule.config`; a ValueError for another kind or setting."""
     arguments = {"kind": LSTMRule.kind, **config}
     rule = look_up("kind of learned optimizer", arguments.pop("kind"), _RULES)
     tables: list[tuple[type[UpdateRule], Mapping[str, object]]] = [(rule, arguments)]

@@ -83,7 +83,7 @@ _KINDS: dict[str, type[Preprocessing]] = {kind.name: kind for kind in (Identity,
 
 
 def make_preprocessing(choice: str | Preprocessing | Mapping[str, object]) -> Preprocessing:
-    """A preprocessing from its name, its configuration or itself; an `UnknownNameError` for another name or setting."""
+    """A preprocessing from its name, its configuration or itself; a ValueError for another name or setting."""
     if isinstance(choice, Preprocessing):
         return choice
     fields = dict(choice) if isinstance(choice, Mapping) else {"name": choice}
