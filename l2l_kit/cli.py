@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 
 from l2l_kit import data as data_sets
 from l2l_kit import problems, zoo
+from l2l_kit.errors import UnknownNameError, WeightsFileError
 from l2l_kit.evaluation import compare as run_comparison
 from l2l_kit.evaluation import kept_episodes, read_result, summary, tally, tuned_baselines
 from l2l_kit.evaluation.curves import Statistic
@@ -224,7 +225,7 @@ def compare(
     tasks = _problem(problem, settings)
     chosen: dict[str, Optimizer[Any]] = {}
     for text in optimizers:
-        label, optimizer = _optimizer(text, tasks, steps)
+        label, optimizer = _optimizer(text, problem, tasks, steps)
         if label in chosen:
             raise ValueError(f"two of these optimizers would be called {label!r}. Rename a file, or leave one out.")
         chosen[label] = optimizer
@@ -238,18 +239,28 @@ def compare(
     _print_table(rows, f"f after {steps} steps, {num_tasks} optimizees")
 
 
-def _optimizer(text: str, tasks: Problem, steps: int) -> tuple[str, Optimizer[Any]]:
+def _optimizer(text: str, problem: str, tasks: Problem, steps: int) -> tuple[str, Optimizer[Any]]:
     """An optimizer as the command line names it: "adam", "adam=0.1", a pretrained one or a path."""
     name, given, lr = text.partition("=")
+    label = BASELINES.get(name.lower(), name)
     if name.lower() not in BASELINES:
-        return Path(text).name.removesuffix(".safetensors"), zoo.load(text)
-    label = BASELINES[name.lower()]
+        try:
+            return Path(text).name.removesuffix(".safetensors"), zoo.load(text)
+        except UnknownNameError:
+            if not given:
+                raise
     if given:
         try:
             return f"{label} {lr}", baseline(name, float(lr))
+        except UnknownNameError:
+            raise
         except ValueError as error:
             raise ValueError(f"{text}: needs a positive number, such as {name}=0.1.") from error
-    recorded = read_result(f"{tasks.name}/tuning")
+    try:
+        recorded = read_result(f"{tasks.name}/tuning")
+    except FileNotFoundError as error:
+        give = f"Give one, such as {name}=0.1, or find it by `l2l tune {problem}`."
+        raise ValueError(f"{text}: no rate is recorded for {tasks.name}. {give}") from error
     then, now = ({**config, "source": ""} for config in (recorded.attrs.get("problem", {}), in_json(tasks.config())))
     if other := [f"{field} {then[field]!r}" for field in then if then[field] != now.get(field)]:
         raise ValueError(f"{text}: its rate was tuned for {', '.join(other)}. Give a rate, such as {name}=0.1.")
@@ -353,8 +364,13 @@ def fetch(
 def list_zoo() -> None:
     """List the pretrained optimizers by what they were trained on; load("mnist") or compare takes their names."""
     by_problem: dict[str, list[tuple[int, dict[str, str | Text]]]] = {}
+    damaged: list[str] = []
     for name in zoo.names():
-        about = {"problem": {}, "training": {}, "trained": {}} | zoo.card(name)  # it may be saved without a history
+        try:
+            about = {"problem": {}, "training": {}, "trained": {}} | zoo.card(name)  # it may be saved without a history
+        except WeightsFileError as error:
+            damaged.append(str(error))
+            continue
         problem, training, trained, rule = (about[part] for part in ("problem", "training", "trained", "optimizer"))
         lstms, loss = rule.get("groups", {"": rule}).values(), trained.get("validation_loss")
         kind = problem.get("name", "unknown")
@@ -374,3 +390,7 @@ def list_zoo() -> None:
         by_problem.setdefault(kind, []).append((0 if first else 1 + failed, row))
     for problem_name, rows in by_problem.items():
         _print_table([row for _, row in sorted(rows, key=lambda each: each[0])], f"trained on {problem_name}")
+    if damaged:
+        raise WeightsFileError(" ".join(damaged))
+    if not by_problem:
+        console.print(f"none in {zoo.PRETRAINED}", soft_wrap=True)

@@ -116,7 +116,10 @@ def test_compare_asks_for_the_tuning_of_the_problem_and_tells_all_optimizers_apa
     assert "Adam, tuned for 1 steps" in l2l("compare", "adam", "--problem", bowl, "--tasks", 2, "--steps", 2).output
     l2l("tune", "quadratics", "-p", "dim=3", "--steps", 1, "--tasks", 2, "--rates", 1, "--data", tmp_path)
     assert "its rate was tuned for dim 3" in l2l("compare", "adam", *SMALL, code=2).stderr
-    assert "other problem" in l2l("tune", "quadratics", *SMALL, "--rates", 1, "--data", tmp_path, code=2).stderr
+    assert (
+        "other settings: problem {'dim': 3}, not {'dim': 2}"
+        in l2l("tune", "quadratics", *SMALL, "--rates", 1, "--data", tmp_path, code=2).stderr
+    )
     for name in ("mine-0.5", "mine-0.7", "other/mine-0.5"):
         zoo.save(zoo.load("quadratics"), tmp_path / f"{name}.safetensors")
     paths = [tmp_path / f"mine-0.{digit}.safetensors" for digit in (5, 7)]
@@ -124,6 +127,21 @@ def test_compare_asks_for_the_tuning_of_the_problem_and_tells_all_optimizers_apa
     assert " mine-0.5 " in output
     assert " mine-0.7 " in output
     assert "'mine-0.5'" in l2l("compare", *paths, tmp_path / "other" / paths[0].name, *SMALL, code=2).stderr
+
+
+def test_what_is_missing_of_a_problem_of_ones_own_is_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "own_dish.py"
+    file.write_text(OWN.replace("bowl", "dish"))
+    for optimizer, problem, message in (
+        (
+            "adam",
+            f"{file}:dish",
+            f"adam: no rate is recorded for dish. Give one, such as adam=0.1, or find it by `l2l tune {file}",
+        ),
+        ("adam=1", f"{file}:dishes", f"unknown problem registered in {file} 'dishes'. Did you mean 'dish'? Known: "),
+        ("adam=1", file, f"Add the name under which it is registered, {file}:name"),
+    ):
+        assert message in l2l("compare", optimizer, "--problem", problem, code=2).stderr
 
 
 def test_sweep_records_all_settings_in_their_order_and_again_runs_nothing(
@@ -174,6 +192,12 @@ def test_zoo_lists_the_pretrained_optimizers_whether_their_training_is_known_or_
     monkeypatch.setattr(zoo, "PRETRAINED", tmp_path)
     zoo.save(rule, tmp_path / "bare")
     assert "bare" in l2l("zoo").output
+    (tmp_path / "broken.safetensors").write_bytes(b"junk")
+    result = l2l("zoo", code=2)
+    assert "bare" in result.stdout
+    assert "broken.safetensors: not a whole safetensors file" in result.stderr
+    monkeypatch.setattr(zoo, "PRETRAINED", tmp_path / "empty")
+    assert f"none in {tmp_path / 'empty'}" in l2l("zoo").output
 
 
 @pytest.mark.parametrize(("error", "code"), [(None, 0), ("cell 3: no", 1)])
@@ -203,6 +227,7 @@ def test_reproduce_tells_each_lesson_and_where_the_report_is(
         (("compare", "adam", "-p", "dim"), "name=value"),
         (("compare", "adam=", *SMALL), "adam=: needs a positive number, such as adam=0.1"),
         (("compare", "adam=x", *SMALL), "adam=x: needs a positive number, such as adam=0.1"),
+        (("compare", "quadratics", "admaw=0.1", *SMALL), "unknown baseline 'admaw'. Did you mean 'adamw'?"),
         (("compare", "quadratics", "--problem", "{folder}/mine.v2.py:mine"), "Use letters, digits and underscores"),
         (("compare", "quadratics", "--problem", "{folder}/divides.py:mine"), "divides.py, line 2: ZeroDivisionError"),
         (("compare", "quadratics", "--problem", "{folder}/unfinished.py:mine"), "unfinished.py, line 3: SyntaxError"),

@@ -200,9 +200,21 @@ class TestTables:
         assert '"dim": 3' in path.with_suffix(".json").read_text()
 
     def test_a_result_that_is_not_there_lists_those_that_are(self, tmp_path):
-        write_result("quadratics/tuning", pd.DataFrame({"lr": [0.1]}), {}, tmp_path)
-        with pytest.raises(FileNotFoundError, match=r"no recorded result 'mnist/tuning'.*There is: quadratics.tuning"):
+        for name in ("quadratics/tuning", "training/mine"):
+            write_result(name, pd.DataFrame({"lr": [0.1]}), {}, tmp_path)
+        with pytest.raises(
+            FileNotFoundError, match=r"no recorded result 'mnist/tuning'.*There is: quadratics.tuning\.$"
+        ):
             read_result("mnist/tuning", tmp_path)
+        with pytest.raises(FileNotFoundError, match=r"There is: quadratics.tuning, training.mine\.$"):
+            read_result("mine", tmp_path)
+
+    @pytest.mark.parametrize("content", ["a,b\n1", "lr,step,mean,median,baseline\n0.1,5,1.5,1.5,sgd\n0.2,5,1."])
+    def test_a_table_without_its_columns_is_damaged(self, tmp_path, content):
+        path = write_result("quadratics/tuning", pd.DataFrame({"lr": [0.1]}), {}, tmp_path)
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"tuning.csv: .* damaged \(.*baseline missing\)"):
+            read_result("quadratics/tuning", tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from l2l_kit import zoo
+from l2l_kit.errors import UnknownNameError
 from l2l_kit.making import imitation, train
 from l2l_kit.making.imitation import FADING, Imitation, _fading, _met, _record, imitate
 from l2l_kit.making.recipes import read_recipes
@@ -143,6 +144,7 @@ def test_a_recipe_with_imitation_is_followed_and_its_imitation_made_once(tmp_pat
         changed.setattr(train, "imitate", None)  # a second imitation would fail
         train.train_recipe(recipe, tmp_path)
     further = replace(recipe, imitation=replace(recipe.imitation, passes=recipe.imitation.passes + 1))
+    made.unlink()
     other = train.train_recipe(further, tmp_path)
     assert zoo.card(other)["imitation"]["passes"] == further.imitation.passes
     assert zoo.load(other).fingerprint() != fingerprint, "it was taught again, and not taken from the checkpoint"
@@ -152,3 +154,9 @@ def test_a_wrong_teacher_is_named(tmp_path):
     (tmp_path / "mine.toml").write_text(RECIPE.replace("adam", "adan"))
     with pytest.raises(ValueError, match="adan"):
         read_recipes(tmp_path / "mine.toml")
+
+
+def test_a_teacher_without_a_kind_of_parameter_is_named():
+    teacher = GroupedBaselines({"thetas": baseline("adam", 0.1)})
+    with pytest.raises(UnknownNameError, match=r"kind of parameter in the teacher 'theta'. Did you mean 'thetas'"):
+        next(imitate(LSTMRule(4), teacher, Quadratics(), BRIEF, device="cpu"))

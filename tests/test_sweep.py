@@ -413,7 +413,7 @@ dim = [2, 3]
 SGD = { name = "sgd", learning_rates = [0.03, 0.1] }
 """
 MISTAKES = {
-    "unknown setting": ("num_tasks = 4", "num_tsks = 4", "num_tsks"),
+    "unknown setting": ("num_tasks = 4", "num_tsks = 4", "setting 'num_tsks'. Did you mean 'num_tasks'?"),
     "lost section": ("[learned]\nLSTM =", "[grid.LSTM]\nx =", "not a valid sweep"),
     "nothing learned": ('LSTM = "quadratics"', "", "learned and grid must not be empty"),
     "a label twice": ("SGD =", "LSTM =", "two optimizers have the same label"),
@@ -430,6 +430,9 @@ MISTAKES = {
     "unknown baseline": ('"sgd"', '"sdg"', "unknown baseline 'sdg'. Did you mean 'sgd'"),
     "no word on tuning": ("tuning_tasks = 3", "", "tuning_tasks is needed where there are baselines to tune"),
     "nothing to tune": (VALID[VALID.index("[baselines]") :], "[tuned_on]", "something to compare with"),
+    "a rate that is not tuned": ('"sgd",', '"sgd", lr = 0.1,', "a list of learning_rates and no lr"),
+    "unknown setting of a baseline": ('"sgd",', '"sgd", decy = 9,', "setting 'decy'. Did you mean 'decay'?"),
+    "no name of a baseline": ('name = "sgd",', "", "baseline 'SGD': 'name' is missing"),
     "no learning rates": ("[0.03, 0.1]", "[]", "learning_rates of SGD must ascend"),
     "lost learning rates": (", learning_rates = [0.03, 0.1]", "", "'learning_rates' is missing"),
     "learning rates too far apart": ("[0.03, 0.1]", "[0.03, 0.11]", "by a factor of √10 at most, got [0.03, 0.11]"),

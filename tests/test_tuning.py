@@ -1,5 +1,6 @@
 """Learning rates of the baselines: the best one is found, on draws of its own, and kept."""
 
+import json
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -102,8 +103,13 @@ class TestRecorded:
             expected = tuned(tuning.name, **{name: value for name, value in one.items() if name != "rates"})
             pd.testing.assert_frame_equal(tuning.table, expected.table, check_exact=True)
         content = path.read_bytes()
-        with pytest.raises(ValueError, match=r"rates for other steps: .20, 3., not .20.. Choose another folder"):
-            record_tuning(Bowls(), tmp_path, **{**arguments, "steps": [20]})
+        for name, other in {"steps": [20], "num_tasks": 4, "rates": 2, "seed": 3}.items():
+            with pytest.raises(ValueError, match=f"other settings: {name} .*, not .*{other}.*. Choose another folder"):
+                record_tuning(Bowls(), tmp_path, **{**arguments, name: other})
+        note = json.loads(path.with_suffix(".json").read_text())
+        path.with_suffix(".json").write_text(json.dumps({name: note[name] for name in note if name != "rates"}))
+        with pytest.raises(ValueError, match="other settings: rates 1, not 2"):  # older files do not say
+            record_tuning(Bowls(), tmp_path, **{**arguments, "rates": 2})
         assert path.read_bytes() == content
         path.unlink()
         monkeypatch.setattr(runs, "losses_at", None)
@@ -119,8 +125,12 @@ class TestRecorded:
         assert tuned_baselines("bowls", step=1) != tuned_baselines("bowls")
 
     def test_what_is_not_there_is_named(self):
-        with pytest.raises(FileNotFoundError, match="no recorded result 'nothing/tuning'"):
+        with pytest.raises(
+            FileNotFoundError, match=r"'nothing/tuning' .* There is: mnist/tuning, quadratics/tuning.*l2l tune"
+        ):
             tuned_baselines("nothing")
+        with pytest.raises(TypeError, match=r"expected the name of a problem, .* got Bowls"):
+            tuned_baselines(Bowls())
         with pytest.raises(UnknownNameError, match="Did you mean 'mean'"):
             tuned_baselines("quadratics", "maen")
         with pytest.raises(UnknownNameError, match="Did you mean 'mean'"):

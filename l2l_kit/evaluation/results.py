@@ -96,19 +96,27 @@ def write_result(name: str, table: pd.DataFrame, about: dict[str, Any], director
     return path
 
 
+_COLUMNS = {"tuning": ("lr", "step", "mean", "median", "baseline"), "sweeps": ("step", "optimizer")}
+"""What recorded tables of a kind, the one part of their names, have in each row."""
+
+
 def read_result(name: str, directory: Path = RESULTS) -> pd.DataFrame:
     """A recorded table; how it was made is in its `attrs`.
 
     Raises:
-        FileNotFoundError: if there is none of that name; the message lists those that there are.
-        ValueError: if its files are damaged.
+        FileNotFoundError: if there is none of that name; the message lists those of its kind, or all.
+        ValueError: if its files are damaged, or a tuning or a sweep lacks a column.
     """
     path = directory / f"{name}.csv"
+    kind = next((kind for kind in _COLUMNS if kind in path.relative_to(directory).with_suffix("").parts), "")
     if not path.is_file():
         known = sorted(str(other.relative_to(directory).with_suffix("")) for other in directory.rglob("*.csv"))
-        raise FileNotFoundError(f"no recorded result {name!r} in {directory}. There is: {', '.join(known) or 'none'}.")
+        listed = ", ".join([other for other in known if kind in other] or known) or "none"
+        raise FileNotFoundError(f"no recorded result {name!r} in {directory}. There is: {listed}.")
     try:
         table = pd.read_csv(path)
+        if lost := [column for column in _COLUMNS.get(kind, ()) if column not in table or table[column].hasnans]:
+            raise ValueError(f"{', '.join(lost)} missing")
         table.attrs = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except ImportError:  # pandas is missing
         raise

@@ -134,8 +134,14 @@ def tuned_baselines(problem: str, statistic: Statistic = "mean", step: int | Non
     Raises:
         FileNotFoundError: if no tuning of that problem is recorded; `l2l tune` makes it.
         UnknownNameError: for an unknown statistic, or if nothing was recorded at that step.
+        TypeError: for a problem instead of its name.
     """
-    table = read_result(f"{problem}/tuning")
+    if not isinstance(problem, str):
+        raise TypeError(f"tuned_baselines: expected the name of a problem, such as 'quadratics', got {problem!r}.")
+    try:
+        table = read_result(f"{problem}/tuning")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f'{error} Make it by `l2l tune`, or choose a rate: baseline("adam", 0.1).') from error
     return {
         label: Tuning(name, table[table["baseline"] == name]).best(statistic, step) for name, label in BASELINES.items()
     }

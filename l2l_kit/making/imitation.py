@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from l2l_kit.errors import Count, Positive, check_fields
-from l2l_kit.optimizers import LSTMTape, Optimizer, UpdateRule
-from l2l_kit.optimizers.base import Part
+from l2l_kit.errors import Count, Positive, check_fields, check_names
+from l2l_kit.optimizers import GroupedBaselines, LSTMTape, Optimizer, UpdateRule
+from l2l_kit.optimizers.base import Part, by_kind
 from l2l_kit.problems import Problem, TaskBatch
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Device, Layout, pick_device, ravel
@@ -120,7 +120,7 @@ def imitate(
     is told that all coordinates begin at zero. The optimizer is moved to the device, None for the best there is.
 
     Raises:
-        ValueError: for an optimizer whose coordinates depend on each other.
+        ValueError: for an optimizer whose coordinates depend on each other, or a teacher without a kind of parameter.
     """
     if not optimizer.coordinatewise:
         raise ValueError("imitate: the optimizer's coordinates must be independent of each other.")
@@ -130,6 +130,8 @@ def imitate(
     recordings: list[Recording] = []
     for number in range(settings.networks):
         tasks = problem.sample(1, generator(settings.seed, "imitation", number), chosen)
+        if isinstance(teacher, GroupedBaselines):
+            check_names("kind of parameter in the teacher", by_kind(tasks.initial_params), teacher.groups)
         driver = teacher if number < TAUGHT else optimizer
         layout, gradients, losses = _met(driver, tasks, settings, number)
         recordings += [_record(teacher, layout, each) for each in (gradients, _fading(gradients, settings, number))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 import tomllib
@@ -9,10 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from l2l_kit.errors import UnknownNameError
+from l2l_kit.errors import UnknownNameError, check_names
 from l2l_kit.paths import user_path
 
 Plan = TypeVar("Plan")
+Made = TypeVar("Made")
 MOST_COMBINATIONS = 1000
 """In a grid: more would not be run in a lifetime."""
 
@@ -38,6 +40,16 @@ def read_plan(kind: str, name_or_path: str | Path, folder: Path, make: Callable[
         raise ValueError(f"{path}: not a valid {kind}: {error} is missing.") from error
     except Exception as error:  # a file can be wrong in any way
         raise ValueError(f"{path}: not a valid {kind}: {error}") from error
+
+
+def make_from(kind: str, make: Callable[..., Made], content: Mapping[str, Any]) -> Made:
+    """What `make` makes of a table; a ValueError for a name that is none of its parameters, or one that is missing."""
+    parameters = inspect.signature(make).parameters
+    check_names(f"{kind} setting", content, parameters)
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in content:
+            raise ValueError(f"{kind}: {name!r} is missing")
+    return make(**content)
 
 
 def combinations(grid: Mapping[str, list[Any]]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor
 from l2l_kit import optimizers, problems
 from l2l_kit.errors import Count, check_fields, check_names, look_up
 from l2l_kit.making.imitation import Imitation
-from l2l_kit.making.plans import combinations, read_plan
+from l2l_kit.making.plans import combinations, make_from, read_plan
 from l2l_kit.optimizers import Baseline, GroupedBaselines, UpdateRule, baseline
 from l2l_kit.paths import RECIPES
 from l2l_kit.problems import Problem
@@ -99,11 +99,13 @@ class Recipe:
     def make_teacher(self) -> Baseline | GroupedBaselines:
         """What is imitated: a baseline, or one for each kind of parameter."""
         if "name" in self.teacher:
-            return baseline(**self.teacher)
+            return make_from("teacher", baseline, self.teacher)
+        if not self.teacher:
+            raise ValueError("imitation: 'teacher' is missing, such as teacher = { name = \"adam\", lr = 0.01 }")
         for kind, arguments in self.teacher.items():
             if not isinstance(arguments, Mapping):
                 raise ValueError(f"teacher: {kind} must be a table with a baseline's name and lr, got {arguments!r}")
-        return GroupedBaselines({kind: baseline(**arguments) for kind, arguments in self.teacher.items()})
+        return GroupedBaselines({kind: make_from(f"teacher.{kind}", baseline, it) for kind, it in self.teacher.items()})
 
     def with_draw(self, drawn: Mapping[str, float]) -> Recipe:
         """This recipe with values for what its search leaves open: `meta_lr`, and settings of the optimizer."""
@@ -169,17 +171,17 @@ def _recipe(content: dict[str, Any]) -> Recipe:
     content["teacher"] = content.get("imitation", {}).pop("teacher", {})
     for section, kind in (("training", MetaTraining), ("search", Search), ("imitation", Imitation)):
         if section in content or section == "training":
-            check_names(f"{section} setting", content[section], [each.name for each in fields(kind)])
-            content[section] = kind(**content[section])
-    recipe = Recipe(**content)
+            content[section] = make_from(section, kind, content[section])
+    recipe = make_from("recipe", Recipe, content)
     check_fields(recipe, "recipe")
     if not re.fullmatch(r"\w[\w.-]*", recipe.name):
         raise ValueError(f"its name names files, of letters, digits, '-', '_' and '.', got {recipe.name!r}")
     recipe.make_problem()
     if recipe.imitation is not None:
         recipe.make_teacher()
-    drawn = [recipe.with_draw({name: low for name, (low, _) in recipe.search.ranges.items()})] if recipe.search else []
-    for each in (recipe, *drawn):
+    ranges = recipe.search.ranges.items() if recipe.search else ()
+    ends = [recipe.with_draw({name: float(bounds[end]) for name, bounds in ranges}) for end in (0, 1) if ranges]
+    for each in (recipe, *ends):
         with BoundedWeights():
             each.make_optimizer()
     return recipe

@@ -13,13 +13,12 @@ from torch import Tensor
 from l2l_kit.evaluation import LBFGS, Tuning, lbfgs, learning_rates, losses_at, read_result, write_result
 from l2l_kit.evaluation.tuning import ascending
 from l2l_kit.extras import pd
-from l2l_kit.making.work import kept, parallel_map
+from l2l_kit.making.work import check_same, kept, parallel_map
 from l2l_kit.optimizers import BASELINES, Baseline, GroupedBaselines, UpdateRule, baseline
 from l2l_kit.paths import HOME
 from l2l_kit.problems import Problem
 from l2l_kit.problems.base import draw as draw_tasks
 from l2l_kit.randomness import generator
-from l2l_kit.storage import in_json
 from l2l_kit.tensors import Device, Tensors, pick_device
 
 Runnable = UpdateRule | Baseline | GroupedBaselines
@@ -118,19 +117,15 @@ def record_tuning(
         The tunings, and where they are recorded.
 
     Raises:
-        ValueError: as `tune`, and if other settings of the problem, or other steps, are recorded there.
+        ValueError: as `tune`, and if a tuning with other settings is recorded there.
     """
     noted, grid = ascending(steps, num_tasks), learning_rates(rates)
     about = {"problem": problem.config(), "steps": list(steps), "num_tasks": num_tasks, "rates": rates, "seed": seed}
     place = data / "results" / problem.name / "tuning.csv"
-    recorded = read_result(f"{problem.name}/tuning", data / "results").attrs if place.is_file() else {}
-    for name, value in (("problem", in_json(problem.config())), ("steps", list(steps))):
-        was = recorded.get(name, value)
-        if was != value:
-            raise ValueError(
-                f"{place} has learning rates for other {name}: {was}, not {value}. Choose another "
-                "folder with --data, or delete the file."
-            )
+    if place.is_file():
+        recorded = read_result(f"{problem.name}/tuning", data / "results")
+        recorded.attrs.setdefault("rates", (recorded["lr"].nunique() - 1) // 5)  # older files do not say
+        check_same(place, recorded.attrs, about, "Choose another folder with --data, or delete the file.")
     rules = [baseline(name, lr) for name in BASELINES for lr in grid]
     runs = [Run(data / FOLDER, problem, rule, "tuning", num_tasks, noted, False, seed, device) for rule in rules]
     losses = iter(parallel_map(Run.losses, [(run,) for run in runs], jobs, shared=True))

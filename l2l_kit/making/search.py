@@ -7,6 +7,7 @@ study as a queue, from which any number of processes, on any machines that reach
 from __future__ import annotations
 
 import math
+import sqlite3
 import time
 import warnings
 from contextlib import nullcontext
@@ -62,8 +63,10 @@ def random_search(recipe: Recipe, search: Search, storage: str | Path, device: D
             trials = _table(study)
     except DATABASE_ERRORS as error:
         cause = error.__cause__ or error
-        reason = " ".join(str(getattr(cause, "orig", cause)).split())  # without the statement that failed
-        raise ValueError(f"{url}: {reason}") from error
+        cause = getattr(cause, "orig", cause)
+        reason = " ".join(str(cause).split())  # without the statement that failed
+        damaged = type(cause) is sqlite3.DatabaseError  # a place that cannot be read or written is of a subclass
+        raise ValueError(f"{url}: {reason}{'. Delete it to search anew.' if damaged else ''}") from error
     if trials["validation_loss"].iloc[0] == math.inf:
         raise ValueError(f"recipe {recipe.name!r}: every trial of the search diverged; lower its meta_lr bounds.")
     return trials

@@ -26,7 +26,7 @@ from l2l_kit.evaluation import (
     write_result,
 )
 from l2l_kit.extras import pd
-from l2l_kit.making.plans import combinations, read_plan
+from l2l_kit.making.plans import combinations, make_from, read_plan
 from l2l_kit.making.recipes import find_recipe
 from l2l_kit.making.runs import FOLDER, Run, Runnable, machines
 from l2l_kit.making.work import parallel_map
@@ -97,8 +97,8 @@ class Sweep:
             if not isinstance(name, str):
                 raise ValueError(f"learned: {label} must be the name of an optimizer, got {name!r}")
         for label, rule in self.baselines.items():
-            if not isinstance(rule, Mapping) or not isinstance(rule[RATES], list):
-                raise ValueError(f"baselines: {label} must be a table with a list of {RATES}, got {rule!r}")
+            if not isinstance(rule, Mapping) or not isinstance(rule[RATES], list) or "lr" in rule:
+                raise ValueError(f"baselines: {label} must be a table with a list of {RATES} and no lr, got {rule!r}")
             rates = [self.baseline(label, lr).lr for lr in rule[RATES]]
             if not rates or any(not 1 < larger / rate <= 10 / 3 for rate, larger in itertools.pairwise(rates)):
                 raise ValueError(f"{RATES} of {label} must ascend, by a factor of √10 at most, got {rates!r}")
@@ -110,7 +110,8 @@ class Sweep:
 
     def baseline(self, label: str, lr: float) -> Baseline:
         """The baseline of that label with a learning rate."""
-        return Baseline(lr=lr, **{name: value for name, value in self.baselines[label].items() if name != RATES})
+        settings = {name: value for name, value in self.baselines[label].items() if name != RATES}
+        return make_from(f"baseline {label!r}", Baseline, {**settings, "lr": lr})
 
     def make_problem(self, setting: Mapping[str, Any], draw: str = "test") -> Problem:
         """The problem of one setting, or what the baselines are tuned on for it if the draw is "tuning"."""
@@ -121,7 +122,7 @@ def read_sweep(name_or_path: str | Path) -> Sweep:
     """A sweep of data/sweeps by name, or from a path to a TOML file; raises as `read_plan`."""
 
     def make(name: str, content: dict[str, Any]) -> Sweep:
-        sweep = Sweep(name, **content)
+        sweep = make_from("sweep", Sweep, {"name": name, **content})
         for setting, draw in itertools.product(combinations(sweep.grid), ("tuning", "test")):
             sweep.make_problem(setting, draw)
         return sweep

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from multiprocessing import parent_process
 from pathlib import Path
@@ -11,17 +11,18 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from l2l_kit import zoo
-from l2l_kit.evaluation import machine, write_result
+from l2l_kit.errors import UnknownNameError, WeightsFileError
+from l2l_kit.evaluation import machine, read_result, write_result
 from l2l_kit.extras import pd
 from l2l_kit.making.imitation import Imitation, imitate
 from l2l_kit.making.recipes import Recipe, find_recipe
-from l2l_kit.making.work import digest, file_lock, kept, parallel_map
+from l2l_kit.making.work import check_same, digest, file_lock, kept, parallel_map, to_begin_again
 from l2l_kit.optimizers import UpdateRule
 from l2l_kit.paths import HOME
 from l2l_kit.processes import barrier, rank_and_world_size
 from l2l_kit.storage import load_weights
 from l2l_kit.tensors import Device, Tensors, pick_device
-from l2l_kit.training import meta_train
+from l2l_kit.training import MetaTraining, meta_train
 
 
 def search_recipe(
@@ -30,6 +31,7 @@ def search_recipe(
     """Search what a recipe leaves open, `jobs` trials at once, and record them; the rest as in `train_recipe`."""
     if recipe.search is None:
         raise ValueError(f"recipe {recipe.name!r} has no [search] section.")
+    _check_place(recipe, data)
     from l2l_kit.making.search import random_search  # with optuna, which training alone does without
 
     begun, jobs = _with_start(recipe, data, device), min(jobs, recipe.search.trials)
@@ -63,8 +65,12 @@ def train_recipe(
         Path of the saved optimizer.
 
     Raises:
-        ValueError: on several processes, if the recipe has a search.
+        ValueError: if another recipe made what is there by its name; for a storage without a search; or, on several
+            processes, for a search.
     """
+    if storage is not None and recipe.search is None:
+        raise ValueError(f"recipe {recipe.name!r} has no [search] section, which --storage is for. Leave it out.")
+    _check_place(recipe, data)
     rank, processes = rank_and_world_size()
     if recipe.search is not None and processes > 1:
         raise ValueError(
@@ -72,29 +78,29 @@ def train_recipe(
             "leave out its [search], and give it a meta_lr and shards."
         )
     runs = _runs(recipe, data)
-    path = data / "pretrained" / f"{recipe.name}.safetensors"
+    path = _made(recipe.name, data)
     with file_lock(runs / "lock") if rank == 0 else nullcontext():
         begun = _with_start(recipe, data, device)
         if recipe.search is not None:
             best = search_recipe(recipe, data, device=device, storage=storage).iloc[0]
             begun = begun.with_draw({name: float(best[name]) for name in recipe.search.ranges})
         optimizer, problem = begun.make_optimizer(), begun.make_problem()
-        taught = {"teacher": recipe.teacher, **asdict(recipe.imitation)} if recipe.imitation else None
-        origin = {name: at for name, at in {"start": recipe.start, "imitation": taught}.items() if at is not None}
+        origin = {name: at for name, at in _origin(recipe).items() if at is not None}
         # A run that begins otherwise is another one.
         mark = f"-{digest(origin, (begun.initial or {}).values())}" if origin else ""
         checkpoint = runs / f"checkpoint{mark}.safetensors"
         if begun.imitation is not None and not checkpoint.exists():  # a checkpoint holds what came of the imitation
             _imitate(begun, begun.imitation, optimizer, runs, device)
-        history = meta_train(
-            optimizer,
-            problem,
-            begun.training,
-            checkpoint=checkpoint,
-            log_dir=log_dir and log_dir / recipe.name,
-            device=device,
-            progress=_alone(),
-        )
+        with to_begin_again():
+            history = meta_train(
+                optimizer,
+                problem,
+                begun.training,
+                checkpoint=checkpoint,
+                log_dir=log_dir and log_dir / recipe.name,
+                device=device,
+                progress=_alone(),
+            )
         if history.stopped != "finished":
             raise KeyboardInterrupt(
                 f"{recipe.name}: interrupted. Give the same command again to continue: {runs} has what is done."
@@ -134,6 +140,36 @@ def _runs(recipe: Recipe, data: Path) -> Path:
     return data / "cache" / "runs" / recipe.name
 
 
+def _made(name: str, data: Path) -> Path:
+    return data / "pretrained" / f"{name}.safetensors"
+
+
+def _origin(recipe: Recipe) -> dict[str, Any]:
+    """From where meta-training begins, as the card says it; None for from where it does not."""
+    taught = {"teacher": recipe.teacher, **asdict(recipe.imitation)} if recipe.imitation else None
+    return {"start": recipe.start, "imitation": taught}
+
+
+def _check_place(recipe: Recipe, data: Path) -> None:
+    """Refuse to replace what another recipe of the same name made; what is damaged is made again."""
+    asked = {"problem": recipe.make_problem().config(), "optimizer": recipe.make_optimizer().config()}
+    asked |= {"training": asdict(recipe.training), **_origin(recipe)}
+    path, searched = _made(recipe.name, data), data / "results" / "search" / f"{recipe.name}.csv"
+    remedy = "Give the recipe another name, or choose another folder with --data."
+    with suppress(WeightsFileError):  # there is none, or a damaged one
+        card = {**zoo.card(path), "optimizer": zoo.load(path).config()}
+        card["training"] = {**asdict(MetaTraining()), **card.get("training", {})}  # those of older versions are shorter
+        made: dict[str, Any] = {part: card.get(part) for part in asked}
+        for name in recipe.search.ranges if recipe.search else ():
+            for table in (made["optimizer"], made["training"], asked["optimizer"], asked["training"]):
+                table[name] = None
+        check_same(path, made, asked, remedy)
+    if recipe.search and searched.is_file():
+        recorded: dict[Any, Any] = read_result(f"search/{recipe.name}", data / "results").attrs
+        settings = {**asdict(recipe.search), "trials": None}
+        check_same(searched, {"optimizer": {}, "prune": False, **recorded, "trials": None}, settings, remedy)
+
+
 def _about(recipe: Recipe, device: Device) -> dict[str, Any]:
     about = {"recipe": recipe.name, "problem": recipe.problem, **machine(pick_device(device))}
     return about if recipe.start is None else {**about, "start": recipe.start}
@@ -143,7 +179,12 @@ def _with_start(recipe: Recipe, data: Path, device: Device) -> Recipe:
     """The recipe with the weights of the optimizer from which it goes on, which is made first if it is not there."""
     if recipe.start is None:
         return recipe
-    start = data / "pretrained" / f"{recipe.start}.safetensors"
+    start = _made(recipe.start, data)
     if not start.is_file():
-        train_recipe(find_recipe(recipe.start), data, device)
+        try:
+            first = find_recipe(recipe.start)
+        except UnknownNameError as error:
+            wanted = f"recipe {recipe.name!r} starts from {start}, which no recipe of the kit makes"
+            raise ValueError(f"{wanted}. Make it first, with the same --data.") from error
+        train_recipe(first, data, device)
     return replace(recipe, initial=zoo.load(start).state_dict())

@@ -22,9 +22,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from l2l_kit.errors import WeightsFileError
 from l2l_kit.evaluation import machine
 from l2l_kit.extras import needs
-from l2l_kit.storage import read_tensors, write_tensors
+from l2l_kit.storage import in_json, read_tensors, write_tensors
 from l2l_kit.tensors import Device, Tensors, pick_device
 
 Result = TypeVar("Result")
@@ -59,8 +60,18 @@ def kept(
         with file_lock(path.with_name(f".{path.name}.lock")):
             if not path.exists():
                 write_tensors(path, make(), {**about, "machine": machine(pick_device(device))}, VERSION)
-    tensors, description = read_tensors(path, VERSION)
+    with to_begin_again():
+        tensors, description = read_tensors(path, VERSION)
     return tensors, description.get("machine", {})
+
+
+@contextmanager
+def to_begin_again() -> Iterator[None]:
+    """Say what to do about a file of unfinished work that cannot be used."""
+    try:
+        yield
+    except WeightsFileError as error:
+        raise WeightsFileError(f"{error} To begin again, delete the file and give the same command.") from error
 
 
 def digest(about: Mapping[str, Any], weights: Iterable[Tensor] = ()) -> str:
@@ -69,6 +80,17 @@ def digest(about: Mapping[str, Any], weights: Iterable[Tensor] = ()) -> str:
     for tensor in weights:
         found.update(tensor.cpu().numpy().tobytes())
     return found.hexdigest()[:16]
+
+
+def check_same(path: Path, recorded: Mapping[Any, Any], asked: Mapping[str, Any], remedy: str) -> None:
+    """Refuse by a ValueError to replace a file that was made with other settings; what is not recorded may be any."""
+    for name, now in in_json(asked).items():
+        was = recorded.get(name, now)
+        if isinstance(was, dict) and isinstance(now, dict):
+            differing = [field for field in was | now if was.get(field) != now.get(field)]
+            was, now = ({field: each.get(field) for field in differing} for each in (was, now))
+        if was != now:
+            raise ValueError(f"{path} was made with other settings: {name} {was}, not {now}. {remedy}")
 
 
 @contextmanager

@@ -6,8 +6,9 @@ The paper's update rule is `LSTMRule` in lstm.py; tape.py backpropagates through
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 
-from l2l_kit.errors import look_up
+from l2l_kit.errors import check_names, look_up
 from l2l_kit.optimizers.base import Optimizer, UpdateRule
 from l2l_kit.optimizers.baselines import BASELINES, Baseline, GroupedBaselines, baseline
 from l2l_kit.optimizers.groups import GroupedRule, parameter_groups
@@ -20,6 +21,13 @@ _RULES: dict[str, type[UpdateRule]] = {rule.kind: rule for rule in (LSTMRule, Gr
 
 
 def make(config: Mapping[str, object]) -> UpdateRule:
-    """Build a rule with its initial weights from its `UpdateRule.config`; an `UnknownNameError` for another kind."""
+    """Build a rule with its initial weights from its `UpdateRule.config`; a ValueError for another kind or setting."""
     arguments = {"kind": LSTMRule.kind, **config}
-    return look_up("kind of learned optimizer", arguments.pop("kind"), _RULES)(**arguments)
+    rule = look_up("kind of learned optimizer", arguments.pop("kind"), _RULES)
+    tables: list[tuple[type[UpdateRule], Mapping[str, object]]] = [(rule, arguments)]
+    if rule is GroupedRule and isinstance(groups := arguments.setdefault("groups", {}), Mapping):
+        tables += [(LSTMRule, each) for each in groups.values() if isinstance(each, Mapping)]
+    for made, settings in tables:
+        known = [name for name, it in signature(made).parameters.items() if it.kind is not it.KEYWORD_ONLY]
+        check_names("optimizer setting", [name for name in settings if name != "kind"], known)
+    return rule(**arguments)

@@ -6,12 +6,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from inspect import signature
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from l2l_kit.errors import Positive, check_fields, look_up
+from l2l_kit.errors import Positive, check_fields, check_names, look_up
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,10 @@ _KINDS: dict[str, type[Preprocessing]] = {kind.name: kind for kind in (Identity,
 
 
 def make_preprocessing(choice: str | Preprocessing | Mapping[str, object]) -> Preprocessing:
-    """A preprocessing from its name, its configuration or itself; an `UnknownNameError` if there is none."""
+    """A preprocessing from its name, its configuration or itself; a ValueError for another name or setting."""
     if isinstance(choice, Preprocessing):
         return choice
     fields = dict(choice) if isinstance(choice, Mapping) else {"name": choice}
-    return look_up("preprocessing", fields.pop("name", None), _KINDS)(**fields)
+    kind = look_up("preprocessing", fields.pop("name", None), _KINDS)
+    check_names(f"setting of preprocessing {kind.name!r}", fields, signature(kind).parameters)
+    return kind(**fields)

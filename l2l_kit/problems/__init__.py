@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from l2l_kit.errors import look_up
+from l2l_kit.errors import UnknownNameError, look_up
 from l2l_kit.paths import import_file
 from l2l_kit.problems.base import Problem, TaskBatch, check_problem
 from l2l_kit.problems.cifar import CIFAR, CIFARTasks
@@ -50,6 +50,10 @@ def make(config: Mapping[str, object]) -> Problem:
     path, in_file, name = str(fields.pop("name", None)).rpartition(".py:")
     if in_file:
         import_file(f"{path}.py")
+        if name not in _KNOWN:
+            raise UnknownNameError(f"problem registered in {path}.py", name, _KNOWN.keys() - {it.name for it in _KINDS})
+    elif name.endswith(".py"):
+        raise ValueError(f"{name}: which problem of this file? Add the name under which it is registered, {name}:name.")
     found = look_up("problem", name, _KNOWN)
     for field in fields:
         look_up(f"field of {name}", field, {} if isinstance(found, Problem) else found.__dataclass_fields__)
