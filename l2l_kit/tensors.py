@@ -49,6 +49,17 @@ def ravel(tensors: Mapping[str, Tensor]) -> Tensor:
     return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
 
+def described(named: Mapping[str, object]) -> str:
+    """Names, shapes, types and devices of tensors, as messages list them."""
+    each = (
+        f"{name!r} {tuple(value.shape)} {value.dtype} {value.device}"
+        if isinstance(value, Tensor)
+        else f"{name!r} {value!r}"
+        for name, value in named.items()
+    )
+    return ", ".join(each) or "none"
+
+
 def pick_device(device: Device = None) -> torch.device:
     """The device of that name, or a ValueError if there is none; None is the best there is: "cuda", else "cpu".
 
