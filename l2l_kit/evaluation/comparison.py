@@ -33,6 +33,8 @@ def compare(
 ) -> Curves:
     """Run optimizers on the same `num_tasks` optimizees, which are other ones than in meta-training and tuning.
 
+    A learned rule also moves coordinates that never have a gradient, which `LearnedOptimizer` leaves where they are.
+
     Args:
         optimizers: by name. Modules are copied, and the caller's stay on the device where they are.
         steps: updates per run.
