@@ -25,6 +25,9 @@ def generator(seed: int, *purpose: str | int) -> torch.Generator:
     Raises:
         TypeError: for a seed that is not a whole number.
     """
-    seed = int(operator.index(seed))  # numpy's 1 is 1, too
+    try:
+        seed = int(operator.index(seed))  # numpy's 1 is 1, too
+    except TypeError as error:
+        raise TypeError(f"the seed must be a whole number, got {seed!r}.") from error
     digest = hashlib.blake2b(repr((seed, *purpose)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Tensors = dict[str, Tensor]
 Device = str | torch.device | None
@@ -47,6 +47,29 @@ def ravel(tensors: Mapping[str, Tensor]) -> Tensor:
     """Named tensors of shape ``(n, *shape)`` as one row per task, ``(n, coordinates)``."""
     rows = [tensor.flatten(1) if tensor.dim() > 1 else tensor[:, None] for tensor in tensors.values()]
     return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
+
+
+def described(named: Mapping[str, object]) -> str:
+    """Names, shapes, types and devices of tensors, as messages list them."""
+    each = (
+        f"{name!r} {tuple(value.shape)} {value.dtype} {value.device}"
+        if isinstance(value, Tensor)
+        else f"{name!r} {value!r}"
+        for name, value in named.items()
+    )
+    return ", ".join(each) or "none"
+
+
+def parameter_kinds(model: nn.Module) -> dict[nn.Parameter, str]:
+    """A model's parameters, each once: "conv" for kernels of convolutions (reparametrized ones too), or else "fc"."""
+    kernels = {
+        param
+        for module in model.modules()
+        if isinstance(module, nn.modules.conv._ConvNd)
+        for name, param in module.named_parameters()
+        if name.startswith(("weight", "parametrizations.weight"))
+    }
+    return {param: "conv" if param in kernels else "fc" for param in model.parameters()}
 
 
 def pick_device(device: Device = None) -> torch.device:

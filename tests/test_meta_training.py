@@ -5,11 +5,13 @@ import itertools
 import json
 import math
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from typing import ClassVar
 
 import pytest
 import torch
 from small import PROBLEMS, RULES, Network
+from tqdm import tqdm
 
 from l2l_kit import storage
 from l2l_kit.errors import MetaTrainingDivergedError, WeightsFileError
@@ -171,7 +173,7 @@ class TestLearning:
         with pytest.raises(RuntimeError, match="runs once"):
             next(trainer.run())
 
-    def test_ctrl_c_ends_the_training_and_keeps_the_best(self):
+    def test_ctrl_c_ends_the_training_and_keeps_the_best(self, capsys):
         calls = itertools.count()
 
         class Interrupted(Quadratics):
@@ -182,6 +184,9 @@ class TestLearning:
 
         history = meta_train(make_optimizer(), Interrupted(dim=2), SETTINGS, progress=False, device="cpu")
         assert history.stopped == "cancelled"
+        assert (
+            capsys.readouterr().err == "Meta-training was stopped. The rule holds the best weights so far: epoch 1's.\n"
+        )
         whole = finish(make_trainer()).history.records
         assert [record.validation_loss for record in history.records] == [one.validation_loss for one in whole[:2]]
 
@@ -433,3 +438,29 @@ def test_a_history_says_what_was_done():
     losses = (math.nan, 3.0, math.inf, 2.0)  # of which the best one passes over NaN
     records = [record._replace(validation_loss=loss) for record, loss in zip(history.records, losses, strict=True)]
     assert History({}, SETTINGS, "cpu", records).best.epoch == 3
+
+
+@pytest.mark.parametrize("settings", [{}, 0, SETTINGS.__dict__])
+def test_settings_of_another_type_are_refused(settings):
+    with pytest.raises(TypeError, match="settings must be of type MetaTraining, got "):
+        meta_train(make_optimizer(), Quadratics(dim=2), settings, device="cpu", progress=False)
+
+
+def test_a_rule_of_which_a_part_is_frozen_is_refused():
+    """It would be trained all the same."""
+    rule = make_optimizer()
+    rule.output.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"all weights of a rule are trained.*output\.weight, output\.bias"):
+        make_trainer(optimizer=rule)
+
+
+def test_the_progress_bar_shows_the_losses_of_the_episodes_that_it_counts(monkeypatch, capsys):
+    shown = partial(tqdm, mininterval=0, ncols=100)
+    monkeypatch.setattr("l2l_kit.training.meta_training.tqdm", shown)
+    meta_train(make_optimizer(), Quadratics(dim=2), SETTINGS, device="cpu")
+    text = capsys.readouterr().err
+    assert "nan" not in text
+    losses = [event.training_loss for event in make_trainer().run() if event.validation_losses is None]
+    for number, loss in enumerate(losses, 1):
+        first = next(line for line in text.split("\r") if f" {number}/{len(losses)} " in line)
+        assert f"loss={loss:.3g}," in first

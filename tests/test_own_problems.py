@@ -1,5 +1,6 @@
 """Problems of one's own: two ways to make one in ten lines, and mistakes that are named where they are made."""
 
+import copy
 import itertools
 import json
 import pickle
@@ -14,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 from typer.testing import CliRunner
 
-from l2l_kit import cli, problems, widgets, zoo
+from l2l_kit import LearnedOptimizer, cli, parameter_groups, problems, widgets, zoo
 from l2l_kit.evaluation import compare, lbfgs, read_result, tune
 from l2l_kit.optimizers import NTMBFGS, GroupedRule, LSTMRule, baseline
 from l2l_kit.problems import MNIST, ModuleProblem, Problem, Quadratics, QuadraticTasks, TaskBatch
@@ -30,6 +31,7 @@ from l2l_kit.training import (
     SecondOrderEstimator,
     meta_train,
     rollout,
+    trajectory,
 )
 
 N = 4
@@ -169,8 +171,9 @@ class TestModules:
     def test_losses_and_gradients_are_those_of_each_module_by_itself(self):
         tasks = ModuleProblem("squares", Convolutional, squares, functional.cross_entropy).sample(3, generator(0))
         start = tasks.initial_params
-        assert list(start) == ["conv.0.weight", "conv.1.weight", "conv.1.bias", "fc.weight", "fc.bias", "again.bias"]
-        assert all(not torch.equal(one, other) for one, other in itertools.pairwise(start["fc.weight"]))
+        names = ["conv.0.weight", "conv.1.weight", "conv.1.bias", "fc.weight", "fc.bias", "again.bias"]
+        assert list(start) == [("conv." if name == "conv.0.weight" else "fc.") + name for name in names]
+        assert all(not torch.equal(one, other) for one, other in itertools.pairwise(start["fc.fc.weight"]))
         layout = Layout.of(start)
         rows = ravel(start)
         losses, gradients = tasks.losses_and_gradients(rows + 0.01, layout, 7)
@@ -178,7 +181,8 @@ class TestModules:
             torch.manual_seed(seed)
             model = Convolutional()
             named = dict(model.named_parameters())
-            for name, tensor in start.items():
+            for kind_and_name, tensor in start.items():
+                name = kind_and_name.partition(".")[2]
                 assert torch.equal(named[name], tensor[one])
                 named[name].data += 0.01
             inputs, targets = squares(generator(seed, "minibatch", 7))
@@ -186,12 +190,35 @@ class TestModules:
             loss.backward()
             torch.testing.assert_close(losses[one], loss.detach())
             for name, gradient in layout.unravel(gradients).items():
-                torch.testing.assert_close(gradient[one], named[name].grad, rtol=1e-4, atol=1e-6)
+                mine = named[name.partition(".")[2]].grad
+                torch.testing.assert_close(gradient[one], mine, rtol=1e-4, atol=1e-6)
 
-    def test_names_decide_groups(self):
-        tasks = ModuleProblem("squares", Convolutional, squares, functional.cross_entropy).sample(2, generator(0))
-        rule = GroupedRule({kind: {"hidden_size": 2} for kind in ("conv", "fc", "again")})
-        assert [sum(part.sizes) for part in rule.parts(Layout.of(tasks.initial_params))] == [18 + 4, 18 * 18 + 18, 18]
+    @pytest.mark.parametrize("which", [GroupedRule({"conv": {"hidden_size": 2}, "fc": {"hidden_size": 3}}), "cifar"])
+    def test_a_rule_for_each_kind_moves_them_as_learned_optimizer_does(self, which):
+        rule = zoo.load(which) if isinstance(which, str) else which
+        tasks = ModuleProblem("squares", Convolutional, squares, functional.cross_entropy).sample(1, generator(0))
+        torch.manual_seed(*tasks.seeds)
+        model = Convolutional()
+        optimizer = LearnedOptimizer(parameter_groups(model), which)
+        for step in range(3):
+            inputs, targets = squares(generator(*tasks.seeds, "minibatch", step))
+            optimizer.zero_grad()
+            functional.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+        *_, last = trajectory(rule, tasks, 3)
+        trained = [param.flatten() for param in model.parameters() if param.requires_grad]
+        torch.testing.assert_close(last.params[0], torch.cat(trained), rtol=1e-3, atol=1e-5)
+
+    def test_a_model_that_was_there_before_stays_as_it_is(self):
+        mine = Convolutional()
+        before = copy.deepcopy(mine.state_dict())
+        rollout(
+            baseline("sgd", 0.1),
+            ModuleProblem("mine", lambda: mine, squares, functional.cross_entropy).sample(2, generator(0)),
+            2,
+        )
+        assert mine.state_dict().keys() == before.keys()
+        assert all(torch.equal(tensor, before[name]) for name, tensor in mine.state_dict().items())
 
     @pytest.mark.parametrize("dropout", [0.0, 0.1])
     def test_dropout_is_refused(self, dropout):

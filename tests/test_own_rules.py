@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from small import quadratics
+from small import Network, quadratics
 from torch import Tensor, nn
 
 from l2l_kit.evaluation import compare
@@ -12,7 +12,15 @@ from l2l_kit.making.imitation import imitate
 from l2l_kit.optimizers import LSTMRule, UpdateRule, baseline
 from l2l_kit.optimizers.base import Memory, Part
 from l2l_kit.problems import Quadratics
-from l2l_kit.training import AutogradEstimator, FirstOrderEstimator, MetaTraining, SecondOrderEstimator, meta_train
+from l2l_kit.training import (
+    AutogradEstimator,
+    FirstOrderEstimator,
+    MetaTraining,
+    SecondOrderEstimator,
+    meta_train,
+    rollout,
+    trajectory,
+)
 
 
 class Mean(NamedTuple):
@@ -100,3 +108,47 @@ def test_training_makes_it_better() -> None:
     meta_train(trained, problem, settings, device="cpu", progress=False)
     losses = compare({"before": MomentumMLP(), "after": trained}, problem, steps=20, num_tasks=64, device="cpu").losses
     assert losses["after"][:, -1].mean() < 0.5 * losses["before"][:, -1].mean()
+
+
+class Step:
+    """Gradient descent whose answer is changed; `Optimizer` asks for no base class."""
+
+    def __init__(self, change=lambda updates, state, params: (updates, state)):
+        self.change = change
+
+    def init(self, params):
+        return None
+
+    def update(self, gradients, state, params):
+        return self.change({name: -0.1 * gradient for name, gradient in gradients.items()}, state, params)
+
+
+def test_updates_are_matched_by_name() -> None:
+    swapped = Step(lambda updates, state, params: (dict(reversed(updates.items())), state))
+    found, expected = (list(trajectory(rule, Network(), 3))[-1] for rule in (swapped, Step()))
+    assert torch.equal(found.params, expected.params)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda updates, state, params: updates, "a dict of named updates and the new state, got {"),
+        (lambda updates, state, params: ([*updates.values()], state), "a dict of named updates"),
+        (lambda updates, state, params: ({}, state), "updates of the names, .*; got none"),
+        (lambda updates, state, params: (updates | {"more": updates["fc.bias"]}, state), "updates of the names"),
+        (lambda updates, state, params: ({f"{n}s": u for n, u in updates.items()}, state), "got 'conv.weights'"),
+        (lambda updates, state, params: ({n: u[:1] for n, u in updates.items()}, state), r"got .* \(1, 2, 4\)"),
+        (lambda updates, state, params: ({n: u.mean() for n, u in updates.items()}, state), r"got .* \(\) torch"),
+        (lambda updates, state, params: ({n: u.float() for n, u in updates.items()}, state), "got .* torch.float32"),
+        (lambda updates, state, params: (dict.fromkeys(updates, 0.1), state), "got 'conv.weight' 0.1"),
+        (lambda updates, state, params: ({n: params[n].add_(u) for n, u in updates.items()}, state), "leave `params`"),
+    ],
+)
+def test_another_answer_is_refused_by_the_rule_s_name(change, message) -> None:
+    with pytest.raises(ValueError, match=rf"^Step\.update: expected .*{message}"):
+        rollout(Step(change), Network(), 2)
+
+
+def test_a_class_in_place_of_an_optimizer_is_refused() -> None:
+    with pytest.raises(TypeError, match="'mine': expected an optimizer of the kit"):
+        compare({"mine": Step}, Quadratics(), steps=1, num_tasks=1, device="cpu")

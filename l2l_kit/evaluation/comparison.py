@@ -33,6 +33,8 @@ def compare(
 ) -> Curves:
     """Run optimizers on the same `num_tasks` optimizees, which are other ones than in meta-training and tuning.
 
+    A learned rule also moves coordinates that never have a gradient, which `LearnedOptimizer` leaves where they are.
+
     Args:
         optimizers: by name. Modules are copied, and the caller's stay on the device where they are.
         steps: updates per run.
@@ -68,7 +70,8 @@ def paired_trajectories(
         raise ValueError(f"steps and num_tasks must be at least 1, got steps={steps!r}, num_tasks={num_tasks!r}.")
     chosen = pick_device(device)
     for name, optimizer in optimizers.items():
-        if not callable(getattr(optimizer, "init", None)) or not callable(getattr(optimizer, "update", None)):
+        methods = (callable(getattr(optimizer, method, None)) for method in ("init", "update"))
+        if isinstance(optimizer, type) or not all(methods):
             raise TypeError(
                 f"{name!r}: expected an optimizer of the kit, such as baseline('adam', 0.1) or load('mnist'), got "
                 f"{optimizer!r}."

@@ -24,14 +24,18 @@ class Optimizer(Protocol[State]):
     """Proposes updates from gradients: θ(t+1) = θ(t) + g(t), [g(t), h(t+1)] = m(∇f(θ(t)), h(t)) (equations 1 and 2).
 
     All tensors are named and have a leading axis of length ``n``, one entry per task. Both methods work on the whole
-    batch at once, and what they do to one task does not depend on the others.
+    batch at once, and what they do to one task does not depend on the others. Both leave the tensors that they
+    are given as they are.
     """
 
     def init(self, params: Tensors) -> State:
-        """The state h(0) before the first update, for parameters of these shapes, types and devices."""
+        """The state h(0) before the first update, for parameters of these shapes, types and devices: any object."""
 
     def update(self, gradients: Tensors, state: State, params: Tensors) -> tuple[Tensors, State]:
-        """The updates g(t) to add to the parameters θ(t), and the state h(t+1). The state h(t) is used up."""
+        """The updates g(t) to add to the parameters θ(t), and the state h(t+1). The state h(t) is used up.
+
+        There is an update for each parameter, by its name, of its shape, floating-point type and device.
+        """
 
 
 class Part(NamedTuple):

@@ -132,7 +132,17 @@ class Baseline:
 
 
 def baseline(name: str, lr: float, decay: float | None = None, cosine: float | None = None) -> Baseline:
-    """As `Baseline`, with the name in upper or lower case."""
+    """A hand-designed optimizer.
+
+    Args:
+        name: "sgd", "nag", "rmsprop", "adam", "adamw", "muon" or "schedule-free", in upper or lower case.
+        lr: learning rate of the first step.
+        decay: τ in steps: the learning rate of step t is lr / sqrt(1 + t/τ); None for no decay.
+        cosine: T in steps: the learning rate falls to 0 along half a cosine, over T steps; None for no fall.
+
+    Raises:
+        ValueError: for an unknown name (`UnknownNameError`), or a number that makes no sense.
+    """
     return Baseline(str(name).lower(), lr, decay, cosine)
 
 

@@ -11,15 +11,15 @@ from torch import nn
 from l2l_kit.errors import look_up
 from l2l_kit.optimizers.base import Part, UpdateRule, by_kind
 from l2l_kit.optimizers.lstm import LSTMRule
-from l2l_kit.tensors import Layout
+from l2l_kit.tensors import Layout, parameter_kinds
 
 
 class GroupedRule(UpdateRule):
     """A rule with an LSTM for each kind of parameter; `groups` has the arguments of each one's `LSTMRule`.
 
     The paper found one LSTM insufficient for networks with convolutional layers, and uses one for the convolutional
-    parameters and another for the fully connected ones. A parameter's kind is the part of its name before the first
-    dot: "conv" for ``conv.weight0``.
+    parameters and another for the fully connected ones. On a problem, a parameter's kind is the part of its name before
+    the first dot: "conv" for ``conv.weight0``. On a model, it is what `parameter_groups` says.
     """
 
     kind = "groups"
@@ -67,15 +67,8 @@ def parameter_groups(model: nn.Module) -> list[dict[str, object]]:
     Kernels of convolutions (reparametrized ones too) are "conv" and all other parameters "fc", as in the rules that
     were trained on CIFAR-10 and in the authors' code. Each parameter occurs once; frozen ones are left out.
     """
-    kernels = {
-        param
-        for module in model.modules()
-        if isinstance(module, nn.modules.conv._ConvNd)
-        for name, param in module.named_parameters()
-        if name.startswith(("weight", "parametrizations.weight"))
-    }
     groups: dict[str, list[nn.Parameter]] = {}
-    for param in model.parameters():
+    for param, kind in parameter_kinds(model).items():
         if param.requires_grad:
-            groups.setdefault("conv" if param in kernels else "fc", []).append(param)
+            groups.setdefault(kind, []).append(param)
     return [{"kind": kind, "params": params} for kind, params in groups.items()]

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from l2l_kit.tensors import Layout, Tensors, ravel
+from l2l_kit.tensors import Layout, Tensors, described, ravel
 
 
 def _check_method(cls: type, method: str, *arguments: str) -> None:
@@ -192,10 +192,9 @@ def _start(tasks: TaskBatch) -> Tensors:
         raise ValueError(f"{where} a property that gives a dict of named tensors, got {start!r}.")
     kinds = {(tensor.dtype, tensor.device, tensor.shape[:1]) for tensor in start.values()}
     if len(kinds) > 1 or not all(tensor.dim() and tensor.is_floating_point() for tensor in start.values()):
-        found = ", ".join(f"{name!r} {tuple(each.shape)} {each.dtype} {each.device}" for name, each in start.items())
         raise ValueError(
             f"{where} tensors of one floating-point type, on one device, with a leading axis of one length that counts "
-            f"the tasks; got {found}."
+            f"the tasks; got {described(start)}."
         )
     return start
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,7 @@ from torch.func import functional_call, replace_all_batch_norm_modules_, stack_m
 
 from l2l_kit.problems.base import Problem, StoredTasks
 from l2l_kit.randomness import generator as make_generator
-from l2l_kit.tensors import Tensors
+from l2l_kit.tensors import Tensors, parameter_kinds
 
 Batches = Callable[[torch.Generator], tuple[Tensor, Tensor]]
 
@@ -90,14 +91,16 @@ class FunctionProblem(_Named):
 class ModuleProblem(_Named):
     """A network of one's own on minibatches: any `nn.Module`, from fresh weights for each task.
 
-    A parameter of ``self.conv`` is of the kind "conv", for rules with an LSTM for each kind. Frozen parameters and
-    buffers stay as they are. Batch normalisation normalises by the minibatch at hand and keeps no running statistics.
-    Modules that draw at random, such as dropout, are refused.
+    For rules with an LSTM for each kind, parameters are of the kinds that `l2l_kit.parameter_groups` gives them, with
+    which their names begin: "conv.features.0.weight". Frozen parameters and buffers stay as they are. Batch
+    normalisation normalises by the minibatch at hand and keeps no running statistics. Modules that draw at random, such
+    as dropout, are refused. A coordinate that never has a gradient is moved all the same, if the learned rule moves it;
+    `LearnedOptimizer` leaves it where it is.
 
     Args:
         name: as in `Problem.from_functions`.
-        make_model: makes a module with fresh weights. While it is called, torch's global generator is seeded from the
-            task; afterwards it is as before.
+        make_model: makes a module with fresh weights, which is copied. While it is called, torch's global generator is
+            seeded from the task; afterwards it is as before.
         batches: draws a minibatch, ``inputs, targets = batches(generator)``. A task's minibatch depends on the task and
             on the step alone, so that every optimizer meets the same ones.
         loss: ``loss(model(inputs), targets)``, a scalar tensor, such as `torch.nn.functional.cross_entropy`.
@@ -113,14 +116,16 @@ class ModuleProblem(_Named):
         for seed in seeds:
             with torch.random.fork_rng(devices=()):
                 torch.default_generator.manual_seed(seed)
-                models.append(replace_all_batch_norm_modules_(self.make_model()))
+                models.append(replace_all_batch_norm_modules_(copy.deepcopy(self.make_model())))
         states = stack_module_state(models)
         weights, buffers = ({name: each.detach().to(device) for name, each in part.items()} for part in states)
-        trained = {name for name, weight in models[0].named_parameters() if weight.requires_grad}
+        kinds = parameter_kinds(models[0])
+        names = {f"{kinds[each]}.{name}": name for name, each in models[0].named_parameters() if each.requires_grad}
         model = models[0].to(device)
 
         def loss(params: Tensors, data: Tensors, inputs: Tensor, targets: Tensor) -> Tensor:
-            return self.loss(functional_call(model, {**params, **data}, (inputs,)), targets)
+            state = data | {names[name]: weight for name, weight in params.items()}
+            return self.loss(functional_call(model, state, (inputs,)), targets)
 
-        params = {name: weights.pop(name) for name in list(weights) if name in trained}
+        params = {name: weights.pop(own) for name, own in names.items()}
         return FunctionTasks(params, self.name, weights | buffers, loss, self.batches, seeds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import sys
 import time
 from collections.abc import Generator
 from dataclasses import asdict, dataclass
@@ -45,11 +46,12 @@ class MetaTraining:
         episodes_per_epoch: batches of tasks between two validations.
         batch_size: tasks per batch; the meta-gradient is their mean.
         meta_lr: learning rate of Adam, the meta-optimizer.
-        schedule: of the learning rate: "constant", or "cosine", annealed to a hundredth of it over the run.
+        schedule: of the meta-learning rate: "constant", or "cosine", annealed to a hundredth of it over the run.
         clip_norm: upper bound on the norm of the meta-gradient, lest the steep first window dominate; None for none.
         validation_tasks: number of tasks that every validation uses; none of them is trained on.
         second_derivatives: keep the gradients along the dashed edges of figure 2.
-        sample: as in `FirstOrderEstimator`.
+        sample: take the meta-gradient on so many coordinates of each parameter tensor, drawn anew for each window:
+            faster, noisier, and right on average. None for all coordinates.
         shards: number of parts of equal size into which a batch is cut, each drawn on its own, for several processes to
             share: how many does not matter but for rounding. None for a batch drawn as a whole.
         seed: seed of all draws.
@@ -174,7 +176,8 @@ class MetaTrainer:
         device: None for the best there is.
 
     Raises:
-        ValueError: if the processes cannot share the shards, or for the checkpoint of another run (`WeightsFileError`).
+        ValueError: if the processes cannot share the shards, a weight of the rule is frozen, or for the checkpoint of
+            another run (`WeightsFileError`).
     """
 
     def __init__(
@@ -188,11 +191,16 @@ class MetaTrainer:
         device: Device = None,
     ) -> None:
         check_problem(problem)
-        for name, given, wanted in (("rule", rule, UpdateRule), ("settings", settings or MetaTraining(), MetaTraining)):
+        settings = MetaTraining() if settings is None else settings
+        for name, given, wanted in (("rule", rule, UpdateRule), ("settings", settings, MetaTraining)):
             if not isinstance(given, wanted):
                 raise TypeError(f"meta-training: {name} must be of type {wanted.__name__}, got {given!r}.")
+        if frozen := ", ".join(name for name, weight in rule.named_parameters() if not weight.requires_grad):
+            raise ValueError(
+                f"meta-training: all weights of a rule are trained, so none may be frozen, as {frozen} are."
+            )
         self.device = pick_device(device)
-        self.rule, self.problem, self.settings = rule.to(self.device), problem, settings or MetaTraining()
+        self.rule, self.problem, self.settings = rule.to(self.device), problem, settings
         self.history = History(problem.config(), self.settings, str(self.device), [])
         self._rank, self._processes = rank_and_world_size()
         if (self.settings.shards or 1) % self._processes:
@@ -374,8 +382,8 @@ def meta_train(
 ) -> History:
     """Meta-train a rule in place, with a progress bar; afterwards it holds the weights with the best validation loss.
 
-    An interruption (Ctrl-C, or "stop" in a notebook) ends the training and keeps the best weights so far. Arguments and
-    errors are those of `MetaTrainer` and of its `run`.
+    An interruption (Ctrl-C, or "stop" in a notebook) ends the training and keeps the best weights so far, as a line on
+    standard error then says. Arguments and errors are those of `MetaTrainer` and of its `run`.
     """
     trainer = MetaTrainer(rule, problem, settings, checkpoint=checkpoint, log_dir=log_dir, device=device)
     done = max(0, len(trainer.history.records) - 1) * trainer.settings.episodes_per_epoch
@@ -386,8 +394,16 @@ def meta_train(
         try:
             for event in events:
                 best = trainer.history.best.validation_loss
-                bar.update(event.episode - bar.n)
-                bar.set_postfix(loss=f"{event.training_loss:.3g}", validation=f"{best:.3g}", refresh=False)
+                shown = {"loss": event.training_loss, "validation": best}
+                numbers = {name: f"{loss:.3g}" for name, loss in shown.items() if not math.isnan(loss)}
+                bar.set_postfix(numbers, refresh=False)
+                bar.update(event.episode - bar.n)  # which shows all of this
         except KeyboardInterrupt:
             events.close()
+    if trainer.history.stopped == "cancelled" and rank_and_world_size()[0] == 0:
+        records = trainer.history.records
+        best_so_far = (
+            f"holds the best weights so far: epoch {trainer.history.best.epoch}'s" if records else "is as it was"
+        )
+        print(f"Meta-training was stopped. The rule {best_so_far}.", file=sys.stderr)
     return trainer.history
