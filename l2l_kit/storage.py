@@ -45,7 +45,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            error.filename, error.filename2 = str(path), None  # the error names the temporary file or none
+            raise OSError(error.errno, error.strerror, str(path)) from error  # it named the temporary file or none
         raise
 
 
@@ -65,7 +65,8 @@ def read_tensors(path: Path, version: int) -> tuple[dict[str, Tensor], dict[str,
         WeightsFileError: if the file is missing, damaged, not of this kit or of a newer version.
     """
     if not path.is_file():
-        raise WeightsFileError(f"{path}: there is no such file.")
+        what = "a folder is there, and no file" if path.is_dir() else "there is no such file"
+        raise WeightsFileError(f"{path}: {what}.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

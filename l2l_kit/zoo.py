@@ -16,12 +16,13 @@ from l2l_kit.optimizers import UpdateRule
 from l2l_kit.paths import PRETRAINED, user_path
 from l2l_kit.problems import with_current_names
 from l2l_kit.storage import BoundedWeights, load_weights, read_tensors, write_atomically, write_tensors
-from l2l_kit.tensors import pick_device
+from l2l_kit.tensors import Tensors, pick_device
 
 if TYPE_CHECKING:
     from l2l_kit.training import History
 
 FORMAT_VERSION = 1
+_CARD = {"version", "optimizer", "problem", "training", "trained", "versions"}
 
 
 def names() -> list[str]:
@@ -43,7 +44,7 @@ def load(name_or_path: str | Path, device: str | torch.device | None = None) -> 
         ValueError: if "cuda" is asked for and torch sees no GPU.
     """
     path = _path(name_or_path)
-    weights, about = read_tensors(path, FORMAT_VERSION)
+    weights, about = _read(path)
     try:
         with BoundedWeights():
             optimizer = optimizers.make(about["optimizer"])
@@ -58,7 +59,7 @@ def load(name_or_path: str | Path, device: str | torch.device | None = None) -> 
 
 def card(name_or_path: str | Path) -> dict[str, Any]:
     """What a saved optimizer was trained on, how, for how long, and how well it did. Raises as `load`."""
-    about = read_tensors(_path(name_or_path), FORMAT_VERSION)[1]
+    about = _read(_path(name_or_path))[1]
     if isinstance(about.get("problem"), dict):
         about["problem"] = with_current_names(about["problem"])
     return about
@@ -74,13 +75,19 @@ def save(
     Args:
         path: a file name; ``.safetensors`` is added if missing. A mere name goes to the working directory.
         history: of its meta-training; without it the card says nothing of that.
-        origin: what else the card is to say of where the optimizer comes from.
+        origin: what else the card is to say of where the optimizer comes from, under names of its own.
 
     Raises:
         WeightsFileError: if a weight is NaN or infinite.
         ValueError: if it is the name of a pretrained optimizer, which is what `load` would give, or if the optimizer is
-            of a class of one's own, which `load` could not make again.
+            of a class of one's own, which `load` could not make again, or if `origin` has a name that the card has.
     """
+    if not isinstance(optimizer, UpdateRule):
+        raise TypeError(f"save: optimizer must be a learned rule, such as LSTMRule(), got {optimizer!r}.")
+    if history is not None and not callable(getattr(history, "about", None)):
+        raise TypeError(f"save: history must be what meta_train gave, got {history!r}.")
+    if taken := ", ".join(map(repr, sorted(_CARD & {*(origin or {})}))):
+        raise ValueError(f"save: origin cannot have {taken}, which the card has already. Give it another name.")
     if _is_name(Path(path)) and str(path) in names():
         raise ValueError(
             f"{str(path)!r} is the name of a pretrained optimizer, which is what load would give. Choose another name, "
@@ -112,11 +119,24 @@ def save(
     return path
 
 
+def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    """Weights and card, or a WeightsFileError as `load` raises it."""
+    tensors, about = read_tensors(path, FORMAT_VERSION)
+    if {"settings", "history"} <= about.keys():
+        raise WeightsFileError(
+            f"{path}: a checkpoint of meta_train, and no saved optimizer. Go on by meta_train(..., checkpoint=...), "
+            "and then save the rule."
+        )
+    return tensors, about
+
+
 def _with_suffix(path: Path) -> Path:
     return path if path.suffix == ".safetensors" else path.with_name(f"{path.name}.safetensors")
 
 
 def _path(name_or_path: str | Path) -> Path:
+    if not isinstance(name_or_path, str | Path):
+        raise TypeError(f"expected the name of a pretrained optimizer, or a path, got {name_or_path!r}.")
     path = user_path(name_or_path)
     if not _is_name(path):
         return _with_suffix(path)

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from small import rosenbrock, valley
 from torch import nn
 from torch.nn import functional
 from typer.testing import CliRunner
@@ -384,7 +385,16 @@ WRONG_DECLARATIONS = [
     (lambda: used(base=TaskBatch, losses=property(str)), "Own.losses: expected a method"),
     (lambda: used(**UNDECORATED, __init__=lambda self, width: None), "Own: expected a frozen dataclass"),
     # where it is used
-    (lambda: used(name=None), "Own: expected a name"),
+    *(
+        (lambda name=name, use=use: use(name), "(Own|FunctionProblem): expected a name")
+        for name in (None, "", 3, "../../evil", "a b", "a/b", ".mine")
+        for use in (
+            lambda name: used(name=name),
+            lambda name: draw(Problem.from_functions(name, valley, rosenbrock), N, generator(0)),
+            lambda name: problems.register(Problem.from_functions(name, valley, rosenbrock)),
+            lambda name: problems.register(type("Own", (Own,), {"name": name})),
+        )
+    ),
     (lambda: used(**UNDECORATED, **WIDTH, width=3), "Own: expected a dataclass"),
     (lambda: used(base=Quadratics, **UNDECORATED, **WIDTH, width=3), "Own: expected a dataclass"),
     *(
@@ -415,8 +425,8 @@ def test_a_right_declaration_is_taken(declare):
 
 
 def test_a_class_of_one_s_own_is_made_by_its_name():
-    problems.register(type(used(3, name="own class", **WIDTH)))
-    assert problems.make({"name": "own class", "width": 3}).width == 3
+    problems.register(type(used(3, name="own-class", **WIDTH)))
+    assert problems.make({"name": "own-class", "width": 3}).width == 3
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,31 @@ class TestSaveAndLoad:
         assert card["trained"]["validation_loss"] == history.best.validation_loss
         assert json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) == card
 
+    def test_a_checkpoint_is_not_taken_for_a_saved_optimizer(self, tmp_path):
+        settings = MetaTraining(horizon=2, unroll=2, epochs=1, episodes_per_epoch=1, batch_size=2)
+        path = tmp_path / "run.safetensors"
+        meta_train(make_optimizer(), Quadratics(2), settings, checkpoint=path, device="cpu", progress=False)
+        for use in (zoo.load, zoo.card):
+            with pytest.raises(WeightsFileError, match=r"run\.safetensors: a checkpoint of meta_train.*then save"):
+                use(path)
+
+    @pytest.mark.parametrize("key", ["optimizer", "problem", "version", "training"])
+    def test_an_origin_does_not_replace_what_save_writes_itself(self, tmp_path, key):
+        with pytest.raises(ValueError, match=f"save: origin cannot have '{key}'"):
+            zoo.save(make_optimizer(), tmp_path / "mine", origin={key: 3, "place": "here"})
+        assert not list(tmp_path.iterdir())
+        assert zoo.card(zoo.save(make_optimizer(), tmp_path / "mine", origin={"place": "here"}))["place"] == "here"
+
+    def test_what_is_no_rule_history_or_path_is_refused(self, tmp_path):
+        for use, message in {
+            lambda: zoo.save(l2l.baseline("adam", 0.1), tmp_path / "mine"): "save: optimizer must be .*got Baseline",
+            lambda: zoo.save(make_optimizer(), tmp_path / "mine", "hist"): "save: history must be .*, got 'hist'",
+            lambda: zoo.load(None): "expected the name of a pretrained optimizer, or a path, got None",
+        }.items():
+            with pytest.raises(TypeError, match=message):
+                use()
+        assert not list(tmp_path.iterdir())
+
     @pytest.mark.parametrize(("name", "value"), [("layers.1.weight", math.nan), ("output.bias", -math.inf)])
     def test_a_weight_that_is_not_finite_is_neither_saved_nor_loaded(self, tmp_path, name, value):
         optimizer, path = make_optimizer(), tmp_path / "mine.safetensors"

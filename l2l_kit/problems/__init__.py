@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from l2l_kit.errors import UnknownNameError, look_up
 from l2l_kit.paths import import_file
-from l2l_kit.problems.base import Problem, TaskBatch, check_problem
+from l2l_kit.problems.base import Problem, TaskBatch, check_name, check_problem
 from l2l_kit.problems.cifar import CIFAR, CIFARTasks
 from l2l_kit.problems.classifiers import ClassifierTasks
 from l2l_kit.problems.mnist import MNIST, MNISTTasks
@@ -29,8 +29,8 @@ def register(problem: _Registered) -> _Registered:
         TypeError: as `check_problem`.
         ValueError: if the name is one of the kit's.
     """
-    if not (isinstance(problem, type) and issubclass(problem, Problem)):
-        check_problem(problem)
+    is_class = isinstance(problem, type) and issubclass(problem, Problem)
+    (check_name if is_class else check_problem)(problem)
     if problem.name in {kind.name for kind in _KINDS}:
         raise ValueError(f"{problem.name!r} is a problem of the kit. Give yours another name.")
     _KNOWN[problem.name] = problem

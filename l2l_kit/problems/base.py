@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -124,7 +125,8 @@ class Problem(ABC):
         """A problem of one's own: how one task is drawn, and its loss. `torch.func.vmap` makes batches of them.
 
         Args:
-            name: all that files record of it, so give a changed problem another one. See `problems.register`.
+            name: all that files record of it, so give a changed problem another one. It has letters, digits, "-", "_"
+                and ".". See `problems.register`.
             init: draws one task, ``params, data = init(generator)``: named tensors where the optimization begins, and
                 others on which the loss depends, which may be none.
             loss: of one task, a differentiable scalar tensor, ``loss(params, data)``.
@@ -134,13 +136,22 @@ class Problem(ABC):
         return FunctionProblem(name, init, loss)
 
 
+def check_name(problem: Problem | type[Problem]) -> None:
+    """Refuse by a TypeError a problem whose name is not one that files can have."""
+    kind, name = problem if isinstance(problem, type) else type(problem), getattr(problem, "name", None)
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+        raise TypeError(
+            f"{kind.__name__}: expected a name for files, of letters, digits, '-', '_' and '.', such as "
+            f'name: ClassVar[str] = "mine", got {name!r}.'
+        )
+
+
 def check_problem(problem: object) -> None:
     """Refuse by a TypeError what is no problem, such as its class, or one that files cannot record."""
     if not isinstance(problem, Problem):
         raise TypeError(f"expected a problem, such as l2l_kit.problems.Quadratics(), got {problem!r}.")
+    check_name(problem)
     kind = type(problem)
-    if not isinstance(getattr(problem, "name", None), str) or not problem.name:
-        raise TypeError(f'{kind.__name__}: expected a name that files record, such as name: ClassVar[str] = "mine".')
     fields = [name for name, of in inspect.get_annotations(kind).items() if "ClassVar" not in str(of)]
     if fields and "__dataclass_fields__" not in vars(kind):
         raise TypeError(f"{kind.__name__}: expected a dataclass, since it has fields. Write @dataclass(frozen=True).")
