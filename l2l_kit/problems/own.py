@@ -43,8 +43,8 @@ class FunctionTasks(StoredTasks):
                 ) from error
             raise ValueError(
                 f"{self.name}: its loss failed. It is written for one task, and torch.func.vmap runs it on a batch of "
-                "them: it must give a tensor, computed without .item(), numpy, an `if` on the value of a tensor, or what "
-                f"vmap cannot run, such as nn.LSTM. The error was {type(error).__name__}: {error}"
+                "them: it must give a tensor, computed without .item(), numpy, an `if` on the value of a tensor, or "
+                f"what vmap cannot run, such as nn.LSTM. The error was {type(error).__name__}: {error}"
             ) from error
 
     def select(self, index: int) -> FunctionTasks:
