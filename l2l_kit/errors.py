@@ -102,3 +102,9 @@ def check_number(owner: str, name: str, value: object, wanted: object = Count) -
     number = "a whole number" if kind is int else "a number" if bound.itself else "a positive number"
     limit = f" of at least {bound.low}" if bound.itself else ""
     raise ValueError(f"{owner}: {name} must be {number}{limit}, got {value!r}.")
+
+
+def check_counts(owner: str, **values: object) -> None:
+    """Refuse what is not a whole number of at least 1, which may be numpy's, as `check_number` does."""
+    for name, value in values.items():
+        check_number(owner, name, int(value) if isinstance(value, numbers.Integral) else value)

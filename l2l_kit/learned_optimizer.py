@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import numbers
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -60,8 +61,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         state_dtype: torch.dtype | None = None,
     ) -> None:
-        if state_dtype is not None and not state_dtype.is_floating_point:
-            raise ValueError(f"LearnedOptimizer: state_dtype must be a floating-point type, got {state_dtype}.")
+        if not isinstance(params, Iterable):
+            raise TypeError(f"LearnedOptimizer: expected parameters, as of model.parameters(), got {params!r}.")
+        if state_dtype is not None and not (isinstance(state_dtype, torch.dtype) and state_dtype.is_floating_point):
+            raise ValueError(f"LearnedOptimizer: state_dtype must be a floating-point type, got {state_dtype!r}.")
         if not isinstance(rule, UpdateRule | str | Path):
             raise TypeError(
                 f"LearnedOptimizer: expected a learned rule, the name of one or a path to one, got {rule!r}. "
@@ -90,7 +93,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 "them out. A group may have its own 'lr', 'weight_decay' and 'kind'."
             )
         for name in ("lr", "weight_decay"):
-            check_number("LearnedOptimizer", name, float(group[name]), NotNegative)
+            value = group[name]
+            number = float(value) if isinstance(value, numbers.Real | Tensor) else value
+            check_number("LearnedOptimizer", name, number, NotNegative)
         network = self._rule.network_for(group.setdefault("kind", None))
         if not network.coordinatewise and any(map(_is_sharded, group["params"])):
             raise ValueError(

@@ -269,8 +269,13 @@ class TestOnTestImages:
         (lambda: run().at_step(7), ValueError, "step 7 is outside these curves, which go from 0 to 6"),
         (lambda: run({}), ValueError, "no optimizers given"),
         (lambda: run({"mine": "mnist"}), TypeError, r"'mine': expected an optimizer of the kit, .* got 'mnist'"),
-        (lambda: run(steps=0), ValueError, "must be at least 1"),
-        (lambda: run(num_tasks=-5), ValueError, "must be at least 1"),
+        (lambda: run([baseline("sgd", 0.1)]), TypeError, "expected optimizers by name"),
+        *(
+            (lambda wrong=wrong: run(steps=wrong), ValueError, "steps must be a whole number")
+            for wrong in (0, 2.5, "5")
+        ),
+        *((lambda wrong=wrong: run(num_tasks=wrong), ValueError, "num_tasks must be a") for wrong in (-5, 2.5, None)),
+        (lambda: run(seed=0.5), TypeError, "the seed must be a whole number, got 0.5"),
         (lambda: run(device="abacus"), ValueError, "there is no device 'abacus'"),
     ],
 )

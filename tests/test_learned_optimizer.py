@@ -301,10 +301,20 @@ class TestStates:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("wrong", [{"lr": torch.nan}, {"lr": torch.inf}, {"state_dtype": torch.int8}])
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            *({"lr": lr} for lr in (torch.nan, torch.inf, None, "x")),
+            *({"state_dtype": t} for t in (torch.int8, "bf16")),
+        ],
+    )
     def test_an_option_that_makes_no_sense(self, wrong):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be .*, got"):
             LearnedOptimizer([nn.Parameter(torch.ones(3))], RULES["LSTM"], **wrong)
+
+    def test_a_model_in_the_place_of_its_parameters(self):
+        with pytest.raises(TypeError, match=r"expected parameters, as of model\.parameters\(\), got Linear"):
+            LearnedOptimizer(nn.Linear(2, 1), RULES["LSTM"])
 
     def test_a_learning_rate_in_the_place_of_the_rule(self):
         """Where Adam has it."""

@@ -449,6 +449,39 @@ def test_wrong_functions_are_refused_by_the_problem_s_name(init, message):
         USES["train"](Problem.from_functions("mine", init, lambda params, data: params["x"]))
 
 
+LSTM = nn.LSTM(2, 1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda params, data: 1.0, "float"),
+        (lambda params, data: params["x"].sum().item(), "item"),
+        (lambda params, data: params["x"].sum() if params["x"][0] > 0 else params["y"], "data-dependent control flow"),
+        (lambda params, data: params["x"].sum() * data["scale"], "KeyError: 'scale'"),
+        (lambda params, data: LSTM(params["x"][None])[0].sum(), "RuntimeError"),
+    ],
+)
+def test_a_loss_that_fails_is_named_and_what_vmap_forbids_is_said(loss, message):
+    mine = Problem.from_functions("mine", lambda draws: ({"x": torch.ones(2)}, {}), loss)
+    with pytest.raises(ValueError, match=rf"^mine: its loss failed.* runs it on a batch of them.*{message}"):
+        USES["compare"](mine)
+
+
+@pytest.mark.parametrize(
+    ("make_model", "message"),
+    [
+        (nn.Linear(2, 1), "mine: expected make_model to be a function that makes a module.*got Linear"),
+        (lambda: None, "mine: expected make_model to be a function that makes a module.*got None"),
+        (lambda: nn.Linear(2, 1).requires_grad_(False), "mine: all parameters of its module are frozen"),
+        (nn.Tanh, "mine: all parameters of its module are frozen"),
+    ],
+)
+def test_what_makes_no_module_to_train_is_refused(make_model, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        USES["compare"](ModuleProblem("mine", make_model, squares, functional.cross_entropy))
+
+
 RULES = {
     "LSTM": LSTMRule(3, preprocessing="log-sign"),
     "two LSTMs": GroupedRule({"fc": {"hidden_size": 3}}),

@@ -15,7 +15,7 @@ from l2l_kit.evaluation import LEARNING_RATES, compare, learning_rates, tune, tu
 from l2l_kit.making import runs
 from l2l_kit.making.runs import record_tuning
 from l2l_kit.making.sweeps import further_rates
-from l2l_kit.optimizers import BASELINES, baseline
+from l2l_kit.optimizers import BASELINES, LSTMRule, baseline
 from l2l_kit.problems import Problem, Quadratics, QuadraticTasks
 from l2l_kit.randomness import generator
 from l2l_kit.training import rollout
@@ -143,12 +143,14 @@ class TestRecorded:
         ({"name": "adan"}, "Did you mean 'adam'"),
         ({"learning_rates": []}, "grid of learning rates is empty"),
         *(({"learning_rates": [0.1, lr]}, "lr must be a positive number") for lr in (0, -1.0, math.nan)),
-        *(({"steps": steps}, "must be at least 1") for steps in (0, -1, [5, 0], [])),
-        ({"num_tasks": 0}, "must be at least 1"),
+        *(({"steps": steps}, "steps must be a whole number") for steps in (0, -1, [5, 0], [], 2.5, "5")),
+        ({"num_tasks": 0}, "num_tasks must be a whole number of at least 1"),
+        ({"name": LSTMRule(3)}, "expected the name of a baseline"),
+        ({"learning_rates": 0.1}, "learning_rates must be a list of numbers, got 0.1"),
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         tuned(**arguments)
 
 

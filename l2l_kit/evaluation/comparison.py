@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l2l_kit.errors import check_counts
 from l2l_kit.evaluation.curves import Curves
 from l2l_kit.extras import pd
 from l2l_kit.optimizers import Optimizer
@@ -42,7 +43,7 @@ def compare(
         device: None for the best there is.
 
     Raises:
-        ValueError: if there are no optimizers, or `steps` or `num_tasks` is below 1.
+        ValueError: if there are no optimizers, or `steps` or `num_tasks` is no whole number of at least 1.
     """
     runs = paired_trajectories(optimizers, problem, steps, num_tasks, seed, device)
     losses = {name: _in_columns(point.losses for point in points) for name, _, points in runs}
@@ -64,10 +65,11 @@ def paired_trajectories(
     device: Device,
 ) -> Iterator[tuple[str, TaskBatch, Iterator[Point]]]:
     """Every optimizer's name, the optimizees and its trajectory; arguments and errors are those of `compare`."""
+    if not isinstance(optimizers, Mapping):
+        raise TypeError(f"expected optimizers by name, such as {{'Adam': baseline('adam', 0.1)}}, got {optimizers!r}.")
     if not optimizers:
         raise ValueError("no optimizers given.")
-    if steps < 1 or num_tasks < 1:
-        raise ValueError(f"steps and num_tasks must be at least 1, got steps={steps!r}, num_tasks={num_tasks!r}.")
+    check_counts("compare", steps=steps, num_tasks=num_tasks)
     chosen = pick_device(device)
     for name, optimizer in optimizers.items():
         methods = (callable(getattr(optimizer, method, None)) for method in ("init", "update"))

@@ -10,7 +10,7 @@ from typing import get_args
 import numpy as np
 from torch import Tensor
 
-from l2l_kit.errors import UnknownNameError, check_names
+from l2l_kit.errors import UnknownNameError, check_counts, check_names
 from l2l_kit.evaluation.comparison import losses_at
 from l2l_kit.evaluation.curves import Curves, Statistic
 from l2l_kit.evaluation.results import read_result
@@ -35,12 +35,12 @@ def ascending(steps: Iterable[int], num_tasks: int) -> list[int]:
     """The steps in ascending order, each once.
 
     Raises:
-        ValueError: if there is none, one is below 1, or `num_tasks` is.
+        ValueError: if there is none, or one or `num_tasks` is no whole number of at least 1.
     """
-    noted = sorted(set(steps))
-    if not noted or noted[0] < 1 or num_tasks < 1:
-        raise ValueError(f"tune: steps and tasks must be at least 1, got steps={noted!r}, tasks={num_tasks!r}.")
-    return noted
+    noted = list(steps)
+    for each in noted or (None,):
+        check_counts("tune", steps=each, num_tasks=num_tasks)
+    return sorted(set(noted))
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,10 @@ def tune(
         UnknownNameError: for an unknown baseline.
         ValueError: if the grid is empty, a learning rate is not a positive number, or as `ascending`.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"tune: expected the name of a baseline, such as 'adam', got {name!r}.")
+    if not isinstance(learning_rates, Iterable):
+        raise TypeError(f"tune: learning_rates must be a list of numbers, got {learning_rates!r}.")
     if not len(learning_rates):
         raise ValueError("tune: the grid of learning rates is empty.")
     noted = ascending(steps if isinstance(steps, Iterable) else [steps], num_tasks)

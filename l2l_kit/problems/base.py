@@ -129,7 +129,8 @@ class Problem(ABC):
                 and ".". See `problems.register`.
             init: draws one task, ``params, data = init(generator)``: named tensors where the optimization begins, and
                 others on which the loss depends, which may be none.
-            loss: of one task, a differentiable scalar tensor, ``loss(params, data)``.
+            loss: of one task, a differentiable scalar tensor, ``loss(params, data)``. Under vmap it cannot use
+                the value of a tensor (.item(), numpy, an ``if``), draw at random, or run an nn.LSTM.
         """
         from l2l_kit.problems.own import FunctionProblem
 

@@ -35,12 +35,16 @@ class FunctionTasks(StoredTasks):
             minibatch = [torch.stack(each).to(device) for each in zip(*drawn, strict=True)]
         try:
             return vmap(self.loss)(params, self.data, *minibatch)
-        except RuntimeError as error:
-            if "randomness" not in str(error):
-                raise
+        except Exception as error:  # a loss can fail in any way
+            if isinstance(error, RuntimeError) and "randomness" in str(error):
+                raise ValueError(
+                    f"{self.name}: its loss draws at random, as dropout does, so that no two runs would meet the same "
+                    "losses. Set dropout to 0, or draw from the generator that is given to your functions."
+                ) from error
             raise ValueError(
-                f"{self.name}: its loss draws at random, as dropout does, so that no two runs would meet the same "
-                "losses. Set dropout to 0, or draw from the generator that is given to your functions."
+                f"{self.name}: its loss failed. It is written for one task, and torch.func.vmap runs it on a batch of "
+                "them: it must give a tensor, computed without .item(), numpy, an `if` on the value of a tensor, or "
+                f"what vmap cannot run, such as nn.LSTM. The error was {type(error).__name__}: {error}"
             ) from error
 
     def select(self, index: int) -> FunctionTasks:
@@ -112,15 +116,23 @@ class ModuleProblem(_Named):
 
     def sample(self, num_tasks: int, generator: torch.Generator, device: torch.device | None = None) -> FunctionTasks:
         seeds = tuple(torch.randint(2**62, (num_tasks,), generator=generator).tolist())
-        models = []
+        models, given = [], isinstance(self.make_model, nn.Module)
         for seed in seeds:
             with torch.random.fork_rng(devices=()):
                 torch.default_generator.manual_seed(seed)
-                models.append(replace_all_batch_norm_modules_(copy.deepcopy(self.make_model())))
-        states = stack_module_state(models)
-        weights, buffers = ({name: each.detach().to(device) for name, each in part.items()} for part in states)
+                made = self.make_model if given else self.make_model()
+            if given or not isinstance(made, nn.Module):
+                raise TypeError(
+                    f"{self.name}: expected make_model to be a function that makes a module, such as "
+                    f"lambda: nn.Linear(2, 1), got {made!r}."
+                )
+            models.append(replace_all_batch_norm_modules_(copy.deepcopy(made)))
         kinds = parameter_kinds(models[0])
         names = {f"{kinds[each]}.{name}": name for name, each in models[0].named_parameters() if each.requires_grad}
+        if not names:
+            raise ValueError(f"{self.name}: all parameters of its module are frozen, or it has none.")
+        states = stack_module_state(models)
+        weights, buffers = ({name: each.detach().to(device) for name, each in part.items()} for part in states)
         model = models[0].to(device)
 
         def loss(params: Tensors, data: Tensors, inputs: Tensor, targets: Tensor) -> Tensor:
