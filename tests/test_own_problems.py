@@ -528,3 +528,16 @@ def test_a_problem_in_double_precision_is_trained_on_and_compared():
     assert curves["LSTM"].dtype == torch.float64
     assert curves.interval("LSTM", over="SGD").value.isfinite().all()
     assert rollout(rule.double(), Bowls(), 3).dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_a_module_that_torch_cannot_copy_is_a_problem():
+    """The older weight_norm has a weight that is no leaf."""
+    problem = ModuleProblem(
+        "normed",
+        lambda: nn.utils.weight_norm(nn.Linear(3, 1)),
+        lambda generator: (torch.randn(4, 3, generator=generator), torch.ones(4, 1)),
+        nn.functional.mse_loss,
+    )
+    curves = compare({"Adam": baseline("adam", 0.1)}, problem, steps=20, num_tasks=2, device="cpu")
+    assert (curves["Adam"][:, -1] < curves["Adam"][:, 0]).all()

@@ -103,7 +103,7 @@ class ModuleProblem(_Named):
 
     Args:
         name: as in `Problem.from_functions`.
-        make_model: makes a module with fresh weights, which is copied. While it is called, torch's global generator is
+        make_model: makes a module with fresh weights. While it is called, torch's global generator is
             seeded from the task; afterwards it is as before.
         batches: draws a minibatch, ``inputs, targets = batches(generator)``. A task's minibatch depends on the task and
             on the step alone, so that every optimizer meets the same ones.
@@ -126,7 +126,9 @@ class ModuleProblem(_Named):
                     f"{self.name}: expected make_model to be a function that makes a module, such as "
                     f"lambda: nn.Linear(2, 1), got {made!r}."
                 )
-            models.append(replace_all_batch_norm_modules_(copy.deepcopy(made)))
+            if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in made.modules()):
+                made = replace_all_batch_norm_modules_(copy.deepcopy(made))
+            models.append(made)
         kinds = parameter_kinds(models[0])
         names = {f"{kinds[each]}.{name}": name for name, each in models[0].named_parameters() if each.requires_grad}
         if not names:
