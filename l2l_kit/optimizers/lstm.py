@@ -117,7 +117,7 @@ class LSTMRule(UpdateRule):
             the cells of a layer between two biases, and lowers those of their input gates as much (Tallec and Ollivier,
             2018), so that a cell with a long memory fills slowly and can tell how long a run is under way.
         global_averaging_cells: cells in each layer whose outputs are replaced, at each step, by their mean over all
-            coordinates of the task (appendix of the paper's first version, arXiv:1606.04474v1).
+            coordinates of the task (the paper's first version, arXiv:1606.04474v1).
         seed: seed of the initial weights.
         odd: make the update an odd function of the gradients, (m(∇) - m(-∇)) / 2, at twice the cost. The paper's rule
             may drift, the same way for all coordinates, which adds up over a thousand steps.

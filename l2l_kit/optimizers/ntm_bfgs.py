@@ -1,4 +1,4 @@
-"""A rule with a memory that all coordinates share (appendix of the paper's first version, arXiv:1606.04474v1).
+"""A rule with a memory that all coordinates share (the paper's first version, arXiv:1606.04474v1).
 
 BFGS moves by a matrix M, its estimate of the inverse Hessian, times the gradient, and adds a few outer products to M at
 each step. NTM-BFGS keeps that scheme; an LSTM with global averaging cells chooses the vectors.
