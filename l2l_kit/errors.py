@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
@@ -108,3 +109,8 @@ def check_counts(owner: str, **values: object) -> None:
     """Refuse what is not a whole number of at least 1, which may be numpy's, as `check_number` does."""
     for name, value in values.items():
         check_number(owner, name, int(value) if isinstance(value, numbers.Integral) else value)
+
+
+def names_files(name: object) -> bool:
+    """Whether files can have that name, in a folder of ours: letters, digits, "-", "_" and "."."""
+    return isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name) is not None

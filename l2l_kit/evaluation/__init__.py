@@ -26,6 +26,7 @@ from l2l_kit.evaluation.results import (
     kept_episodes,
     machine,
     provenance,
+    ratio_columns,
     ratios_of,
     read_result,
     swept_baselines,

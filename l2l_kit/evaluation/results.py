@@ -140,6 +140,11 @@ def under(table: pd.DataFrame, protocol: str | None = None) -> pd.DataFrame:
     return table if protocol is None else table[table["protocol"] == protocol]
 
 
+def ratio_columns(learned: str) -> list[str]:
+    """Columns of the ratios of another learned optimizer than the first, which has those of `RATIO`."""
+    return [f"{name} of {learned}" for name in RATIO]
+
+
 def ratios_of(table: pd.DataFrame, learned: str | None = None) -> pd.DataFrame:
     """A table with the ratios of one of its learned optimizers, None for the first, and of no other.
 
@@ -147,10 +152,9 @@ def ratios_of(table: pd.DataFrame, learned: str | None = None) -> pd.DataFrame:
         UnknownNameError: if its ratios are not in the table.
     """
     labels = list(table.attrs.get("learned", []))
-    others = [label for label in labels[1:] if f"{RATIO[0]} of {label}" in table]
-    chosen = {label: [f"{name} of {label}" for name in RATIO] for label in others}
+    chosen = {label: columns for label in labels[1:] if (columns := ratio_columns(label))[0] in table}
     if learned is not None:
-        check_names("optimizer with ratios in this table", [learned], [*labels[:1], *others])
+        check_names("optimizer with ratios in this table", [learned], [*labels[:1], *chosen])
     found = table
     if learned in chosen:
         found = table.assign(**{name: table[column] for name, column in zip(RATIO, chosen[learned], strict=True)})

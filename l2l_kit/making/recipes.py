@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from l2l_kit import optimizers, problems
-from l2l_kit.errors import Count, check_fields, check_names, look_up
+from l2l_kit.errors import Count, check_fields, check_names, look_up, names_files
 from l2l_kit.making.imitation import Imitation
 from l2l_kit.making.plans import combinations, make_from, read_plan
 from l2l_kit.optimizers import Baseline, GroupedBaselines, UpdateRule, baseline
@@ -174,7 +174,7 @@ def _recipe(content: dict[str, Any]) -> Recipe:
             content[section] = make_from(section, kind, content[section])
     recipe = make_from("recipe", Recipe, content)
     check_fields(recipe, "recipe")
-    if not re.fullmatch(r"\w[\w.-]*", recipe.name):
+    if not names_files(recipe.name):
         raise ValueError(f"its name names files, of letters, digits, '-', '_' and '.', got {recipe.name!r}")
     recipe.make_problem()
     if recipe.imitation is not None:

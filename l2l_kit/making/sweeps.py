@@ -22,6 +22,7 @@ from l2l_kit.evaluation import (
     RATIO,
     Curves,
     paired_ratio,
+    ratio_columns,
     training_of,
     write_result,
 )
@@ -266,7 +267,7 @@ def _tabulate(sweep: Sweep, setting: Mapping[str, Any], protocol: str, tests: Ma
         frame[["mean", "low", "high"]] = torch.stack(curves.interval(label), dim=1).numpy()
         for learned in (sweep.labels[0], *sweep.ratios_of):
             ratio = paired_ratio(losses[learned], losses[label], average=average)
-            columns = RATIO if learned == sweep.labels[0] else [f"{name} of {learned}" for name in RATIO]
+            columns = RATIO if learned == sweep.labels[0] else ratio_columns(learned)
             frame[columns] = torch.stack(ratio, dim=1).numpy()
         frames.append(frame)
     return pd.concat(frames).sort_values("step", kind="stable")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from l2l_kit.errors import names_files
 from l2l_kit.tensors import Layout, Tensors, described, ravel
 
 
@@ -140,7 +140,7 @@ class Problem(ABC):
 def check_name(problem: Problem | type[Problem]) -> None:
     """Refuse by a TypeError a problem whose name is not one that files can have."""
     kind, name = problem if isinstance(problem, type) else type(problem), getattr(problem, "name", None)
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+    if not names_files(name):
         raise TypeError(
             f"{kind.__name__}: expected a name for files, of letters, digits, '-', '_' and '.', such as "
             f'name: ClassVar[str] = "mine", got {name!r}.'
