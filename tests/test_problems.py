@@ -9,7 +9,16 @@ from small import PROBLEMS, rosenbrock, same_bits, valley
 
 from l2l_kit import problems
 from l2l_kit.errors import UnknownNameError
-from l2l_kit.problems import CIFAR, MNIST, ConditionedQuadratics, NeuralArt, Problem, Quadratics, QuadraticTasks
+from l2l_kit.problems import (
+    CIFAR,
+    MNIST,
+    ConditionedQuadratics,
+    NeuralArt,
+    Problem,
+    Quadratics,
+    QuadraticTasks,
+    neural_art,
+)
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, pick_device, ravel
 
@@ -76,6 +85,17 @@ class TestEveryProblem:
             loss, gradient = tasks.select(2).losses_and_gradients(rows[2:3], layout, 3)
             torch.testing.assert_close(loss, losses[2:3])
             torch.testing.assert_close(gradient, gradients[2:3])
+
+    def test_parts_are_the_whole(self, problem, monkeypatch):
+        monkeypatch.setattr(neural_art, "_AT_ONCE", 1)  # pixels, so that each picture is a part
+        tasks, layout, rows, losses, _ = sampled(problem)
+        parts = tasks.parts()
+        assert len(parts) == (4 if isinstance(problem, NeuralArt) else 1)
+        assert torch.equal(torch.cat([ravel(part.initial_params) for part in parts]), rows)
+        its_rows = zip(parts, rows.chunk(len(parts)), strict=True)
+        torch.testing.assert_close(
+            torch.cat([part.losses(layout.unravel(point), 3) for part, point in its_rows]), losses
+        )
 
 
 def test_quadratics_equal_their_closed_form():

@@ -3,6 +3,7 @@
 import math
 import shutil
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import pandas as pd
@@ -37,7 +38,7 @@ from l2l_kit.making.runs import Run
 from l2l_kit.making.sweeps import Sweep, read_sweep, run_sweep
 from l2l_kit.optimizers import Baseline, LSTMRule, baseline
 from l2l_kit.paths import RESULTS, SWEEPS
-from l2l_kit.problems import Quadratics
+from l2l_kit.problems import NeuralArt, Quadratics, neural_art
 from l2l_kit.randomness import generator
 
 STEPS = [2, 25]
@@ -290,7 +291,7 @@ class TestGrid:
         def diverge(one):
             losses = run_it(one)
             if one.draw == "test" and isinstance(one.optimizer, Baseline) and one.optimizer.lr >= largest:
-                losses[3, one.steps.index(25) if 25 in one.steps else 99 :] = math.inf
+                losses["losses"][3, one.steps.index(25) if 25 in one.steps else 99 :] = math.inf
             return losses
 
         monkeypatch.setattr(Run, "_run", diverge)
@@ -305,8 +306,8 @@ class TestGrid:
             assert rates[25] == finite.loc[finite["mean"].idxmin(), "lr"]
 
     def test_where_every_one_diverges_there_is_still_a_row(self, tmp_path, quick, monkeypatch):
-        run_it = Run._run
-        monkeypatch.setattr(Run, "_run", lambda one: run_it(one) * (math.inf if one.draw == "test" else 1))
+        run_it, size = Run._run, {"test": math.inf, "tuning": 1}
+        monkeypatch.setattr(Run, "_run", lambda one: {"losses": size[one.draw] * run_it(one)["losses"]})
         table, _ = run(tmp_path, quick)
         assert table.loc[table["optimizer"] == "SGD", "mean"].tolist() == [math.inf]
 
@@ -363,6 +364,36 @@ class TestRuns:
         for optimizer, name in names.items():
             Run(tmp_path / name, Quadratics(3), optimizer, "test", 7, [2, 25], False, 4, "cpu").losses()
             assert (tmp_path / name / f"{name}.safetensors").is_file()
+
+    @pytest.mark.parametrize(
+        "optimizer", [Baseline("adam", 0.1), LSTMRule(hidden_size=2), None], ids=["Adam", "LSTM", "L-BFGS"]
+    )
+    def test_one_of_pictures_goes_on_with_those_that_are_left(self, tmp_path, monkeypatch, capsys, optimizer):
+        monkeypatch.setattr(neural_art, "_AT_ONCE", 1)  # pixels, so that each picture is a part
+        problem = NeuralArt(network="small", source="embedded", style="swirls", size=16)
+        make = partial(Run, problem=problem, optimizer=optimizer, draw="test", num_tasks=3, steps=[1, 3], device="cpu")
+        whole, interrupted = make(tmp_path / "whole"), make(tmp_path / "interrupted", words="mine")
+        done, run_part = [], Run._run_part
+
+        def until_the_second(run, tasks):
+            if len(done) == 2:
+                raise KeyboardInterrupt
+            done.append(tasks)
+            return run_part(run, tasks)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "_run_part", until_the_second)
+            with pytest.raises(KeyboardInterrupt):
+                interrupted.losses()
+        assert capsys.readouterr().out.splitlines() == ["mine: part 1 of 3", "mine: part 2 of 3"]
+        left = []
+        monkeypatch.setattr(Run, "_run_part", lambda run, tasks: left.append(tasks) or run_part(run, tasks))
+        assert torch.equal(interrupted.losses(), whole.losses())
+        assert len(left) == 1 + 3
+        assert capsys.readouterr().out.splitlines()[-2:] == ["mine: part 3 of 3", "mine"]
+        assert [path.suffix for path in interrupted.folder.iterdir() if not path.name.startswith(".")] == [
+            ".safetensors"
+        ]
 
     def test_a_table_says_on_which_machines_they_were_made(self, tmp_path, quick, before, monkeypatch):
         table, _ = before

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,10 @@ from torch import Tensor
 from l2l_kit.evaluation import LBFGS, Tuning, lbfgs, learning_rates, losses_at, read_result, write_result
 from l2l_kit.evaluation.tuning import ascending
 from l2l_kit.extras import pd
-from l2l_kit.making.work import check_same, kept, parallel_map
+from l2l_kit.making.work import check_same, digest, kept, parallel_map
 from l2l_kit.optimizers import BASELINES, Baseline, GroupedBaselines, UpdateRule, baseline
 from l2l_kit.paths import HOME
-from l2l_kit.problems import Problem
+from l2l_kit.problems import Problem, TaskBatch
 from l2l_kit.problems.base import draw as draw_tasks
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Device, Tensors, pick_device
@@ -68,22 +70,42 @@ class Run:
         return self._kept()[1]
 
     def _kept(self) -> tuple[Tensors, dict[str, Any]]:
-        learned = list(self.optimizer.state_dict().values()) if isinstance(self.optimizer, UpdateRule) else []
-        return kept(self.folder, self.about, lambda: {"losses": self._run()}, weights=learned, device=self.device)
+        found = kept(self.folder, self.about, self._run, weights=self._weights(), device=self.device)
+        shutil.rmtree(self._parts_folder(), ignore_errors=True)
+        return found
 
-    def _run(self) -> Tensor:
+    def _weights(self) -> list[Tensor]:
+        return list(self.optimizer.state_dict().values()) if isinstance(self.optimizer, UpdateRule) else []
+
+    def _parts_folder(self) -> Path:
+        """Where the losses of the first tasks are while the others are still to come."""
+        return self.folder / f"{digest(self.about, self._weights())}-parts"
+
+    def _run(self) -> Tensors:
         device = pick_device(self.device)
-        tasks = draw_tasks(self.problem, self.num_tasks, generator(self.seed, self.draw), device)
-        if self.optimizer is None:
-            runs = [lbfgs(tasks.select(index), self.steps[-1]) for index in range(self.num_tasks)]
-            losses = torch.stack([torch.cat([point.losses for point in run])[self.steps] for run in runs])
-        else:
-            if isinstance(self.optimizer, UpdateRule):
-                self.optimizer.to(device)
-            losses = losses_at(self.optimizer, tasks, self.steps, on_test_set=self.on_test_set)
+        if isinstance(self.optimizer, UpdateRule):
+            self.optimizer.to(device)
+        parts = draw_tasks(self.problem, self.num_tasks, generator(self.seed, self.draw), device).parts()
+        if len(parts) == 1:
+            losses = self._run_part(parts[0])
+        else:  # each of them takes long enough to be kept
+            found = []
+            for number, part in enumerate(parts, start=1):
+                make = partial(self._run_part, part)
+                found.append(kept(self._parts_folder(), {"part": number}, make, device=self.device)[0]["losses"])
+                if self.words and number * 10 // len(parts) > (number - 1) * 10 // len(parts):
+                    print(f"{self.words}: part {number} of {len(parts)}", flush=True)
+            losses = {"losses": torch.cat(found)}
         if self.words:
             print(self.words, flush=True)
         return losses
+
+    def _run_part(self, tasks: TaskBatch) -> Tensors:
+        if self.optimizer is not None:
+            return {"losses": losses_at(self.optimizer, tasks, self.steps, on_test_set=self.on_test_set)}
+        number = len(next(iter(tasks.initial_params.values())))
+        runs = [lbfgs(tasks.select(index), self.steps[-1]) for index in range(number)]
+        return {"losses": torch.stack([torch.cat([point.losses for point in run])[self.steps] for run in runs])}
 
 
 def machines(runs: Iterable[Run]) -> dict[str, str]:

@@ -51,6 +51,10 @@ class TaskBatch(ABC):
         """One of them, as a batch of its own; a TypeError where minibatches are drawn for all of them together."""
         raise TypeError(f"{type(self).__name__} cannot be taken apart.")
 
+    def parts(self) -> list[TaskBatch]:
+        """Batches that are this one together and take no longer one after another; most problems have only one."""
+        return [self]
+
     def points_and_losses(self, rows: Tensor, layout: Layout, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Points ``(tasks, coordinates)``, the leaves of autograd, and losses there; in parts, to bound the memory."""
         point = rows.detach().requires_grad_()

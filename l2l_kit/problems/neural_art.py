@@ -14,7 +14,7 @@ from torch import Tensor
 from l2l_kit import data
 from l2l_kit.data.features import SMALL, VGG16, FeatureNetwork
 from l2l_kit.errors import AtLeast, NotNegative, check_fields
-from l2l_kit.problems.base import Problem, StoredTasks
+from l2l_kit.problems.base import Problem, StoredTasks, TaskBatch
 from l2l_kit.tensors import Layout, Tensors
 
 Network = Literal["auto", "vgg16", "small"]
@@ -52,11 +52,17 @@ class NeuralArtTasks(StoredTasks):
         chosen = slice(index, index + 1)
         return replace(self, initial={"pixels": self.initial["pixels"][chosen]}, content=self.content[chosen])
 
+    def parts(self) -> list[TaskBatch]:
+        pixels = self.initial["pixels"]
+        number = _parts(len(pixels), pixels.shape[-1], pixels.device)
+        pieces = zip(pixels.chunk(number), self.content.chunk(number), strict=True)
+        return [replace(self, initial={"pixels": part}, content=content) for part, content in pieces]
+
     def points_and_losses(self, rows: Tensor, layout: Layout, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        parts = _parts(len(rows), self.initial["pixels"].shape[-1], rows.device)
-        for part, content in zip(rows.chunk(parts), self.content.chunk(parts), strict=True):
-            point = part.detach().requires_grad_()
-            yield point, replace(self, content=content).losses(layout.unravel(point), step)
+        parts = self.parts()
+        for part, its_rows in zip(parts, rows.chunk(len(parts)), strict=True):
+            point = its_rows.detach().requires_grad_()
+            yield point, part.losses(layout.unravel(point), step)
 
     def terms(self, pixels: Tensor) -> dict[str, Tensor]:
         """The terms of the loss before they are weighted, each of shape ``(n,)``."""
