@@ -100,8 +100,11 @@ class Figure(go.Figure):  # type: ignore[misc]  # plotly has no types
     _repr_html_ = None
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None, **_: object) -> Settings:
+        figure = json.loads(self.to_json())
+        if figure["layout"].get("width") == WIDTH:
+            del figure["layout"]["width"]  # JupyterLab makes it as wide as the page
         return {
-            "application/vnd.plotly.v1+json": {**json.loads(self.to_json()), "config": {"displaylogo": False}},
+            "application/vnd.plotly.v1+json": {**figure, "config": {"displaylogo": False}},
             "image/jpeg": base64.b64encode(static.jpeg(self)).decode(),
             "text/plain": "Figure",
         }
@@ -136,14 +139,29 @@ def layout(
 
     return {
         "template": "none",
-        "title": {"text": title, "x": 0.02, "xanchor": "left", "y": 0.97, "yanchor": "top", "font": {"size": 15}},
+        "title": {
+            "text": title,
+            "x": 0.02,
+            "xanchor": "left",
+            "y": 1,
+            "yanchor": "top",
+            "pad": {"t": 12},
+            "font": {"size": 15},
+        },
         "width": width,
         "height": height,
-        "margin": {"l": 65, "r": 20, "t": 75 if title else 40, "b": 50},
+        "margin": {"l": 65, "r": 20, "t": 45 if title else 15, "b": 50},
         "paper_bgcolor": CLEAR,
         "plot_bgcolor": CLEAR,
         "font": {"color": GREY, "size": 13},
-        "legend": {"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom"},
+        # From the title downwards: the axes make room for as many rows as it has at the width of the page.
+        "legend": {
+            "orientation": "h",
+            "x": 0,
+            "yref": "container",
+            "y": 1 - (36 if title else 5) / height,
+            "yanchor": "top",
+        },
         "modebar": {"bgcolor": CLEAR, "color": GREY, "activecolor": STYLES["LSTM"].color},
         "hoverlabel": {"bgcolor": "#ffffff", "font": {"color": "#333333"}},
         "xaxis": both(x, xaxis or {}),

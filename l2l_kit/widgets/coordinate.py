@@ -86,7 +86,7 @@ class CoordinateExplorer(OneCoordinate):
         figure.add_scatter(x=[step] * len(heights), y=heights, mode="markers", marker=ring, **plots.QUIET)
         self._add_units(figure, found, values)
         several = len(curves) > 1
-        figure.update_layout(height=560, hovermode="closest", showlegend=several, margin_t=75 if several else 45)
+        figure.update_layout(height=560, hovermode="closest", showlegend=several)
         figure.update_layout(xaxis_range=[0, len(self._losses) - 1])
         text = "Click on the curve for a step, on a square for a unit. Red is positive, blue negative."
         return View(text, figure, lines=[*_inside(self._lstm, found, gradients, values), *self._beside(values)])

@@ -394,7 +394,7 @@ function render({ model, el }) {
     });
   }
 
-  let drawing, again, drawn, hovered = 0, lower = 0;
+  let drawing, again, drawn, hovered = 0;
   async function draw() {
     if (drawing) return (again = true);
     drawing = true;
@@ -412,8 +412,8 @@ function render({ model, el }) {
         const height = Math.max(220, Math.min(figure.layout.height ?? 420, 0.75 * width, (beside ? 0.95 : 0.62) * room));
         const { color } = getComputedStyle(el);
         const hover = { bgcolor: dark ? "#222" : "#fff", font: { color: dark ? "#eee" : "#333" } };
-        const margin = { ...figure.layout.margin, t: (figure.layout.margin?.t ?? 75) + lower };
-        const layout = { hovermode: "x unified", uirevision: "kept", ...figure.layout, width, height, margin, hoverlabel: hover, font: { ...figure.layout.font, color } };
+        const legend = { ...figure.layout.legend, y: 1 - (figure.layout.title?.text ? 36 : 5) / height };
+        const layout = { hovermode: "x unified", uirevision: "kept", ...figure.layout, width, height, legend, hoverlabel: hover, font: { ...figure.layout.font, color } };
         await put(library, figure.data, layout);
         plot.classList.toggle("l2l-drag", Boolean(dragged()));
         plot.setAttribute("role", dragged() ? "application" : "group");
@@ -432,7 +432,9 @@ function render({ model, el }) {
     const title = layout.title?.text;
     if (held && drawn?.still === still) {
       if (title !== drawn.title) await library.relayout(plot, { "title.text": title });
-      const traces = [...data.keys()].filter((k) => points[k] !== drawn.points[k]);
+      const panels = new Set(data.map(({ yaxis }) => yaxis)).size; // one of which no line is drawn anew would be emptied
+      const changed = [...data.keys()].filter((k) => points[k] !== drawn.points[k]);
+      const traces = panels > 1 && changed.length ? [...data.keys()] : changed;
       const moved = traces.map((k) => ({ x: data[k].x, y: data[k].y }));
       const at_once = { mode: "immediate", transition: { duration: 0 }, frame: { duration: 0, redraw: false } };
       if (traces.length) await library.animate(plot, { data: moved, traces }, at_once);
@@ -440,9 +442,6 @@ function render({ model, el }) {
       if (layout.dragmode === "drawopenpath") layout.shapes = plot.layout?.shapes ?? []; // what the reader has drawn
       const draws = { drawopenpath: ["drawopenpath", "eraseshape"], false: [] }[layout.dragmode] ?? ["zoom2d", "pan2d", "resetScale2d"];
       await library.react(plot, data, layout, { displaylogo: false, modeBarButtons: [["toImage", ...draws]] });
-      const [above, below] = [".gtitle", "g.legend"].map((part) => plot.querySelector(part)?.getBoundingClientRect());
-      const shared = above && below ? above.bottom - below.top : 0;
-      if (shared > 0) [lower, again] = [lower + shared + 2, true]; // a legend of several rows, which begins at the plot, meets the title
       if (!drawn) plot.on("plotly_click", ({ points: [point] }) => act({ line: point.data.name, x: point.x }));
     }
     drawn = { still, points, title };

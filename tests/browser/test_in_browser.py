@@ -10,7 +10,7 @@ import PIL.Image
 import plotly.graph_objects as go
 import pytest
 
-from l2l_kit import static
+from l2l_kit import plots, static
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 Axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed").Axe
@@ -258,6 +258,25 @@ def test_a_notebook_that_was_not_run_shows_the_picture(lab, page, tmp_path):
     page.goto(address, wait_until="domcontentloaded")
     page.wait_for_selector(".jp-OutputArea-output img", timeout=90_000)
     page.screenshot(path=tmp_path / "picture.png")
+
+
+def test_a_figure_is_as_wide_as_the_page_and_its_legend_has_room(lab, page, tmp_path):
+    curves = {f"optimizer {number}": ([0, 1], [number, 1]) for number in range(9)}
+    data = plots.graph(curves, x="step", y="loss", title="Which of nine optimizers is it?")._repr_mimebundle_()
+    address = lab.notebook("figure.ipynb", "1", outputs=[nbformat.v4.new_output("display_data", data)])
+    page.goto(address, wait_until="domcontentloaded")
+    page.wait_for_selector("g.legend", timeout=90_000)
+    show_file_browser(page, True)
+    for width in (1400, 900):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_timeout(1500)
+        page.screenshot(path=tmp_path / f"figure_{width}.png")
+        parts = ".jp-OutputArea-output", ".js-plotly-plot .main-svg", ".gtitle", "g.legend", ".nsewdrag"
+        output, figure, title, legend, axes = (page.locator(part).first.bounding_box() for part in parts)
+        assert output["width"] - 20 <= figure["width"] <= output["width"]
+        assert legend["x"] + legend["width"] <= output["x"] + output["width"]
+        assert title["y"] + title["height"] <= legend["y"]
+        assert legend["y"] + legend["height"] <= axes["y"] + 1
 
 
 def test_training_shows_progress_and_cancels(open_notebook, tmp_path, record_property):
@@ -531,6 +550,8 @@ def test_the_explorers_of_lesson_7(open_notebook, tmp_path, record_property):
     # The ring on the curve is the first point; then come the squares of the input gate.
     page.mouse.click(*along(coordinate.locator(".scatterlayer path.point").nth(8), 0.5)[0])
     playwright.expect(equations).to_contain_text("unit 8 ")
+    curve = "() => document.querySelectorAll('.l2l')[3].querySelectorAll('.xy path.js-line').length"
+    assert page.evaluate(curve) == 1, "what is drawn anew in one panel leaves the other as it is"
     coordinate.screenshot(path=tmp_path / "coordinate.png")
     check_that_a_keyboard_will_do(page)
     assert not faults(page)
