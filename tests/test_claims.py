@@ -188,6 +188,10 @@ def test_a_claim_says_on_what_it_was_measured():
     found = judged(ratio_table(made(0.8), trained=training_of(card), tuning_tasks=8))
     assert "training of LSTM: 5,000 episodes of 100 steps, starting from mine; baselines" in found.conditions
     assert training_of({}) == "an unknown time"
+    table = ratio_table(made(0.8), against=["Adam"], trained="some episodes")
+    table.attrs["trained"]["Adam"] = "other episodes"  # as if it were a learned optimizer, too
+    found = judged(table, against=["Adam"])
+    assert "training of LSTM: some episodes; training of Adam: other episodes" in found.conditions
     found = judged(
         ratio_table(Curves({name: torch.rand(3, 1) for name in ("LSTM", "Adam")}, {"name": "mine"}, 0), unit="seed")
     )

@@ -268,7 +268,8 @@ def _conditions(table: pd.DataFrame, learned: str) -> str:
     config = about.get("problem", {})
     same = {name: table[name].iloc[0] for name in table if name not in _MEASURES and len(set(table[name])) == 1}
     fields = ", ".join(f"{name}={value}" for name, value in {**config, **same}.items() if name != "name")
-    trained, tuned = about.get("trained", {}).get(learned), about.get("tuning_tasks")
+    compared, trained = dict.fromkeys([learned, *table["optimizer"]]), about.get("trained", {})
+    tuned = about.get("tuning_tasks")
     tuned = tuned if "lr" not in table or table["lr"].notna().any() else None  # no baseline among the others
     protocol = table["protocol"].iloc[0] if "protocol" in table else ""
     few = f" (fewer than the {FEWEST_TO_TUNE_ON} of the protocol)" if tuned and tuned < FEWEST_TO_TUNE_ON else ""
@@ -276,7 +277,7 @@ def _conditions(table: pd.DataFrame, learned: str) -> str:
         f"{about.get('num_tasks')} {_unit(about)}s of {config.get('name')}({fields})"
         + ("" if _unit(about) == "seed" else f", seed {about.get('seed')}"),
         f"data: {about['data']}" if about.get("data") else "",
-        f"training of {learned}: {trained}" if trained else "",
+        *(f"training of {name}: {trained[name]}" for name in compared if trained.get(name)),
         f"baselines {_RATES[protocol]} on {tuned} other tasks{few}" if tuned else "",
     ]
     return "; ".join(filter(None, parts))
