@@ -159,7 +159,7 @@ def layout(
             "orientation": "h",
             "x": 0,
             "yref": "container",
-            "y": 1 - (36 if title else 5) / height,
+            "y": 1 - (36 + 14 * title.count("<br>") if title else 5) / height,
             "yanchor": "top",
         },
         "modebar": {"bgcolor": CLEAR, "color": GREY, "activecolor": STYLES["LSTM"].color},

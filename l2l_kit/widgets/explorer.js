@@ -412,7 +412,8 @@ function render({ model, el }) {
         const height = Math.max(220, Math.min(figure.layout.height ?? 420, 0.75 * width, (beside ? 0.95 : 0.62) * room));
         const { color } = getComputedStyle(el);
         const hover = { bgcolor: dark ? "#222" : "#fff", font: { color: dark ? "#eee" : "#333" } };
-        const legend = { ...figure.layout.legend, y: 1 - (figure.layout.title?.text ? 36 : 5) / height };
+        const title = figure.layout.title?.text?.split("<br>");
+        const legend = { ...figure.layout.legend, y: 1 - (title ? 22 + 14 * title.length : 5) / height };
         const layout = { hovermode: "x unified", uirevision: "kept", ...figure.layout, width, height, legend, hoverlabel: hover, font: { ...figure.layout.font, color } };
         await put(library, figure.data, layout);
         plot.classList.toggle("l2l-drag", Boolean(dragged()));

@@ -342,6 +342,8 @@ def test_the_curves_of_networks_follow(open_notebook, tmp_path, record_property)
     record("networks, units slider, first of all curves", [press(page, "ArrowLeft")], record_property)
     page.wait_for_function("document.body.innerText.match(/Computing: step [1-9]/)", timeout=60_000)
     page.screenshot(path=tmp_path / "networks_computing.png")
+    title, legend = (page.locator(part).first.bounding_box() for part in (".l2l .gtitle", ".l2l g.legend"))
+    assert title["y"] + title["height"] <= legend["y"] + 1, "a title of two lines makes room for itself"
     back = press(page, "ArrowRight")
     record("networks, back to known curves while others are computed", [back], record_property)
     finished(page)
