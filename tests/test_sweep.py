@@ -131,7 +131,9 @@ class TestTable:
         for learned, other in (("LSTM", "log-sign"), ("log-sign", "LSTM")):
             found = claim(rows, "ours", "here", "it is so", because="so", learned=learned, against=[other])
             assert found.measured.startswith(f"{learned} / {other}: ")
-            assert found.conditions.endswith(f"training of {learned}: an unknown time")
+            assert found.conditions.endswith(
+                f"training of {learned}: an unknown time; training of {other}: an unknown time"
+            )
         with pytest.raises(UnknownNameError, match="optimizer with ratios in this table"):
             claim(rows, "ours", "here", "it is so", because="so", learned="Adam")
 
