@@ -273,12 +273,15 @@ def _optimizer(text: str, problem: str, tasks: Problem, steps: int) -> tuple[str
 def sweep(
     name: Annotated[str, typer.Argument(help="A sweep of data/sweeps, or a path to one (.toml).")],
     only: Annotated[list[str] | None, typer.Option(help="Run only these optimizers, and record nothing yet.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Draw other optimizees, and record them beside the first.")
+    ] = None,
     jobs: Jobs = 1,
     data: Data = HOME,
     device: Device = None,
 ) -> None:
     """Compare optimizers, baselines freshly tuned, over a grid of problems. Goes on where it was interrupted."""
-    path = run_sweep(read_sweep(name), data, only=only, jobs=jobs, device=device)
+    path = run_sweep(read_sweep(name), data, only=only, seed=seed, jobs=jobs, device=device)
     if path is not None:
         console.print(f"recorded in {path}")
 

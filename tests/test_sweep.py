@@ -184,6 +184,16 @@ class TestTable:
         assert table["hidden"].tolist() == ["2"] * 3 + ["2-3"] * 3
         assert table["activation"].tolist() == ["relu"] * 6
 
+    def test_with_another_seed_it_is_beside_the_first(self, tmp_path, quick):
+        first, _ = run(tmp_path, quick, seed=quick.seed)
+        path = run_sweep(quick, tmp_path, seed=5, device="cpu")
+        assert path.stem == "mine-seed5"
+        pd.testing.assert_frame_equal(read_result("sweeps/mine", tmp_path / "results"), first)
+        second, other = (read_result("sweeps/mine", tmp_path / "results", seed=seed) for seed in (5, 6))
+        pd.testing.assert_frame_equal(second, run(tmp_path / "alone", replace(quick, seed=5))[0])
+        assert second.attrs["seed"] == 5 and not second.equals(first)
+        assert other.equals(first), "there is none with this seed"
+
     def test_losses_may_be_those_on_test_images(self, tmp_path, quick):
         """On images that no network is trained on, of baselines tuned for that."""
         sweep = replace(quick, problem=DIGITS, grid={"init_scale": [0.1]}, steps=[1, 4], num_tasks=3, tuning_tasks=2)

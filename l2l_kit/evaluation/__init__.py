@@ -32,6 +32,7 @@ from l2l_kit.evaluation.results import (
     swept_baselines,
     training_of,
     under,
+    with_seed,
     write_result,
 )
 from l2l_kit.evaluation.tuning import (

@@ -100,14 +100,25 @@ _COLUMNS = {"tuning": ("lr", "step", "mean", "median", "baseline"), "sweeps": ("
 """What recorded tables of a kind, the one part of their names, have in each row."""
 
 
-def read_result(name: str, directory: Path = RESULTS) -> pd.DataFrame:
+def with_seed(name: str, seed: int) -> str:
+    """The name of a sweep's table that was drawn with another seed than the sweep's own."""
+    return f"{name}-seed{seed}"
+
+
+def read_result(name: str, directory: Path = RESULTS, *, seed: int | None = None) -> pd.DataFrame:
     """A recorded table; how it was made is in its `attrs`.
+
+    Args:
+        seed: of a sweep, the table that ``l2l sweep NAME --seed`` recorded with this seed. If there is none, or None
+            is given, the one with the sweep's own.
 
     Raises:
         FileNotFoundError: if there is none of that name; the message lists those of its kind, or all.
         ValueError: if its files are damaged, or a tuning or a sweep lacks a column.
     """
     path = directory / f"{name}.csv"
+    if seed is not None and (other := directory / f"{with_seed(name, seed)}.csv").is_file():
+        path = other
     kind = next((kind for kind in _COLUMNS if kind in path.relative_to(directory).with_suffix("").parts), "")
     if not path.is_file():
         known = sorted(str(other.relative_to(directory).with_suffix("")) for other in directory.rglob("*.csv"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from l2l_kit.evaluation import (
     paired_ratio,
     ratio_columns,
     training_of,
+    with_seed,
     write_result,
 )
 from l2l_kit.extras import pd
@@ -136,6 +137,7 @@ def run_sweep(
     data: Path = HOME,
     *,
     only: Sequence[str] | None = None,
+    seed: int | None = None,
     jobs: int = 1,
     device: Device = None,
 ) -> Path | None:
@@ -144,6 +146,8 @@ def run_sweep(
     Args:
         data: where ``results/`` and ``cache/`` are.
         only: optimizers to run, without a table of them yet; None for all.
+        seed: draw other optimizees than the sweep's own seed does, and record their table beside the other (see
+            `read_result`).
         jobs: optimizers at once, each in one setting.
 
     Returns:
@@ -155,6 +159,9 @@ def run_sweep(
         ValueError: if a baseline diverges with every learning rate, or is the better the longer its steps are.
     """
     check_names(f"optimizer of sweep {sweep.name!r}", only or (), sweep.labels)
+    name, command = sweep.name, f"l2l sweep {sweep.name}"
+    if seed is not None and seed != sweep.seed:
+        sweep, name, command = replace(sweep, seed=seed), with_seed(name, seed), f"{command} --seed {seed}"
     settings, labels = combinations(sweep.grid), only or sweep.labels
     rules: dict[str, Runnable] = {label: zoo.load(name) for label, name in sweep.learned.items() if label in labels}
     if sweep.teacher is not None and TEACHER in labels:
@@ -175,9 +182,9 @@ def run_sweep(
     ]
     tried = {label: [measured[label][1] for measured in by_setting] for label in sweep.baselines}
     trained = {label: training_of(zoo.card(name)) for label, name in sweep.learned.items()}
-    about = {**asdict(sweep), "trained": trained, "tried": tried, "command": f"l2l sweep {sweep.name}"}
+    about = {**asdict(sweep), "trained": trained, "tried": tried, "command": command}
     about |= machines(run for measured in by_setting for runs, _ in measured.values() for run in runs)
-    return write_result(f"sweeps/{sweep.name}", pd.concat(tables, ignore_index=True), about, data / "results")
+    return write_result(f"sweeps/{name}", pd.concat(tables, ignore_index=True), about, data / "results")
 
 
 def _measure(
