@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -33,11 +34,11 @@ from l2l_kit.evaluation import (
 )
 from l2l_kit.evaluation.claims import FEWEST_TO_TUNE_ON
 from l2l_kit.making.plans import combinations
-from l2l_kit.making.recipes import find_recipe
+from l2l_kit.making.recipes import find_recipe, read_recipes
 from l2l_kit.making.runs import Run
 from l2l_kit.making.sweeps import Sweep, read_sweep, run_sweep
 from l2l_kit.optimizers import Baseline, LSTMRule, baseline
-from l2l_kit.paths import RESULTS, SWEEPS
+from l2l_kit.paths import RECIPES, RESULTS, SWEEPS
 from l2l_kit.problems import NeuralArt, Quadratics, neural_art
 from l2l_kit.randomness import generator
 
@@ -191,7 +192,8 @@ class TestTable:
         pd.testing.assert_frame_equal(read_result("sweeps/mine", tmp_path / "results"), first)
         second, other = (read_result("sweeps/mine", tmp_path / "results", seed=seed) for seed in (5, 6))
         pd.testing.assert_frame_equal(second, run(tmp_path / "alone", replace(quick, seed=5))[0])
-        assert second.attrs["seed"] == 5 and not second.equals(first)
+        assert second.attrs["seed"] == 5
+        assert not second.equals(first)
         assert other.equals(first), "there is none with this seed"
 
     def test_losses_may_be_those_on_test_images(self, tmp_path, quick):
@@ -493,6 +495,15 @@ class TestFiles:
         baselines, grid = {"SGD": {"name": "sgd", "learning_rates": [0.03, 0.1]}}, {"dim": [2, 3]}
         expected = Sweep("mine", {"name": "quadratics"}, grid, {"LSTM": "quadratics"}, [5, 10], 4, baselines, 3)
         assert read(tmp_path, VALID) == expected
+
+    def test_a_copy_needs_a_name_of_its_own(self, tmp_path):
+        for read, folder in ((read_sweep, SWEEPS), (read_recipes, RECIPES)):
+            original = sorted(folder.glob("*.toml"))[0]
+            copy = shutil.copy(original, tmp_path)
+            with pytest.raises(ValueError, match=r"whose result would be replaced\. Rename the file\."):
+                read(copy)
+            assert read(Path(copy).rename(tmp_path / "mine.toml"))
+            assert read(original)
 
     @pytest.mark.parametrize(("right", "wrong", "message"), MISTAKES.values(), ids=MISTAKES)
     def test_a_mistake_is_named(self, tmp_path, right, wrong, message):

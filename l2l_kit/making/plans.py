@@ -24,8 +24,8 @@ def read_plan(kind: str, name_or_path: str | Path, folder: Path, make: Callable[
 
     Raises:
         UnknownNameError: if the folder has none of that name; the message offers the nearest one.
-        ValueError: if there is no such file, or `make` fails, for whatever reason; the message names the file and what
-            is wrong.
+        ValueError: if there is no such file, it has the name of one of the folder, or `make` fails, for whatever reason;
+            the message names the file and what is wrong.
     """
     path = user_path(name_or_path)
     if path.suffix != ".toml":
@@ -34,6 +34,10 @@ def read_plan(kind: str, name_or_path: str | Path, folder: Path, make: Callable[
             raise UnknownNameError(kind, str(name_or_path), (known.stem for known in folder.glob("*.toml")))
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file.")
+    if path.resolve().parent != folder.resolve() and (folder / path.name).is_file():
+        raise ValueError(
+            f"{path}: {folder} has a {kind} of this name, whose result would be replaced. Rename the file."
+        )
     try:
         return make(path.stem, tomllib.loads(path.read_text(encoding="utf-8")))
     except KeyError as error:
