@@ -500,7 +500,7 @@ class TestFiles:
         for read, folder in ((read_sweep, SWEEPS), (read_recipes, RECIPES)):
             original = sorted(folder.glob("*.toml"))[0]
             copy = shutil.copy(original, tmp_path)
-            with pytest.raises(ValueError, match=r"whose result would be replaced\. Rename the file\."):
+            with pytest.raises(ValueError, match=r"whose result it would replace\. Rename the file\."):
                 read(copy)
             assert read(Path(copy).rename(tmp_path / "mine.toml"))
             assert read(original)

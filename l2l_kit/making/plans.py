@@ -24,7 +24,7 @@ def read_plan(kind: str, name_or_path: str | Path, folder: Path, make: Callable[
 
     Raises:
         UnknownNameError: if the folder has none of that name; the message offers the nearest one.
-        ValueError: if there is no such file, it has the name of one of the folder, or `make` fails, for whatever reason;
+        ValueError: if there is no such file, it has the name of one of the folder, or `make` fails, for any reason;
             the message names the file and what is wrong.
     """
     path = user_path(name_or_path)
@@ -35,9 +35,7 @@ def read_plan(kind: str, name_or_path: str | Path, folder: Path, make: Callable[
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file.")
     if path.resolve().parent != folder.resolve() and (folder / path.name).is_file():
-        raise ValueError(
-            f"{path}: {folder} has a {kind} of this name, whose result would be replaced. Rename the file."
-        )
+        raise ValueError(f"{path}: {folder} has a {kind} of this name, whose result it would replace. Rename the file.")
     try:
         return make(path.stem, tomllib.loads(path.read_text(encoding="utf-8")))
     except KeyError as error:
