@@ -318,7 +318,8 @@ def reproduce(
     console.print(summary([claim for done in lessons for claim in done.claims]))
     console.print(f"report: {page.resolve()}", soft_wrap=True)
     if record:
-        console.print(f"recorded in {record_claims(lessons, data / 'results')}", soft_wrap=True)
+        path = record_claims(lessons, data / "results", int(parameters.get("seed", 0)))
+        console.print(f"recorded in {path}", soft_wrap=True)
     if any(done.error for done in lessons):
         raise typer.Exit(1)
 

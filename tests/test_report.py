@@ -13,7 +13,7 @@ from bs4 import BeautifulSoup
 from l2l_kit import load
 from l2l_kit.evaluation import VERDICTS, Claim, claim, compare, ratio_table, tuned_baselines
 from l2l_kit.making.lessons import Lesson, Picture
-from l2l_kit.making.report import changes, read_record, record_claims, smaller, write_report
+from l2l_kit.making.report import changes, read_record, record_claims, repeats, smaller, write_report
 from l2l_kit.problems import Quadratics
 
 CLAIM = Claim(
@@ -178,6 +178,20 @@ def test_a_run_is_compared_with_what_was_recorded_of_its_lessons(tmp_path: Path)
     with pytest.raises(ValueError, match="01_one failed"):
         record_claims([lesson(error="cell 1")], tmp_path)
     assert list(read_record(tmp_path)["lesson"]) == ["00_zero", "01_one"]
+
+
+def test_claims_that_were_measured_with_another_seed_too_are_compared(made, tmp_path: Path) -> None:
+    other, swept = replace(CLAIM, text="b"), replace(CLAIM, text="from one table")
+    record_claims([lesson(CLAIM, other, swept, LOOSE)], tmp_path)
+    again = [replace(CLAIM, effect=0.8, seed=4), replace(other, verdict="refuted", measured="0.97", seed=4)]
+    assert record_claims([lesson(*again, swept, LOOSE)], tmp_path, seed=4).stem == "claims-seed4"
+    assert set(read_record(tmp_path)["effect"].dropna()) == {0.6}
+    (seed, rows), *others = repeats(tmp_path).items()
+    assert (seed, list(rows["effect"]), list(rows["effect_again"]), others) == (4, [0.6, 0.6], [0.8, 0.6], [])
+    page = made(lesson(CLAIM, other, swept, LOOSE))
+    assert "2 claims were measured again with seed 4, on other tasks. 1 of them has the same verdict." in text(page)
+    cells = [cell.text for cell in page.select("#changes td")]
+    assert cells == ["01_one", "figure 0", "b", "holds, LSTM / Adam: 0.6", "refuted, 0.97"]
 
 
 class Uphill:

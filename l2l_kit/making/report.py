@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from l2l_kit import __version__, data
-from l2l_kit.evaluation import GROUPS, VERDICTS, Claim, read_result, tally, write_result
+from l2l_kit.evaluation import GROUPS, VERDICTS, Claim, read_result, tally, with_seed, write_result
 from l2l_kit.extras import needs, pd
 from l2l_kit.making.lessons import Lesson
 from l2l_kit.storage import write_atomically
 
-RECORD = "reproduce/claims"
+RECORD, COMMAND = "reproduce/claims", "l2l reproduce --record"
+CLAIM = ["lesson", "source", "text"]
+"""Columns that say which claim a row is about."""
 PACKAGES = ("torch", "numpy", "pandas", "optuna", "plotly", "matplotlib", "papermill", "jupyterlab", "ipywidgets")
 PICTURE_BYTES = 50_000
 """What a figure may weigh on the page, which is to stay below 10 MB."""
@@ -44,32 +46,51 @@ def write_report(lessons: Sequence[Lesson], parameters: Mapping[str, str], folde
     recorded, finished = read_record(results), [lesson for lesson in lessons if not lesson.error]
     changed = None if recorded is None else changes(finished, recorded)
     values = {"parameters": parameters, "environment": environment(), "axis": AXIS, "changes": changed}
+    values |= {"repeats": repeats(results)}
     write_atomically(folder / "claims.md", _rendered("claims.md.jinja", lessons).encode())
     write_atomically(folder / "report.html", _rendered("report.html.jinja", lessons, **values).encode())
     return folder / "report.html"
 
 
-def read_record(results: Path) -> pd.DataFrame | None:
-    """The recorded claims, or None if there are none, or only those of an older version, which have no verdicts."""
-    if not (results / f"{RECORD}.csv").exists():
+def read_record(results: Path, seed: int = 0) -> pd.DataFrame | None:
+    """The claims recorded with a seed; None if there are none, or only an older version's, which have no verdicts."""
+    name = with_seed(RECORD, seed) if seed else RECORD
+    if not (results / f"{name}.csv").exists():
         return None
-    table = read_result(RECORD, results)
+    table = read_result(name, results)
     return table.fillna({"data": ""}) if "verdict" in table else None
 
 
-def record_claims(lessons: Sequence[Lesson], results: Path) -> Path:
-    """Record the claims of these lessons; those of other lessons stay as they were recorded.
+def record_claims(lessons: Sequence[Lesson], results: Path, seed: int = 0) -> Path:
+    """Record the claims of these lessons; those of other lessons, and of other seeds, stay as they were recorded.
 
     Raises:
         ValueError: if a lesson failed.
     """
     if failed := [lesson.name for lesson in lessons if lesson.error]:
         raise ValueError(f"{', '.join(failed)} failed; only lessons that ran to their end can be recorded.")
-    table, before = claims_frame(lessons), read_record(results)
+    table, before = claims_frame(lessons), read_record(results, seed)
     if before is not None:
         others = before[~before["lesson"].isin([lesson.name for lesson in lessons])]
         table = pd.concat([others, table]).sort_values("lesson", kind="stable") if len(others) else table
-    return write_result(RECORD, table, {"command": "l2l reproduce --record", **environment()}, results)
+    name, command = (with_seed(RECORD, seed), f"{COMMAND} -p seed={seed}") if seed else (RECORD, COMMAND)
+    return write_result(name, table, {"command": command, **environment()}, results)
+
+
+def repeats(results: Path) -> dict[int, pd.DataFrame]:
+    """By seed, the recorded claims that were measured again with it, on other tasks than those of the record.
+
+    Columns are those of a record, and `verdict_again`, `effect_again` and so on. A claim about trainings, or about a
+    sweep that was drawn with one seed only, is not among them.
+    """
+    first, found = read_record(results), {}
+    for path in sorted((results / RECORD).parent.glob(f"{with_seed(Path(RECORD).name, 0)[:-1]}*.csv")):
+        seed = int(path.stem.rpartition("seed")[2])
+        again = read_record(results, seed)
+        if first is not None and again is not None:
+            both = first.merge(again, on=CLAIM, suffixes=("", "_again"))
+            found[seed] = both[both["seed_again"].notna() & (both["seed_again"] != both["seed"])]
+    return found
 
 
 def claims_frame(lessons: Sequence[Lesson]) -> pd.DataFrame:
@@ -96,11 +117,10 @@ def changes(lessons: Sequence[Lesson], recorded: pd.DataFrame) -> pd.DataFrame:
     Returns:
         A row for each claim that differs, with the columns lesson, source, text and what.
     """
-    claim = ["lesson", "source", "text"]
-    recorded = recorded[recorded["lesson"].isin([lesson.name for lesson in lessons])].drop_duplicates(claim)
-    both = claims_frame(lessons).merge(recorded, "outer", claim, suffixes=("", "_before"), indicator="which")
+    recorded = recorded[recorded["lesson"].isin([lesson.name for lesson in lessons])].drop_duplicates(CLAIM)
+    both = claims_frame(lessons).merge(recorded, "outer", CLAIM, suffixes=("", "_before"), indicator="which")
     both["what"] = [_change(row) for row in both.to_dict("records")]
-    return both.loc[both["what"] != "", [*claim, "what"]]
+    return both.loc[both["what"] != "", [*CLAIM, "what"]]
 
 
 def _change(row: Mapping[Any, Any]) -> str:
