@@ -487,10 +487,10 @@ def pictures(rows: Mapping[str, Mapping[str, Tensor]], *, side: int | None = Non
 
     Args:
         rows: by name of the row and of the column, bytes of shape ``(3, height, width)``, or ``(height, width)`` for
-            greys. All have one size. A row may lack some columns.
+            greys. All have one size. A row may lack some columns, whose order is that of the longest row.
         side: width and height to which the middle square of each is scaled; None for pictures as they are.
     """
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    columns = list(dict.fromkeys(column for row in sorted(rows.values(), key=len, reverse=True) for column in row))
     high, wide = (side, side) if side else next(each for row in rows.values() for each in row.values()).shape[-2:]
     font = PIL.ImageFont.load_default(13)
     names = [line for name in rows for line in name.splitlines()]

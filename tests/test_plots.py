@@ -345,6 +345,9 @@ def test_pictures_stand_in_rows_and_columns():
     assert reds.sum() == 2 * 16
     assert greys[24:28, right:].all()
     assert plots.pictures({"": {"": red}}, side=10).size == (10, 10)
+    below = np.asarray(plots.pictures({"b": {"y": red}, "a": {"x": red, "y": grey}}))
+    assert (below[24:28, right:] == [255, 0, 0, 255]).all(), "the longer row gives the order of the columns"
+    assert not below[24:28, left : left + 4, 3].any(), "what a row lacks is transparent"
 
 
 def test_filters_are_drawn_one_by_one_in_their_own_range():
