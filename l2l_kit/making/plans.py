@@ -34,7 +34,7 @@ def read_plan(kind: str, name_or_path: str | Path, folder: Path, make: Callable[
             raise UnknownNameError(kind, str(name_or_path), (known.stem for known in folder.glob("*.toml")))
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file.")
-    if path.resolve().parent != folder.resolve() and (folder / path.name).is_file():
+    if folder.resolve() not in path.resolve().parents and (folder / path.name).is_file():
         raise ValueError(f"{path}: {folder} has a {kind} of this name, whose result it would replace. Rename the file.")
     try:
         return make(path.stem, tomllib.loads(path.read_text(encoding="utf-8")))
