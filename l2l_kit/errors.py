@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
-from typing import Annotated, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, NamedTuple, TypeVar, cast, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -23,6 +23,11 @@ class UnknownNameError(ValueError):
         hint = f" Did you mean {spelt[near[0]]!r}?" if near else ""
         listed = ", ".join(map(repr, names)) or "none"
         super().__init__(f"unknown {kind} {name!r}.{hint} Known: {listed}.")
+        self._arguments = kind, name, names
+
+    def __reduce__(self) -> tuple[type[UnknownNameError], tuple[object, ...]]:
+        """How a worker process sends it: by its arguments, not by its message."""
+        return type(self), self._arguments
 
 
 class WeightsFileError(ValueError):
@@ -88,6 +93,8 @@ def check_fields(owner: object, called: str | None = None) -> None:
             kind, words = _PLAIN.get(get_origin(option) or option, (object, ""))
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is numbers.Integral):
                 raise ValueError(f"{owned_by}: {name} must be {words}, got {value!r}.")
+            if kind is numbers.Integral:
+                object.__setattr__(owner, name, int(cast(int, value)))  # JSON does not know numpy's
             if get_origin(option) is Literal and value not in get_args(option):
                 raise UnknownNameError(name, value, get_args(option))
             if get_origin(option) is Annotated:
@@ -108,7 +115,8 @@ def check_number(owner: str, name: str, value: object, wanted: object = Count) -
 def check_counts(owner: str, **values: object) -> None:
     """Refuse what is not a whole number of at least 1, which may be numpy's, as `check_number` does."""
     for name, value in values.items():
-        check_number(owner, name, int(value) if isinstance(value, numbers.Integral) else value)
+        numpys = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        check_number(owner, name, int(cast(int, value)) if numpys else value)
 
 
 def names_files(name: object) -> bool:

@@ -148,14 +148,16 @@ class BoundedWeights(TorchDispatchMode):
         ValueError: inside the block, for more than that.
     """
 
-    def __init__(self, most: int = 10_000_000) -> None:  # thousands of times as many as in the paper
+    MOST = 10_000_000  # thousands of times as many as in the paper
+
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.most = self.left = most
+        self.left = self.MOST
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """What torch calls in place of each of its operations."""
         if func is torch.ops.aten.empty.memory_format:
             self.left -= max(math.prod(args[0]), 10_000)
             if self.left < 0:
-                raise ValueError(f"more than {self.most:,} weights are asked for")
+                raise ValueError(f"more than {self.MOST:,} weights are asked for")
         return func(*args, **(kwargs or {}))

@@ -98,10 +98,11 @@ def save(
         rebuilt: object = optimizers.make(optimizer.config())
     except ValueError as error:
         rebuilt = error
-    if type(rebuilt) is not type(optimizer):
+    if not isinstance(rebuilt, UpdateRule) or _classes(rebuilt) != _classes(optimizer):
         raise ValueError(
-            f"save: load could not make a {type(optimizer).__name__} again, only the kit's own rules. Keep its weights "
-            "by torch.save(optimizer.state_dict(), path), and load them into one that you have built."
+            f"save: load could not make this {type(optimizer).__name__} again, since it or its preprocessing is of a "
+            "class of your own. Keep its weights by torch.save(optimizer.state_dict(), path), and load them into one "
+            "that you have built."
         )
     weights = optimizer.state_dict()
     for name, tensor in weights.items():
@@ -117,6 +118,11 @@ def save(
     write_tensors(path, weights, about, FORMAT_VERSION)
     write_atomically(path.with_suffix(".json"), (json.dumps(about, indent=2) + "\n").encode())
     return path
+
+
+def _classes(rule: UpdateRule) -> list[tuple[type, type]]:
+    """Of a rule: those of its parts, each with that of its preprocessing."""
+    return [(type(part), type(getattr(part, "preprocessing", None))) for part in rule.modules()]
 
 
 def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:

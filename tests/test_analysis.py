@@ -79,6 +79,8 @@ def test_hidden_units_are_those_of_the_state():
         updates, state = lstm.step(row, state)
         torch.testing.assert_close(units, state.hidden.flatten(0, 1))
         torch.testing.assert_close((lstm.output.weight @ units[4:] + lstm.output.bias)[0], updates)
+    lstm.odd, lstm.sides = True, 2
+    torch.testing.assert_close(hidden_units(lstm, gradients), held)  # those for ∇
 
 
 class TestProposedSteps:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from l2l_kit.evaluation import lbfgs
-from l2l_kit.problems import Quadratics, QuadraticTasks, TaskBatch
+from l2l_kit.problems import ModuleProblem, Quadratics, QuadraticTasks, TaskBatch
 from l2l_kit.tensors import Layout
 
 
@@ -20,7 +20,8 @@ class Valley(TaskBatch):
 
     def losses(self, params, step):
         x, y = params["x"][:, 0], params["y"][:, 0]
-        self.points.append((x.item(), y.item()))
+        if step == 0:  # the loss is asked for at step 1, too, to see whether it is the same
+            self.points.append((x.item(), y.item()))
         return (1 - x) ** 2 + 100 * (y - x**2) ** 2
 
 
@@ -68,6 +69,15 @@ def test_it_finds_the_lowest_point_and_stays_there():
     *_, point = lbfgs(QuadraticTasks(W, y, theta), 300)
     torch.testing.assert_close(point.params[0], torch.linalg.solve(W[0], y[0]))
     assert point.losses < 1e-12
+
+
+def test_a_loss_that_changes_from_step_to_step_is_refused():
+    def batches(draws):
+        return torch.randn(4, 2, generator=draws), torch.randn(4, 1, generator=draws)
+
+    linear = ModuleProblem("linear", lambda: torch.nn.Linear(2, 1), batches, torch.nn.functional.mse_loss)
+    with pytest.raises(ValueError, match="needs the same loss at every step"):
+        next(lbfgs(linear.sample(1, torch.Generator().manual_seed(0)), 3))
 
 
 def test_several_at_once_are_refused():

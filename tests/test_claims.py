@@ -227,6 +227,26 @@ def test_a_table_of_ratios_is_of_the_last_step_and_typical_if_asked_for():
         assert table[["ratio", "ratio_low", "ratio_high"]].iloc[0].tolist() == [part.item() for part in ratio]
 
 
+@pytest.mark.parametrize("step", [-1, 5])
+def test_a_step_that_the_curves_do_not_have_is_refused(step):
+    with pytest.raises(ValueError, match=f"step {step} is outside these curves, which go from 0 to 4"):
+        ratio_table(made(0.8, steps=5), steps=[step])
+
+
+def test_a_power_is_only_said_where_there_is_one():
+    diverged = made(0.8)
+    diverged["Adam"][0] = math.inf
+    for curves, said in ((made(0.8), True), (diverged, False)):
+        found = claim(ratio_table(curves, against=["Adam"]), "ours", "section 0", "it is ahead", because="so")
+        assert ("four of five measurements" in found.criterion) == said
+
+
+def test_an_optimizee_that_both_solve_is_a_draw():
+    losses, others = torch.tensor([[0.0], [0.5], [0.2]]), torch.tensor([[0.0], [0.5], [0.4]])
+    (value,), *_ = paired_ratio(losses, others, typical=True)
+    assert value == pytest.approx(0.5 ** (1 / 3))
+
+
 def test_training_is_what_the_kept_weights_have_had():
     card = {"trained": {"episodes": 40, "best_epoch": 3}, "training": {"horizon": 100, "episodes_per_epoch": 10}}
     assert training_of(card) == "30 episodes of 100 steps, the best of 40 on validation"
@@ -276,6 +296,8 @@ def test_a_sweep_is_judged_under_one_protocol():
 def test_there_must_be_something_to_compare():
     with pytest.raises(ValueError, match="something to compare with"):
         ratio_table(Curves({"LSTM": torch.rand(3, 30)}, {}, 0))
+    with pytest.raises(ValueError, match="something to compare with"):
+        ratio_table(made(1.0), against=[])
     with pytest.raises(UnknownNameError, match="Did you mean 'Adam'"):
         ratio_table(made(1.0), against=["Adan"])
     with pytest.raises(ValueError, match="needs baselines"):

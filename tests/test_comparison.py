@@ -61,6 +61,7 @@ class TestPairing:
     def test_equal_seeds_are_the_same_optimizees_whatever_their_type(self):
         for seed in (np.int64(1), True):
             assert torch.equal(run(seed=seed)["Adam"], run(seed=1)["Adam"])
+            assert type(run(seed=seed).seed) is int, "JSON does not know numpy's"
         with pytest.raises(TypeError):
             run(seed=1.0)
 
@@ -275,6 +276,15 @@ class TestOnTestImages:
             for wrong in (0, 2.5, "5")
         ),
         *((lambda wrong=wrong: run(num_tasks=wrong), ValueError, "num_tasks must be a") for wrong in (-5, 2.5, None)),
+        (lambda: run(steps=True), ValueError, "steps must be a whole number"),
+        *(
+            (
+                lambda at=at: metrics_on_test_set(OPTIMIZERS, Quadratics(), at=at),
+                ValueError,
+                "at must have some numbers",
+            )
+            for at in ([], [-1, 1])
+        ),
         (lambda: run(seed=0.5), TypeError, "the seed must be a whole number, got 0.5"),
         (lambda: run(device="abacus"), ValueError, "there is no device 'abacus'"),
     ],

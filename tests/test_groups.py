@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import l2l_kit as l2l
-from l2l_kit.optimizers import GroupedRule
+from l2l_kit.optimizers import GroupedRule, make
 
 RULE = GroupedRule({"conv": {"hidden_size": 4, "preprocessing": "log-sign"}, "fc": {"hidden_size": 3}})
 MODULES = {
@@ -56,3 +56,5 @@ def test_no_kinds_and_kinds_that_the_rule_lacks_are_refused(groups, message):
         l2l.LearnedOptimizer(groups, RULE)
     with pytest.raises(ValueError, match="at least one kind"):
         GroupedRule({})
+    with pytest.raises(ValueError, match="unknown kind of a group's network 'ntm-bfgs'"):
+        make({"kind": "groups", "groups": {"fc": {"kind": "ntm-bfgs"}}})

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from l2l_kit import zoo
-from l2l_kit.errors import UnknownNameError
+from l2l_kit.errors import MetaTrainingDivergedError, UnknownNameError
 from l2l_kit.making import imitation, train
 from l2l_kit.making.imitation import FADING, Imitation, _fading, _met, _record, imitate
 from l2l_kit.making.recipes import read_recipes
@@ -156,7 +156,16 @@ def test_a_wrong_teacher_is_named(tmp_path):
         read_recipes(tmp_path / "mine.toml")
 
 
+def test_one_that_diverges_is_not_kept(tmp_path):
+    (tmp_path / "mine.toml").write_text(RECIPE.replace('name = "adam", lr = 0.1', 'name = "sgd", lr = 1e20'))
+    (recipe,) = read_recipes(tmp_path / "mine.toml")
+    for _ in range(2):
+        with pytest.raises(MetaTrainingDivergedError, match=r"the error became .* on network 1"):
+            train.train_recipe(recipe, tmp_path, device="cpu")
+    assert not list(tmp_path.rglob("imitation-*.safetensors"))
+
+
 def test_a_teacher_without_a_kind_of_parameter_is_named():
     teacher = GroupedBaselines({"thetas": baseline("adam", 0.1)})
-    with pytest.raises(UnknownNameError, match=r"kind of parameter in the teacher 'theta'. Did you mean 'thetas'"):
+    with pytest.raises(UnknownNameError, match=r"kind of parameter 'theta'. Did you mean 'thetas'"):
         next(imitate(LSTMRule(4), teacher, Quadratics(), BRIEF, device="cpu"))

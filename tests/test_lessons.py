@@ -114,6 +114,12 @@ def test_finished_lessons_are_not_executed_again(
     (cache / "mnist.npz").write_bytes(b"all of MNIST")
     assert run("01", seed="3") == {"01_good"}
     assert run("01", seed="3") == set()
+    tuning = tmp_path / "results" / "mine" / "tuning.csv"
+    monkeypatch.setattr(module, "RESULTS", tuning.parents[1])
+    tuning.parent.mkdir(parents=True)
+    tuning.write_text("recorded anew")
+    assert run("01", seed="3") == {"01_good"}
+    assert run("01", seed="3") == set()
     whole = good.path.read_text()
     for killed in (whole[: len(whole) // 2], whole.replace("l2l_made_from", "something")):
         good.path.write_text(killed)

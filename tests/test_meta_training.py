@@ -173,22 +173,33 @@ class TestLearning:
         with pytest.raises(RuntimeError, match="runs once"):
             next(trainer.run())
 
-    def test_ctrl_c_ends_the_training_and_keeps_the_best(self, capsys):
+    @pytest.mark.parametrize(
+        ("call", "records", "words"),
+        [
+            (0, 0, "is as it was"),  # while the tasks of the validation are drawn
+            (4, 2, "holds the best weights so far: epoch 1's"),
+        ],
+    )
+    def test_ctrl_c_ends_the_training_and_keeps_the_best(self, capsys, call, records, words):
         calls = itertools.count()
 
         class Interrupted(Quadratics):
             def sample(self, num_tasks, generator, device=None):
-                if next(calls) == 4:
+                if next(calls) == call:
                     raise KeyboardInterrupt
                 return super().sample(num_tasks, generator, device)
 
         history = meta_train(make_optimizer(), Interrupted(dim=2), SETTINGS, progress=False, device="cpu")
         assert history.stopped == "cancelled"
-        assert (
-            capsys.readouterr().err == "Meta-training was stopped. The rule holds the best weights so far: epoch 1's.\n"
-        )
-        whole = finish(make_trainer()).history.records
-        assert [record.validation_loss for record in history.records] == [one.validation_loss for one in whole[:2]]
+        assert capsys.readouterr().err == f"Meta-training was stopped. The rule {words}.\n"
+        whole = finish(make_trainer()).history.records[:records]
+        assert [record.validation_loss for record in history.records] == [one.validation_loss for one in whole]
+
+    def test_settings_that_do_not_suit_the_rule_end_it(self):
+        trainer = make_trainer(optimizer=LSTMRule(4, global_averaging_cells=1), sample=1)
+        with pytest.raises(ValueError, match="coordinate"):
+            next(trainer.run())
+        assert trainer.history.stopped == "cancelled"
 
 
 class TestBits:

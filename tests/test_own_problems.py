@@ -291,7 +291,7 @@ def test_the_check_adds_no_evaluation():
     rollout(baseline("sgd", 0.1), tasks := Bowls(), 5)
     assert tasks.evaluations == 6
     list(lbfgs(one := Bowls(1), 0))
-    assert one.evaluations == 1
+    assert one.evaluations == 2  # the second one without a gradient, to see whether the loss depends on the step
     estimator = FirstOrderEstimator(LSTMRule(3))
     estimator.reset(another := Bowls())
     estimator.unroll(3)
@@ -422,6 +422,26 @@ def test_a_wrong_declaration_is_refused(declare, message):
 )
 def test_a_right_declaration_is_taken(declare):
     assert declare().config()["name"] == "own"
+
+
+def test_one_of_one_s_own_with_fields_is_made_from_its_configuration():
+    mine = problems.register(used(3, name="own-instance", **WIDTH))
+    assert problems.make(mine.config()) == mine
+    assert problems.make({"name": "own-instance"}) is mine
+    assert problems.make({**mine.config(), "width": 4}).width == 4
+    with pytest.raises(ValueError, match=r"unknown field of own-instance 'widht'. Did you mean 'width'"):
+        problems.make({"name": "own-instance", "widht": 4})
+
+
+def test_second_derivatives_of_a_loss_that_is_linear_are_zero():
+    linear = Problem.from_functions(
+        "linear",
+        lambda draws: ({"x": torch.ones(2)}, {"c": torch.randn(2, generator=draws)}),
+        lambda p, d: p["x"] @ d["c"],
+    )
+    tasks = linear.sample(3, generator(0, "test"))
+    layout, rows = Layout.of(tasks.initial_params), ravel(tasks.initial_params)
+    assert not tasks.hessian_products(rows, layout, 0, torch.ones_like(rows)).any()
 
 
 def test_a_class_of_one_s_own_is_made_by_its_name():

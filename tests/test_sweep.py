@@ -263,6 +263,10 @@ class TestProtocols:
         for one in (table, pd.read_csv(tmp_path / "table.csv")):
             assert swept_baselines(one, 1, hidden="40") == {"SGD": baseline("sgd", 0.2)}
 
+    def test_a_setting_that_no_sweep_has_is_named(self, table):
+        with pytest.raises(UnknownNameError, match=r"unknown setting of this sweep 'dmi'. Did you mean 'dim'"):
+            swept_baselines(under(table, ONE_RATE), 2, dmi=3)
+
     def test_a_setting_that_was_not_swept_or_is_not_the_only_one_is_refused(self, table):
         rows = under(table, ONE_RATE)
         for step, dim in ((2, 9), (4, 3)):

@@ -63,6 +63,8 @@ def test_the_table_holds_what_a_rollout_gives(name):
         assert tuning.best(step=step) == baseline(name, min(final, key=lambda lr: final[lr].mean()))
     with pytest.raises(UnknownNameError, match=r"unknown step of this tuning 5.* Known: '20', '3'"):
         tuning.final(step=5)
+    with pytest.raises(UnknownNameError, match="unknown statistic 'max'"):
+        tuning.final("max")
     assert tuning.final().equals(tuning.final(step=20)), "the last, if none is named"
 
 
@@ -83,6 +85,7 @@ def test_a_learning_rate_at_which_it_diverged_is_infinite_and_never_best(lr, ste
 def test_a_grid_may_be_numpys_and_in_any_order(recwarn):
     shuffled = tuned(learning_rates=np.array(GRID)[[3, 0, 4, 1, 2]], steps=np.int64(20))
     pd.testing.assert_frame_equal(shuffled.table, tuned().table)
+    pd.testing.assert_frame_equal(tuned(learning_rates=iter(GRID)).table, shuffled.table)
     assert shuffled.best().lr == 0.5
     assert not recwarn, "the best one is not at an end"
 
@@ -113,7 +116,8 @@ class TestRecorded:
         assert path.read_bytes() == content
         path.unlink()
         monkeypatch.setattr(runs, "losses_at", None)
-        record_tuning(Bowls(), tmp_path, **arguments)
+        for steps in ([20, 3], [3, 20]):
+            record_tuning(Bowls(), tmp_path, **{**arguments, "steps": steps})
         assert path.read_bytes() == content
 
     def test_it_gives_the_tuned_baselines(self, monkeypatch):
@@ -143,7 +147,8 @@ class TestRecorded:
         ({"name": "adan"}, "Did you mean 'adam'"),
         ({"learning_rates": []}, "grid of learning rates is empty"),
         *(({"learning_rates": [0.1, lr]}, "lr must be a positive number") for lr in (0, -1.0, math.nan)),
-        *(({"steps": steps}, "steps must be a whole number") for steps in (0, -1, [5, 0], [], 2.5, "5")),
+        *(({"steps": steps}, "steps must be a whole number") for steps in (0, -1, [5, 0], 2.5, "5")),
+        ({"steps": []}, "steps must have at least one number"),
         ({"num_tasks": 0}, "num_tasks must be a whole number of at least 1"),
         ({"name": LSTMRule(3)}, "expected the name of a baseline"),
         ({"learning_rates": 0.1}, "learning_rates must be a list of numbers, got 0.1"),

@@ -2,12 +2,14 @@
 
 import multiprocessing
 import os
+import pickle
 import time
 
 import pytest
 import torch
 
-from l2l_kit.making.work import cores, default_jobs, kept, parallel_map
+from l2l_kit.errors import UnknownNameError, look_up
+from l2l_kit.making.work import cores, default_jobs, digest, kept, parallel_map
 
 
 @pytest.fixture
@@ -34,6 +36,18 @@ def test_workers_share_one_core_unless_the_user_says_how_many_threads(one_core, 
     """And so do the processes that they start, such as kernels."""
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
     assert parallel_map(threads, [(), ()], jobs=2) == [(found, asked or "1")] * 2
+
+
+def test_an_error_of_a_worker_comes_as_it_is():
+    error = UnknownNameError("fruit", "appel", ["apple", "pear"])
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    with pytest.raises(UnknownNameError, match="Did you mean 'apple'"):
+        parallel_map(look_up, [("fruit", "appel", {"apple": 1})], 1, apart=True)
+
+
+def test_a_digest_is_of_weights_of_any_type():
+    one, other = (digest({}, [torch.tensor([number], dtype=torch.bfloat16)]) for number in (1, 2))
+    assert one != other
 
 
 @pytest.mark.usefixtures("forked_workers")

@@ -3,13 +3,14 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
 import l2l_kit as l2l
 from l2l_kit import optimizers, paths, problems, storage, zoo
 from l2l_kit.errors import UnknownNameError, WeightsFileError
-from l2l_kit.optimizers import LSTMRule
+from l2l_kit.optimizers import LogSign, LSTMRule
 from l2l_kit.problems import Quadratics
 from l2l_kit.training import MetaTraining, meta_train
 
@@ -100,8 +101,12 @@ class TestSaveAndLoad:
         class Mine(Clipped):
             kind = "mine"
 
-        for rule in (Clipped(4, 1), Mine(4, 1)):
-            with pytest.raises(ValueError, match=f"load could not make a {type(rule).__name__} again"):
+        class Bounded(LogSign):  # which has the name of its parent
+            def __call__(self, gradients):
+                return super().__call__(gradients).clamp(-0.5, 0.5)
+
+        for rule in (Clipped(4, 1), Mine(4, 1), l2l.LSTMRule(4, 1, preprocessing=Bounded())):
+            with pytest.raises(ValueError, match=f"load could not make this {type(rule).__name__} again"):
                 zoo.save(rule, tmp_path / "mine")
         assert not list(tmp_path.iterdir())
 
@@ -135,6 +140,15 @@ class TestSaveAndLoad:
         assert MetaTraining(**card["training"]) == MetaTraining(**settings)
         assert card["trained"]["validation_loss"] == history.best.validation_loss
         assert json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) == card
+
+    def test_seeds_may_be_numpys(self, tmp_path):
+        rule, seed = make_optimizer(seed=np.int64(5)), np.int64(3)
+        assert rule.fingerprint() == make_optimizer().fingerprint()
+        settings = MetaTraining(horizon=2, unroll=2, epochs=1, episodes_per_epoch=1, validation_tasks=1, seed=seed)
+        history = meta_train(
+            rule, Quadratics(dim=2), settings, progress=False, checkpoint=tmp_path / "run", device="cpu"
+        )
+        assert zoo.card(zoo.save(rule, tmp_path / "mine", history))["training"]["seed"] == 3
 
     def test_a_checkpoint_is_not_taken_for_a_saved_optimizer(self, tmp_path):
         settings = MetaTraining(horizon=2, unroll=2, epochs=1, episodes_per_epoch=1, batch_size=2)

@@ -100,11 +100,12 @@ def responses(optimizers: Optimizers, gradients: Tensor) -> dict[str, Tensor]:
 def hidden_units(lstm: LSTMRule, gradients: Tensor) -> Tensor:
     """The cells' outputs after each of some coordinates' gradients ``(steps, coordinates)``, layer after layer.
 
-    Their shape is ``(steps, layers · hidden, coordinates)``.
+    Their shape is ``(steps, layers · hidden, coordinates)``. Of an odd rule, they are for ∇ alone, as in `thoughts`.
     """
     held = []
     for _, (memory,) in _answers(lstm, gradients[:, None]):
-        held.append(cast(LSTMState, memory).hidden[:, :, 0].flatten(0, 1).clone())
+        hidden = cast(LSTMState, memory).hidden  # an odd rule has those for ∇ and for -∇ side by side
+        held.append(hidden.view(*hidden.shape[:2], -1, hidden.shape[-1])[:, :, 0].flatten(0, 1).clone())
     return torch.stack(held[1:])
 
 

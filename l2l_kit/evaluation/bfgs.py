@@ -1,7 +1,7 @@
 """BFGS and L-BFGS, which estimate the curvature of a function on their way.
 
-They choose the points at which they ask for the loss, and need several of them for a step. So they are followed by
-evaluations of the loss and its gradient: t evaluations beyond the first compare with t updates of any other optimizer.
+They need several evaluations of the loss and its gradient for one step. So evaluations are counted here, not steps:
+after t evaluations beyond the first, they have computed as many gradients as another optimizer after t updates.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _loss_and_gradient(
     return met[-1], 2 * residual @ matrix
 
 
-def lbfgs(tasks: TaskBatch, evaluations: int, memory: int = 10) -> Iterator[Point]:
+def lbfgs(tasks: TaskBatch, evaluations: int) -> Iterator[Point]:
     """Follow one optimizee by torch's L-BFGS with a line search, which neural art is usually painted with.
 
     The loss is given to torch times the number of coordinates, since its thresholds are made for gradients that do not
@@ -58,21 +58,25 @@ def lbfgs(tasks: TaskBatch, evaluations: int, memory: int = 10) -> Iterator[Poin
     Args:
         tasks: a batch of one.
         evaluations: after the first, which is at the starting point.
-        memory: steps whose changes of the gradient are remembered.
 
     Yields:
         After each evaluation, the first included, the point with the lowest loss so far.
 
     Raises:
-        ValueError: if there are more optimizees than one, or as `first_evaluation`.
+        ValueError: if there are more optimizees than one, if the loss depends on the step, as with minibatches, or as
+            `first_evaluation`.
     """
     layout, rows, losses, gradients = first_evaluation(tasks)
     if len(rows) != 1:
         raise ValueError(f"lbfgs: needs one optimizee, got {len(rows)}.")
+    with torch.no_grad():
+        next_losses = tasks.losses(layout.unravel(rows), step=1)
+    if not torch.allclose(next_losses, losses, rtol=1e-3):  # a GPU does not always give the same bits
+        raise ValueError("lbfgs: needs the same loss at every step, but this one has another minibatch at each.")
     position = rows.clone()
     # One step at a time, so that its evaluations, of which 26 are enough, can be passed on.
     limits = {"max_iter": 1, "max_eval": 26, "tolerance_grad": 0, "tolerance_change": 0}
-    optimizer = torch.optim.LBFGS([position], history_size=memory, line_search_fn="strong_wolfe", **limits)
+    optimizer = torch.optim.LBFGS([position], history_size=10, line_search_fn="strong_wolfe", **limits)
     best = Point(rows, losses, gradients)
     seen = [best]
 

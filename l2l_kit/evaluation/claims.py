@@ -132,12 +132,14 @@ def ratio_table(
 
     Raises:
         UnknownNameError: if one of the optimizers is not in the curves.
-        ValueError: if there is nothing to compare with.
+        ValueError: if there is nothing to compare with, or the curves have no such step.
     """
     at = [curves.steps] if steps is None else list(steps)
-    others = against or [name for name in curves.losses if name != learned]
+    if outside := [step for step in at if not 0 <= step <= curves.steps]:
+        raise ValueError(f"ratio_table: step {outside[0]} is outside these curves, which go from 0 to {curves.steps}.")
+    others = [name for name in curves.losses if name != learned] if against is None else list(against)
     if not others:
-        raise ValueError(f"claim: needs something to compare with, got only {learned}.")
+        raise ValueError(f"ratio_table: needs something to compare with, got only {learned}.")
     frames = []
     for name in others:
         interval = paired_ratio(curves[learned][:, at], curves[name][:, at], typical=typical)
@@ -209,6 +211,7 @@ def claim(
     holds, refuted = (high < margin, low > margin) if side == "below" else (low > margin, high < margin)
     among = f", the {'highest' if highest else 'lowest'} of {len(logs)} ratios" if len(logs) > 1 else ""
     which = ("every ratio" if every else "some ratio") if among else "the ratio"
+    power = f". If the true ratio were {seen:.3g}, four of five measurements with {tasks} {_unit(about)}s would show it"
     effect, lower, upper = (end if math.isfinite(end) else None for end in (value, low, high))
     return Claim(
         "stand-in" if about.get("stand_in") else group,
@@ -216,8 +219,7 @@ def claim(
         text,
         "holds" if holds else "refuted" if refuted else "undecided",
         f"{name} / {labels[decisive]}: {value:#.3g} (95% CI {low:#.3g} to {high:#.3g}){among}",
-        f"Holds if {which} is {side} {margin:.4g} ({because}). If the true ratio were {seen:.3g}, four of five "
-        f"measurements with {tasks} {_unit(about)}s would show it",
+        f"Holds if {which} is {side} {margin:.4g} ({because})" + (power if 0 < seen < math.inf else ""),
         _conditions(rows, name),
         effect,
         lower,

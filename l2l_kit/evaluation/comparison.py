@@ -43,7 +43,9 @@ def compare(
         device: None for the best there is.
 
     Raises:
-        ValueError: if there are no optimizers, or `steps` or `num_tasks` is no whole number of at least 1.
+        TypeError: if `optimizers` is no mapping, or has something else in it than optimizers.
+        ValueError: if there are no optimizers, `steps` or `num_tasks` is no whole number of at least 1, or not all
+            optimizers met the same optimizees, because the problem drew from another generator than it was given.
     """
     runs = paired_trajectories(optimizers, problem, steps, num_tasks, seed, device)
     losses = {name: _in_columns(point.losses for point in points) for name, _, points in runs}
@@ -53,7 +55,7 @@ def compare(
             f"{problem.name}: not all optimizers met the same optimizees, as their losses before the first step show. "
             "Whatever draws optimizees or minibatches must use the generator that it is given, and no other."
         )
-    return Curves(losses, problem.config(), seed)
+    return Curves(losses, problem.config(), int(seed))
 
 
 def paired_trajectories(
@@ -97,12 +99,18 @@ def metrics_on_test_set(
 
     The optimizees are those of `compare`. The columns are `optimizer`, `step`, `loss` and `accuracy`, both means.
 
+    Args:
+        at: numbers of updates, of which 0 is one; the other arguments are those of `compare`.
+
     Raises:
-        ValueError: if the problem's optimizees are not classifiers, and as `compare`.
+        ValueError: if the problem's optimizees are not classifiers, `at` is empty or has a negative number in it, and
+            as `compare`.
     """
-    rows = []
-    for name, tasks, points in paired_trajectories(optimizers, problem, max(1, *at), num_tasks, seed, device):
-        for step, (losses, accuracies) in zip(sorted(set(at)), _test(tasks, points, at), strict=True):
+    rows, steps = [], sorted(set(at))
+    if not steps or steps[0] < 0:
+        raise ValueError(f"metrics_on_test_set: at must have some numbers of updates, from 0 on, got {at!r}.")
+    for name, tasks, points in paired_trajectories(optimizers, problem, max(1, *steps), num_tasks, seed, device):
+        for step, (losses, accuracies) in zip(steps, _test(tasks, points, steps), strict=True):
             rows.append((name, step, losses.mean().item(), accuracies.mean().item()))
     return pd.DataFrame(rows, columns=["optimizer", "step", "loss", "accuracy"])
 
@@ -132,4 +140,4 @@ def _test(tasks: TaskBatch, points: Iterable[Point], at: Sequence[int]) -> Itera
 
 def _in_columns(losses: Iterable[Tensor]) -> Tensor:
     """Losses ``(n,)`` at some steps as statistics want them, ``(n, steps)``."""
-    return torch.stack(list(losses), dim=1).cpu().nan_to_num(nan=torch.inf, posinf=torch.inf)
+    return torch.stack(list(losses), dim=1).cpu().nan_to_num(torch.inf, torch.inf, -torch.inf)

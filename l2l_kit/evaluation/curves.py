@@ -19,7 +19,7 @@ RESAMPLES = 1000
 
 
 class Interval(NamedTuple):
-    """An estimate with its confidence interval, each of shape ``(steps + 1,)``."""
+    """An estimate with its confidence interval, each with one number for every step."""
 
     value: Tensor
     low: Tensor
@@ -121,9 +121,9 @@ def paired_ratio(losses: Tensor, others: Tensor, *, typical: bool = False, avera
         average: the geometric mean of the steps' ratios. Its interval knows that they are of the same runs.
 
     Returns:
-        Each of shape ``(steps,)``, or ``(1,)`` for an average. A divergence, which has no size, counts against the
-        first optimizer (all three are infinite) but never for it: that optimizee counts as a draw in a typical ratio,
-        and between means the interval is all there is, as it is for a single optimizee.
+        Each of shape ``(steps,)``, or ``(1,)`` for an average. If a run of the first optimizer diverged, all three are
+        infinite. If one of the other's did, that never helps the first: a typical ratio counts this optimizee as a
+        draw, and for a ratio of means the interval is 0 to ∞, as it is for a single optimizee.
 
     Raises:
         ValueError: for a mean below zero, or a loss in a typical ratio: a ratio of them means nothing.
@@ -133,7 +133,7 @@ def paired_ratio(losses: Tensor, others: Tensor, *, typical: bool = False, avera
     number, diverged = len(losses), losses.isinf().any(dim=0)
     ours, theirs = losses.double(), others.double()
     if typical:
-        values = (ours.log() - theirs.log()).masked_fill(others.isinf(), 0.0)
+        values = (ours.log() - theirs.log()).masked_fill(others.isinf() | (losses == others), 0.0)
         value = values.mean(dim=0)
     else:
         value = (ours.mean(dim=0) / theirs.mean(dim=0)).log()

@@ -180,6 +180,7 @@ def swept_baselines(table: pd.DataFrame, step: int, **setting: Any) -> dict[str,
         ValueError: if the sweep has no such setting, or several, or several protocols (see `under`).
     """
     rows = under(table[(table["step"] == step) & table["lr"].notna()])
+    check_names("setting of this sweep", setting, map(str, table))
     for name, value in setting.items():
         # Where all networks have one layer, a file's reader takes their units for numbers.
         column = rows[name].astype(str) if isinstance(value, str) else rows[name]

@@ -38,7 +38,9 @@ def ascending(steps: Iterable[int], num_tasks: int) -> list[int]:
         ValueError: if there is none, or one or `num_tasks` is no whole number of at least 1.
     """
     noted = list(steps)
-    for each in noted or (None,):
+    if not noted:
+        raise ValueError("tune: steps must have at least one number of updates in it.")
+    for each in noted:
         check_counts("tune", steps=each, num_tasks=num_tasks)
     return sorted(set(noted))
 
@@ -68,8 +70,9 @@ class Tuning:
         """Loss by learning rate after that many updates; None for the most that were recorded.
 
         Raises:
-            UnknownNameError: if nothing was recorded at that step.
+            UnknownNameError: if nothing was recorded at that step, or for an unknown statistic.
         """
+        check_names("statistic", [statistic], get_args(Statistic))
         recorded = sorted(set(self.table["step"]))
         step = recorded[-1] if step is None else step
         if step not in recorded:
@@ -82,10 +85,9 @@ class Tuning:
         Warns if it is the first or the last that was tried: another one beyond it may be better.
 
         Raises:
-            UnknownNameError: as `final`, and for an unknown statistic.
+            UnknownNameError: as `final`.
             ValueError: if all learning rates diverged.
         """
-        check_names("statistic", [statistic], get_args(Statistic))
         final = self.final(statistic, step)
         if np.isinf(final).all():
             raise ValueError(f"{self.name}: all rates from {final.index[0]:g} to {final.index[-1]:g} diverged.")
@@ -115,6 +117,7 @@ def tune(
         learning_rates: the grid.
 
     Raises:
+        TypeError: if `name` is no text, or `learning_rates` no list of numbers.
         UnknownNameError: for an unknown baseline.
         ValueError: if the grid is empty, a learning rate is not a positive number, or as `ascending`.
     """
@@ -122,10 +125,11 @@ def tune(
         raise TypeError(f"tune: expected the name of a baseline, such as 'adam', got {name!r}.")
     if not isinstance(learning_rates, Iterable):
         raise TypeError(f"tune: learning_rates must be a list of numbers, got {learning_rates!r}.")
-    if not len(learning_rates):
+    rates = sorted(learning_rates)
+    if not rates:
         raise ValueError("tune: the grid of learning rates is empty.")
     noted = ascending(steps if isinstance(steps, Iterable) else [steps], num_tasks)
-    rules = [baseline(name, float(lr)) for lr in sorted(learning_rates)]
+    rules = [baseline(name, float(lr)) for lr in rates]
     tasks = draw(problem, num_tasks, generator(seed, "tuning"), pick_device(device))
     return Tuning.of(rules[0].name, noted, {rule.lr: losses_at(rule, tasks, noted) for rule in rules})
 

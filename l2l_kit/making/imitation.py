@@ -13,6 +13,7 @@ every recording is used a second time with gradients that fade, for which the te
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,9 +21,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from l2l_kit.errors import Count, Positive, check_fields, check_names
-from l2l_kit.optimizers import GroupedBaselines, LSTMTape, Optimizer, UpdateRule
-from l2l_kit.optimizers.base import Part, by_kind
+from l2l_kit.errors import Count, MetaTrainingDivergedError, Positive, check_fields
+from l2l_kit.optimizers import LSTMTape, Optimizer, UpdateRule
+from l2l_kit.optimizers.base import Part
 from l2l_kit.problems import Problem, TaskBatch
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Device, Layout, pick_device, ravel
@@ -121,6 +122,7 @@ def imitate(
 
     Raises:
         ValueError: for an optimizer whose coordinates depend on each other, or a teacher without a kind of parameter.
+        MetaTrainingDivergedError: if the error becomes NaN or infinite.
     """
     if not optimizer.coordinatewise:
         raise ValueError("imitate: the optimizer's coordinates must be independent of each other.")
@@ -130,8 +132,6 @@ def imitate(
     recordings: list[Recording] = []
     for number in range(settings.networks):
         tasks = problem.sample(1, generator(settings.seed, "imitation", number), chosen)
-        if isinstance(teacher, GroupedBaselines):
-            check_names("kind of parameter in the teacher", by_kind(tasks.initial_params), teacher.groups)
         driver = teacher if number < TAUGHT else optimizer
         layout, gradients, losses = _met(driver, tasks, settings, number)
         recordings += [_record(teacher, layout, each) for each in (gradients, _fading(gradients, settings, number))]
@@ -145,7 +145,12 @@ def imitate(
             else:
                 steps, unroll = settings.horizon, settings.horizon // 4
             errors.append(_pass(optimizer, adam, recordings, steps, unroll, settings, draws))
-        yield Taught(number + 1, losses, sum(errors[-3:]) / len(errors[-3:]))
+        error = sum(errors[-3:]) / len(errors[-3:])
+        if not math.isfinite(error):
+            raise MetaTrainingDivergedError(
+                f"imitate: the error became {error} on network {number + 1}. Lower the learning rate, or the teacher's."
+            )
+        yield Taught(number + 1, losses, error)
     optimizer.zero_grad(set_to_none=True)
 
 

@@ -19,7 +19,7 @@ from l2l_kit.errors import UnknownNameError, check_names
 from l2l_kit.evaluation import Claim, machine
 from l2l_kit.extras import needs
 from l2l_kit.making.work import parallel_map
-from l2l_kit.paths import NOTEBOOKS, PRETRAINED
+from l2l_kit.paths import NOTEBOOKS, PRETRAINED, RESULTS
 from l2l_kit.storage import write_atomically
 from l2l_kit.tensors import pick_device
 
@@ -209,8 +209,9 @@ def execute_lesson(lesson: Path, directory: Path, parameters: Mapping[str, Any])
 
 
 def _digest(lesson: Path, parameters: Mapping[str, Any]) -> str:
-    """Of what an executed lesson was made from: itself, its parameters, the kit, its data sets and optimizers."""
-    files = [*(each.path for each in DATA_SETS.values()), *sorted(PRETRAINED.glob("*.safetensors"))]
+    """Of what a lesson was made from: itself, its parameters, the kit's version, data sets, optimizers and results."""
+    recorded = [path for path in sorted(RESULTS.rglob("*.csv")) if path.parent.name != "reproduce"]
+    files = [*(each.path for each in DATA_SETS.values()), *sorted(PRETRAINED.glob("*.safetensors")), *recorded]
     states = [(each.name, each.stat().st_size, each.stat().st_mtime_ns) for each in files if each.is_file()]
     about = json.dumps([dict(parameters), l2l_kit.__version__, states], sort_keys=True)
     return hashlib.sha256(lesson.read_bytes() + about.encode()).hexdigest()

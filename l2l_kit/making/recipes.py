@@ -40,8 +40,8 @@ class Search:
         meta_lr: bounds between which its logarithm is drawn uniformly.
         optimizer: bounds of other settings that are open, by their names in ``[optimizer]``. If the lower bound is
             above 0, the logarithm is drawn uniformly, else the setting itself.
-        prune: give a trial up once it is worse than the median of the others after as many epochs. Which ones that
-            meets depends on the order in which trials end: the same each time in one process, but not in several.
+        prune: give a trial up once it is worse than the median of the others after as many epochs. Which trials are
+            given up depends on the order in which they end, which several processes do not repeat.
     """
 
     trials: Count

@@ -142,10 +142,11 @@ def record_tuning(
         ValueError: as `tune`, and if a tuning with other settings is recorded there.
     """
     noted, grid = ascending(steps, num_tasks), learning_rates(rates)
-    about = {"problem": problem.config(), "steps": list(steps), "num_tasks": num_tasks, "rates": rates, "seed": seed}
+    about = {"problem": problem.config(), "steps": noted, "num_tasks": num_tasks, "rates": rates, "seed": int(seed)}
     place = data / "results" / problem.name / "tuning.csv"
     if place.is_file():
         recorded = read_result(f"{problem.name}/tuning", data / "results")
+        recorded.attrs["steps"] = sorted(recorded.attrs["steps"])  # older files have the order in which they were given
         recorded.attrs.setdefault("rates", (recorded["lr"].nunique() - 1) // 5)  # older files do not say
         check_same(place, recorded.attrs, about, "Choose another folder with --data, or delete the file.")
     rules = [baseline(name, lr) for name in BASELINES for lr in grid]

@@ -156,7 +156,8 @@ def run_sweep(
 
     Raises:
         UnknownNameError: for an optimizer that is not in the sweep.
-        ValueError: if a baseline diverges with every learning rate, or is the better the longer its steps are.
+        ValueError: if a baseline diverges with every learning rate, or its loss still falls at the largest or
+            the smallest that may be tried.
     """
     check_names(f"optimizer of sweep {sweep.name!r}", only or (), sweep.labels)
     name, command = sweep.name, f"l2l sweep {sweep.name}"

@@ -78,7 +78,7 @@ def digest(about: Mapping[str, Any], weights: Iterable[Tensor] = ()) -> str:
     """Sixteen characters that differ where `about` or `weights` do, for the name of a file."""
     found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for tensor in weights:
-        found.update(tensor.cpu().numpy().tobytes())
+        found.update(tensor.cpu().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:16]
 
 

@@ -27,6 +27,8 @@ def make(config: Mapping[str, object]) -> UpdateRule:
     tables: list[tuple[type[UpdateRule], Mapping[str, object]]] = [(rule, arguments)]
     if rule is GroupedRule and isinstance(groups := arguments.setdefault("groups", {}), Mapping):
         tables += [(LSTMRule, each) for each in groups.values() if isinstance(each, Mapping)]
+        kinds = [settings.get("kind", LSTMRule.kind) for _, settings in tables[1:]]
+        check_names("kind of a group's network", kinds, [LSTMRule.kind])
     for made, settings in tables:
         known = [name for name, it in signature(made).parameters.items() if it.kind is not it.KEYWORD_ONLY]
         check_names("optimizer setting", [name for name in settings if name != "kind"], known)

@@ -21,7 +21,7 @@ Memory = tuple[Tensor, ...]  # the state of one network: a named tuple of tensor
 
 
 class Optimizer(Protocol[State]):
-    """Proposes updates from gradients: θ(t+1) = θ(t) + g(t), [g(t), h(t+1)] = m(∇f(θ(t)), h(t)) (equations 1 and 2).
+    """Proposes updates from gradients: θ(t+1) = θ(t) + g(t), [g(t), h(t+1)] = m(∇f(θ(t)), h(t)) (equations 1 and 3).
 
     All tensors are named and have a leading axis of length ``n``, one entry per task. Both methods work on the whole
     batch at once, and what they do to one task does not depend on the others. Both leave the tensors that they
@@ -32,9 +32,10 @@ class Optimizer(Protocol[State]):
         """The state h(0) before the first update, for parameters of these shapes, types and devices: any object."""
 
     def update(self, gradients: Tensors, state: State, params: Tensors) -> tuple[Tensors, State]:
-        """The updates g(t) to add to the parameters θ(t), and the state h(t+1). The state h(t) is used up.
+        """The updates g(t) to add to the parameters θ(t), and the state h(t+1).
 
-        There is an update for each parameter, by its name, of its shape, floating-point type and device.
+        There is an update for each parameter, by its name, of its shape, floating-point type and device. Do not use
+        h(t) again: it may have changed.
         """
 
 

@@ -103,13 +103,13 @@ class Baseline:
         """As in `Optimizer`."""
         moved = {n: torch.zeros_like(t, memory_format=torch.contiguous_format) for n, t in params.items()}
         leaves: dict[str, tuple[Tensor, ...]] = {}
-        by_kind: dict[str, list[Tensor]] = {}
+        tensors: dict[str, list[Tensor]] = {}
         for name, tensor in moved.items():
             others = _KINDS[self.name].others
             is_matrix = others is not None and tensor.dim() >= 3  # with the axis of the tasks
             leaves[name] = _matrices(tensor) if is_matrix else (tensor,)
-            by_kind.setdefault(self.name if is_matrix or others is None else others, []).extend(leaves[name])
-        optimizers = [_KINDS[kind].make(tensors, lr=self.lr) for kind, tensors in by_kind.items()]
+            tensors.setdefault(self.name if is_matrix or others is None else others, []).extend(leaves[name])
+        optimizers = [_KINDS[kind].make(some, lr=self.lr) for kind, some in tensors.items()]
         return BaselineState(moved, leaves, optimizers)
 
     @torch.no_grad()
@@ -157,8 +157,10 @@ class GroupedBaselines:
         return {kind: optimizer.config() for kind, optimizer in self.groups.items()}
 
     def init(self, params: Tensors) -> dict[str, Any]:
-        """As in `Optimizer`; the states by kind."""
-        return {kind: self.groups[kind].init(named) for kind, named in by_kind(params).items()}
+        """As in `Optimizer`; the states by kind. An UnknownNameError names a kind that has no optimizer."""
+        return {
+            kind: look_up("kind of parameter", kind, self.groups).init(named) for kind, named in by_kind(params).items()
+        }
 
     def update(self, gradients: Tensors, state: dict[str, Any], params: Tensors) -> tuple[Tensors, dict[str, Any]]:
         """As in `Optimizer`."""

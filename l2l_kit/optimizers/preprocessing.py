@@ -43,7 +43,7 @@ class Identity(Preprocessing):
 
 @dataclass(frozen=True)
 class Scale(Preprocessing):
-    """The gradient times a constant, which should bring typical gradients to order 1 (appendix A, first paragraph)."""
+    """The gradient times a constant, which should bring typical gradients to order 1 (section 2.1)."""
 
     name = "scale"
 

@@ -40,7 +40,11 @@ def has_tape(rule: LSTMRule) -> bool:
 
 
 class Tape(ABC):
-    """Usage: `step` for each gradient of a window, then `backward` once, or `step_back` for each and what it gives."""
+    """Call `step` for each gradient of a window, and then `backward` once.
+
+    Or call `step_back` once for each step, the last one first, and then `weight_gradients`; `by_gradients` may be asked
+    after each `step_back`.
+    """
 
     @abstractmethod
     def step(self, gradients: Tensor) -> Tensor:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TypeVar
 
-from l2l_kit.errors import UnknownNameError, look_up
+from l2l_kit.errors import UnknownNameError, check_names, look_up
 from l2l_kit.paths import import_file
 from l2l_kit.problems.base import Problem, TaskBatch, check_name, check_problem
 from l2l_kit.problems.cifar import CIFAR, CIFARTasks
@@ -55,9 +56,12 @@ def make(config: Mapping[str, object]) -> Problem:
     elif name.endswith(".py"):
         raise ValueError(f"{name}: which problem of this file? Add the name under which it is registered, {name}:name.")
     found = look_up("problem", name, _KNOWN)
-    for field in fields:
-        look_up(f"field of {name}", field, {} if isinstance(found, Problem) else found.__dataclass_fields__)
-    return found if isinstance(found, Problem) else found(**fields)
+    check_names(
+        f"field of {name}", fields, found.config() if isinstance(found, Problem) else found.__dataclass_fields__
+    )
+    if isinstance(found, Problem):
+        return replace(found, **fields) if fields else found
+    return found(**fields)
 
 
 def with_current_names(config: Mapping[str, object]) -> dict[str, object]:

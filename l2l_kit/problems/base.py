@@ -48,8 +48,10 @@ class TaskBatch(ABC):
         """Each task's loss f(θ), ``(n,)``, at its own parameters ``(n, *shape)``, on the minibatch of the step."""
 
     def select(self, index: int) -> TaskBatch:
-        """One of them, as a batch of its own; a TypeError where minibatches are drawn for all of them together."""
-        raise TypeError(f"{type(self).__name__} cannot be taken apart.")
+        """One of them, as a batch of its own; a ValueError where minibatches are drawn for all of them."""
+        raise ValueError(
+            f"{type(self).__name__} cannot be taken apart: minibatches are drawn for all of them together."
+        )
 
     def parts(self) -> list[TaskBatch]:
         """Batches that are this one together and take no longer one after another; most problems have only one."""
@@ -78,7 +80,8 @@ class TaskBatch(ABC):
         for point, losses in self.points_and_losses(rows, layout, step):
             (gradients,) = torch.autograd.grad(losses.sum(), point, create_graph=True)
             mine, vectors = vectors[: len(point)], vectors[len(point) :]
-            products += torch.autograd.grad(gradients, point, mine)
+            linear = not gradients.requires_grad
+            products += [torch.zeros_like(point)] if linear else torch.autograd.grad(gradients, point, mine)
         return torch.cat(products)
 
 

@@ -35,8 +35,9 @@ class QuadraticTasks(TaskBatch):
 
 @dataclass(frozen=True)
 class Quadratics(Problem):
-    """f(θ) = ‖Wθ − y‖² with W, y and θ₀ drawn from a standard Gaussian (section 3.1), θ of ``dim`` parameters.
+    """f(θ) = ‖Wθ − y‖² with Gaussian W and y, θ of ``dim`` parameters (section 3.1).
 
+    The paper does not give the Gaussian's scale, nor θ₀. Here all of them are drawn from a standard Gaussian.
     The rare W that are nearly singular dominate the mean over functions: look at medians and quantiles beside it.
     """
 

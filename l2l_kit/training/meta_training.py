@@ -41,7 +41,8 @@ class MetaTraining:
         horizon: steps for which the tasks are run, T in equation 3.
         unroll: steps of each window of truncated backpropagation, of which the last one may be shorter; one meta-update
             follows each window.
-        epochs: number of validations; the weights with the best final validation loss are kept.
+        epochs: the run validates before training and after each epoch; the weights with the best final validation loss
+            are kept.
         patience: end the run early, after so many epochs whose validation loss was not the best so far; None for never.
         episodes_per_epoch: batches of tasks between two validations.
         batch_size: tasks per batch; the meta-gradient is their mean.
@@ -232,15 +233,15 @@ class MetaTrainer:
         if history.stopped != "ready":
             raise RuntimeError("a MetaTrainer runs once; make another one, with the same checkpoint to go on.")
         history.stopped = "running"
-        estimators = {
-            shard: SecondOrderEstimator(self.rule)
-            if settings.second_derivatives
-            else FirstOrderEstimator(self.rule, sample=settings.sample)
-            for shard in range(self._rank, settings.shards or 1, self._processes)
-        }
-        validation = validation_batch(self.problem, settings, self.device)
-        first = (len(history.records) - 1) * settings.episodes_per_epoch + 1 if history.records else 0
         try:
+            estimators = {
+                shard: SecondOrderEstimator(self.rule)
+                if settings.second_derivatives
+                else FirstOrderEstimator(self.rule, sample=settings.sample)
+                for shard in range(self._rank, settings.shards or 1, self._processes)
+            }
+            validation = validation_batch(self.problem, settings, self.device)
+            first = (len(history.records) - 1) * settings.episodes_per_epoch + 1 if history.records else 0
             with scalar_log(self._log_dir, first) as log:
                 if not history.records:
                     yield self._validate(0, math.nan, validation, log)

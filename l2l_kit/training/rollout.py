@@ -1,4 +1,4 @@
-"""The forward loop: running an optimizer, learned or not, on a batch of tasks (equations 1 and 2)."""
+"""The forward loop: running an optimizer, learned or not, on a batch of tasks (equations 1 and 3)."""
 
 from __future__ import annotations
 
