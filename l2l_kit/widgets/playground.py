@@ -73,7 +73,7 @@ class Playground(LearnedExplorer):
         if not paths:
             return View("Tick at least one optimizer.")
         losses = {name: _losses(functions, path) for name, path in paths.items()}
-        title = "Drag the start, or move it by the arrow keys"
+        title = "Drag the start, or move it with the arrow keys"
         figure = plots.landscape(lambda points: _losses(functions, points), paths, step, EDGE, title)
         figure.update_layout(dragmode=False, meta={"drag": ("x", "y")})
         ring = {"size": 17, "color": plots.CLEAR, "line": {"color": plots.GREY, "width": 3}}
