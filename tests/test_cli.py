@@ -85,7 +85,7 @@ def test_tune_records_several_lengths_and_as_many_rates_as_asked_for(tmp_path: P
     }
     for name in BASELINES.values():
         assert [line.split()[3] for line in output.splitlines() if f" {name} " in line] == ["6", "3"]
-    assert table.attrs["steps"] == [6, 3]
+    assert table.attrs["steps"] == [3, 6]
 
 
 def test_what_is_printed_of_a_path_is_the_path(tmp_path: Path) -> None:

@@ -99,7 +99,8 @@ def running(url, name):
         study = optuna.load_study(study_name=name, storage=url)
     except KeyError:
         return False
-    return any(trial.state == optuna.trial.TrialState.RUNNING for trial in study.trials)
+    # A trial is there before it has parameters.
+    return any(trial.state == optuna.trial.TrialState.RUNNING and trial.params for trial in study.trials)
 
 
 def test_two_share_a_search_and_take_up_what_a_third_one_left_when_it_was_killed(server, path, tmp_path, monkeypatch):
