@@ -135,8 +135,8 @@ def ratio_table(
         ValueError: if there is nothing to compare with, or the curves have no such step.
     """
     at = [curves.steps] if steps is None else list(steps)
-    if outside := [step for step in at if not 0 <= step <= curves.steps]:
-        raise ValueError(f"ratio_table: step {outside[0]} is outside these curves, which go from 0 to {curves.steps}.")
+    for step in at:
+        curves.check_step(step)
     others = [name for name in curves.losses if name != learned] if against is None else list(against)
     if not others:
         raise ValueError(f"ratio_table: needs something to compare with, got only {learned}.")

@@ -102,10 +102,14 @@ class Curves:
         Raises:
             ValueError: if the runs did not go that far.
         """
-        if not 0 <= step <= self.steps:
-            raise ValueError(f"step {step} is outside these curves, which go from 0 to {self.steps}.")
+        self.check_step(step)
         frame = self.to_frame()
         return frame[frame["step"] == step].drop(columns="step").set_index("optimizer")
+
+    def check_step(self, step: int) -> None:
+        """Refuse by a ValueError a number of steps that the runs do not have."""
+        if not 0 <= step <= self.steps:
+            raise ValueError(f"step {step} is outside these curves, which go from 0 to {self.steps}.")
 
 
 def paired_ratio(losses: Tensor, others: Tensor, *, typical: bool = False, average: bool = False) -> Interval:

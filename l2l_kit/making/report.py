@@ -84,7 +84,7 @@ def repeats(results: Path) -> dict[int, pd.DataFrame]:
     sweep that was drawn with one seed only, is not among them.
     """
     first, found = read_record(results), {}
-    for path in sorted((results / RECORD).parent.glob(f"{with_seed(Path(RECORD).name, 0)[:-1]}*.csv")):
+    for path in sorted(results.glob(f"{RECORD}-seed*.csv")):
         seed = int(path.stem.rpartition("seed")[2])
         again = read_record(results, seed)
         if first is not None and again is not None:
