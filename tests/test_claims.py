@@ -277,7 +277,8 @@ def test_a_claim_displays_and_records_itself():
     found = judged(ratio_table(Curves({"LSTM": torch.full((3, 1), math.inf), "Adam": torch.ones(3, 1)}, {}, 0)))
     assert (found.verdict, found.effect, found.high) == ("refuted", None, None)
     shown, metadata = found._repr_mimebundle_()
-    assert all("refuted" in words and "figure 0" in words for words in shown.values())
+    assert all("refuted" in words.casefold() and "figure 0" in words for words in shown.values())
+    assert "refuted" not in shown["text/markdown"].casefold().splitlines()[0]  # shown of a hidden output
     assert json.loads(json.dumps(metadata, allow_nan=False))["l2l_claim"]["verdict"] == "refuted"
     others = [judged(swept(ratio), group="ours") for ratio in (0.8, 0.9, 1.0)]
     paper, ours, *meanings = summary([found, *others]).splitlines()

@@ -9,6 +9,7 @@ import builtins
 import json
 import re
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -218,11 +219,20 @@ def test_a_check_that_contains_its_solution_is_seen() -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_predictions_are_asked_with_a_control(path: Path) -> None:
-    """A `Prediction`, or without the package: answers to open, and a figure that JupyterLab hides until a click."""
+def test_predictions_come_before_what_they_predict(path: Path) -> None:
+    """JupyterLab hides what shows the answer until its cell runs, but for the first line of each cell's output."""
     cells = json.loads(path.read_text())["cells"]
     for number, cell in enumerate(cells):
         text = "".join(cell["source"])
-        if cell["cell_type"] == "markdown" and "> **Predict first" in text:
-            assert text.count("<details>") >= 2
-            assert cells[number + 1]["metadata"]["jupyter"]["outputs_hidden"]
+        if "> **Predict first" in text:
+            assert text.count("<details>") >= 2  # answers to open
+        elif not re.search(r"^Predict first:|widgets\.Prediction\(", text, re.MULTILINE):
+            continue  # a `Prediction` without a kernel is a picture of the whole figure
+        answers = list(
+            takewhile(lambda cell: cell["cell_type"] == "code", cells[number + (cell["cell_type"] == "markdown") :])
+        )
+        assert answers
+        for answer in answers:
+            assert answer["metadata"]["jupyter"]["outputs_hidden"]
+            if answer["outputs"] and "text/markdown" in answer["outputs"][0].get("data", ()):
+                assert "l2l_claim" in answer["outputs"][0]["metadata"]  # whose verdict is in the second line

@@ -89,7 +89,9 @@ class Claim:
         return "\n  ".join([*filter(None, lines), f"verdict: {self.verdict}"])
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, str], dict[str, Any]]:
-        lines = f"**{self.source}**, *{self.verdict}*: {self.text}.", self.measured, self.criterion, self.conditions
+        # The first line has no verdict: JupyterLab shows it of an output that is hidden, as those of predictions are.
+        verdict = f"*{self.verdict.capitalize()}*: {self.measured}"
+        lines = f"**{self.source}**: {self.text}.", verdict, self.criterion, self.conditions
         markdown = "\n>\n".join(f"> {line}" for line in filter(None, lines))
         return {"text/plain": str(self), "text/markdown": markdown}, {"l2l_claim": asdict(self)}
 
