@@ -33,6 +33,7 @@ from l2l_kit.making.sweeps import read_sweep, run_sweep
 from l2l_kit.making.train import search_recipe, train_recipe
 from l2l_kit.making.work import cores, parallel_map
 from l2l_kit.optimizers import BASELINES, Optimizer, baseline
+from l2l_kit.optimizers.baselines import KINDS
 from l2l_kit.paths import HOME, user_path
 from l2l_kit.problems import Problem
 from l2l_kit.processes import process_group, rank_and_world_size
@@ -247,6 +248,8 @@ def _optimizer(text: str, problem: str, tasks: Problem, steps: int) -> tuple[str
         try:
             return Path(text).name.removesuffix(".safetensors"), zoo.load(text)
         except UnknownNameError:
+            if not given and name.lower() in KINDS:
+                raise ValueError(f"{text}: no rate is recorded for it. Give one, such as {name}=0.1.") from None
             if not given:
                 raise
     if given:
@@ -302,7 +305,10 @@ def reproduce(
     device: Device = None,
 ) -> None:
     """Execute the lessons headless, and write a report of claims and figures. Goes on where it was interrupted."""
-    parameters = {"profile": str(profile), **({"device": device} if device else {}), **_pairs(settings)}
+    given = _pairs(settings)
+    for option in {"profile", "device"} & given.keys():
+        raise ValueError(f"{option} is not a parameter of one lesson: give --{option} {given[option]}.")
+    parameters = {"profile": str(profile), **({"device": device} if device else {}), **given}
     chosen, at_once, notebooks = find_lessons(lesson or ()), jobs or cores(), out / "notebooks"
     console.print(f"{len(chosen)} lessons, {min(at_once, len(chosen))} at a time, into {notebooks}")
     began, done_so_far = time.monotonic(), list[Lesson]()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-import numbers
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
-from typing import Annotated, Literal, NamedTuple, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 T = TypeVar("T")
 
@@ -69,7 +70,7 @@ Positive = Annotated[float, AtLeast(0, itself=False)]
 NotNegative = Annotated[float, AtLeast(0)]
 _PLAIN: dict[object, tuple[type, str]] = {
     bool: (bool, "True or False"),
-    int: (numbers.Integral, "a whole number"),
+    int: (int, "a whole number"),
     str: (str, "a text"),
     list: (list, "a list"),
     Mapping: (Mapping, "a table of names and values"),
@@ -81,6 +82,8 @@ _hints = cache(get_type_hints)  # an explorer makes the same problem many times 
 def check_fields(owner: object, called: str | None = None) -> None:
     """Check an object's attributes against the annotations of its class: words of a `Literal`, numbers, plain types.
 
+    A number of numpy's is replaced by Python's own.
+
     Raises:
         UnknownNameError: for another word.
         ValueError: for a number beyond its bound, no finite number, or another type of value; the message begins with
@@ -89,12 +92,13 @@ def check_fields(owner: object, called: str | None = None) -> None:
     for name, hint in _hints(type(owner), include_extras=True).items():  # type: ignore[arg-type]  # mypy: classes have no hash
         options = get_args(hint) if type(None) in get_args(hint) else (hint,)
         value, owned_by = getattr(owner, name, None), called or type(owner).__name__
+        if isinstance(value, np.generic):
+            value = value.item()  # JSON does not know numpy's
+            object.__setattr__(owner, name, value)
         for option in options if hasattr(owner, name) and (value is not None or len(options) == 1) else ():
             kind, words = _PLAIN.get(get_origin(option) or option, (object, ""))
-            if not isinstance(value, kind) or (isinstance(value, bool) and kind is numbers.Integral):
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
                 raise ValueError(f"{owned_by}: {name} must be {words}, got {value!r}.")
-            if kind is numbers.Integral:
-                object.__setattr__(owner, name, int(cast(int, value)))  # JSON does not know numpy's
             if get_origin(option) is Literal and value not in get_args(option):
                 raise UnknownNameError(name, value, get_args(option))
             if get_origin(option) is Annotated:
@@ -115,8 +119,7 @@ def check_number(owner: str, name: str, value: object, wanted: object = Count) -
 def check_counts(owner: str, **values: object) -> None:
     """Refuse what is not a whole number of at least 1, which may be numpy's, as `check_number` does."""
     for name, value in values.items():
-        numpys = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        check_number(owner, name, int(cast(int, value)) if numpys else value)
+        check_number(owner, name, value.item() if isinstance(value, np.generic) else value)
 
 
 def names_files(name: object) -> bool:

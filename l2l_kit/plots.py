@@ -337,7 +337,8 @@ def learning_curves(
 ) -> Figure:
     """Loss over steps, a line for each optimizer.
 
-    The band is the statistic's 95% confidence interval, or with "quantiles" the middle half of the tasks.
+    The band is the statistic's 95% confidence interval, or with "quantiles" the middle half of the tasks. The axis is
+    logarithmic: losses that are not positive are not shown.
     """
     drawn = {}
     for name in curves.losses:

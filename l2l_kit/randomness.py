@@ -1,4 +1,4 @@
-"""Every random draw of the kit comes from a generator that is made here from a seed and the purpose of the draw.
+"""Where random draws come from: generators, each made from a seed and the purpose of the draw.
 
 A generator depends on *what* is drawn (``generator(seed, "meta-train", episode)``), not on earlier draws. So every
 optimizer in a comparison meets the same tasks, an interrupted run continues bit for bit without a saved generator

@@ -14,7 +14,6 @@ from l2l_kit import optimizers
 from l2l_kit.errors import UnknownNameError, WeightsFileError
 from l2l_kit.optimizers import UpdateRule
 from l2l_kit.paths import PRETRAINED, user_path
-from l2l_kit.problems import with_current_names
 from l2l_kit.storage import BoundedWeights, load_weights, read_tensors, write_atomically, write_tensors
 from l2l_kit.tensors import Tensors, pick_device
 
@@ -59,10 +58,7 @@ def load(name_or_path: str | Path, device: str | torch.device | None = None) -> 
 
 def card(name_or_path: str | Path) -> dict[str, Any]:
     """What a saved optimizer was trained on, how, for how long, and how well it did. Raises as `load`."""
-    about = _read(_path(name_or_path))[1]
-    if isinstance(about.get("problem"), dict):
-        about["problem"] = with_current_names(about["problem"])
-    return about
+    return _read(_path(name_or_path))[1]
 
 
 def save(
@@ -137,6 +133,8 @@ def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:
 
 
 def _with_suffix(path: Path) -> Path:
+    if not path.name:
+        raise ValueError(f"expected a file's name, or a path that ends with one, got {str(path)!r}.")
     return path if path.suffix == ".safetensors" else path.with_name(f"{path.name}.safetensors")
 
 

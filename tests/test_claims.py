@@ -227,7 +227,7 @@ def test_a_table_of_ratios_is_of_the_last_step_and_typical_if_asked_for():
         assert table[["ratio", "ratio_low", "ratio_high"]].iloc[0].tolist() == [part.item() for part in ratio]
 
 
-@pytest.mark.parametrize("step", [-1, 5])
+@pytest.mark.parametrize("step", [-1, 5, 2.5])
 def test_a_step_that_the_curves_do_not_have_is_refused(step):
     with pytest.raises(ValueError, match=f"step {step} is outside these curves, which go from 0 to 4"):
         ratio_table(made(0.8, steps=5), steps=[step])

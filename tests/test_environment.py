@@ -35,7 +35,7 @@ def test_every_direct_requirement_is_pinned_within_its_bound() -> None:
 
 
 def test_the_package_alone_needs_little_and_the_tests_need_every_extra() -> None:
-    assert {each.name for each in required()} == {"torch", "numpy", "safetensors", "tqdm", "typing-extensions"}
+    assert {each.name for each in required()} == {"torch", "numpy", "safetensors", "tqdm"}
     extras, found = PROJECT["optional-dependencies"], {"test"}
     for _ in extras:
         found |= {name for each in found for line in extras[each] for name in Requirement(line).extras & set(extras)}

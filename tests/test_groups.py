@@ -56,5 +56,8 @@ def test_no_kinds_and_kinds_that_the_rule_lacks_are_refused(groups, message):
         l2l.LearnedOptimizer(groups, RULE)
     with pytest.raises(ValueError, match="at least one kind"):
         GroupedRule({})
+    for kind in ("a.b", "training", ""):
+        with pytest.raises(ValueError, match=f"GroupedRule: '{kind}' cannot name a kind"):
+            GroupedRule({kind: {}})
     with pytest.raises(ValueError, match="unknown kind of a group's network 'ntm-bfgs'"):
         make({"kind": "groups", "groups": {"fc": {"kind": "ntm-bfgs"}}})

@@ -23,7 +23,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 FIGURES = {"plotly", "ipywidgets", "anywidget"}
 DRAWERS = {"plots", "static", "widgets"}
-BARE = {"l2l_kit", "torch", "numpy", "safetensors", "tqdm", "typing_extensions"}  # what `pip install l2l_kit` brings
+BARE = {"l2l_kit", "torch", "numpy", "safetensors", "tqdm"}  # what `pip install l2l_kit` brings
 
 MODULES = {
     ".".join(["l2l_kit", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): path
@@ -107,7 +107,7 @@ from importlib.metadata import distribution, packages_distributions
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-base, new = set(), {"torch", "numpy", "safetensors", "tqdm", "typing-extensions"}
+base, new = set(), {"torch", "numpy", "safetensors", "tqdm"}
 while new:
     base |= new
     needed = [Requirement(line) for name in new for line in distribution(name).requires or ()]

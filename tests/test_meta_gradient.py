@@ -201,6 +201,13 @@ class TestEveryEstimator:
             run(kind(RULES["log-sign"]().double()), Broken(), [4, 4, 1])
 
 
+def test_tapes_of_another_architecture_do_not_stay():
+    estimator = FirstOrderEstimator(LSTMRule(4))
+    for dim in (3, 4, 5, 5):
+        run(estimator, quadratics(2, dim=dim), [4, 4, 1])
+    assert estimator._lstm_tape.cache_info().currsize == 2  # of windows of 4 and of 1
+
+
 class TestSampledCoordinates:
     @pytest.mark.parametrize("tape_bytes", [1, 10**9], ids=["chunks", "at once"])
     @pytest.mark.parametrize(

@@ -19,10 +19,9 @@ from typer.testing import CliRunner
 from l2l_kit import LearnedOptimizer, cli, parameter_groups, problems, widgets, zoo
 from l2l_kit.evaluation import compare, lbfgs, read_result, tune
 from l2l_kit.optimizers import NTMBFGS, GroupedRule, LSTMRule, baseline
-from l2l_kit.problems import MNIST, ModuleProblem, Problem, Quadratics, QuadraticTasks, TaskBatch
+from l2l_kit.problems import ModuleProblem, Problem, Quadratics, QuadraticTasks, TaskBatch
 from l2l_kit.problems.base import draw
 from l2l_kit.randomness import generator
-from l2l_kit.storage import read_tensors, write_tensors
 from l2l_kit.tensors import Layout, ravel
 from l2l_kit.training import (
     AutogradEstimator,
@@ -101,6 +100,15 @@ class TestInTenLines:
         trainer.close()
 
 
+@pytest.mark.parametrize(
+    "wrong", [None, {"x": 1, "y": 2}, torch.ones(2, 1), (torch.ones(2, 1),), (torch.ones(2, 1), 3)], ids=repr
+)
+def test_batches_that_are_no_inputs_and_targets_are_refused(wrong):
+    problem = ModuleProblem("mine", lambda: nn.Linear(1, 1), lambda _: wrong, nn.functional.mse_loss)
+    with pytest.raises(TypeError, match="mine: batches must give two tensors, inputs and targets, got"):
+        next(trajectory(baseline("sgd", 0.1), problem.sample(2, generator(0))))
+
+
 def test_recipes_sweeps_and_the_command_line_find_them_in_their_files(names, tmp_path):
     def l2l(*arguments):
         result = CliRunner().invoke(cli.app, [*map(str, arguments), "--device", "cpu"], catch_exceptions=False)
@@ -130,15 +138,6 @@ def test_recipes_sweeps_and_the_command_line_find_them_in_their_files(names, tmp
     l2l("compare", tmp_path / "pretrained/mine", "adam=0.1", "--problem", names["own_functions"], "--tasks", 2)
     l2l("tune", names["own_functions"], "--data", tmp_path, "--rates", 1, "--tasks", 2, "--steps", 2)
     assert (tmp_path / "results/own_functions/tuning.csv").is_file()
-
-
-def test_a_checkpoint_of_an_older_version_is_continued(tmp_path):
-    rule, problem, path = LSTMRule(3), MNIST((2,), batch_size=2, source="embedded"), tmp_path / "run"
-    meta_train(rule, problem, SETTINGS, checkpoint=path, device="cpu", progress=False)
-    tensors, about = read_tensors(path, 1)
-    about["problem"]["digits"] = about["problem"].pop("source")
-    write_tensors(path, tensors, about, 1)
-    assert len(MetaTrainer(rule, problem, SETTINGS, checkpoint=path, device="cpu").history.records) == 2
 
 
 def test_functions_of_one_task_give_the_losses_of_a_batch(names):

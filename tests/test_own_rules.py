@@ -97,6 +97,11 @@ def test_the_tape_of_the_kits_lstm_is_not_taken_for_one_that_does_something_else
     torch.testing.assert_close(found.meta_gradient, expected.meta_gradient, rtol=1e-9, atol=1e-12)
 
 
+def test_its_coordinates_are_not_sampled_in_silence() -> None:
+    with pytest.raises(ValueError, match="a network of one's own can't be sampled"):
+        FirstOrderEstimator(Clipped(4, 1), sample=3)
+
+
 def test_it_is_not_imitated_with_the_tape_of_another() -> None:
     with pytest.raises(ValueError, match="a Clipped does not move each coordinate as LSTMRule does"):
         list(imitate(Clipped(4, 1), baseline("adam", 0.05), Quadratics(), device="cpu"))

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from small import PROBLEMS, rosenbrock, same_bits, valley
 
 from l2l_kit import problems
 from l2l_kit.errors import UnknownNameError
+from l2l_kit.optimizers import LSTMRule, baseline
 from l2l_kit.problems import (
     CIFAR,
     MNIST,
@@ -21,6 +23,7 @@ from l2l_kit.problems import (
 )
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Layout, pick_device, ravel
+from l2l_kit.training import MetaTraining
 
 
 def sampled(problem, num_tasks=4, seed=0):
@@ -143,7 +146,7 @@ WRONG = [
     (ConditionedQuadratics, "condition", (0.5, INF, NAN), "a number of at least 1"),
     (MNIST, "hidden", (20, "20", (0,), (2.5,), ((3,), 20), ((3,), (0,))), "the units of each layer"),
     (MNIST, "init_scale", (0, NAN, INF, "0.1", (), (0.1,), (1, 0.1), (0, 1), (0.1, INF)), "a positive number, or"),
-    (CIFAR, "labels", ((1,), (1, 1), (1, 10), "12", 5, ("1", "2")), "two or more different ones"),
+    (CIFAR, "labels", ((1,), (1, 1), (1, 10), "12", 5, ("1", "2"), (1.0, 2.0)), "two or more different ones"),
     (CIFAR, "batch_size", (0, 1), "a whole number of at least 2"),
     (CIFAR, "init_scale", (0, NAN, "0.1"), "a positive number"),
     (NeuralArt, "style_weight", (-1, NAN), "a number of at least 0"),
@@ -159,6 +162,26 @@ def test_a_value_that_makes_no_sense_is_quoted(kind, field, values, message):
 
 
 @pytest.mark.parametrize(
+    ("make", "fields"),
+    [
+        (Quadratics, {"dim": np.int64(3)}),
+        (CIFAR, {"labels": tuple(np.arange(2)), "init_scale": np.float32(0.5), "source": "embedded"}),
+        (MNIST, {"hidden": (np.int64(3),), "source": "embedded"}),
+        (MetaTraining, {"horizon": np.int64(50), "meta_lr": np.float64(0.5)}),
+        (LSTMRule, {"hidden_size": np.int64(3)}),
+        (baseline, {"name": "adam", "lr": np.float32(0.5)}),
+    ],
+)
+def test_numpys_numbers_are_taken_for_pythons(make, fields):
+    """Neither JSON nor code that is printed for a reader knows numpy's."""
+    made = make(**fields)
+    plain = {name: np.array(value).tolist() for name, value in fields.items()}
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+    found = {name: getattr(made, name) for name in fields if hasattr(made, name)}
+    assert repr(found) == repr({name: plain[name] for name in found})
+
+
+@pytest.mark.parametrize(
     ("make", "near"),
     [
         (lambda: problems.make({"name": "Quadratic"}), "quadratics"),
@@ -171,11 +194,6 @@ def test_a_value_that_makes_no_sense_is_quoted(kind, field, values, message):
 def test_an_unknown_word_gives_the_near_match(make, near):
     with pytest.raises(UnknownNameError, match=f"Did you mean '{near}'"):
         make()
-
-
-@pytest.mark.parametrize(("name", "old"), [("mnist", "digits"), ("cifar", "variant"), ("neural_art", "contents")])
-def test_configurations_of_older_versions_are_read(name, old):
-    assert problems.make({"name": name, old: "embedded"}) == problems.make({"name": name, "source": "embedded"})
 
 
 def test_the_kit_s_own_names_are_not_given_away():

@@ -400,12 +400,22 @@ class TestTrainer:
         widget.run()
         assert widget.history.stopped == "finished"
         assert len(lines(widget)["LSTM"]) == 11
-        assert re.search(r"On 16 fresh optimizees .* It (beats|does not beat) every baseline", text(widget))
+        assert re.search(r"16 fresh optimizees .* LSTM / .* (beats|does not beat) every baseline", text(widget))
         before = lines(quadratics)["LSTM"]
         (name,) = [each for each in control(quadratics, "learned")["values"] if each.startswith("trained here")]
         quadratics.move(learned=name)
         assert lines(quadratics)["LSTM"] != before
         assert control(quadratics, "unroll")["off"]
+
+    def test_without_baselines_it_only_trains(self):
+        widget = Trainer(settings=TINY, baselines={})
+        widget.run()
+        assert text(widget) == "Trained."
+        assert widget.trained is not None
+
+    def test_what_is_no_problem_is_refused(self):
+        with pytest.raises(TypeError, match=r"expected a problem, such as .* got 'quadratics'"):
+            Trainer("quadratics")
 
     def test_the_controls_decide(self, recorded):
         widget = Trainer(settings=TINY, baselines=BASELINES)
@@ -573,3 +583,5 @@ def test_a_prediction_hides_what_is_to_be_predicted_until_it_is_revealed():
     assert seen() == ["Adam"]
     assert control(widget, "reveal")["off"]
     assert widget.picture() == Prediction(figure, "").picture()
+    with pytest.raises(UnknownNameError, match=r"unknown line of the figure 'Lstm'.* Did you mean 'LSTM'"):
+        Prediction(figure, "Which is lower?", hidden=["Lstm"])

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
+from l2l_kit.errors import check_names
 from l2l_kit.storage import load_weights
 
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512,))
@@ -47,7 +48,11 @@ class FeatureNetwork(nn.Module):
         return network
 
     def forward(self, pixels: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
-        """Features ``(n, channels, height, width)`` of pictures ``(n, 3, height, width)`` in the layers so named."""
+        """Features ``(n, channels, height, width)`` of pictures ``(n, 3, height, width)`` in the layers so named.
+
+        An UnknownNameError for a layer that the network does not have.
+        """
+        check_names("layer", layers, self._names)
         found: dict[str, Tensor] = {}
         signal, names = self.scale * pixels, iter(self._names)
         for layer in self.features:

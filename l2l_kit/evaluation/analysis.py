@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from typing_extensions import override
 
 from l2l_kit.evaluation.comparison import Optimizers, paired_trajectories
 from l2l_kit.extras import pd
@@ -234,7 +233,6 @@ class TensorMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         self.peak = self._alive = 0
         self._counted: set[int] = set()
 
-    @override
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
         known = self._counted | _storages((args, kwargs)).keys()  # a view has the storage of what it is a view of

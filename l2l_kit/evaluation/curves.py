@@ -108,7 +108,7 @@ class Curves:
 
     def check_step(self, step: int) -> None:
         """Refuse by a ValueError a number of steps that the runs do not have."""
-        if not 0 <= step <= self.steps:
+        if step not in range(self.steps + 1):
             raise ValueError(f"step {step} is outside these curves, which go from 0 to {self.steps}.")
 
 

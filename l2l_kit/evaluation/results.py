@@ -176,6 +176,8 @@ def ratios_of(table: pd.DataFrame, learned: str | None = None) -> pd.DataFrame:
 def swept_baselines(table: pd.DataFrame, step: int, **setting: Any) -> dict[str, Baseline]:
     """The baselines as a sweep tuned them for one setting and number of steps, by the name that figures show.
 
+    A setting is given as it stands in the table: ``hidden="20-20"`` for two layers of 20 units.
+
     Raises:
         ValueError: if the sweep has no such setting, or several, or several protocols (see `under`).
     """

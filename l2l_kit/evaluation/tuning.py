@@ -50,6 +50,7 @@ class Tuning:
     """Losses of one baseline over learning rates.
 
     Attributes:
+        name: of the baseline, such as "adam".
         table: a row for each learning rate `lr` and number of updates `step`: the `mean` and `median` loss over the
             optimizees there, infinite where it diverged, and the `baseline`.
     """

@@ -25,6 +25,7 @@ from l2l_kit.errors import Count, MetaTrainingDivergedError, Positive, check_fie
 from l2l_kit.optimizers import LSTMTape, Optimizer, UpdateRule
 from l2l_kit.optimizers.base import Part
 from l2l_kit.problems import Problem, TaskBatch
+from l2l_kit.problems.base import draw
 from l2l_kit.randomness import generator
 from l2l_kit.tensors import Device, Layout, pick_device, ravel
 from l2l_kit.training.rollout import trajectory
@@ -131,7 +132,7 @@ def imitate(
     adam = torch.optim.Adam(optimizer.parameters(), lr=settings.lr, betas=(0.9, 0.99))
     recordings: list[Recording] = []
     for number in range(settings.networks):
-        tasks = problem.sample(1, generator(settings.seed, "imitation", number), chosen)
+        tasks = draw(problem, 1, generator(settings.seed, "imitation", number), chosen)
         driver = teacher if number < TAUGHT else optimizer
         layout, gradients, losses = _met(driver, tasks, settings, number)
         recordings += [_record(teacher, layout, each) for each in (gradients, _fading(gradients, settings, number))]

@@ -48,7 +48,7 @@ class Lesson:
         title: its first heading.
         machine: what it was executed on, and its `profile`; empty if it was not executed to its end.
         error: what failed, or None; the failing cell is marked in the notebook.
-        made_from: checksum of the notebook and the parameters; empty if it was not executed to its end.
+        made_from: checksum of all that it was made from (see `_digest`); empty if it was not executed to its end.
     """
 
     path: Path
@@ -129,7 +129,8 @@ def execute_lessons(
     """Execute lessons into a directory, `jobs` at once, each in a process of its own; `on_lesson` is told of each.
 
     Parameters are checked against every notebook before the first one runs. A lesson that fails does not stop the
-    others, and one that was finished before, with the same parameters, is not executed again.
+    others. One that was finished before is not executed again, unless what it was made from has changed: its notebook
+    or parameters, a data set, an optimizer, a recorded result or the kit's version.
 
     Raises:
         ValueError: as `check_parameters`, `UnknownNameError` included.

@@ -20,7 +20,6 @@ from l2l_kit.extras import needs
 from l2l_kit.making.recipes import Recipe, Search
 from l2l_kit.making.work import digest, file_lock
 from l2l_kit.paths import user_path
-from l2l_kit.problems import with_current_names
 from l2l_kit.storage import in_json
 from l2l_kit.tensors import Device
 from l2l_kit.training import MetaTrainer
@@ -74,7 +73,7 @@ def random_search(recipe: Recipe, search: Search, storage: str | Path, device: D
 
 def draw(recipe: Recipe, search: Search, number: int) -> dict[str, float]:
     """What one trial tries: a function of seed and number alone."""
-    sampler = optuna.samplers.RandomSampler(seed=recipe.training.seed * 1000 + number)
+    sampler = optuna.samplers.RandomSampler(seed=(recipe.training.seed * 1000 + number) % 2**32)
     open_to: dict[str, optuna.distributions.BaseDistribution] = {
         name: optuna.distributions.FloatDistribution(low, high, log=low > 0)
         for name, (low, high) in search.ranges.items()
@@ -120,7 +119,6 @@ def _open(recipe: Recipe, search: Search, url: sqlalchemy.URL) -> optuna.Study:
             else:
                 study = optuna.create_study(study_name=recipe.name, storage=storage, pruner=pruner, load_if_exists=True)
         known = study.user_attrs.get("asked", about)
-        known = {**known, "problem": with_current_names(known["problem"])}
         _table(study)
     except (*DATABASE_ERRORS, OSError):
         raise

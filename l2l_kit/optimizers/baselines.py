@@ -40,7 +40,7 @@ class _Kind(NamedTuple):
 
 
 # Torch7's defaults, which the paper keeps (section 3): momentum 0.9, Adam 0.9/0.999/1e-8, RMSprop 0.99/1e-8.
-_KINDS = {
+KINDS = {
     "sgd": _Kind(optim.SGD),
     "nag": _Kind(partial(optim.SGD, momentum=0.9, nesterov=True)),
     "rmsprop": _Kind(partial(optim.RMSprop, alpha=0.99, eps=1e-8)),
@@ -85,7 +85,7 @@ class Baseline:
     cosine: Positive | None = None  # T in steps: it falls to 0 along half a cosine, over T steps
 
     def __post_init__(self) -> None:
-        look_up("baseline", self.name, _KINDS)
+        look_up("baseline", self.name, KINDS)
         check_fields(self, f"baseline {self.name!r}")
 
     def config(self) -> dict[str, str | float]:
@@ -105,18 +105,18 @@ class Baseline:
         leaves: dict[str, tuple[Tensor, ...]] = {}
         tensors: dict[str, list[Tensor]] = {}
         for name, tensor in moved.items():
-            others = _KINDS[self.name].others
+            others = KINDS[self.name].others
             is_matrix = others is not None and tensor.dim() >= 3  # with the axis of the tasks
             leaves[name] = _matrices(tensor) if is_matrix else (tensor,)
             tensors.setdefault(self.name if is_matrix or others is None else others, []).extend(leaves[name])
-        optimizers = [_KINDS[kind].make(some, lr=self.lr) for kind, some in tensors.items()]
+        optimizers = [KINDS[kind].make(some, lr=self.lr) for kind, some in tensors.items()]
         return BaselineState(moved, leaves, optimizers)
 
     @torch.no_grad()
     def update(self, gradients: Tensors, state: BaselineState, params: Tensors) -> tuple[Tensors, BaselineState]:
         """As in `Optimizer`."""
         # An optimizer that does not read the parameters moves zeros, which become the update without rounding.
-        reads = _KINDS[self.name].reads
+        reads = KINDS[self.name].reads
         for name, tensor in state.moved.items():
             tensor.copy_(params[name]) if reads else tensor.zero_()
             leaves, gradient = state.leaves[name], gradients[name]

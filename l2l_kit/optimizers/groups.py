@@ -33,7 +33,11 @@ class GroupedRule(UpdateRule):
         self.groups = nn.ModuleDict()
         for kind, config in groups.items():
             arguments: dict[str, Any] = {name: value for name, value in config.items() if name != "kind"}
-            self.groups[kind] = LSTMRule(**arguments)
+            network = LSTMRule(**arguments)
+            try:
+                self.groups[kind] = network
+            except KeyError as error:  # such as "training", which is an attribute of modules
+                raise ValueError(f"GroupedRule: {kind!r} cannot name a kind of parameter ({error.args[0]}).") from error
 
     @property
     def coordinatewise(self) -> bool:

@@ -18,8 +18,6 @@ from l2l_kit.problems.quadratics import ConditionedQuadratics, Quadratics, Quadr
 
 _KINDS: tuple[type[Problem], ...] = Quadratics, ConditionedQuadratics, MNIST, CIFAR, NeuralArt
 _KNOWN: dict[str, Problem | type[Problem]] = {kind.name: kind for kind in _KINDS}
-_OLD_NAMES = {"mnist": "digits", "cifar": "variant", "neural_art": "contents"}
-"""What the field `source` was called in files that older versions of the kit wrote."""
 _Registered = TypeVar("_Registered", bound=Problem | type[Problem])
 
 
@@ -47,7 +45,7 @@ def make(config: Mapping[str, object]) -> Problem:
     Raises:
         ValueError: if there is no such problem or field (`UnknownNameError`) or file, or another module has its name.
     """
-    fields = with_current_names(config)
+    fields = dict(config)
     path, in_file, name = str(fields.pop("name", None)).rpartition(".py:")
     if in_file:
         import_file(f"{path}.py")
@@ -62,9 +60,3 @@ def make(config: Mapping[str, object]) -> Problem:
     if isinstance(found, Problem):
         return replace(found, **fields) if fields else found
     return found(**fields)
-
-
-def with_current_names(config: Mapping[str, object]) -> dict[str, object]:
-    """A problem's configuration from a file, whose fields may have the names that they had in older versions."""
-    old = _OLD_NAMES.get(str(config.get("name")))
-    return {"source" if field == old else field: value for field, value in config.items()}

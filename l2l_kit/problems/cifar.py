@@ -86,7 +86,7 @@ class CIFAR(ClassifierProblem):
 
     def _check(self) -> None:
         labels = self.labels if isinstance(self.labels, tuple) else ()
-        if len(set(labels) & set(range(10))) < max(2, len(labels)):
+        if len({label for label in labels if type(label) is int and 0 <= label < 10}) < max(2, len(labels)):
             raise ValueError(f"CIFAR: labels must be two or more different ones of 0 to 9, got {self.labels!r}.")
 
     @property

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -97,9 +98,8 @@ class ClassifierProblem(Problem):
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if isinstance(value, list):  # what a file has for a tuple, or for a tuple of tuples
-                value = tuple(tuple(each) if isinstance(each, list) else each for each in value)
-                object.__setattr__(self, name, value)
+            if isinstance(value, list | tuple):  # a file has lists for tuples, and JSON does not know numpy's numbers
+                object.__setattr__(self, name, tuple(map(_plain, value)))
         check_fields(self)
         self._check()  # before anything is downloaded
         if self.source == "auto":
@@ -125,6 +125,10 @@ class ClassifierProblem(Problem):
             for split, most in ((self.split, sys.maxsize), ("test", self.tested))
         )
         return initial, *train, *test, self.batch_size, order
+
+
+def _plain(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value.item() if isinstance(value, np.generic) else value
 
 
 @cache

@@ -32,6 +32,9 @@ class FunctionTasks(StoredTasks):
         if self.batches is not None:
             device = next(iter(params.values())).device
             drawn = [self.batches(make_generator(seed, "minibatch", step)) for seed in self.seeds]
+            for each in drawn:
+                if not isinstance(each, tuple | list) or [isinstance(part, Tensor) for part in each] != [True, True]:
+                    raise TypeError(f"{self.name}: batches must give two tensors, inputs and targets, got {each!r}.")
             minibatch = [torch.stack(each).to(device) for each in zip(*drawn, strict=True)]
         try:
             return vmap(self.loss)(params, self.data, *minibatch)

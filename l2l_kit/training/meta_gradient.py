@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from l2l_kit.errors import MetaTrainingDivergedError
-from l2l_kit.optimizers import UpdateRule
+from l2l_kit.optimizers import LSTMRule, UpdateRule
 from l2l_kit.optimizers.base import Memory, Part, map_state
 from l2l_kit.optimizers.tape import AutogradTape, LSTMTape, bytes_per_step, has_tape
 from l2l_kit.problems import TaskBatch
@@ -43,7 +43,10 @@ from l2l_kit.training.rollout import Point, trajectory
 
 
 def tape_memory(device: torch.device) -> int:
-    """Bytes for the recorded activations of a window; longer or wider windows are replayed in parts."""
+    """Bytes that one tape may take; longer or wider windows are replayed in parts.
+
+    An estimator keeps a tape for each size of window that it meets on networks of one architecture.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory // 5  # so that three trainings have room
     return 400 * 2**20
@@ -84,6 +87,7 @@ class _TapeEstimator(GradientEstimator):
         super().__init__(rule)
         self._tape_bytes = tape_memory(next(rule.parameters()).device) if tape_bytes is None else tape_bytes
         self._lstm_tape = cache(LSTMTape)  # one of each size for all windows, because they are slow to allocate
+        self._layout = Layout.of({})
 
     def reset(self, tasks: TaskBatch, draws: torch.Generator | None = None) -> None:
         self._tasks, self._draws, self._step = tasks, draws, 0
@@ -94,7 +98,11 @@ class _TapeEstimator(GradientEstimator):
 
     def init(self, params: Tensors) -> None:
         """As in `Optimizer`."""
-        self._layout = Layout.of(params)
+        layout = Layout.of(params)
+        if layout != self._layout:  # tapes of the size of another network would only take memory
+            self._tapes: Sequence[LSTMTape | AutogradTape | None] = ()
+            self._lstm_tape.cache_clear()
+        self._layout = layout
         self._parts, self._states = self.rule.parts(self._layout), self.rule.init(params)
 
     def update(self, gradients: Tensors, state: None, params: Tensors) -> tuple[Tensors, None]:
@@ -141,14 +149,20 @@ class FirstOrderEstimator(_TapeEstimator):
 
     The meta-gradient is a sum over coordinates, which share φ, so a `sample` of them gives an unbiased estimate: so
     many of each parameter tensor with more, drawn anew for each window. A thousand of the 15,680 first-layer weights of
-    an MNIST network make an episode twice as fast. None for all coordinates, which are also taken of a network of
-    one's own (see `has_tape`); a ValueError for a sample if the rule is not coordinatewise.
+    an MNIST network make an episode twice as fast. None takes all coordinates.
+
+    Raises:
+        ValueError: for a sample if the rule is not coordinatewise, or if a network's steps are not those of `LSTMRule`:
+            only an `LSTMTape` can take a sample of them again (see `has_tape`).
     """
 
     def __init__(self, rule: UpdateRule, tape_bytes: int | None = None, *, sample: int | None = None) -> None:
         super().__init__(rule, tape_bytes)
         if sample is not None and not rule.coordinatewise:
             raise ValueError("coordinates that depend on each other can only be replayed together; leave sample None.")
+        networks = [module for module in rule.modules() if isinstance(module, LSTMRule)]
+        if sample is not None and not all(map(has_tape, networks)):
+            raise ValueError("coordinates of a network of one's own can't be sampled, see has_tape; leave sample None.")
         self._sample = sys.maxsize if sample is None else sample
 
     def unroll(self, steps: int) -> UnrollResult:

@@ -20,7 +20,7 @@ from l2l_kit.errors import Count, MetaTrainingDivergedError, Positive, WeightsFi
 from l2l_kit.extras import pd
 from l2l_kit.optimizers import UpdateRule
 from l2l_kit.paths import user_path
-from l2l_kit.problems import Problem, TaskBatch, with_current_names
+from l2l_kit.problems import Problem, TaskBatch
 from l2l_kit.problems.base import check_problem, draw
 from l2l_kit.processes import all_reduce_mean, rank_and_world_size
 from l2l_kit.randomness import generator
@@ -52,7 +52,7 @@ class MetaTraining:
         validation_tasks: number of tasks that every validation uses; none of them is trained on.
         second_derivatives: keep the gradients along the dashed edges of figure 2.
         sample: take the meta-gradient on so many coordinates of each parameter tensor, drawn anew for each window:
-            faster, noisier, and right on average. None for all coordinates.
+            faster, noisier, and right on average. None for all coordinates, as a network of one's own needs it.
         shards: number of parts of equal size into which a batch is cut, each drawn on its own, for several processes to
             share: how many does not matter but for rounding. None for a batch drawn as a whole.
         seed: seed of all draws.
@@ -113,7 +113,13 @@ class EpochRecord(NamedTuple):
 
 @dataclass
 class History:
-    """A meta-training run: the configuration of its problem, its settings, and a record per epoch."""
+    """A meta-training run: the configuration of its problem, its settings, and a record per epoch.
+
+    Attributes:
+        device: what it ran on, such as "cpu".
+        stopped: how it stands: not begun ("ready"), under way ("running"), done ("finished"), stopped by its user
+            ("cancelled"), or ended by a loss that became NaN or infinite ("diverged").
+    """
 
     problem: dict[str, object]
     settings: MetaTraining
@@ -343,7 +349,7 @@ class MetaTrainer:
     def _resume(self, path: Path) -> None:
         tensors, about = read_tensors(path, CHECKPOINT_VERSION)
         for part, mine in self._identity().items():
-            theirs = with_current_names(about[part]) if isinstance(about.get(part), dict) else {}
+            theirs = about[part] if isinstance(about.get(part), dict) else {}
             differing = sorted(key for key in mine | theirs if mine.get(key) != theirs.get(key))
             if differing:
                 listed = ", ".join(f"{key} {theirs.get(key)!r} (now {mine.get(key)!r})" for key in differing)

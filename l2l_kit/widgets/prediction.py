@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from l2l_kit import plots, static
+from l2l_kit.errors import check_names
 from l2l_kit.widgets.explorer import Control, Explorer, Rows, Values, View
 
 
@@ -20,6 +21,9 @@ class Prediction(Explorer):
         answers: to choose from; none if the reader is to draw.
         hidden: names of the lines that are not shown at first; all of them if none is named.
         right: the answer that turned out right, and why, or what to look at; shown with the hidden lines.
+
+    Raises:
+        UnknownNameError: for a line that is not in the figure.
     """
 
     compares = False
@@ -33,6 +37,8 @@ class Prediction(Explorer):
         hidden: Sequence[str] = (),
         right: str = "",
     ) -> None:
+        names = {name for trace in figure.data for name in (trace.name, trace.legendgroup) if name}
+        check_names("line of the figure", hidden, names)
         self._figure, self._question, self._answers, self._right = figure, question, answers, right
         self._hidden, self._revealed = set(hidden), False
         super().__init__()

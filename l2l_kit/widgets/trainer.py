@@ -10,10 +10,11 @@ from functools import partial
 from typing import Any
 
 from l2l_kit import plots
-from l2l_kit.evaluation import compare, ratio_table
+from l2l_kit.evaluation import claim, compare, ratio_table
 from l2l_kit.optimizers import Baseline, LSTMRule, Preprocessing
 from l2l_kit.optimizers.preprocessing import make_preprocessing
 from l2l_kit.problems import Problem, Quadratics
+from l2l_kit.problems.base import check_problem
 from l2l_kit.training import History, MetaTrainer, MetaTraining, rollout, validation_batch
 from l2l_kit.widgets.comparison import (
     LEARNED,
@@ -30,6 +31,11 @@ EPOCHS = (5, 10, 25, 50, 100)
 META_LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 TESTS_PER_VALIDATION = 2
 """Fresh optimizees that the result is tried on, for each one that it is validated on."""
+VERDICTS = {
+    "holds": "It beats every baseline.",
+    "refuted": "It does not beat every baseline.",
+    "undecided": "They do not settle whether it beats every baseline.",
+}
 
 
 class Trainer(Job):
@@ -41,7 +47,7 @@ class Trainer(Job):
             epochs of 10 episodes.
         seed: of the LSTM's initial weights and, if no settings are given, of all draws.
         optimizer: arguments of `LSTMRule`; the preprocessing is where its control begins.
-        baselines: what to compare with; None for the tuned ones recorded for this problem.
+        baselines: what to compare with, nothing if empty; None for the tuned ones recorded for this problem.
 
     Attributes:
         trained: the optimizer that came out of the last run that got through an epoch, with its best weights; or None.
@@ -49,6 +55,7 @@ class Trainer(Job):
 
     Raises:
         FileNotFoundError: if no tuned baselines are recorded for this problem and none are given.
+        TypeError: for what is no problem.
         ValueError: if the optimizer's arguments make no sense.
     """
 
@@ -66,6 +73,7 @@ class Trainer(Job):
         self.trained: LSTMRule | None = None
         self.history: History | None = None
         self._problem = problem = problem or Quadratics()
+        check_problem(problem)
         self._settings = settings or MetaTraining(epochs=25, episodes_per_epoch=10, meta_lr=0.01, seed=seed)
         self._optimizer = {"seed": seed, **(optimizer or {})}
         self._first = LSTMRule(**self._optimizer).preprocessing
@@ -140,18 +148,16 @@ class Trainer(Job):
             kept = f"The best weights so far, of epoch {epoch}, are kept: the explorers offer them."
             yield partial(self.look, f"Cancelled. {kept if epoch else 'No epoch was done.'}")
             return
+        if not self._baselines:
+            yield partial(self.look, "Trained.")
+            return
         tests = TESTS_PER_VALIDATION * self._settings.validation_tasks
         yield partial(self.look, f"Trained. Now it is tried on {tests} fresh optimizees.", 1.0)
         steps, seed = self._settings.horizon, self._settings.seed
         found = compare({LEARNED: rule, **self._baselines}, self._problem, steps=steps, num_tasks=tests, seed=seed)
-        ratios = ratio_table(found, LEARNED)
-        best: dict[Any, Any] = dict(ratios.sort_values("ratio").iloc[-1])
-        beats = "beats" if best["ratio_high"] < 1 else "does not beat"
-        ends = f"{best['ratio_low']:.2f} to {best['ratio_high']:.2f}, 95%"
-        text = (
-            f"Trained. On {tests} fresh optimizees its mean loss after {steps} steps is {best['ratio']:.2f} times that"
-        )
-        yield partial(self.look, f"{text} of {best['optimizer']} ({ends}). It {beats} every baseline.")
+        judged = claim(ratio_table(found, LEARNED), "ours", "", VERDICTS["holds"], because="any lower loss counts")
+        text = f"Trained. Mean losses of {tests} fresh optimizees after {steps} steps: {judged.measured}."
+        yield partial(self.look, f"{text} {VERDICTS[judged.verdict]}")
 
     def _progress(self, trainer: MetaTrainer, epoch: int, episode: int) -> View:
         settings, best = trainer.settings, trainer.history.best.validation_loss
