@@ -19,9 +19,9 @@ from typer.core import TyperGroup
 
 from l2l_kit import data as data_sets
 from l2l_kit import problems, zoo
-from l2l_kit.errors import UnknownNameError, WeightsFileError
+from l2l_kit.errors import DataError, UnknownNameError, WeightsFileError
 from l2l_kit.evaluation import compare as run_comparison
-from l2l_kit.evaluation import kept_episodes, read_result, summary, tally, tuned_baselines
+from l2l_kit.evaluation import kept_episodes, provenance, read_result, summary, tally, tuned_baselines
 from l2l_kit.evaluation.curves import Statistic
 from l2l_kit.extras import needs
 from l2l_kit.making.lessons import Lesson, execute_lessons, find_lessons
@@ -237,7 +237,9 @@ def compare(
         for statistic in get_args(Statistic):
             value, low, high = (part[-1].item() for part in curves.interval(name, statistic))
             rows[-1][f"{statistic} (95% CI)"] = f"{value:.4g} ({low:.4g} to {high:.4g})"
-    _print_table(rows, f"f after {steps} steps, {num_tasks} optimizees")
+    made_of = provenance(tasks.config())["data"]
+    on = f"{tasks.name}{f' ({made_of})' if made_of else ''}"
+    _print_table(rows, f"{on}: f after {steps} steps, {num_tasks} optimizees")
 
 
 def _optimizer(text: str, problem: str, tasks: Problem, steps: int) -> tuple[str, Optimizer[Any]]:
@@ -251,10 +253,10 @@ def _optimizer(text: str, problem: str, tasks: Problem, steps: int) -> tuple[str
             if not given and name.lower() in KINDS:
                 raise ValueError(f"{text}: no rate is recorded for it. Give one, such as {name}=0.1.") from None
             if not given:
-                raise
+                raise UnknownNameError("optimizer", text, [*zoo.names(), *KINDS]) from None
     if given:
         try:
-            return f"{label} {lr}", baseline(name, float(lr))
+            return f"{label} {float(lr):g}", baseline(name, float(lr))
         except UnknownNameError:
             raise
         except ValueError as error:
@@ -331,9 +333,9 @@ def reproduce(
 
 
 def _say(lesson: Lesson, left: str) -> None:
-    outcome = f"failed: {lesson.error}" if lesson.error else "done"
+    outcome = f"failed after {lesson.seconds:.0f} s" if lesson.error else f"done in {lesson.seconds:.0f} s"
     claims = f"; claims: {tally(lesson.claims)}" if lesson.claims else ""
-    line = f"{lesson.name}: {outcome} in {lesson.seconds:.0f} s{claims}{left}"
+    line = f"{lesson.name}: {outcome}{claims}{f': {lesson.error}' if lesson.error else ''}{left}"
     console.print(line, style="red" if lesson.error else None)
 
 
@@ -361,13 +363,21 @@ def fetch(
     name: Annotated[str | None, typer.Argument(help="What, such as mnist; everything if not given.")] = None,
 ) -> None:
     """Download data sets and VGG-16 into the cache, $L2L_DATA_DIR or data/cache, unless whole copies are there."""
+    failed = 0
     for each in [name] if name else data_sets.DATA_SETS:
         (whole, remark), data_set = data_sets.status(each), data_sets.DATA_SETS[each]
         if not whole:
             console.print(f"{each}: {remark or 'not in the cache.'} Downloading from {data_set.url}", soft_wrap=True)
-            data_sets.fetch(each)
+            try:
+                data_sets.fetch(each)
+            except DataError as error:  # the others may come from a place that can be reached
+                complaints.print(Text("error:", "red"), str(error))
+                failed += 1
+                continue
         copy = f" ({remark})" if whole and remark else ""
         console.print(f"{each}: whole, in {data_set.path}{copy}", soft_wrap=True)
+    if failed:
+        raise typer.Exit(2)
 
 
 @app.command("zoo")

@@ -15,14 +15,16 @@ T = TypeVar("T")
 
 
 class UnknownNameError(ValueError):
-    """An unknown name; the message offers the nearest known one and lists them all."""
+    """An unknown name; the message offers the nearest known one and lists them, or the nearest of many."""
 
     def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
         names = sorted(known)
         spelt = {known_name.lower(): known_name for known_name in names}
         near = get_close_matches(str(name).lower(), spelt, n=1)
         hint = f" Did you mean {spelt[near[0]]!r}?" if near else ""
-        listed = ", ".join(map(repr, names)) or "none"
+        shown = names if len(names) <= 20 else get_close_matches(str(name).lower(), names, n=8, cutoff=0)
+        listed = ", ".join(map(repr, shown)) or "none"
+        listed += f" and {len(names) - len(shown)} others" if len(shown) < len(names) else ""
         super().__init__(f"unknown {kind} {name!r}.{hint} Known: {listed}.")
         self._arguments = kind, name, names
 

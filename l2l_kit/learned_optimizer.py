@@ -197,12 +197,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
         def check(_: torch.optim.Optimizer, state_dict: StateDict) -> None:
             given.update(state_dict)
-            found = {group.get("fingerprint", group.get("rule")) for group in given["param_groups"]}  # its first name
-            if found != {self._fingerprint}:
-                raise WeightsFileError(
-                    f"LearnedOptimizer: this state belongs to another learned rule ({found}, not {self._fingerprint}). "
-                    "Build the optimizer with the rule that made it."
-                )
+            for group in given["param_groups"]:
+                found = group.get("fingerprint", group.get("rule"))  # its first name
+                if found != self._fingerprint:
+                    owner = f"another learned rule ({found}, not {self._fingerprint})" if found else "another optimizer"
+                    raise WeightsFileError(
+                        f"LearnedOptimizer: this state belongs to {owner}. Build the optimizer that made it."
+                    )
             for group, theirs in zip(self.param_groups, given["param_groups"], strict=False):  # torch counts them
                 for param, index in zip(group["params"], theirs["params"], strict=False):
                     self._check_shape(param, self._network(param, group), given["state"].get(index) or {}, index)

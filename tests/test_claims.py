@@ -18,6 +18,7 @@ from l2l_kit.evaluation import (
     claim,
     paired_ratio,
     ratio_table,
+    read_result,
     summary,
     training_of,
     under,
@@ -271,6 +272,14 @@ def test_what_was_measured_on_stand_in_data_is_none_of_the_papers(tmp_path):
     assert found.data in found.conditions
     about = json.loads(write_result("x", swept(0.8), {"problem": problem}, tmp_path).with_suffix(".json").read_text())
     assert (about["data"], about["stand_in"]) == (found.data, True)
+
+
+def test_a_claim_says_which_recorded_table_it_was_read_from(tmp_path):
+    write_result("sweeps/x", swept(0.8), {**swept(0.8).attrs, "command": "l2l sweep x", "device": "a GPU"}, tmp_path)
+    found = judged(read_result("sweeps/x", tmp_path))
+    assert found.recorded == "from the recorded table x, made by `l2l sweep x` on a GPU"
+    assert found.recorded in found._repr_mimebundle_()[0]["text/markdown"]
+    assert judged(swept(0.8)).recorded == ""
 
 
 def test_a_claim_displays_and_records_itself():

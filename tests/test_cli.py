@@ -212,7 +212,7 @@ def test_reproduce_tells_each_lesson_and_where_the_report_is(
     monkeypatch.setattr(cli, "execute_lessons", execute)
     monkeypatch.setenv("L2L_DATA_DIR", str(tmp_path))  # where there are no checksums to compute
     output = l2l("reproduce", "--out", tmp_path, "--data", tmp_path, code=code).output
-    assert f"01_one: {f'failed: {error}' if error else 'done'} in 12 s" in output
+    assert f"01_one: {f'failed after 12 s: {error}' if error else 'done in 12 s'}\n" in output
     assert f"report: {tmp_path / 'report.html'}" in output
     result = l2l("reproduce", "--out", tmp_path, "--data", tmp_path, "--record", code=2 * code)
     assert ("01_one failed" in result.stderr) == bool(error)
@@ -227,9 +227,11 @@ def test_reproduce_tells_each_lesson_and_where_the_report_is(
         (("compare", "adam", "-p", "dim"), "name=value"),
         (("compare", "adam=", *SMALL), "adam=: needs a positive number, such as adam=0.1"),
         (("compare", "adam=x", *SMALL), "adam=x: needs a positive number, such as adam=0.1"),
+        (("compare", "adamm", *SMALL), "unknown optimizer 'adamm'. Did you mean 'adam'?"),
         (("compare", "quadratics", "muon", *SMALL), "muon: no rate is recorded for it. Give one, such as muon=0.1"),
         (("compare", "", *SMALL), "expected a file's name"),
         (("reproduce", "-p", "profile=fulll"), "give --profile fulll"),
+        (("reproduce", "-p", "seed=-1"), "parameter seed must be at least 0, got -1"),
         (("compare", "quadratics", "admaw=0.1", *SMALL), "unknown baseline 'admaw'. Did you mean 'adamw'?"),
         (("compare", "quadratics", "--problem", "{folder}/mine.v2.py:mine"), "Use letters, digits and underscores"),
         (("compare", "quadratics", "--problem", "{folder}/divides.py:mine"), "divides.py, line 2: ZeroDivisionError"),

@@ -359,6 +359,25 @@ def test_the_command_names_what_is_damaged_fetches_it_and_then_leaves_it_alone(o
     assert official.downloads == list(FILES)
 
 
+def test_the_command_goes_on_to_the_others_if_one_place_cannot_be_reached(official, cached, put, monkeypatch):
+    monkeypatch.setattr(cli, "console", Console(width=500))
+    unreachable = replace(data.DATA_SETS["small"])
+    monkeypatch.setattr(data, "DATA_SETS", {"gone": unreachable, **data.DATA_SETS})
+    fetch = data.fetch
+
+    def fail_for_one(name):
+        if name == "gone":
+            raise DataError("gone: cannot be reached")
+        fetch(name)
+
+    monkeypatch.setattr(data, "fetch", fail_for_one)
+    cached.unlink(missing_ok=True)
+    result = CliRunner().invoke(cli.app, ["fetch"])
+    assert result.exit_code == 2
+    assert "gone: cannot be reached" in result.stderr
+    assert f"small: whole, in {cached}" in result.stdout
+
+
 def test_the_embedded_digits_are_a_balanced_part_of_mnist():
     found = data.load("mnist", "embedded")
     assert found.title == "MNIST subset (5,000 digits)"

@@ -193,6 +193,18 @@ class TestModules:
                 mine = named[name.partition(".")[2]].grad
                 torch.testing.assert_close(gradient[one], mine, rtol=1e-4, atol=1e-6)
 
+    def test_a_parametrized_module_is_as_good_as_another(self):
+        """Each is of a class of its own."""
+
+        def lines(draws):
+            return torch.randn(6, 3, generator=draws), torch.randint(2, (6,), generator=draws)
+
+        problem = ModuleProblem(
+            "normed", lambda: nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)), lines, functional.cross_entropy
+        )
+        losses = rollout(baseline("sgd", 0.1), problem.sample(2, generator(0)), 20)
+        assert (losses[:, -1] < losses[:, 0]).all()
+
     @pytest.mark.parametrize("which", [GroupedRule({"conv": {"hidden_size": 2}, "fc": {"hidden_size": 3}}), "cifar"])
     def test_a_rule_for_each_kind_moves_them_as_learned_optimizer_does(self, which):
         rule = zoo.load(which) if isinstance(which, str) else which

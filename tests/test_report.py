@@ -54,6 +54,14 @@ def text(page: BeautifulSoup) -> str:
     return " ".join(page.get_text().split())
 
 
+def test_the_page_says_what_was_measured_in_this_run_and_what_was_read(made, tmp_path: Path) -> None:
+    read = replace(CLAIM, text="f", recorded="from the recorded table x, made by `l2l sweep x` on a machine")
+    page = made(lesson(CLAIM, read))
+    assert "1 of these claims measured in this run 1 from tables that were recorded before" in text(page)
+    assert text(page).count(read.recorded) == 1
+    assert f"| {read.recorded} |" in (tmp_path / "claims.md").read_text()
+
+
 def test_the_page_leads_with_the_papers_claims_and_gives_every_number(made) -> None:
     refuted, stand_in = replace(CLAIM, verdict="refuted", text="e"), replace(CLAIM, group="stand-in")
     page = made(lesson(LOOSE, CLAIM), lesson(refuted, stand_in, name="02_two", error="cell 3: no"))
@@ -131,8 +139,8 @@ def test_the_table_has_a_row_for_each_claim(made, tmp_path: Path) -> None:
     made(lesson(CLAIM, LOOSE))
     table = (tmp_path / "claims.md").read_text()
     rows = [line for line in table.splitlines() if line.startswith("| 01")]
-    assert rows[0] == "| 01_one | figure 0 | a < b & c \\| d | 0.6 (0.55 to 0.7) | 0.9 | 7 | 3 | holds |"
-    assert rows[1] == "| 01_one | section 1 | something | it is so |  |  |  | undecided |"
+    assert rows[0] == "| 01_one | figure 0 | a < b & c \\| d | 0.6 (0.55 to 0.7) | 0.9 | 7 | 3 | holds | in this run |"
+    assert rows[1] == "| 01_one | section 1 | something | it is so |  |  |  | undecided | in this run |"
     assert "1 hold, 0 refuted, 0 undecided" in table
 
 

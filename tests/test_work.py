@@ -45,6 +45,12 @@ def test_an_error_of_a_worker_comes_as_it_is():
         parallel_map(look_up, [("fruit", "appel", {"apple": 1})], 1, apart=True)
 
 
+def test_of_many_names_an_error_lists_the_nearest():
+    error = UnknownNameError("fruit", "appel", [f"fruit {number}" for number in range(30)] + ["apple"])
+    assert "Did you mean 'apple'? Known: 'apple', 'fruit" in str(error)
+    assert str(error).endswith("and 23 others.")
+
+
 def test_a_digest_is_of_weights_of_any_type():
     one, other = (digest({}, [torch.tensor([number], dtype=torch.bfloat16)]) for number in (1, 2))
     assert one != other

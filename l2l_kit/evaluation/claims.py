@@ -67,6 +67,7 @@ class Claim:
         margin: what the ratio has to be below or above.
         tasks, seed: number of tasks, or of other units, in each comparison, and their seed.
         data: which data the tasks are made of; empty if of none.
+        recorded: which table was judged, and what recorded it; empty for what was computed on the spot.
     """
 
     group: Group
@@ -83,6 +84,7 @@ class Claim:
     tasks: int | None = None
     seed: int | None = None
     data: str = ""
+    recorded: str = ""
 
     def __str__(self) -> str:
         lines = f"{GROUPS[self.group][0]}, {self.source}: {self.text}", self.measured, self.criterion, self.conditions
@@ -91,7 +93,7 @@ class Claim:
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, str], dict[str, Any]]:
         # The first line has no verdict: JupyterLab shows it of an output that is hidden, as those of predictions are.
         verdict = f"*{self.verdict.capitalize()}*: {self.measured}"
-        lines = f"**{self.source}**: {self.text}.", verdict, self.criterion, self.conditions
+        lines = f"**{self.source}**: {self.text}.", verdict, self.criterion, self.conditions, self.recorded
         markdown = "\n>\n".join(f"> {line}" for line in filter(None, lines))
         return {"text/plain": str(self), "text/markdown": markdown}, {"l2l_claim": asdict(self)}
 
@@ -106,7 +108,8 @@ def summary(claims: Sequence[Claim]) -> str:
     """How many claims of each group have each verdict, a line each, and what each of them means."""
     groups = {title: [each for each in claims if each.group == group] for group, (title, _) in GROUPS.items()}
     lines = [f"{title}: {tally(members)}" for title, members in groups.items() if members]
-    return "\n".join([*lines, *(f"{verdict}: {meaning}" for verdict, meaning in VERDICTS.items())])
+    meanings = [f"{verdict}: {meaning}" for verdict, meaning in VERDICTS.items()] if claims else ["no claims"]
+    return "\n".join([*lines, *meanings])
 
 
 def ratio_table(
@@ -119,6 +122,7 @@ def ratio_table(
     trained: str = "",
     tuning_tasks: int | None = None,
     unit: str = "task",
+    recorded: str = "",
 ) -> pd.DataFrame:
     """One optimizer's loss over those of others, as recorded sweeps have it and `claim` judges it.
 
@@ -131,6 +135,7 @@ def ratio_table(
         trained: how the learned one was trained (see `training_of`).
         tuning_tasks: how many tasks the others were tuned on; None where nothing was tuned.
         unit: what a row of the curves is of, such as "seed" where each is the mean over one seed's tasks.
+        recorded: as in `Claim`, where the curves were put together from a recorded table: its attribute of that name.
 
     Raises:
         UnknownNameError: if one of the optimizers is not in the curves.
@@ -150,7 +155,7 @@ def ratio_table(
     table = pd.concat(frames, ignore_index=True)
     about: dict[Any, Any] = {"problem": dict(curves.problem), "num_tasks": curves.num_tasks, "seed": curves.seed}
     about |= {"learned": [learned], "trained": {learned: trained}, "tuning_tasks": tuning_tasks, "unit": unit}
-    table.attrs = about | provenance(curves.problem)
+    table.attrs = about | {"recorded": recorded} | provenance(curves.problem)
     return table
 
 
@@ -230,6 +235,7 @@ def claim(
         tasks,
         about.get("seed"),
         about.get("data", ""),
+        about.get("recorded", ""),
     )
 
 

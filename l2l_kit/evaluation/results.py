@@ -106,7 +106,7 @@ def with_seed(name: str, seed: int) -> str:
 
 
 def read_result(name: str, directory: Path = RESULTS, *, seed: int | None = None) -> pd.DataFrame:
-    """A recorded table; how it was made is in its `attrs`.
+    """A recorded table; how it was made is in its `attrs`, and in words in its attribute `recorded`.
 
     Args:
         seed: of a sweep, the table that ``l2l sweep NAME --seed`` recorded with this seed. If there is none, or None
@@ -128,7 +128,9 @@ def read_result(name: str, directory: Path = RESULTS, *, seed: int | None = None
         table = pd.read_csv(path)
         if lost := [column for column in _COLUMNS.get(kind, ()) if column not in table or table[column].hasnans]:
             raise ValueError(f"{', '.join(lost)} missing")
-        table.attrs = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        made = f"by `{about['command']}` on {about['device']}" if {"command", "device"} <= about.keys() else ""
+        table.attrs = about | {"recorded": f"from the recorded table {path.stem}, made {made}".removesuffix(", made ")}
     except ImportError:  # pandas is missing
         raise
     except Exception as error:  # a damaged file can fail in any way

@@ -110,6 +110,8 @@ def check_parameters(lessons: Sequence[Path], given: Mapping[str, str]) -> dict[
             except (KeyError, ValueError) as error:
                 message = f"parameter {name} of {lesson.stem} must be of type {kind}, got {given[name]!r}."
                 raise ValueError(message) from error
+    if any(each.get("seed", 0) < 0 for each in checked.values()):
+        raise ValueError(f"parameter seed must be at least 0, got {given['seed']}.")
     return checked
 
 

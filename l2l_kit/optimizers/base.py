@@ -49,7 +49,12 @@ class Part(NamedTuple):
 
 
 class UpdateRule(nn.Module, ABC):
-    """A learned optimizer: an `Optimizer` of one or more networks, whose weights φ can be trained, saved and loaded."""
+    """A learned optimizer: an `Optimizer` of one or more networks, whose weights φ can be trained, saved and loaded.
+
+    A rule of one's own says in `parts` which of its networks moves which coordinates, each coordinate by one network.
+    Meta-training runs these networks, not `init` and `update`. A network is an `LSTMRule`, or anything that has its
+    ``initial_state``, ``step`` and differentiable ``forward``. Lesson 10 has an example, `MomentumMLP`.
+    """
 
     kind: ClassVar[str]
 

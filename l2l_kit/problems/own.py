@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, replace_all_batch_norm_modules_, stack_module_state, vmap
+from torch.func import functional_call, replace_all_batch_norm_modules_, vmap
 
 from l2l_kit.problems.base import Problem, StoredTasks
 from l2l_kit.randomness import generator as make_generator
@@ -136,8 +136,11 @@ class ModuleProblem(_Named):
         names = {f"{kinds[each]}.{name}": name for name, each in models[0].named_parameters() if each.requires_grad}
         if not names:
             raise ValueError(f"{self.name}: all parameters of its module are frozen, or it has none.")
-        states = stack_module_state(models)
-        weights, buffers = ({name: each.detach().to(device) for name, each in part.items()} for part in states)
+        # Not by torch.func.stack_module_state: each parametrized module is of a class of its own, which it refuses.
+        parts = ([dict(each.named_parameters()) for each in models], [dict(each.named_buffers()) for each in models])
+        weights, buffers = (
+            {name: torch.stack([each[name].detach() for each in part]).to(device) for name in part[0]} for part in parts
+        )
         model = models[0].to(device)
 
         def loss(params: Tensors, data: Tensors, inputs: Tensor, targets: Tensor) -> Tensor:

@@ -104,6 +104,9 @@ class _TapeEstimator(GradientEstimator):
             self._lstm_tape.cache_clear()
         self._layout = layout
         self._parts, self._states = self.rule.parts(self._layout), self.rule.init(params)
+        moved, wanted = sum(sum(part.sizes) for part in self._parts), sum(layout.sizes)
+        if moved != wanted:
+            raise ValueError(f"{type(self.rule).__name__}.parts: must have all {wanted} coordinates, has {moved}.")
 
     def update(self, gradients: Tensors, state: None, params: Tensors) -> tuple[Tensors, None]:
         """As in `Optimizer`."""
