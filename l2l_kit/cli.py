@@ -17,8 +17,8 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
+from l2l_kit import __version__, problems, zoo
 from l2l_kit import data as data_sets
-from l2l_kit import problems, zoo
 from l2l_kit.errors import DataError, UnknownNameError, WeightsFileError
 from l2l_kit.evaluation import compare as run_comparison
 from l2l_kit.evaluation import kept_episodes, provenance, read_result, summary, tally, tuned_baselines
@@ -93,6 +93,20 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"l2l_kit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and exit.")
+    ] = False,
+) -> None: ...
 
 
 def _device(name: str | None) -> str | None:

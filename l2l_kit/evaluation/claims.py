@@ -122,7 +122,6 @@ def ratio_table(
     trained: str = "",
     tuning_tasks: int | None = None,
     unit: str = "task",
-    recorded: str = "",
 ) -> pd.DataFrame:
     """One optimizer's loss over those of others, as recorded sweeps have it and `claim` judges it.
 
@@ -135,7 +134,6 @@ def ratio_table(
         trained: how the learned one was trained (see `training_of`).
         tuning_tasks: how many tasks the others were tuned on; None where nothing was tuned.
         unit: what a row of the curves is of, such as "seed" where each is the mean over one seed's tasks.
-        recorded: as in `Claim`, where the curves were put together from a recorded table: its attribute of that name.
 
     Raises:
         UnknownNameError: if one of the optimizers is not in the curves.
@@ -155,7 +153,7 @@ def ratio_table(
     table = pd.concat(frames, ignore_index=True)
     about: dict[Any, Any] = {"problem": dict(curves.problem), "num_tasks": curves.num_tasks, "seed": curves.seed}
     about |= {"learned": [learned], "trained": {learned: trained}, "tuning_tasks": tuning_tasks, "unit": unit}
-    table.attrs = about | {"recorded": recorded} | provenance(curves.problem)
+    table.attrs = about | provenance(curves.problem)
     return table
 
 

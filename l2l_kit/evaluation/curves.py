@@ -51,6 +51,9 @@ class Curves:
         """Number of optimizees."""
         return len(next(iter(self.losses.values())))
 
+    def __repr__(self) -> str:
+        return f"<Curves of {', '.join(self.losses)}: {self.steps} steps, {self.num_tasks} tasks, seed {self.seed}>"
+
     def __getitem__(self, name: str) -> Tensor:
         """Losses of one optimizer, ``(num_tasks, steps + 1)``."""
         return look_up("optimizer in these curves", name, self.losses)
