@@ -277,7 +277,7 @@ def test_what_was_measured_on_stand_in_data_is_none_of_the_papers(tmp_path):
 def test_a_claim_says_which_recorded_table_it_was_read_from(tmp_path):
     write_result("sweeps/x", swept(0.8), {**swept(0.8).attrs, "command": "l2l sweep x", "device": "a GPU"}, tmp_path)
     found = judged(read_result("sweeps/x", tmp_path))
-    assert found.recorded == "from the recorded table x, made by `l2l sweep x` on a GPU"
+    assert found.recorded == "From the recorded table x, made by `l2l sweep x` on a GPU"
     assert found.recorded in found._repr_mimebundle_()[0]["text/markdown"]
     assert judged(swept(0.8)).recorded == ""
 

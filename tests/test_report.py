@@ -55,7 +55,7 @@ def text(page: BeautifulSoup) -> str:
 
 
 def test_the_page_says_what_was_measured_in_this_run_and_what_was_read(made, tmp_path: Path) -> None:
-    read = replace(CLAIM, text="f", recorded="from the recorded table x, made by `l2l sweep x` on a machine")
+    read = replace(CLAIM, text="f", recorded="From the recorded table x, made by `l2l sweep x` on a machine")
     page = made(lesson(CLAIM, read))
     assert "1 of these claims measured in this run 1 from tables that were recorded before" in text(page)
     assert text(page).count(read.recorded) == 1

@@ -130,7 +130,7 @@ def read_result(name: str, directory: Path = RESULTS, *, seed: int | None = None
             raise ValueError(f"{', '.join(lost)} missing")
         about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         made = f"by `{about['command']}` on {about['device']}" if {"command", "device"} <= about.keys() else ""
-        table.attrs = about | {"recorded": f"from the recorded table {path.stem}, made {made}".removesuffix(", made ")}
+        table.attrs = about | {"recorded": f"From the recorded table {path.stem}, made {made}".removesuffix(", made ")}
     except ImportError:  # pandas is missing
         raise
     except Exception as error:  # a damaged file can fail in any way
