@@ -189,15 +189,17 @@ def test_a_run_is_compared_with_what_was_recorded_of_its_lessons(tmp_path: Path)
 
 
 def test_claims_that_were_measured_with_another_seed_too_are_compared(made, tmp_path: Path) -> None:
-    other, swept = replace(CLAIM, text="b"), replace(CLAIM, text="from one table")
-    record_claims([lesson(CLAIM, other, swept, LOOSE)], tmp_path)
+    other, swept = replace(CLAIM, text="b"), replace(CLAIM, text="from one table", recorded="made by `l2l sweep a`")
+    trainings = replace(swept, text="of trainings", seed=None)
+    record_claims([lesson(CLAIM, other, swept, trainings, LOOSE)], tmp_path)
     again = [replace(CLAIM, effect=0.8, seed=4), replace(other, verdict="refuted", measured="0.97", seed=4)]
+    again.append(replace(trainings, recorded="made by `l2l sweep a --seed 4`"))
     assert record_claims([lesson(*again, swept, LOOSE)], tmp_path, seed=4).stem == "claims-seed4"
     assert set(read_record(tmp_path)["effect"].dropna()) == {0.6}
     (seed, rows), *others = repeats(tmp_path).items()
-    assert (seed, list(rows["effect"]), list(rows["effect_again"]), others) == (4, [0.6, 0.6], [0.8, 0.6], [])
-    page = made(lesson(CLAIM, other, swept, LOOSE))
-    assert "2 claims were measured again with seed 4, on other tasks. 1 of them has the same verdict." in text(page)
+    assert (seed, list(rows["effect"]), list(rows["effect_again"]), others) == (4, [0.6] * 3, [0.8, 0.6, 0.6], [])
+    page = made(lesson(CLAIM, other, swept, trainings, LOOSE))
+    assert "3 claims were measured again with seed 4, on other tasks. 2 of them have the same verdict." in text(page)
     cells = [cell.text for cell in page.select("#changes td")]
     assert cells == ["01_one", "figure 0", "b", "holds, LSTM / Adam: 0.6", "refuted, 0.97"]
 

@@ -80,8 +80,8 @@ def record_claims(lessons: Sequence[Lesson], results: Path, seed: int = 0) -> Pa
 def repeats(results: Path) -> dict[int, pd.DataFrame]:
     """By seed, the recorded claims that were measured again with it, on other tasks than those of the record.
 
-    Columns are those of a record, and `verdict_again`, `effect_again` and so on. A claim about trainings, or about a
-    sweep that was drawn with one seed only, is not among them.
+    Columns are those of a record, and `verdict_again`, `effect_again` and so on. A claim from a sweep that was drawn
+    with one seed only is not among them.
     """
     first, found = read_record(results), {}
     for path in sorted(results.glob(f"{RECORD}-seed*.csv")):
@@ -89,7 +89,9 @@ def repeats(results: Path) -> dict[int, pd.DataFrame]:
         again = read_record(results, seed)
         if first is not None and again is not None:
             both = first.merge(again, on=CLAIM, suffixes=("", "_again"))
-            found[seed] = both[both["seed_again"].notna() & (both["seed_again"] != both["seed"])]
+            # A claim about trainings has no seed of tasks. That they met other tasks is seen from the table's command.
+            swept = both["recorded_again"].fillna("").str.contains(f"--seed {seed}`", regex=False)
+            found[seed] = both[swept | (both["seed_again"].notna() & (both["seed_again"] != both["seed"]))]
     return found
 
 
