@@ -455,6 +455,23 @@ def test_second_derivatives_of_a_loss_that_is_linear_are_zero():
     assert not tasks.hessian_products(rows, layout, 0, torch.ones_like(rows)).any()
 
 
+@pytest.mark.filterwarnings("error:There is a performance drop")
+def test_attention_is_batched_and_has_second_derivatives():
+    block = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+    problem = ModuleProblem(
+        "attention",
+        lambda: copy.deepcopy(block),
+        lambda draws: (torch.randn(3, 5, 4, generator=draws), torch.randn(3, 5, 4, generator=draws)),
+        functional.mse_loss,
+    )
+    tasks = problem.sample(2, generator(0, "test"))
+    layout, rows = Layout.of(tasks.initial_params), ravel(tasks.initial_params)
+    inputs, targets = tasks.batches(generator(tasks.seeds[1], "minibatch", 0))
+    expected = functional.mse_loss(block(inputs), targets).item()
+    assert tasks.losses(tasks.initial_params, 0)[1].item() == pytest.approx(expected, rel=1e-5)
+    assert tasks.hessian_products(rows, layout, 0, torch.ones_like(rows)).isfinite().all()
+
+
 def test_a_class_of_one_s_own_is_made_by_its_name():
     problems.register(type(used(3, name="own-class", **WIDTH)))
     assert problems.make({"name": "own-class", "width": 3}).width == 3

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, replace_all_batch_norm_modules_, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from l2l_kit.problems.base import Problem, StoredTasks
 from l2l_kit.randomness import generator as make_generator
@@ -37,7 +38,8 @@ class FunctionTasks(StoredTasks):
                     raise TypeError(f"{self.name}: batches must give two tensors, inputs and targets, got {each!r}.")
             minibatch = [torch.stack(each).to(device) for each in zip(*drawn, strict=True)]
         try:
-            return vmap(self.loss)(params, self.data, *minibatch)
+            with sdpa_kernel(SDPBackend.MATH):  # vmap would run any other kernel of attention task by task
+                return vmap(self.loss)(params, self.data, *minibatch)
         except Exception as error:  # a loss can fail in any way
             if isinstance(error, RuntimeError) and "randomness" in str(error):
                 raise ValueError(
