@@ -150,6 +150,21 @@ def test_the_margin_decides(margin, verdict):
     assert (found.verdict, found.margin) == (verdict, margin)
 
 
+@pytest.mark.parametrize(
+    ("ends", "margin", "told", "verdict"),
+    [
+        ((1.0042, 1.0961), 1.0, "1.004 to 1.10", "refuted"),
+        ((0.8123, 0.99996), 1.0, "0.812 to 0.99996", "holds"),
+        ((0.8123, 0.9499), 0.95, "0.812 to 0.9499", "holds"),
+        ((0.8123, 0.8500), 0.95, "0.812 to 0.850", "holds"),
+    ],
+)
+def test_an_end_that_rounds_to_the_margin_is_told_with_more_digits(ends, margin, told, verdict):
+    table = pd.DataFrame({"optimizer": ["Adam"], "ratio": [sum(ends) / 2], "ratio_low": ends[0], "ratio_high": ends[1]})
+    found = judged(table, margin=margin)
+    assert (f"(95% CI {told})" in found.measured, found.verdict) == (True, verdict)
+
+
 def test_many_comparisons_make_neither_verdict_wrong_more_often():
     """Level with the other at a hundred steps: one of the intervals nearly always lies above 1."""
     draws = (0.1 * normal(100, 2, 12, 100)).exp()

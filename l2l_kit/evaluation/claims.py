@@ -26,8 +26,8 @@ GROUPS: dict[Group, tuple[str, str]] = {
     ),
     "recipe": (
         "The paper's claims, asked of the paper's own recipe",
-        "The same claims for an optimizer that was trained as the paper says, on a tenth of the networks of the "
-        "authors' code.",
+        "The same claims for optimizers that were trained as the paper says, but for less long than by the authors' "
+        "code. The conditions say for how long.",
     ),
     "stricter": ("Stricter versions", "More than the paper says: other scales, every number of steps, harder tuning."),
     "ours": ("Our own questions", "Asked in the lessons; the paper does not answer them."),
@@ -223,7 +223,7 @@ def claim(
         source,
         text,
         "holds" if holds else "refuted" if refuted else "undecided",
-        f"{name} / {labels[decisive]}: {value:#.3g} (95% CI {low:#.3g} to {high:#.3g}){among}",
+        f"{name} / {labels[decisive]}: {value:#.3g} (95% CI {_end(low, margin)} to {_end(high, margin)}){among}",
         f"Holds if {which} is {side} {margin:.4g} ({because})" + (power if 0 < seen < math.inf else ""),
         _conditions(rows, name),
         effect,
@@ -263,6 +263,12 @@ def _extreme(logs: npt.NDArray[Any], highest: bool, tasks: int | None) -> tuple[
     interval = np.array([value.max(), np.where(np.isnan(lower), low, lower).max(), high.max()])
     interval = interval if highest else -interval[[0, 2, 1]]
     return np.exp(interval), decisive, float(np.exp(error * (student.isf(0.025) + student.isf(0.2))))
+
+
+def _end(value: float, margin: float) -> str:
+    """An end of an interval to three digits, or to as many as tell on which side of the margin it lies."""
+    digits = next((d for d in range(3, 8) if np.sign(float(f"{value:.{d}g}") - margin) == np.sign(value - margin)), 8)
+    return f"{value:#.{digits}g}"
 
 
 def _unit(about: Mapping[Hashable, Any]) -> str:
