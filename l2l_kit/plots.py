@@ -40,8 +40,7 @@ GRID = "rgba(128, 128, 128, 0.25)"
 CLEAR = "rgba(0,0,0,0)"
 LOGARITHMIC: Settings = {"type": "log", "dtick": 1}
 QUIET: Settings = {"hoverinfo": "skip", "showlegend": False}  # what says nothing but is to be seen
-CLOSE = 0.055
-"""Share of a logarithmic axis that the label of a tick takes."""
+CLOSE = 0.055  # share of a logarithmic axis that the label of a tick takes
 WIDE = 2  # decades over which powers of ten are ticks enough
 WIDTH, HEIGHT = 720, 420
 LEVELS = 12  # contour lines of a landscape

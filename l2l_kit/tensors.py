@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 Tensors = dict[str, Tensor]
-Device = str | torch.device | None
-"""Where to compute: None for the best there is, see `pick_device`."""
+Device = str | torch.device | None  # where to compute: None for the best there is, see `pick_device`
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from l2l_kit.storage import load_weights
 
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512,))
 """Channels of the convolutions in VGG-16's blocks, up to the deepest one that neural art looks at."""
-SMALL = ((16, 16), (32, 32), (64, 64), (128,))
-"""The same of the kit's own small network."""
+SMALL = ((16, 16), (32, 32), (64, 64), (128,))  # the same of the kit's own small network
 
 
 class FeatureNetwork(nn.Module):

@@ -21,10 +21,8 @@ from l2l_kit.randomness import generator
 
 Split = Literal["train", "test"]
 
-SIDE = 128
-"""Height and width of photographs."""
-PARTS = {"train": 1800, "validation": 20, "test": 100}
-"""Photographs in each part, as in the paper."""
+SIDE = 128  # height and width of photographs
+PARTS = {"train": 1800, "validation": 20, "test": 100}  # photographs in each part, as in the paper
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,9 @@ from l2l_kit.paths import DATA
 if TYPE_CHECKING:
     from PIL import Image, ImageFile
 
-SMALLEST = 16
-"""Pixels that a picture's shorter side must have."""
-LARGEST = 1024
-"""Pixels that its longer side is reduced to: more than anything here looks at."""
-_MOST = 100_000_000
-"""Pixels in all above which a file is not even decoded."""
+SMALLEST = 16  # pixels that a picture's shorter side must have
+LARGEST = 1024  # pixels that its longer side is reduced to: more than anything here looks at
+_MOST = 100_000_000  # pixels in all above which a file is not even decoded
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 """What may be decoded. Of others Pillow would start a program of its own, such as Ghostscript."""
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")

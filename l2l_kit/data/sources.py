@@ -32,8 +32,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 _ANSWER_SECONDS = 3.0
 _SEAL = "sha256"
-_MOST = 2**29
-"""Bytes above which an .npz file is not even unpacked: a few kB of it can say that they are gigabytes."""
+_MOST = 2**29  # bytes above which an .npz file is not even unpacked: a few kB of it can say that they are gigabytes
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from l2l_kit.problems import QuadraticTasks, TaskBatch
 from l2l_kit.problems.base import first_evaluation
 from l2l_kit.training.rollout import Point
 
-LBFGS = "L-BFGS"
-"""Its name in figures and tables."""
+LBFGS = "L-BFGS"  # its name in figures and tables
 
 
 def bfgs_losses(functions: QuadraticTasks, evaluations: int) -> Tensor:

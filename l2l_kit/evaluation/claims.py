@@ -40,8 +40,7 @@ VERDICTS: dict[Verdict, str] = {
     "refuted": "the whole interval lies on the other side",
     "undecided": "the interval contains the margin, so the data support neither",
 }
-FEWEST_TO_TUNE_ON = 8
-"""How many tasks the protocol asks baselines to be tuned on, at least."""
+FEWEST_TO_TUNE_ON = 8  # how many tasks the protocol asks baselines to be tuned on, at least
 
 _MEASURES = ("protocol", "optimizer", "lr", "mean", "low", "high", *RATIO)
 _RATES = {

@@ -25,8 +25,7 @@ EACH_STEP = "rate for each step"
 
 AVERAGED = "one rate, averaged over the steps"
 """The paper's protocol, with a single ratio for the whole run: the geometric mean of those at the steps."""
-RATIO = ["ratio", "ratio_low", "ratio_high"]
-"""Columns of one optimizer's ratio to others, with its 95% interval."""
+RATIO = ["ratio", "ratio_low", "ratio_high"]  # columns of one optimizer's ratio to others, with its 95% interval
 
 
 def machine(device: torch.device | None = None) -> dict[str, Any]:

@@ -27,8 +27,7 @@ def learning_rates(per_decade: int) -> tuple[float, ...]:
     return tuple(float(f"{10 ** (k / per_decade):.2g}") for k in range(-4 * per_decade, per_decade + 1))
 
 
-LEARNING_RATES = learning_rates(per_decade=8)
-"""The default grid."""
+LEARNING_RATES = learning_rates(per_decade=8)  # the default grid
 
 
 def ascending(steps: Iterable[int], num_tasks: int) -> list[int]:

@@ -30,12 +30,9 @@ from l2l_kit.randomness import generator
 from l2l_kit.tensors import Device, Layout, pick_device, ravel
 from l2l_kit.training.rollout import trajectory
 
-TAUGHT = 2
-"""Networks that the teacher trains, before the LSTMs do."""
-TOGETHER = 4
-"""Recordings from which one pass takes its coordinates."""
-FADING = 10.0
-"""By how much, at most, the logarithm of fading gradients has fallen at the end."""
+TAUGHT = 2  # networks that the teacher trains, before the LSTMs do
+TOGETHER = 4  # recordings from which one pass takes its coordinates
+FADING = 10.0  # by how much, at most, the logarithm of fading gradients has fallen at the end
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,7 @@ from l2l_kit.paths import user_path
 
 Plan = TypeVar("Plan")
 Made = TypeVar("Made")
-MOST_COMBINATIONS = 1000
-"""In a grid: more would not be run in a lifetime."""
+MOST_COMBINATIONS = 1000  # in a grid: more would not be run in a lifetime
 
 
 def read_plan(kind: str, name_or_path: str | Path, folder: Path, make: Callable[[str, dict[str, Any]], Plan]) -> Plan:

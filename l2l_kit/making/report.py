@@ -20,13 +20,10 @@ from l2l_kit.making.lessons import Lesson
 from l2l_kit.storage import write_atomically
 
 RECORD, COMMAND = "reproduce/claims", "l2l reproduce --record"
-CLAIM = ["lesson", "source", "text"]
-"""Columns that say which claim a row is about."""
+CLAIM = ["lesson", "source", "text"]  # columns that say which claim a row is about
 PACKAGES = ("torch", "numpy", "pandas", "optuna", "plotly", "matplotlib", "papermill", "jupyterlab", "ipywidgets")
-PICTURE_BYTES = 50_000
-"""What a figure may weigh on the page, which is to stay below 10 MB."""
-AXIS = 2.0
-"""Effects are drawn on a logarithmic axis from one over this to this."""
+PICTURE_BYTES = 50_000  # what a figure may weigh on the page, which is to stay below 10 MB
+AXIS = 2.0  # effects are drawn on a logarithmic axis from one over this to this
 
 
 def write_report(lessons: Sequence[Lesson], parameters: Mapping[str, str], folder: Path, results: Path) -> Path:

@@ -24,8 +24,7 @@ from l2l_kit.randomness import generator
 from l2l_kit.tensors import Device, Tensors, pick_device
 
 Runnable = UpdateRule | Baseline | GroupedBaselines
-FOLDER = Path("cache", "runs", "sweeps")
-"""Where the files are, in the folder of all data."""
+FOLDER = Path("cache", "runs", "sweeps")  # where the files are, in the folder of all data
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,7 @@ with needs("reproduce"):
     from optuna.trial import FrozenTrial, TrialState
     from sqlalchemy.event import listen
 
-HEARTBEAT = 15
-"""Seconds between signs of life; a trial whose process was killed is run again after twice as long."""
+HEARTBEAT = 15  # seconds between signs of life; a trial whose process was killed is run again after twice as long
 DATABASE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
 
 

@@ -29,8 +29,7 @@ SHOWN = ("notebooks/diagrams", "docs/figures", "data/results/figures")
 TEACHING = "docs/teaching.md"
 SCRIPTS = {"plotly": "package_data/plotly.min.js", "sphinx-mathjax-offline": "static/mathjax/tex-svg.js"}
 """What other packages bring, which pages must not fetch from elsewhere."""
-ASSETS = "../_static"
-"""As a lesson sees them: the pages lie as the notebooks do."""
+ASSETS = "../_static"  # as a lesson sees them: the pages lie as the notebooks do
 
 
 def write_site(

@@ -40,8 +40,7 @@ from l2l_kit.tensors import Device
 RATES = "learning_rates"
 ROUND = [float(f"{digit}e{power}") for power in range(-9, 7) for digit in (1, 2, 5)]
 """Where a grid of learning rates goes on: in steps of √10 at most."""
-TEACHER = "teacher"
-"""Its label in figures."""
+TEACHER = "teacher"  # its label in figures
 FLAT = 1e-4
 """Share of a loss that makes no difference: a grid does not go on into nothingness, where all losses are the same."""
 

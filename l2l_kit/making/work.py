@@ -29,8 +29,7 @@ from l2l_kit.storage import in_json, read_tensors, write_tensors
 from l2l_kit.tensors import Device, Tensors, pick_device
 
 Result = TypeVar("Result")
-VERSION = 1
-"""Of the files' format."""
+VERSION = 1  # of the files' format
 
 
 def kept(

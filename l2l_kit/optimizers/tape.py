@@ -22,8 +22,7 @@ _Graph = tuple[list[Tensor], list[Tensor]]
 BLOCK = 2**11
 """Coordinates that an `LSTMTape` works on at a time on a CPU: one step's buffers of so many fit into its cache."""
 
-ACTIVATIONS = 10
-"""Numbers that autograd keeps of a step for each number in the network's state, roughly."""
+ACTIVATIONS = 10  # numbers that autograd keeps of a step for each number in the network's state, roughly
 
 
 def bytes_per_step(rule: LSTMRule) -> int:

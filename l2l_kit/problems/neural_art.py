@@ -25,8 +25,7 @@ _TRAINING_STYLES = "starry_night_vangogh1889", "swirls"
 
 CONTENT_LAYERS: dict[str, str] = {"vgg16": "conv3_1", "small": "conv1_2"}
 STYLE_LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv4_1")
-MEAN = (123.68, 116.779, 103.939)
-"""ImageNet's mean red, green and blue, as VGG was trained with."""
+MEAN = (123.68, 116.779, 103.939)  # ImageNet's mean red, green and blue, as VGG was trained with
 PIXEL_SCALE = 57.6
 """The standard deviation of ImageNet's bytes: pixels are counted in these, so that photographs are of scale 1."""
 _AT_ONCE, _AT_ONCE_ON_GPU = 4 * 64 * 64, 2**22

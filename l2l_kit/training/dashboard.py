@@ -8,8 +8,7 @@ from pathlib import Path
 
 from l2l_kit.extras import needs
 
-Log = Callable[[int, Mapping[str, float]], None]
-"""Writes scalars, by name, of an episode."""
+Log = Callable[[int, Mapping[str, float]], None]  # writes scalars, by name, of an episode
 
 
 @contextmanager

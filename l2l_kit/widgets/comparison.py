@@ -106,8 +106,7 @@ class ComparisonExplorer(LearnedExplorer):
     """
 
     device: ClassVar[str | None] = None
-    lengths: ClassVar[Sequence[int]] = (50, 100, 200)
-    """Numbers of updates to choose from."""
+    lengths: ClassVar[Sequence[int]] = (50, 100, 200)  # numbers of updates to choose from
 
     def __init__(self, *, steps: int, num_tasks: int, **values: Any) -> None:
         for name, count in (("steps", steps), ("networks", num_tasks)):

@@ -26,8 +26,7 @@ from l2l_kit.widgets.explorer import Control, Rows, Values, seed_control
 UNROLLS = (1, 2, 5, 10, 20, 50, 100)
 AHEAD = "Steps that it was trained to look ahead"
 FUNCTIONS, DIM = 64, Quadratics().dim
-NETWORK = {"layers": 1, "units": 20, "activation": "sigmoid", "init_scale": 0.1}
-"""The paper's, on MNIST."""
+NETWORK = {"layers": 1, "units": 20, "activation": "sigmoid", "init_scale": 0.1}  # the paper's, on MNIST
 NETWORKS = {"activation": ("sigmoid", "relu", "tanh"), "layers": (1, 2), "units": (10, 20, 40)}
 TRAININGS = {"main": (True, False), "preprocessing": tuple(PREPROCESSINGS), "unroll": (5, 10, 20, 50)}
 """What is recorded of the explorer, with and without changes of the architecture."""

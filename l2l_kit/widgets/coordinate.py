@@ -21,8 +21,7 @@ from l2l_kit.widgets.inside import OneCoordinate, step_control
 
 ALONG = ("loss", "gradient", "update")
 ROWS = ("input gate i", "forget gate f", "output gate o", "candidate c̃", "cell c", "output h")
-BELOW: dict[str, Any] = {"xaxis": "x2", "yaxis": "y2", "showlegend": False}
-"""In the lower panel."""
+BELOW: dict[str, Any] = {"xaxis": "x2", "yaxis": "y2", "showlegend": False}  # in the lower panel
 
 
 class CoordinateExplorer(OneCoordinate):

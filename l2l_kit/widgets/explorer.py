@@ -24,8 +24,7 @@ from l2l_kit.errors import UnknownNameError
 INTERVAL = 0.12
 """Seconds between two drawings of what is still being computed; the first one comes after a third of that."""
 HERE = Path(__file__).parent
-Values = Mapping[str, Any]
-"""What the controls of an explorer say, by name."""
+Values = Mapping[str, Any]  # what the controls of an explorer say, by name
 Lines = dict[str, plots.Points]
 
 
@@ -72,8 +71,7 @@ class Control:
             raise UnknownNameError(self.label.lower(), value, map(str, self.values))
 
 
-Rows = Sequence[Control | tuple[Control, ...]]
-"""Controls one below the other, or side by side in a tuple."""
+Rows = Sequence[Control | tuple[Control, ...]]  # controls one below the other, or side by side in a tuple
 
 
 def seed_control() -> Control:
@@ -140,8 +138,7 @@ class Explorer(anywidget.AnyWidget):
     moves = traitlets.Int(0).tag(sync=True)  # counted by the page
     answered = traitlets.Int(0).tag(sync=True)  # how many of them were followed
 
-    compares: bool = True
-    """Whether lines can be pinned and compared with those before the last move."""
+    compares: bool = True  # whether lines can be pinned and compared with those before the last move
     recorded: Mapping[str, Sequence[Any]] = MappingProxyType({})
     """Values of controls for which `recording.record` keeps what is shown, for pages without a kernel."""
     _thread: threading.Thread | None = None

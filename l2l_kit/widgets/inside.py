@@ -22,14 +22,11 @@ from l2l_kit.tensors import Tensors
 from l2l_kit.training import rollout
 from l2l_kit.widgets.explorer import Control, Explorer, Picture, Rows, Values, View
 
-DECADES, BINS = (-9.0, 1.0), 60
-"""Sizes of gradients that are shown, as powers of ten, and the bins of their histogram."""
-POINTS = 81
-"""At which each proposal is evaluated."""
+DECADES, BINS = (-9.0, 1.0), 60  # sizes of gradients that are shown, as powers of ten, and the bins of their histogram
+POINTS = 81  # at which each proposal is evaluated
 CONDITIONS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
 FUNCTIONS, STEPS = 10, 100
-LOWEST = 1e-6
-"""Losses below are as good as zero, and not shown."""
+LOWEST = 1e-6  # losses below are as good as zero, and not shown
 MARK: dict[str, Any] = {
     "mode": "lines",
     "line": {"color": plots.GREY, "dash": "dash", "width": 1.5},

@@ -30,8 +30,7 @@ SWEEPS = {64: "sweeps/neural-art", 128: "sweeps/neural-art-new-style"}
 """Where the learning rates for pictures of that size come from."""
 NAMES = (LEARNED, "Adam", "NAG", LBFGS)
 STEPS = (16, 32, 64, 128, 256)
-THUMBNAIL = 110
-"""Pixels a side at which content and style are shown."""
+THUMBNAIL = 110  # pixels a side at which content and style are shown
 KINDS = {"content": data.content, "style": data.style}
 
 

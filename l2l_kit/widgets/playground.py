@@ -21,8 +21,7 @@ from l2l_kit.widgets.explorer import Control, Rows, Values, View
 
 STEPS, BEGIN, EDGE = 40, 10, 3.0
 """Updates of each optimizer, how many are shown at first, and where the landscape ends on all four sides."""
-STEEPEST = 20.0
-"""The largest curvature. It stays when the function is stretched, and the other one becomes smaller."""
+STEEPEST = 20.0  # The largest curvature. It stays when the function is stretched, and the other one becomes smaller.
 CONDITIONS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 ARROW, PROBLEM = 0.5, Quadratics.name
 

@@ -29,8 +29,7 @@ from l2l_kit.widgets.explorer import Control, Job, Rows, Steps, Values, View, or
 
 EPOCHS = (5, 10, 25, 50, 100)
 META_LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-TESTS_PER_VALIDATION = 2
-"""Fresh optimizees that the result is tried on, for each one that it is validated on."""
+TESTS_PER_VALIDATION = 2  # fresh optimizees that the result is tried on, for each one that it is validated on
 VERDICTS = {
     "holds": "It beats every baseline.",
     "refuted": "It does not beat every baseline.",
