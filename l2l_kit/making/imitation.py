@@ -37,34 +37,21 @@ FADING = 10.0  # by how much, at most, the logarithm of fading gradients has fal
 
 @dataclass(frozen=True, kw_only=True)
 class Imitation:
-    """The settings of an imitation.
+    """The settings of an imitation; a ValueError for a number that is not positive, or an unroll that is too long."""
 
-    Args:
-        networks: how many networks are trained and recorded, one after the other. After each of them the LSTMs are
-            fitted to all that is recorded so far.
-        horizon: steps that are recorded.
-        sample: coordinates of each parameter tensor that are recorded.
-        passes: how often the LSTMs go over recorded steps after each network. The passes see, in turn, the first tenth,
-            the first four tenths and all of the horizon, because the first steps differ most from each other. The last
-            third of the passes sees all of it.
-        coordinates: how many coordinates of a network and LSTM one pass sees.
-        unroll: steps of truncated backpropagation through time. In the last third of the passes it is a quarter of the
-            horizon, without which no cell learns to tell late steps from early ones, as a teacher's schedule asks.
-        lr: learning rate of Adam in the first pass after each network. It falls linearly to a twentieth of that.
-        seed: of all draws.
-
-    Raises:
-        ValueError: for a number that is not positive, or an unroll that is longer than a tenth of the horizon.
-    """
-
-    networks: Count = 10
-    horizon: Count = 1000
-    sample: Count = 250
+    networks: Count = 10  # they are trained and recorded, one after the other; the LSTMs are fitted after each
+    horizon: Count = 1000  # steps that are recorded
+    sample: Count = 250  # coordinates of each parameter tensor that are recorded
+    # How often the LSTMs go over all that is recorded after each network. The passes see, in turn, the first tenth, the
+    # first four tenths and all of the horizon, because the first steps differ most from each other. The last third of
+    # the passes sees all of it.
     passes: Count = 60
-    coordinates: Count = 250
+    coordinates: Count = 250  # of a network and LSTM that one pass sees
+    # Steps of truncated backpropagation through time. In the last third of the passes it is a quarter of the horizon,
+    # without which no cell learns to tell late steps from early ones, as a teacher's schedule asks.
     unroll: Count = 25
-    lr: Positive = 0.003
-    seed: int = 0
+    lr: Positive = 0.003  # of Adam in the first pass after each network; it falls linearly to a twentieth of that
+    seed: int = 0  # of all draws
 
     def __post_init__(self) -> None:
         check_fields(self, "imitation")

@@ -32,22 +32,16 @@ from l2l_kit.training import MetaTraining
 
 @dataclass(frozen=True)
 class Search:
-    """Random search of the meta-learning rate, as in the paper: short runs, the best final validation loss wins.
+    """Random search of the meta-learning rate, as in the paper: short runs, the best final validation loss wins."""
 
-    Attributes:
-        trials: number of runs.
-        epochs: length of each.
-        meta_lr: bounds between which its logarithm is drawn uniformly.
-        optimizer: bounds of other settings that are open, by their names in ``[optimizer]``. If the lower bound is
-            above 0, the logarithm is drawn uniformly, else the setting itself.
-        prune: give a trial up once it is worse than the median of the others after as many epochs. Which trials are
-            given up depends on the order in which they end, which several processes do not repeat.
-    """
-
-    trials: Count
-    epochs: Count
-    meta_lr: Sequence[float]
+    trials: Count  # number of runs
+    epochs: Count  # length of each
+    meta_lr: Sequence[float]  # bounds between which its logarithm is drawn uniformly
+    # Bounds of other settings that are open, by their names in ``[optimizer]``. If the lower bound is above 0, the
+    # logarithm is drawn uniformly, else the setting itself.
     optimizer: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    # Give a trial up once it is worse than the median of the others after as many epochs. Which trials are given up
+    # depends on the order in which they end, which several processes do not repeat.
     prune: bool = False
 
     def __post_init__(self) -> None:

@@ -47,37 +47,24 @@ FLAT = 1e-4
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a file of data/sweeps says.
-
-    Attributes:
-        problem: configuration that all settings share.
-        grid: lists of values of the fields that vary; every combination is a setting.
-        learned: pretrained optimizers by the label that figures show; ratios are those of the first.
-        ratios_of: others of them whose ratios are recorded as well (see `ratios_of`).
-        steps: numbers of updates after which the losses are noted, in ascending order.
-        num_tasks: fresh optimizees per setting.
-        baselines: by label, the arguments of `Baseline`, with a list of `learning_rates` to begin with instead of one.
-            Others are tried until the best one, for each of the steps, is neither the first nor the last.
-        tuning_tasks: optimizees to tune the baselines on; None where there are no baselines.
-        tuned_on: fields of the problem that are others in tuning, such as the part of the pictures.
-        teacher: a recipe whose teacher is run as well, as it is.
-        lbfgs: whether L-BFGS is run as well, which is not tuned: the lowest loss after as many evaluations.
-        on_test_set: whether the losses are those on the test images, in tuning as in comparison (which is to the
-            advantage of the baselines, the only ones that are tuned).
-    """
+    """What a file of data/sweeps says."""
 
     name: str
-    problem: Mapping[str, Any]
-    grid: Mapping[str, list[Any]]
-    learned: Mapping[str, str]
-    steps: list[int]
-    num_tasks: Count
+    problem: Mapping[str, Any]  # configuration that all settings share
+    grid: Mapping[str, list[Any]]  # values of the fields that vary; every combination is a setting
+    learned: Mapping[str, str]  # pretrained optimizers by the label that figures show; ratios are those of the first
+    steps: list[int]  # numbers of updates after which the losses are noted, in ascending order
+    num_tasks: Count  # fresh optimizees per setting
+    # By label, the arguments of `Baseline`, with a list of `learning_rates` to begin with instead of one. Others are
+    # tried until the best one, for each of the steps, is neither the first nor the last.
     baselines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    tuning_tasks: Count | None = None
-    tuned_on: Mapping[str, Any] = field(default_factory=dict)
-    ratios_of: list[str] = field(default_factory=list)
-    teacher: str | None = None
-    lbfgs: bool = False
+    tuning_tasks: Count | None = None  # optimizees to tune the baselines on; None where there are no baselines
+    tuned_on: Mapping[str, Any] = field(default_factory=dict)  # fields of the problem that are others in tuning
+    ratios_of: list[str] = field(default_factory=list)  # others of `learned` whose ratios are recorded as well
+    teacher: str | None = None  # a recipe whose teacher is run as well, as it is
+    lbfgs: bool = False  # whether L-BFGS is run as well, untuned: the lowest loss after as many evaluations
+    # Whether the losses are those on the test images, in tuning as in comparison (which is to the advantage of the
+    # baselines, the only ones that are tuned).
     on_test_set: bool = False
     seed: int = 0
 
