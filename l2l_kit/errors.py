@@ -108,7 +108,8 @@ def check_fields(owner: object, called: str | None = None) -> None:
 
 
 def check_number(owner: str, name: str, value: object, wanted: object = Count) -> None:
-    """Refuse a value that is not of a numeric type such as `Count`, by a ValueError naming owner, name and value."""
+    """Refuse what is no number of a type such as `Count`, or numpy's, by a ValueError naming owner, name and value."""
+    value = value.item() if isinstance(value, np.generic) else value
     kind, bound = get_args(wanted)
     in_range = isinstance(value, kind | int) and (bound.low < value < math.inf or (bound.itself and value == bound.low))
     if in_range and not isinstance(value, bool):
@@ -116,12 +117,6 @@ def check_number(owner: str, name: str, value: object, wanted: object = Count) -
     number = "a whole number" if kind is int else "a number" if bound.itself else "a positive number"
     limit = f" of at least {bound.low}" if bound.itself else ""
     raise ValueError(f"{owner}: {name} must be {number}{limit}, got {value!r}.")
-
-
-def check_counts(owner: str, **values: object) -> None:
-    """Refuse what is not a whole number of at least 1, which may be numpy's, as `check_number` does."""
-    for name, value in values.items():
-        check_number(owner, name, value.item() if isinstance(value, np.generic) else value)
 
 
 def names_files(name: object) -> bool:

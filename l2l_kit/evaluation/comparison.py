@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2l_kit.errors import check_counts
+from l2l_kit.errors import check_number
 from l2l_kit.evaluation.curves import Curves
 from l2l_kit.extras import pd
 from l2l_kit.optimizers import Optimizer
@@ -71,7 +71,8 @@ def paired_trajectories(
         raise TypeError(f"expected optimizers by name, such as {{'Adam': baseline('adam', 0.1)}}, got {optimizers!r}.")
     if not optimizers:
         raise ValueError("no optimizers given.")
-    check_counts("compare", steps=steps, num_tasks=num_tasks)
+    check_number("compare", "steps", steps)
+    check_number("compare", "num_tasks", num_tasks)
     chosen = pick_device(device)
     for name, optimizer in optimizers.items():
         methods = (callable(getattr(optimizer, method, None)) for method in ("init", "update"))

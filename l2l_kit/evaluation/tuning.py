@@ -10,7 +10,7 @@ from typing import get_args
 import numpy as np
 from torch import Tensor
 
-from l2l_kit.errors import UnknownNameError, check_counts, check_names
+from l2l_kit.errors import UnknownNameError, check_names, check_number
 from l2l_kit.evaluation.comparison import losses_at
 from l2l_kit.evaluation.curves import Curves, Statistic
 from l2l_kit.evaluation.results import read_result
@@ -39,8 +39,9 @@ def ascending(steps: Iterable[int], num_tasks: int) -> list[int]:
     noted = list(steps)
     if not noted:
         raise ValueError("tune: steps must have at least one number of updates in it.")
+    check_number("tune", "num_tasks", num_tasks)
     for each in noted:
-        check_counts("tune", steps=each, num_tasks=num_tasks)
+        check_number("tune", "steps", each)
     return sorted(set(noted))
 
 
