@@ -124,47 +124,29 @@ def layout(
 
     They have no background, so that they fit light and dark pages; `x` and `y` label the axes.
     """
-    axis: Settings = {
-        "gridcolor": GRID,
-        "linecolor": GREY,
-        "zeroline": False,
-        "showline": True,
-        "exponentformat": "power",
-    }
+    lines: Settings = {"gridcolor": GRID, "linecolor": GREY, "zeroline": False, "showline": True}
     minor = {"ticks": "outside", "ticklen": 3, "tickcolor": GRID}
+    corner = {"x": 0.02, "xanchor": "left", "y": 1, "yanchor": "top", "pad": {"t": 12}, "font": {"size": 15}}
+    # From the title downwards: the axes make room for as many rows as it has at the width of the page.
+    below = 1 - (36 + 14 * title.count("<br>") if title else 5) / height
 
-    def both(label: str, own: Settings) -> Settings:
-        return {**axis, "title": label, **own, "minor": {**minor, **own.get("minor", {})}}
+    def axis(label: str, own: Settings) -> Settings:
+        return {**lines, "exponentformat": "power", "title": label, **own, "minor": {**minor, **own.get("minor", {})}}
 
     return {
         "template": "none",
-        "title": {
-            "text": title,
-            "x": 0.02,
-            "xanchor": "left",
-            "y": 1,
-            "yanchor": "top",
-            "pad": {"t": 12},
-            "font": {"size": 15},
-        },
+        "title": {"text": title, **corner},
         "width": width,
         "height": height,
         "margin": {"l": 65, "r": 20, "t": 45 if title else 15, "b": 50},
         "paper_bgcolor": CLEAR,
         "plot_bgcolor": CLEAR,
         "font": {"color": GREY, "size": 13},
-        # From the title downwards: the axes make room for as many rows as it has at the width of the page.
-        "legend": {
-            "orientation": "h",
-            "x": 0,
-            "yref": "container",
-            "y": 1 - (36 + 14 * title.count("<br>") if title else 5) / height,
-            "yanchor": "top",
-        },
+        "legend": {"orientation": "h", "x": 0, "yref": "container", "y": below, "yanchor": "top"},
         "modebar": {"bgcolor": CLEAR, "color": GREY, "activecolor": STYLES["LSTM"].color},
         "hoverlabel": {"bgcolor": "#ffffff", "font": {"color": "#333333"}},
-        "xaxis": both(x, xaxis or {}),
-        "yaxis": both(y, yaxis or {}),
+        "xaxis": axis(x, xaxis or {}),
+        "yaxis": axis(y, yaxis or {}),
         **more,
     }
 
