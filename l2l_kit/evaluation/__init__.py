@@ -35,10 +35,4 @@ from l2l_kit.evaluation.results import (
     with_seed,
     write_result,
 )
-from l2l_kit.evaluation.tuning import (
-    LEARNING_RATES,
-    Tuning,
-    learning_rates,
-    tune,
-    tuned_baselines,
-)
+from l2l_kit.evaluation.tuning import LEARNING_RATES, Tuning, learning_rates, tune, tuned_baselines

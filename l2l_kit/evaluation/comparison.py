@@ -59,12 +59,7 @@ def compare(
 
 
 def paired_trajectories(
-    optimizers: Optimizers,
-    problem: Problem,
-    steps: int,
-    num_tasks: int,
-    seed: int,
-    device: Device,
+    optimizers: Optimizers, problem: Problem, steps: int, num_tasks: int, seed: int, device: Device
 ) -> Iterator[tuple[str, TaskBatch, Iterator[Point]]]:
     """Every optimizer's name, the optimizees and its trajectory; arguments and errors are those of `compare`."""
     if not isinstance(optimizers, Mapping):

@@ -43,11 +43,7 @@ def search_recipe(
 
 
 def train_recipe(
-    recipe: Recipe,
-    data: Path = HOME,
-    device: Device = None,
-    storage: str | None = None,
-    log_dir: Path | None = None,
+    recipe: Recipe, data: Path = HOME, device: Device = None, storage: str | None = None, log_dir: Path | None = None
 ) -> Path:
     """Make a pretrained optimizer: search its meta-learning rate, train it, save it, and record how that went.
 

@@ -14,13 +14,7 @@ from l2l_kit.evaluation import EACH_STEP, read_result, swept_baselines, under
 from l2l_kit.optimizers import BASELINES, Baseline
 from l2l_kit.problems import CIFAR, MNIST, Quadratics
 from l2l_kit.problems.cifar import CHANNELS, HIDDEN, LAYERS
-from l2l_kit.widgets.comparison import (
-    PREPROCESSINGS,
-    PRETRAINED,
-    ComparisonExplorer,
-    Setting,
-    preprocessing_control,
-)
+from l2l_kit.widgets.comparison import PREPROCESSINGS, PRETRAINED, ComparisonExplorer, Setting, preprocessing_control
 from l2l_kit.widgets.explorer import Control, Rows, Values, seed_control
 
 UNROLLS = (1, 2, 5, 10, 20, 50, 100)
