@@ -59,8 +59,10 @@ class TaskBatch(ABC):
 
     def points_and_losses(self, rows: Tensor, layout: Layout, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Points ``(tasks, coordinates)``, the leaves of autograd, and losses there; in parts, to bound the memory."""
-        point = rows.detach().requires_grad_()
-        yield point, self.losses(layout.unravel(point), step)
+        parts = self.parts()
+        for part, some in zip(parts, rows.chunk(len(parts)), strict=True):
+            point = some.detach().requires_grad_()
+            yield point, part.losses(layout.unravel(point), step)
 
     @torch.enable_grad()
     def losses_and_gradients(self, rows: Tensor, layout: Layout, step: int) -> tuple[Tensor, Tensor]:

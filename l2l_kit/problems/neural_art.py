@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Annotated, Literal
@@ -15,7 +14,7 @@ from l2l_kit import data
 from l2l_kit.data.features import SMALL, VGG16, FeatureNetwork
 from l2l_kit.errors import AtLeast, NotNegative, check_fields
 from l2l_kit.problems.base import Problem, StoredTasks, TaskBatch
-from l2l_kit.tensors import Layout, Tensors
+from l2l_kit.tensors import Tensors
 
 Network = Literal["auto", "vgg16", "small"]
 
@@ -56,12 +55,6 @@ class NeuralArtTasks(StoredTasks):
         number = _parts(len(pixels), pixels.shape[-1], pixels.device)
         pieces = zip(pixels.chunk(number), self.content.chunk(number), strict=True)
         return [replace(self, initial={"pixels": part}, content=content) for part, content in pieces]
-
-    def points_and_losses(self, rows: Tensor, layout: Layout, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        parts = self.parts()
-        for part, its_rows in zip(parts, rows.chunk(len(parts)), strict=True):
-            point = its_rows.detach().requires_grad_()
-            yield point, part.losses(layout.unravel(point), step)
 
     def terms(self, pixels: Tensor) -> dict[str, Tensor]:
         """The terms of the loss before they are weighted, each of shape ``(n,)``."""
