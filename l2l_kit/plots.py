@@ -40,6 +40,7 @@ GRID = "rgba(128, 128, 128, 0.25)"
 CLEAR = "rgba(0,0,0,0)"
 LOGARITHMIC: Settings = {"type": "log", "dtick": 1}
 QUIET: Settings = {"hoverinfo": "skip", "showlegend": False}  # what says nothing but is to be seen
+MARK: Settings = {"mode": "lines", "line": {"color": GREY, "dash": "dash", "width": 1.5}, "hoverinfo": "skip"}
 CLOSE = 0.055  # share of a logarithmic axis that the label of a tick takes
 WIDE = 2  # decades over which powers of ten are ticks enough
 WIDTH, HEIGHT = 720, 420
@@ -409,10 +410,9 @@ def architectures(table: pd.DataFrame, trained_on: str, title: str) -> Figure:
         labels[middle] = f"{labels.get(middle, '')}<br>{layers} layer{'s' if layers > 1 else ''}"
     figure.update_yaxes(_loss_axis(figure))
     ends = [place[order[0]] - 0.5, place[order[-1]] + 0.5]
-    dashed = {"mode": "lines", "line": {"color": GREY, "dash": "dash", "width": 1.5}, "hoverinfo": "skip"}
-    figure.add_scatter(name="where LSTM was trained", x=ends, y=rounded([learned[trained_on]] * 2), **dashed)
+    figure.add_scatter(name="where LSTM was trained", x=ends, y=rounded([learned[trained_on]] * 2), **MARK)
     height = [10.0**end for end in figure.layout.yaxis.range]
-    figure.add_scatter(x=[place[trained_on]] * 2, y=height, showlegend=False, **dashed)
+    figure.add_scatter(x=[place[trained_on]] * 2, y=height, showlegend=False, **MARK)
     figure.update_xaxes(tickvals=list(labels), ticktext=list(labels.values()), ticks="", minor_ticks="")
     figure.update_xaxes(range=ends, showgrid=False)
     figure.update_layout(margin_b=75)  # for two lines of labels

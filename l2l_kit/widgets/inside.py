@@ -27,11 +27,6 @@ POINTS = 81  # at which each proposal is evaluated
 CONDITIONS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
 FUNCTIONS, STEPS = 10, 100
 LOWEST = 1e-6  # losses below are as good as zero, and not shown
-MARK: dict[str, Any] = {
-    "mode": "lines",
-    "line": {"color": plots.GREY, "dash": "dash", "width": 1.5},
-    "hoverinfo": "skip",
-}
 
 
 class PreprocessingExplorer(Explorer):
@@ -61,12 +56,12 @@ class PreprocessingExplorer(Explorer):
         figure = plots.Figure(layout=plots.layout(*labels))
         x, y = _outline(gradients)
         area = {"fill": "toself", "fillcolor": plots.GRID, "line": {"width": 0, "color": plots.GREY}}
-        figure.add_scatter(name="gradients of the run", x=x, y=y, **{**MARK, **area})
+        figure.add_scatter(name="gradients of the run", x=x, y=y, **{**plots.MARK, **area})
         lines = {"first input": first, "second input (for ∇ > 0)": second}
         for name, style in plots.styles(lines).items():
             drawn = {"x": plots.rounded(places), "y": plots.rounded(lines[name]), "line": {**style.line, "width": 3}}
             figure.add_scatter(name=name, mode="lines", **drawn)
-        figure.add_scatter(name="e⁻ᵖ", x=[math.log10(threshold)] * 2, y=[-1, 1], **MARK)
+        figure.add_scatter(name="e⁻ᵖ", x=[math.log10(threshold)] * 2, y=[-1, 1], **plots.MARK)
         figure.update_xaxes(range=DECADES).update_yaxes(range=(-1.05, 1.05)).update_layout(showlegend=True)
         small = (gradients.abs() < threshold).float().mean().item()
         text = (
@@ -151,7 +146,7 @@ class ProposalExplorer(OneCoordinate):
             x, y = plots.rounded(probes), plots.rounded(found[name][step])
             figure.add_scatter(name=name, x=x, y=y, mode="lines", line=style.line)
         largest = 1.05 * max(updates.abs().max().item() for updates in found.values())
-        figure.add_scatter(name="its gradient now", x=[actual] * 2, y=[-largest, largest], **MARK)
+        figure.add_scatter(name="its gradient now", x=[actual] * 2, y=[-largest, largest], **plots.MARK)
         figure.update_yaxes(range=[-largest, largest], zeroline=True, zerolinecolor=plots.GRID)
         return View(f"Its gradient at this step is {actual:.3g}.", figure.update_layout(showlegend=True))
 
@@ -215,7 +210,7 @@ class MemoryExplorer(Explorer):
         lines = {name: losses[which].clamp_min(LOWEST).tolist() for name, losses in self._losses.items()}
         figure = plots.losses(lines, STEPS, "Who goes down fastest? (BFGS by number of gradients)")
         ends = [10.0**end for end in figure.layout.yaxis.range]
-        figure.add_scatter(name="here", x=[step] * 2, y=ends, showlegend=False, **MARK)
+        figure.add_scatter(name="here", x=[step] * 2, y=ends, showlegend=False, **plots.MARK)
         memory, inverse = self._memories[which, step], self._inverses[which]
         stream = io.BytesIO()
         plots.matrices({"": {"memory": memory, "inverse Hessian": inverse}}, zoom=12).save(stream, "png")
