@@ -141,10 +141,8 @@ class ProposalExplorer(OneCoordinate):
         probes, found = self._found(parameter, coordinate)
         actual = self._gradients[parameter][step, coordinate].item()
         title = f"{parameter}, coordinate {coordinate}: proposed update at step {step}"
-        figure = plots.Figure(layout=plots.layout(title, "gradient", "proposed update"))
-        for name, style in plots.styles(self._optimizers).items():
-            x, y = plots.rounded(probes), plots.rounded(found[name][step])
-            figure.add_scatter(name=name, x=x, y=y, mode="lines", line=style.line)
+        lines = {name: (probes, updates[step]) for name, updates in found.items()}
+        figure = plots.graph(lines, x="gradient", y="proposed update", title=title, markers=0)
         largest = 1.05 * max(updates.abs().max().item() for updates in found.values())
         figure.add_scatter(name="its gradient now", x=[actual] * 2, y=[-largest, largest], **plots.MARK)
         figure.update_yaxes(range=[-largest, largest], zeroline=True, zerolinecolor=plots.GRID)
