@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import platform
 from collections.abc import Mapping
@@ -87,10 +86,8 @@ def write_result(name: str, table: pd.DataFrame, about: dict[str, Any], director
         directory: where results live.
     """
     about = about | provenance(about.get("problem", {}))
-    text = io.StringIO()
-    table.to_csv(text, index=False, float_format="%.6g")
     path = directory / f"{name}.csv"
-    write_atomically(path, text.getvalue().encode())
+    write_atomically(path, table.to_csv(index=False, float_format="%.6g").encode())
     write_atomically(path.with_suffix(".json"), (json.dumps(about, indent=2) + "\n").encode())
     return path
 
