@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -208,14 +208,15 @@ def claim(
         labels = [f"{name}, averaged over {' and '.join(varied)}" for name in logs.index]
 
     highest = (side == "below") == every
-    tasks, name = about.get("num_tasks"), next(iter(about.get("learned", ["learned"])))
+    tasks, unit = about.get("num_tasks"), about.get("unit", "task")
+    name = next(iter(about.get("learned", ["learned"])))
     interval, decisive, factor = _extreme(logs.to_numpy(), highest, tasks)
     value, low, high = interval.tolist()
     seen = margin / factor if side == "below" else margin * factor
     holds, refuted = (high < margin, low > margin) if side == "below" else (low > margin, high < margin)
     among = f", the {'highest' if highest else 'lowest'} of {len(logs)} ratios" if len(logs) > 1 else ""
     which = ("every ratio" if every else "some ratio") if among else "the ratio"
-    power = f". If the true ratio were {seen:.3g}, four of five measurements with {tasks} {_unit(about)}s would show it"
+    power = f". If the true ratio were {seen:.3g}, four of five measurements with {tasks} {unit}s would show it"
     effect, lower, upper = (end if math.isfinite(end) else None for end in (value, low, high))
     return Claim(
         "stand-in" if about.get("stand_in") else group,
@@ -270,15 +271,10 @@ def _end(value: float, margin: float) -> str:
     return f"{value:#.{digits}g}"
 
 
-def _unit(about: Mapping[Hashable, Any]) -> str:
-    """What the comparisons of a table, given by its attributes, are paired by: "task", or a word of its own."""
-    return str(about.get("unit", "task"))
-
-
 def _conditions(table: pd.DataFrame, learned: str) -> str:
     """What was measured on, in words: tasks, data, training and tuning."""
     about = table.attrs
-    config = about.get("problem", {})
+    config, unit = about.get("problem", {}), about.get("unit", "task")
     same = {name: table[name].iloc[0] for name in table if name not in _MEASURES and len(set(table[name])) == 1}
     fields = ", ".join(f"{name}={value}" for name, value in {**config, **same}.items() if name != "name")
     compared, trained = dict.fromkeys([learned, *table["optimizer"]]), about.get("trained", {})
@@ -287,8 +283,8 @@ def _conditions(table: pd.DataFrame, learned: str) -> str:
     protocol = table["protocol"].iloc[0] if "protocol" in table else ""
     few = f" (fewer than the {FEWEST_TO_TUNE_ON} of the protocol)" if tuned and tuned < FEWEST_TO_TUNE_ON else ""
     parts = [
-        f"{about.get('num_tasks')} {_unit(about)}s of {config.get('name')}({fields})"
-        + ("" if _unit(about) == "seed" else f", seed {about.get('seed')}"),
+        f"{about.get('num_tasks')} {unit}s of {config.get('name')}({fields})"
+        + ("" if unit == "seed" else f", seed {about.get('seed')}"),
         f"data: {about['data']}" if about.get("data") else "",
         *(f"training of {name}: {trained[name]}" for name in compared if trained.get(name)),
         f"baselines {_RATES[protocol]} on {tuned} other tasks{few}" if tuned else "",

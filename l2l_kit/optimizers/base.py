@@ -89,7 +89,6 @@ class UpdateRule(nn.Module, ABC):
 
     @torch.no_grad()
     def update(self, gradients: Tensors, state: list[Memory], params: Tensors) -> tuple[Tensors, list[Memory]]:
-        """As in `Optimizer`."""
         layout, rows = Layout.of(gradients), ravel(gradients)
         updates, after = torch.empty_like(rows), list[Memory]()
         for part, memory in zip(self.parts(layout), state, strict=True):

@@ -100,7 +100,6 @@ class Baseline:
         return decayed * (1 + math.cos(math.pi * min(step / self.cosine, 1))) / 2
 
     def init(self, params: Tensors) -> BaselineState:
-        """As in `Optimizer`."""
         moved = {n: torch.zeros_like(t, memory_format=torch.contiguous_format) for n, t in params.items()}
         leaves: dict[str, tuple[Tensor, ...]] = {}
         tensors: dict[str, list[Tensor]] = {}
@@ -114,7 +113,6 @@ class Baseline:
 
     @torch.no_grad()
     def update(self, gradients: Tensors, state: BaselineState, params: Tensors) -> tuple[Tensors, BaselineState]:
-        """As in `Optimizer`."""
         # An optimizer that does not read the parameters moves zeros, which become the update without rounding.
         reads = KINDS[self.name].reads
         for name, tensor in state.moved.items():
@@ -163,7 +161,6 @@ class GroupedBaselines:
         }
 
     def update(self, gradients: Tensors, state: dict[str, Any], params: Tensors) -> tuple[Tensors, dict[str, Any]]:
-        """As in `Optimizer`."""
         updates, after = dict(gradients), {}  # in the order of the gradients
         for kind, named in by_kind(gradients).items():
             own = {name: params[name] for name in named}

@@ -97,7 +97,6 @@ class _TapeEstimator(GradientEstimator):
         self._check(self._point.losses[None], 0)
 
     def init(self, params: Tensors) -> None:
-        """As in `Optimizer`."""
         layout = Layout.of(params)
         if layout != self._layout:  # tapes of the size of another network would only take memory
             self._tapes: Sequence[LSTMTape | AutogradTape | None] = ()
@@ -109,7 +108,6 @@ class _TapeEstimator(GradientEstimator):
             raise ValueError(f"{type(self.rule).__name__}.parts: must have all {wanted} coordinates, has {moved}.")
 
     def update(self, gradients: Tensors, state: None, params: Tensors) -> tuple[Tensors, None]:
-        """As in `Optimizer`."""
         rows = ravel(gradients)
         updates = torch.empty_like(rows)
         for index, (part, tape) in enumerate(zip(self._parts, self._tapes, strict=True)):
