@@ -8,6 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -245,11 +246,11 @@ def compare(
             raise ValueError(f"two of these optimizers would be called {label!r}. Rename a file, or leave one out.")
         chosen[label] = optimizer
     curves = run_comparison(chosen, tasks, steps=steps, num_tasks=num_tasks, seed=seed, device=device)
-    rows = []
-    for name in curves.losses:
+    rows, last = [], replace(curves, losses={name: losses[:, -1:] for name, losses in curves.losses.items()})
+    for name in last.losses:
         rows.append({"optimizer": name})
         for statistic in get_args(Statistic):
-            value, low, high = (part[-1].item() for part in curves.interval(name, statistic))
+            value, low, high = (part.item() for part in last.interval(name, statistic))
             rows[-1][f"{statistic} (95% CI)"] = f"{value:.4g} ({low:.4g} to {high:.4g})"
     made_of = provenance(tasks.config())["data"]
     on = f"{tasks.name}{f' ({made_of})' if made_of else ''}"

@@ -11,12 +11,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import ParamsT, StateDict
 
 from l2l_kit import zoo
 from l2l_kit.errors import NotNegative, WeightsFileError, check_number
 from l2l_kit.optimizers import LSTMRule, UpdateRule
-from l2l_kit.optimizers.base import Memory, map_state
+from l2l_kit.optimizers.base import Memory, check_network, map_state
 
 CHUNK = 2**16
 """Coordinates that are updated at once. It bounds the memory that a large parameter needs in addition to its state."""
@@ -93,10 +94,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 "them out. A group may have its own 'lr', 'weight_decay' and 'kind'."
             )
         for name in ("lr", "weight_decay"):
-            value = group[name]
+            value = group[name].detach() if isinstance(group[name], Tensor) else group[name]
             number = float(value) if isinstance(value, numbers.Real | Tensor) else value
             check_number("LearnedOptimizer", name, number, NotNegative)
         network = self._rule.network_for(group.setdefault("kind", None))
+        check_network(network)
         if not network.coordinatewise and any(map(_is_sharded, group["params"])):
             raise ValueError(
                 "LearnedOptimizer: this rule moves all coordinates together, but several processes share these "
@@ -176,12 +178,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
         empty: Any = network.initial_state(0)
         dtype, kept = self.defaults["state_dtype"] or empty[0].dtype, {}
         for name, part in empty._asdict().items():
-            shaped = state[name].reshape(*state[name].shape[: part.dim() - 1], *_real(param).shape)
+            shape = state[name].shape[part.dim() - 1 :] if is_lazy(param) else _real(param).shape
+            shaped = state[name].reshape(*state[name].shape[: part.dim() - 1], *shape)
             kept[name] = shaped.to(param.device, dtype, copy=True, memory_format=torch.contiguous_format)
         return kept
 
     def _check_shape(self, param: Tensor, network: LSTMRule, state: dict[str, Tensor], index: int) -> None:
         """Refuse a parameter's state that is another shape's, before anything is changed."""
+        if is_lazy(param):  # its shape is not known yet
+            return
         shape, empty = _real(param).shape, cast(Any, network.initial_state(0))._asdict()
         tails = {name: values.shape[empty[name].dim() - 1 :] for name, values in state.items() if name in empty}
         if state and (tails.keys() != empty.keys() or not set(tails.values()) <= {shape, torch.Size([shape.numel()])}):
@@ -268,13 +273,16 @@ def _advanced(network: LSTMRule, gradients: Tensor, state: Memory) -> tuple[Tens
     device = gradients.device.type
     with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
         updates, after = network.step(gradients, state)
-    remembers = state[0].abs().sum(dim=tuple(range(state[0].dim() - 1)))  # only initial states are zero
-    seen = (gradients != 0).logical_or_(remembers)
+    seen = gradients != 0
+    if device == "cpu" and seen.all():  # as nearly always; elsewhere one would wait for the answer
+        return updates, after
+    for part in state:  # only initial states are zero
+        seen.logical_or_(part.abs().reshape(part.shape[:-1].numel(), len(gradients)).sum(dim=0))
     return updates.mul_(seen), map_state(after, lambda values: values.mul_(seen))
 
 
 def _add(param: Tensor, updates: Tensor, group: dict[str, Any]) -> None:
-    values = _local(param)
+    values, lr = _local(param), group["lr"].item() if isinstance(group["lr"], Tensor) else group["lr"]
     if group["weight_decay"]:
-        values.mul_(1 - group["lr"] * group["weight_decay"])
-    values.add_(updates.view(values.shape).to(values.dtype), alpha=group["lr"])
+        values.mul_(1 - lr * group["weight_decay"])
+    values.add_(updates.view(values.shape).to(values.dtype), alpha=lr)

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import pandas as pd
 import PIL.Image
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from l2l_kit import static
-from l2l_kit.errors import UnknownNameError
+from l2l_kit.errors import UnknownNameError, check_names
 from l2l_kit.evaluation import Curves, Statistic
 from l2l_kit.evaluation.results import under
 from l2l_kit.optimizers import BASELINES
@@ -322,6 +322,7 @@ def learning_curves(
     The band is the statistic's 95% confidence interval, or with "quantiles" the middle half of the tasks. The axis is
     logarithmic: losses that are not positive are not shown.
     """
+    check_names("band", [] if band is None else [band], get_args(Band))
     drawn = {}
     for name in curves.losses:
         low, high = None, None

@@ -50,13 +50,23 @@ class TestPairing:
             assert torch.equal(curves[name], rollout(optimizer, PROBLEM.sample(5, generator(0, "test")), 6))
         assert all(torch.equal(part, torch.ones(7)) for part in curves.interval("LSTM", over="again"))
 
-    def test_draws_that_are_not_from_the_generator_are_refused(self):
-        def init(_):
-            return {"t": torch.randn(3)}, {}
-
-        careless = Problem.from_functions("careless", init, lambda params, data: params["t"].square().sum())
-        with pytest.raises(ValueError, match="careless: not all optimizers met the same optimizees"):
+    @pytest.mark.parametrize(
+        ("drawn", "message"),
+        [
+            (lambda: torch.randn(3), "careless: drew from torch's global generator"),
+            (lambda: torch.as_tensor(np.random.randn(3)), "careless: not all optimizers met the same optimizees"),
+        ],
+    )
+    def test_draws_that_are_not_from_the_generator_are_refused(self, drawn, message):
+        careless = Problem.from_functions(
+            "careless", lambda _: ({"t": drawn()}, {}), lambda params, data: params["t"].square().sum()
+        )
+        with pytest.raises(ValueError, match=message):
             compare(OPTIMIZERS, careless, steps=1, num_tasks=2, device="cpu")
+
+    def test_names_that_are_no_text_are_refused(self):
+        with pytest.raises(TypeError, match=r"expected optimizers by name, such as '0.1', got 0.1 as a name"):
+            compare({0.1: baseline("adam", 0.1)}, PROBLEM, steps=1, num_tasks=2)
 
     def test_equal_seeds_are_the_same_optimizees_whatever_their_type(self):
         for seed in (np.int64(1), True):
@@ -147,6 +157,29 @@ def test_there_is_no_ratio_of_losses_below_zero(typical):
     for pair in ((losses, losses.abs()), (losses.abs(), losses)):
         with pytest.raises(ValueError, match="ratios need losses that are not negative"):
             paired_ratio(*pair, typical=typical)
+
+
+@pytest.mark.parametrize("at", [(-0.5,), (25,), 0.5, ("a",)])
+def test_quantiles_are_numbers_from_0_to_1(at):
+    with pytest.raises(ValueError, match=r"quantiles: expected numbers from 0 to 1, such as \(0.25, 0.75\), got"):
+        synthetic(me=lognormal(3)).quantiles("me", at)
+
+
+@pytest.mark.parametrize("statistic", ["mean", "median"])
+@pytest.mark.parametrize(
+    ("ours", "theirs", "ratio"),
+    [
+        (math.inf, 1.0, (math.inf, math.inf, math.inf)),
+        (math.inf, math.inf, (math.inf, math.inf, math.inf)),
+        (1.0, math.inf, (0.0, 0.0, math.inf)),  # what diverged is beaten, but by how much nobody knows
+        (0.0, 0.0, (1.0, 1.0, 1.0)),
+    ],
+)
+def test_ratios_where_one_diverged_or_both_solved_it(statistic, ours, theirs, ratio):
+    found = synthetic(me=torch.full((5, 1), ours), other=torch.full((5, 1), theirs)).interval(
+        "me", statistic, over="other"
+    )
+    assert [part.item() for part in found] == [*ratio]
 
 
 class TestDivergedRuns:

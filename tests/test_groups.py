@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import l2l_kit as l2l
+from l2l_kit.evaluation import compare
 from l2l_kit.optimizers import GroupedRule, make
 
 RULE = GroupedRule({"conv": {"hidden_size": 4, "preprocessing": "log-sign"}, "fc": {"hidden_size": 3}})
@@ -52,6 +53,10 @@ def test_shared_parameters_come_once_and_frozen_ones_never():
     ],
 )
 def test_no_kinds_and_kinds_that_the_rule_lacks_are_refused(groups, message):
+    with pytest.raises(ValueError, match=r"an LSTM for each.* 'theta'. Known: 'conv', 'fc'"):
+        compare({"LSTM": RULE}, l2l.problems.Quadratics(dim=2), steps=1, num_tasks=1)
+    with pytest.raises(TypeError, match="parameter_groups: expected a model, not its parameters"):
+        l2l.parameter_groups(nn.Linear(1, 1).parameters())
     with pytest.raises(ValueError, match=message):
         l2l.LearnedOptimizer(groups, RULE)
     with pytest.raises(ValueError, match="at least one kind"):

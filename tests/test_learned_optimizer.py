@@ -313,6 +313,16 @@ class TestRefusals:
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be .*, got"):
             LearnedOptimizer([nn.Parameter(torch.ones(3))], RULES["LSTM"], **wrong)
 
+    @pytest.mark.parametrize("lr", [torch.tensor([0.5]), torch.tensor(0.5, requires_grad=True)], ids=["one", "graph"])
+    def test_no_learning_rate_that_is_a_tensor(self, lr):
+        moved = []
+        for each in (lr, 0.5):
+            param = nn.Parameter(torch.ones(3))
+            param.grad = torch.ones(3)
+            LearnedOptimizer([param], RULES["LSTM"], lr=each, weight_decay=0.1).step()
+            moved.append(param)
+        assert torch.equal(*moved)
+
     def test_a_model_in_the_place_of_its_parameters(self):
         with pytest.raises(TypeError, match=r"expected parameters, as of model\.parameters\(\), got Linear"):
             LearnedOptimizer(nn.Linear(2, 1), RULES["LSTM"])
@@ -332,3 +342,24 @@ class TestRefusals:
         with pytest.raises(ValueError, match=next(iter(wrong))):
             optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))], **wrong})
         assert len(optimizer.param_groups) == 1
+
+
+@each_rule
+def test_a_run_goes_on_before_a_lazy_model_knows_its_shapes(rule):
+    torch.manual_seed(0)
+    inputs, models, runs = torch.randn(4, 2), [nn.Sequential(nn.LazyLinear(3)) for _ in range(2)], []
+    for model in models:
+        groups = [{"params": model.parameters(), "kind": "fc"}]
+        runs.append(LearnedOptimizer(groups, rule))
+
+    def train(model, optimizer):
+        optimizer.zero_grad()
+        model(inputs).square().sum().backward()
+        optimizer.step()
+
+    train(models[0], runs[0])
+    runs[1].load_state_dict(runs[0].state_dict())
+    models[1].load_state_dict(models[0].state_dict())
+    for model, optimizer in zip(models, runs, strict=True):
+        train(model, optimizer)
+    assert all(map(torch.equal, *(model.parameters() for model in models)))

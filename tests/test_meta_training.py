@@ -276,12 +276,18 @@ class TestDivergence:
         with pytest.raises(MetaTrainingDivergedError) as caught:
             finish(trainer)
         assert f"loss became {value} at step {step} of episode 3 (epoch 2, meta_lr 0.01)" in str(caught.value)
-        assert f"those of epoch {trainer.history.best.epoch}." in str(caught.value)
+        assert f"those of epoch {trainer.history.best.epoch}. A lower meta_lr usually helps." in str(caught.value)
         assert trainer.history.stopped == "diverged"
         tensors, about = checkpointed(path)
         assert [record["epoch"] for record in about["history"]] == [0, 1]
         assert all(tensor.isfinite().all() for tensor in tensors.values())
         assert same_weights(trainer.rule, {name.removeprefix("best."): tensor for name, tensor in tensors.items()})
+
+    def test_before_the_first_update_it_is_not_the_meta_learning_rate(self):
+        """Sample 0 is the validation, sample 1 the first episode; its first window has two steps or more."""
+        trainer = make_trainer(problem=breaking(1, 1, math.nan))
+        with pytest.raises(MetaTrainingDivergedError, match="A lower output_scale of the rule, or of the losses"):
+            finish(trainer)
 
     @both_orders
     @pytest.mark.parametrize("step", [1, 5, 6])

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from schedulefree import AdamWScheduleFreeReference
@@ -228,6 +229,11 @@ def test_a_rule_has_one_fingerprint_however_its_numbers_are_written(name, value)
     """A recipe that said p = 10 where the default had been 10.0 refused its own checkpoint."""
     as_floats = json.loads(json.dumps(value), parse_int=float)
     assert LSTMRule(**{name: value}).fingerprint() == LSTMRule(**{name: as_floats}).fingerprint()
+
+
+@pytest.mark.parametrize("bias", [np.float32(4.0), np.array([1.0, 4.0])], ids=["number", "pair"])
+def test_numbers_may_be_numpys(bias):
+    assert LSTMRule(forget_bias=bias).fingerprint() == LSTMRule(forget_bias=bias.tolist()).fingerprint()
 
 
 @every_rule

@@ -472,6 +472,86 @@ def test_attention_is_batched_and_has_second_derivatives():
     assert tasks.hessian_products(rows, layout, 0, torch.ones_like(rows)).isfinite().all()
 
 
+CARELESS = {
+    "minibatches": ModuleProblem(
+        "careless", lambda: nn.Linear(1, 1), lambda _: (torch.rand(4, 1), torch.rand(4, 1)), functional.mse_loss
+    ),
+    "starting points": Problem.from_functions(
+        "careless", lambda _: ({"x": torch.randn(2)}, {}), lambda params, data: params["x"].square().sum()
+    ),
+}
+
+
+@pytest.mark.parametrize("problem", CARELESS.values(), ids=CARELESS)
+def test_draws_from_another_generator_are_refused_wherever_it_is_used(problem):
+    for use in (
+        lambda: tune("sgd", problem, steps=1, num_tasks=2, learning_rates=[0.1]),
+        lambda: meta_train(LSTMRule(), problem, SETTINGS),
+        lambda: compare({"SGD": baseline("sgd", 0.1)}, problem, steps=1, num_tasks=2),
+    ):
+        with pytest.raises(ValueError, match="drew from torch's global generator"):
+            use()
+
+
+def test_batch_normalisation_in_evaluation_mode_keeps_its_statistics():
+    def make_model():
+        model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 2), nn.BatchNorm1d(2))
+        model[1].running_mean.fill_(5.0)
+        model[1].eval()
+        return model
+
+    def batches(draws):
+        return torch.randn(6, 2, generator=draws), torch.randn(6, 2, generator=draws)
+
+    tasks = ModuleProblem("frozen-statistics", make_model, batches, functional.mse_loss).sample(2, generator(0, "test"))
+    for number, seed in enumerate(tasks.seeds):
+        torch.manual_seed(seed)
+        model, (inputs, targets) = make_model(), batches(generator(seed, "minibatch", 3))
+        expected = functional.mse_loss(model(inputs), targets).item()
+        assert tasks.losses(tasks.initial_params, 3)[number].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "models",
+    [
+        (nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.Sequential(nn.Linear(2, 2), nn.Sigmoid())),
+        (nn.Linear(2, 2), nn.Linear(2, 3)),
+        (nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2))),
+    ],
+)
+def test_modules_that_differ_in_more_than_their_weights_are_refused(models):
+    made = itertools.cycle(models)
+    problem = ModuleProblem("mixed", lambda: next(made), lambda draws: (torch.zeros(1, 2),) * 2, functional.mse_loss)
+    with pytest.raises(ValueError, match="mixed: make_model gave different modules to two tasks"):
+        problem.sample(2, generator(0, "test"))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Problem.from_functions("no", 1, len), "no: init must be a function, got 1"),
+        (lambda: ModuleProblem("no", nn.ReLU, "data", len), "no: batches must be a function, got 'data'"),
+        (
+            lambda: Problem.from_functions("no", lambda: 0, len).sample(1, generator(0, "a")),
+            "init must be a function of",
+        ),
+    ],
+)
+def test_what_is_no_function_is_refused(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()
+
+
+def test_minibatches_of_different_shapes_are_refused():
+    sizes = itertools.cycle([2, 3])
+    problem = ModuleProblem(
+        "ragged", lambda: nn.Linear(1, 1), lambda _: (torch.zeros(next(sizes), 1),) * 2, functional.mse_loss
+    )
+    tasks = problem.sample(2, generator(0, "test"))
+    with pytest.raises(ValueError, match=r"ragged: batches gave .* shapes, \[\(2, 1\), \(2, 1\)\] and"):
+        tasks.losses(tasks.initial_params, 0)
+
+
 def test_a_class_of_one_s_own_is_made_by_its_name():
     problems.register(type(used(3, name="own-class", **WIDTH)))
     assert problems.make({"name": "own-class", "width": 3}).width == 3

@@ -7,6 +7,7 @@ import torch
 from small import Network, quadratics
 from torch import Tensor, nn
 
+from l2l_kit import LearnedOptimizer
 from l2l_kit.evaluation import compare
 from l2l_kit.making.imitation import imitate
 from l2l_kit.optimizers import LSTMRule, UpdateRule, baseline
@@ -25,6 +26,72 @@ from l2l_kit.training import (
 
 class Mean(NamedTuple):
     mean: Tensor
+
+
+class HeavyBall(UpdateRule):
+    """Its state has no axis but the coordinates', and its first part may be zero while the second is not."""
+
+    kind = "heavy-ball"
+    coordinatewise = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.tensor(0.1))
+
+    config, network_for, parts = (lambda self: {}), (lambda self, kind: self), (lambda self, layout: [])
+
+    def initial_state(self, *shape: int) -> "Ball":
+        return Ball(torch.zeros(shape), torch.zeros(shape))
+
+    def forward(self, gradients, state):
+        momentum = 0.9 * state.momentum + gradients
+        return -0.1 * momentum - self.bias, Ball(gradients, momentum)
+
+    step = torch.no_grad()(forward)
+
+
+class Ball(NamedTuple):
+    last: Tensor
+    momentum: Tensor
+
+
+def test_its_memory_is_kept_and_coordinates_without_a_gradient_stay():
+    param = nn.Parameter(torch.zeros(3))
+    optimizer, rule = LearnedOptimizer([param], HeavyBall()), HeavyBall()
+    state, expected = rule.initial_state(3), torch.zeros(3)
+    for gradient in ([1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 2.0], [0.0, 0.0, 0.0]):
+        param.grad = torch.tensor(gradient)
+        update, state = rule.step(param.grad, state)
+        expected += update
+        optimizer.step()
+    assert param[0].item() == pytest.approx(expected[0].item())
+    assert param[1].item() == 0.0
+    assert param[2].item() == pytest.approx(2 * (-0.2 - 0.1) + 0.02)  # its first two updates did not happen
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({"initial_state": lambda self, *shape: (torch.zeros(shape),)}, "expected a named tuple of floating-point"),
+        ({"initial_state": lambda self, *shape: ()}, "expected a named tuple of floating-point"),
+        ({"initial_state": lambda self, *shape: Ball(torch.zeros(()), torch.zeros(shape))}, "a last axis of 3"),
+        ({"initial_state": lambda self, *shape: Ball(*torch.zeros(2, *shape).int())}, "floating-point tensors"),
+        ({"step": lambda self, gradients, state: (gradients[:1], state)}, r"expected updates of shape \(3,\)"),
+        ({"step": lambda self, gradients, state: (gradients, tuple(state))}, "and a Ball, got"),
+    ],
+)
+def test_a_network_that_cannot_be_run_is_refused_at_once(broken, message):
+    rule = type(
+        "Broken", (HeavyBall,), {**broken, "parts": lambda self, layout: [Part("", self, slice(None), layout.sizes)]}
+    )()
+    with pytest.raises(TypeError, match=f"Broken.*{message}"):
+        LearnedOptimizer([nn.Parameter(torch.zeros(3))], rule)
+    with pytest.raises(TypeError, match=f"Broken.*{message}"):
+        meta_train(
+            rule,
+            Quadratics(dim=3),
+            MetaTraining(horizon=2, unroll=2, epochs=1, episodes_per_epoch=1, batch_size=2, validation_tasks=2),
+        )
 
 
 class MomentumMLP(UpdateRule):

@@ -164,6 +164,11 @@ def test_settings_show_the_rows_and_their_intervals(figures):
     assert (axis.type, axis.title.text, axis.ticktext) == ("log", "scale", ("0.01", "0.1", "1"))
 
 
+def test_an_unknown_band_is_refused(curves):
+    with pytest.raises(ValueError, match=r"unknown band 'quantile'. Did you mean 'quantiles'"):
+        plots.learning_curves(curves, "mean", "quantile")
+
+
 def test_a_band_leaves_out_what_a_logarithmic_axis_cannot_show():
     table = swept("step", [0, 1, 2, 3]).assign(low=lambda rows: rows["low"].where(rows["step"] != 1, -1.0))
     table["high"] = table["high"].where(table["step"] != 2, math.inf)

@@ -189,3 +189,14 @@ class TestFurtherRates:
         rates = [lr, 2 * lr] if lr < 1 else [lr / 2, lr]
         with pytest.raises(ValueError, match=f"the best learning rate is {lr:g} or beyond".replace("+", ".")):
             further_rates(rates, torch.tensor(losses)[:, None])
+
+
+@pytest.mark.parametrize("rates", ["0.1", [0.1, None], ["fast"], 0.1])
+def test_learning_rates_that_are_no_numbers_are_refused(rates):
+    with pytest.raises(TypeError, match="tune: learning_rates must be"):
+        tuned(learning_rates=rates)
+
+
+def test_learning_rates_are_sorted_as_numbers():
+    found = tuned(learning_rates=["1e-3", "0.2", "0.01"]).table["lr"]
+    assert list(dict.fromkeys(found)) == [0.001, 0.01, 0.2]

@@ -66,6 +66,8 @@ def paired_trajectories(
         raise TypeError(f"expected optimizers by name, such as {{'Adam': baseline('adam', 0.1)}}, got {optimizers!r}.")
     if not optimizers:
         raise ValueError("no optimizers given.")
+    if unnamed := [name for name in optimizers if not isinstance(name, str)]:
+        raise TypeError(f"expected optimizers by name, such as {str(unnamed[0])!r}, got {unnamed[0]!r} as a name.")
     check_number("compare", "steps", steps)
     check_number("compare", "num_tasks", num_tasks)
     chosen = pick_device(device)

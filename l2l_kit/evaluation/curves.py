@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -63,8 +63,10 @@ class Curves:
         check_names("statistic", [statistic], get_args(Statistic))
         return self[name].mean(dim=0) if statistic == "mean" else self.quantiles(name, (0.5,))[0]
 
-    def quantiles(self, name: str, at: tuple[float, ...] = QUANTILES) -> Tensor:
-        """Quantiles over the optimizees at each step, shape ``(len(at), steps + 1)``."""
+    def quantiles(self, name: str, at: Sequence[float] = QUANTILES) -> Tensor:
+        """Quantiles over the optimizees at each step, shape ``(len(at), steps + 1)``; they are numbers from 0 to 1."""
+        if not (isinstance(at, Sequence) and all(isinstance(each, int | float) and 0 <= each <= 1 for each in at)):
+            raise ValueError(f"quantiles: expected numbers from 0 to 1, such as (0.25, 0.75), got {at!r}.")
         return _quantiles(self[name], at)
 
     def interval(
@@ -82,12 +84,12 @@ class Curves:
         if over is not None and statistic == "mean":
             return paired_ratio(self[name], self[over])
         draws = torch.randint(self.num_tasks, (RESAMPLES, self.num_tasks), generator=generator(self.seed, "bootstrap"))
-        value = self.statistic(name, statistic)
-        samples = _resampled(self[name], statistic, draws)
-        if over is not None:
-            value = value / self.statistic(over, statistic)
-            samples = samples / _resampled(self[over], statistic, draws)
-        return Interval(value, *_quantiles(samples, (0.025, 0.975)))
+        value, samples = self.statistic(name, statistic), _resampled(self[name], statistic, draws)
+        if over is None:
+            return Interval(value, *_quantiles(samples, (0.025, 0.975)))
+        other, others = self.statistic(over, statistic), _resampled(self[over], statistic, draws)
+        low, high = _quantiles(_ratio(samples, others), (0.025, 0.975))
+        return Interval(_ratio(value, other), low, high.masked_fill(other.isinf(), torch.inf))
 
     def to_frame(self) -> pd.DataFrame:
         """A tidy table, one row per optimizer and step: mean, median and quantiles over the optimizees."""
@@ -143,8 +145,8 @@ def paired_ratio(losses: Tensor, others: Tensor, *, typical: bool = False, avera
         values = (ours.log() - theirs.log()).masked_fill(others.isinf() | (losses == others), 0.0)
         value = values.mean(dim=0)
     else:
-        value = (ours.mean(dim=0) / theirs.mean(dim=0)).log()
-        left_out = ((ours.sum(dim=0) - ours) / (theirs.sum(dim=0) - theirs)).log()
+        value = _ratio(ours.mean(dim=0), theirs.mean(dim=0)).log()
+        left_out = _ratio(ours.sum(dim=0) - ours, theirs.sum(dim=0) - theirs).log()
         values = number * value - (number - 1) * left_out  # the jackknife's pseudo-values
     if average:
         value, values, diverged = value.mean(dim=0, keepdim=True), values.mean(dim=1, keepdim=True), diverged.any()
@@ -154,7 +156,12 @@ def paired_ratio(losses: Tensor, others: Tensor, *, typical: bool = False, avera
     return Interval(*(part.masked_fill(diverged, torch.inf).to(losses.dtype) for part in (value.exp(), *ends)))
 
 
-def _quantiles(values: Tensor, at: tuple[float, ...]) -> Tensor:
+def _ratio(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Theirs never helps by being infinite where ours is, too, and 0 / 0 is a draw."""
+    return (ours / theirs).masked_fill(ours == theirs, 1.0).masked_fill(ours.isinf(), torch.inf)
+
+
+def _quantiles(values: Tensor, at: Sequence[float]) -> Tensor:
     """Quantiles over the first axis. Values may be infinite: torch.quantile would interpolate ∞ - ∞ to NaN."""
     ordered = values.sort(dim=0).values
     position = torch.tensor(at, dtype=torch.float64) * (len(values) - 1)
@@ -171,7 +178,11 @@ def _resampled(losses: Tensor, statistic: Statistic, draws: Tensor) -> Tensor:
         diverged = losses.isinf()
         means = weights @ losses.masked_fill(diverged, 0) / len(losses)
         return means.masked_fill(weights @ diverged.to(losses.dtype) > 0, torch.inf)
-    middle = (len(losses) + 1) // 2, len(losses) // 2 + 1
-    drawn = (at_one_step[draws] for at_one_step in losses.T)
-    medians = [torch.stack([rows.kthvalue(k, dim=1).values for k in middle]).mean(dim=0) for rows in drawn]
+    times = torch.zeros(draws.shape, dtype=torch.int32)
+    times.scatter_add_(1, draws, torch.ones_like(draws, dtype=torch.int32))  # that each task was drawn
+    medians = []
+    for values, order in zip(*(each.T for each in losses.sort(dim=0)), strict=True):
+        up_to = times[:, order].cumsum(dim=1, dtype=torch.int32)
+        middle = up_to.new_tensor([(len(losses) + 1) // 2, len(losses) // 2 + 1]).expand(len(draws), 2).contiguous()
+        medians.append(values[torch.searchsorted(up_to, middle)].mean(dim=1))
     return torch.stack(medians, dim=1)

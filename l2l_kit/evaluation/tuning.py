@@ -124,13 +124,16 @@ def tune(
     """
     if not isinstance(name, str):
         raise TypeError(f"tune: expected the name of a baseline, such as 'adam', got {name!r}.")
-    if not isinstance(learning_rates, Iterable):
+    if isinstance(learning_rates, str) or not isinstance(learning_rates, Iterable):
         raise TypeError(f"tune: learning_rates must be a list of numbers, got {learning_rates!r}.")
-    rates = sorted(learning_rates)
+    try:
+        rates = sorted(map(float, learning_rates))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"tune: learning_rates must be numbers, got {learning_rates!r}.") from error
     if not rates:
         raise ValueError("tune: the grid of learning rates is empty.")
     noted = ascending(steps if isinstance(steps, Iterable) else [steps], num_tasks)
-    rules = [baseline(name, float(lr)) for lr in rates]
+    rules = [baseline(name, lr) for lr in rates]
     tasks = draw(problem, num_tasks, generator(seed, "tuning"), pick_device(device))
     return Tuning.of(rules[0].name, noted, {rule.lr: losses_at(rule, tasks, noted) for rule in rules})
 

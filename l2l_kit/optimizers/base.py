@@ -83,9 +83,11 @@ class UpdateRule(nn.Module, ABC):
         return digest.hexdigest()
 
     def init(self, params: Tensors) -> list[Memory]:
-        """As in `Optimizer`; the states of the networks."""
-        n = len(next(iter(params.values())))
-        return [part.network.initial_state(n, sum(part.sizes)) for part in self.parts(Layout.of(params))]
+        """As in `Optimizer`; the states of the networks. A TypeError for a network that cannot be run."""
+        n, parts = len(next(iter(params.values()))), self.parts(Layout.of(params))
+        for part in parts:
+            check_network(part.network)
+        return [part.network.initial_state(n, sum(part.sizes)) for part in parts]
 
     @torch.no_grad()
     def update(self, gradients: Tensors, state: list[Memory], params: Tensors) -> tuple[Tensors, list[Memory]]:
@@ -95,6 +97,23 @@ class UpdateRule(nn.Module, ABC):
             updates[:, part.columns], memory = part.network.step(rows[:, part.columns], memory)
             after.append(memory)
         return layout.unravel(updates), after
+
+
+def check_network(network: LSTMRule) -> None:
+    """Refuse by a TypeError a network of one's own that is not what runs, trainings and `LearnedOptimizer` need."""
+    name, state = type(network).__name__, network.initial_state(3)
+    named = isinstance(state, tuple) and bool(getattr(state, "_fields", ()))
+    if not named or not all(part.is_floating_point() and part.shape[-1:] == (3,) for part in state):
+        raise TypeError(
+            f"{name}.initial_state(3): expected a named tuple of floating-point tensors, each with a last axis of 3 "
+            f"coordinates, got {state!r}."
+        )
+    update, after = network.step(state[0].new_zeros(3), state)
+    if update.shape != (3,) or type(after) is not type(state):
+        raise TypeError(
+            f"{name}.step: expected updates of shape (3,) for 3 gradients, and a {type(state).__name__}, got "
+            f"{tuple(update.shape)} and a {type(after).__name__}."
+        )
 
 
 def map_state(state: Memory, change: Callable[[Tensor], Tensor]) -> Memory:

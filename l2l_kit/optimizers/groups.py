@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from l2l_kit.errors import look_up
+from l2l_kit.errors import UnknownNameError, look_up
 from l2l_kit.optimizers.base import Part, UpdateRule, by_kind
 from l2l_kit.optimizers.lstm import LSTMRule
 from l2l_kit.tensors import Layout, parameter_kinds
@@ -59,6 +59,9 @@ class GroupedRule(UpdateRule):
         device = next(self.parameters()).device
         every = torch.arange(sum(layout.sizes), device=device).split_with_sizes(layout.sizes)
         columns = by_kind({name: piece for (name, _), piece in zip(layout.shapes, every, strict=True)})
+        if others := [kind for kind in columns if kind not in self.groups]:
+            what = "kind of parameter (the optimizer has an LSTM for each, and names begin with it, as in 'fc.weight')"
+            raise UnknownNameError(what, others[0], self.groups)
         return [
             Part(f"groups.{kind}.", self.network_for(kind), torch.cat([*pieces.values()]), [*map(len, pieces.values())])
             for kind, pieces in columns.items()
@@ -71,6 +74,8 @@ def parameter_groups(model: nn.Module) -> list[dict[str, object]]:
     Kernels of convolutions (reparametrized ones too) are "conv" and all other parameters "fc", as in the rules that
     were trained on CIFAR-10 and in the authors' code. Each parameter occurs once; frozen ones are left out.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"parameter_groups: expected a model, not its parameters, got {model!r}.")
     groups: dict[str, list[nn.Parameter]] = {}
     for param, kind in parameter_kinds(model).items():
         if param.requires_grad:

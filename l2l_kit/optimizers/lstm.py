@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, NamedTuple, Self, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -159,6 +160,7 @@ class LSTMRule(UpdateRule):
         check_fields(self)
         if global_averaging_cells > hidden_size:
             raise ValueError(f"global_averaging_cells must be at most {hidden_size}, got {global_averaging_cells!r}.")
+        forget_bias = forget_bias.tolist() if isinstance(forget_bias, np.generic | np.ndarray) else forget_bias
         biases = tuple(forget_bias) if isinstance(forget_bias, Sequence) else (forget_bias,)
         if len(biases) not in (1, 2) or not all(isinstance(b, int | float) and math.isfinite(b) for b in biases):
             raise ValueError(f"forget_bias must be a finite number, or two of them, got {forget_bias!r}.")

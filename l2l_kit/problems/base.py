@@ -9,6 +9,7 @@ import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
@@ -174,10 +175,25 @@ def check_problem(problem: object) -> None:
         ) from error
 
 
+@contextmanager
+def _own_draws(name: str) -> Iterator[None]:
+    """Refuse by a ValueError what draws from torch's global generator: no two runs would meet the same tasks."""
+    before = torch.get_rng_state()
+    yield
+    if not torch.equal(before, torch.get_rng_state()):
+        raise ValueError(
+            f"{name}: drew from torch's global generator, or seeded it, so that no two runs would meet the same tasks. "
+            "Whatever draws tasks or minibatches must use the generator that it is given, as in "
+            "torch.randn(3, generator=generator)."
+        )
+
+
 def draw(problem: Problem, num_tasks: int, generator: torch.Generator, device: torch.device | None = None) -> TaskBatch:
     """What a problem samples, or a TypeError or ValueError if it is no problem or gives not what was asked for."""
     check_problem(problem)
-    tasks, expected = problem.sample(num_tasks, generator, device), f"{type(problem).__name__}.sample: expected"
+    with _own_draws(problem.name):
+        tasks = problem.sample(num_tasks, generator, device)
+    expected = f"{type(problem).__name__}.sample: expected"
     if not isinstance(tasks, TaskBatch):
         raise TypeError(f"{expected} TaskBatch, got {type(tasks).__name__}.")
     first = next(iter(_start(tasks).values()))
@@ -200,7 +216,8 @@ def first_evaluation(tasks: TaskBatch) -> tuple[Layout, Tensor, Tensor, Tensor]:
     if not rows.is_meta and not rows.isfinite().all():
         raise ValueError(f"{_name(tasks)}.initial_params: expected numbers, got NaN or infinity.")
     before = rows.clone()
-    losses, gradients = tasks.losses_and_gradients(rows, layout, 0)
+    with _own_draws(f"{_name(tasks)}.losses"):
+        losses, gradients = tasks.losses_and_gradients(rows, layout, 0)
     if not rows.is_meta and not torch.equal(before, rows):
         raise ValueError(f"{_name(tasks)}.losses: expected to leave `params` as they are, but changed them in place.")
     return layout, rows, losses, gradients

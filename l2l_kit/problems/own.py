@@ -36,6 +36,9 @@ class FunctionTasks(StoredTasks):
             for each in drawn:
                 if not isinstance(each, tuple | list) or [isinstance(part, Tensor) for part in each] != [True, True]:
                     raise TypeError(f"{self.name}: batches must give two tensors, inputs and targets, got {each!r}.")
+            if len(sizes := {tuple(part.shape for part in each) for each in drawn}) > 1:
+                first, other, *_ = sorted([*map(tuple, each)] for each in sizes)
+                raise ValueError(f"{self.name}: batches gave minibatches of different shapes, {first} and {other}.")
             minibatch = [torch.stack(each).to(device) for each in zip(*drawn, strict=True)]
         try:
             with sdpa_kernel(SDPBackend.MATH):  # vmap would run any other kernel of attention task by task
@@ -64,6 +67,11 @@ class _Named(Problem):
 
     name: str  # type: ignore[misc]  # of each problem, and not of the class
 
+    def __post_init__(self) -> None:
+        for field, value in vars(self).items():
+            if field != "name" and not callable(value):
+                raise TypeError(f"{self.name}: {field} must be a function, got {value!r}.")
+
     def config(self) -> dict[str, object]:
         return {"name": self.name}
 
@@ -76,7 +84,10 @@ class FunctionProblem(_Named):
     loss: Callable[[Tensors, Tensors], Tensor]
 
     def sample(self, num_tasks: int, generator: torch.Generator, device: torch.device | None = None) -> FunctionTasks:
-        drawn = [self.init(generator) for _ in range(num_tasks)]
+        try:
+            drawn = [self.init(generator) for _ in range(num_tasks)]
+        except TypeError as error:
+            raise TypeError(f"{self.name}: init must be a function of one generator. It failed: {error}") from error
         for task in drawn:
             if not isinstance(task, tuple) or [*map(type, task)] != [dict, dict]:
                 raise TypeError(f"{self.name}: expected init to give two dicts, params and data, got {task!r}.")
@@ -100,11 +111,11 @@ class FunctionProblem(_Named):
 class ModuleProblem(_Named):
     """A network of one's own on minibatches: any `nn.Module`, from fresh weights for each task.
 
-    For rules with an LSTM for each kind, parameters are of the kinds that `l2l_kit.parameter_groups` gives them, with
-    which their names begin: "conv.features.0.weight". Frozen parameters and buffers stay as they are. Batch
-    normalisation normalises by the minibatch at hand and keeps no running statistics. Modules that draw at random, such
-    as dropout, are refused. A coordinate that never has a gradient is moved all the same, if the learned rule moves it;
-    `LearnedOptimizer` leaves it where it is.
+    For rules with an LSTM for each kind, parameters are of the kinds that `l2l_kit.parameter_groups` gives them,
+    with which their names begin: "conv.features.0.weight". Frozen parameters and buffers stay as they are. Batch
+    normalisation normalises by the minibatch at hand and keeps no running statistics, unless it is in evaluation
+    mode. Modules that draw at random, such as dropout, are refused. A coordinate that never has a gradient is moved
+    all the same, if the learned rule moves it; `LearnedOptimizer` leaves it where it is.
 
     Args:
         name: as in `Problem.from_functions`.
@@ -131,9 +142,12 @@ class ModuleProblem(_Named):
                     f"{self.name}: expected make_model to be a function that makes a module, such as "
                     f"lambda: nn.Linear(2, 1), got {made!r}."
                 )
-            if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in made.modules()):
-                made = replace_all_batch_norm_modules_(copy.deepcopy(made))
+            if any(map(_keeps_statistics, made.modules())):
+                made = copy.deepcopy(made)
+                for part in filter(_keeps_statistics, made.modules()):
+                    replace_all_batch_norm_modules_(part)
             models.append(made)
+        self._check_alike(models)
         kinds = parameter_kinds(models[0])
         names = {f"{kinds[each]}.{name}": name for name, each in models[0].named_parameters() if each.requires_grad}
         if not names:
@@ -151,3 +165,17 @@ class ModuleProblem(_Named):
 
         params = {name: weights.pop(own) for name, own in names.items()}
         return FunctionTasks(params, self.name, weights | buffers, loss, self.batches, seeds)
+
+    def _check_alike(self, models: Sequence[nn.Module]) -> None:
+        """Refuse modules that differ in more than their weights: all tasks are run by the first one's code."""
+        first, *others = ([repr(model), [(n, t.shape) for n, t in model.state_dict().items()]] for model in models)
+        if other := next((each for each in others if each != first), None):
+            raise ValueError(
+                f"{self.name}: make_model gave different modules to two tasks, {first[0]} and {other[0]}. Only their "
+                "weights may differ."
+            )
+
+
+def _keeps_statistics(module: nn.Module) -> bool:
+    """Whether it is a batch normalisation that would change its running statistics."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training

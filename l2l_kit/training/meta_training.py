@@ -263,9 +263,11 @@ class MetaTrainer:
             history.stopped = "finished"
         except MetaTrainingDivergedError as error:
             history.stopped = "diverged"
+            untrained = self.rule.fingerprint() == self._start
+            usually = "A lower output_scale of the rule, or of the losses," if untrained else "A lower meta_lr"
             raise MetaTrainingDivergedError(
                 f"{error} of episode {episode} (epoch {epoch}, meta_lr {settings.meta_lr:g}). The optimizer now holds "
-                f"the best weights so far, those of epoch {history.best.epoch}. A lower meta_lr usually helps."
+                f"the best weights so far, those of epoch {history.best.epoch}. {usually} usually helps."
             ) from error
         finally:
             if history.stopped == "running":
