@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -24,6 +25,34 @@ from l2l_kit.making.build import build
 from l2l_kit.optimizers import GroupedRule, LSTMRule, baseline, parameter_groups
 from l2l_kit.training import MetaTrainer, MetaTraining, meta_train
 from l2l_kit.zoo import load, save
+
+if TYPE_CHECKING:
+    from l2l_kit import plots, widgets
+
+__all__ = [
+    "GroupedRule",
+    "LSTMRule",
+    "LearnedOptimizer",
+    "MetaTrainer",
+    "MetaTraining",
+    "__version__",
+    "baseline",
+    "build",
+    "compare",
+    "evaluation",
+    "load",
+    "meta_train",
+    "optimizers",
+    "parameter_groups",
+    "plots",
+    "problems",
+    "save",
+    "training",
+    "tune",
+    "tuned_baselines",
+    "widgets",
+    "zoo",
+]
 
 
 def __getattr__(name: str) -> ModuleType:

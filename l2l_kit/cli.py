@@ -35,7 +35,7 @@ from l2l_kit.making.train import search_recipe, train_recipe
 from l2l_kit.making.work import cores, parallel_map
 from l2l_kit.optimizers import BASELINES, Optimizer, baseline
 from l2l_kit.optimizers.baselines import KINDS
-from l2l_kit.paths import HOME, user_path
+from l2l_kit.paths import HOME, PRETRAINED, user_path
 from l2l_kit.problems import Problem
 from l2l_kit.processes import process_group, rank_and_world_size
 from l2l_kit.storage import in_json, write_atomically
@@ -428,4 +428,4 @@ def list_zoo() -> None:
     if damaged:
         raise WeightsFileError(" ".join(damaged))
     if not by_problem:
-        console.print(f"none in {zoo.PRETRAINED}", soft_wrap=True)
+        console.print(f"none in {PRETRAINED}", soft_wrap=True)

@@ -107,7 +107,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.param_groups.append(group)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient; a RuntimeError for sparse ones.
 
         A closure evaluates the model again and returns the loss, as for every torch optimizer, and so does this then.

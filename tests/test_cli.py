@@ -196,7 +196,8 @@ def test_zoo_lists_the_pretrained_optimizers_whether_their_training_is_known_or_
     result = l2l("zoo", code=2)
     assert "bare" in result.stdout
     assert "broken.safetensors: not a whole safetensors file" in result.stderr
-    monkeypatch.setattr(zoo, "PRETRAINED", tmp_path / "empty")
+    for module in (zoo, cli):
+        monkeypatch.setattr(module, "PRETRAINED", tmp_path / "empty")
     assert f"none in {tmp_path / 'empty'}" in l2l("zoo").output
 
 

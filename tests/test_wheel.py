@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -100,5 +101,7 @@ def test_without_the_packages_of_the_command_line_it_names_the_extra(python, tmp
     assert ran.stderr == "error: typer is not installed, which this needs: pip install 'l2l_kit[lessons]'\n"
 
 
-def test_a_wheel_is_small(wheel):
+def test_a_wheel_is_small_and_says_that_it_is_typed(wheel):
     assert wheel.stat().st_size < 4_000_000
+    with zipfile.ZipFile(wheel) as archive:
+        assert "l2l_kit/py.typed" in archive.namelist()

@@ -13,6 +13,35 @@ from l2l_kit.data.sources import DataSet, Source, cache_folder, download, read_c
 from l2l_kit.data.vgg import VGG16, FeatureWeights
 from l2l_kit.errors import DataError, check_names, look_up
 
+__all__ = [
+    "CIFAR10",
+    "DATA_SETS",
+    "MNIST",
+    "PHOTOS",
+    "VGG16",
+    "DataSet",
+    "FeatureWeights",
+    "Images",
+    "Photographs",
+    "Source",
+    "Split",
+    "cache_folder",
+    "content",
+    "content_names",
+    "download",
+    "feature_weights",
+    "fetch",
+    "fitted",
+    "load",
+    "load_picture",
+    "photographs",
+    "read_cached",
+    "status",
+    "style",
+    "style_names",
+    "write_cached",
+]
+
 DATA_SETS: dict[str, DataSet] = {"cifar10": CIFAR10, "mnist": MNIST, "photos": PHOTOS, "vgg16": VGG16}
 """What can be fetched, by name."""
 

@@ -17,6 +17,27 @@ from l2l_kit.optimizers.ntm_bfgs import NTMBFGS, NTMState
 from l2l_kit.optimizers.preprocessing import Identity, LogSign, Preprocessing, Scale
 from l2l_kit.optimizers.tape import LSTMTape
 
+__all__ = [
+    "BASELINES",
+    "NTMBFGS",
+    "Baseline",
+    "GroupedBaselines",
+    "GroupedRule",
+    "Identity",
+    "LSTMRule",
+    "LSTMState",
+    "LSTMTape",
+    "LogSign",
+    "NTMState",
+    "Optimizer",
+    "Preprocessing",
+    "Scale",
+    "UpdateRule",
+    "baseline",
+    "make",
+    "parameter_groups",
+]
+
 _RULES: dict[str, type[UpdateRule]] = {rule.kind: rule for rule in (LSTMRule, GroupedRule, NTMBFGS)}
 
 

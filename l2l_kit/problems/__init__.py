@@ -16,6 +16,24 @@ from l2l_kit.problems.neural_art import NeuralArt, NeuralArtTasks
 from l2l_kit.problems.own import ModuleProblem
 from l2l_kit.problems.quadratics import ConditionedQuadratics, Quadratics, QuadraticTasks
 
+__all__ = [
+    "CIFAR",
+    "MNIST",
+    "CIFARTasks",
+    "ClassifierTasks",
+    "ConditionedQuadratics",
+    "MNISTTasks",
+    "ModuleProblem",
+    "NeuralArt",
+    "NeuralArtTasks",
+    "Problem",
+    "QuadraticTasks",
+    "Quadratics",
+    "TaskBatch",
+    "make",
+    "register",
+]
+
 _KINDS: tuple[type[Problem], ...] = Quadratics, ConditionedQuadratics, MNIST, CIFAR, NeuralArt
 _KNOWN: dict[str, Problem | type[Problem]] = {kind.name: kind for kind in _KINDS}
 _Registered = TypeVar("_Registered", bound=Problem | type[Problem])

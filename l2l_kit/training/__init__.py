@@ -13,3 +13,19 @@ from l2l_kit.training.meta_gradient import (
 )
 from l2l_kit.training.meta_training import History, MetaTrainer, MetaTraining, Progress, meta_train, validation_batch
 from l2l_kit.training.rollout import Point, rollout, trajectory
+
+__all__ = [
+    "AutogradEstimator",
+    "FirstOrderEstimator",
+    "GradientEstimator",
+    "History",
+    "MetaTrainer",
+    "MetaTraining",
+    "Point",
+    "Progress",
+    "SecondOrderEstimator",
+    "meta_train",
+    "rollout",
+    "trajectory",
+    "validation_batch",
+]

@@ -12,3 +12,20 @@ from l2l_kit.widgets.playground import Playground
 from l2l_kit.widgets.prediction import Prediction
 from l2l_kit.widgets.race import Race
 from l2l_kit.widgets.trainer import Trainer
+
+__all__ = [
+    "CoordinateExplorer",
+    "Explorer",
+    "MemoryExplorer",
+    "NetworkExplorer",
+    "Painter",
+    "PictureExplorer",
+    "Playground",
+    "Prediction",
+    "PreprocessingExplorer",
+    "ProposalExplorer",
+    "QuadraticsExplorer",
+    "Race",
+    "Trainer",
+    "missing_in_lab",
+]
