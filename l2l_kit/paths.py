@@ -29,7 +29,7 @@ def import_file(name: str) -> None:
     """
     path = user_path(name).absolute()
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such file.")
+        raise ValueError(f"{path}: there is no such file. Paths count from the folder in which a command is given.")
     if not path.stem.isidentifier():
         raise ValueError(f"{path}: Python cannot import a file of that name. Use letters, digits and underscores.")
     if str(path.parent) not in sys.path:

@@ -542,6 +542,13 @@ def test_what_is_no_function_is_refused(make, message):
         make()
 
 
+@pytest.mark.parametrize("make_model", [lambda: nn.LazyLinear(2), lambda: nn.Embedding(5, 2, sparse=True)])
+def test_modules_without_shapes_and_sparse_gradients_are_refused(make_model):
+    problem = ModuleProblem("odd", make_model, lambda _: (torch.zeros(1), torch.zeros(1)), functional.mse_loss)
+    with pytest.raises(ValueError, match="odd: its module must have parameters of known shapes"):
+        problem.sample(1, generator(0, "test"))
+
+
 def test_minibatches_of_different_shapes_are_refused():
     sizes = itertools.cycle([2, 3])
     problem = ModuleProblem(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, replace_all_batch_norm_modules_, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parameter import is_lazy
 
 from l2l_kit.problems.base import Problem, StoredTasks
 from l2l_kit.randomness import generator as make_generator
@@ -141,6 +142,11 @@ class ModuleProblem(_Named):
                 raise TypeError(
                     f"{self.name}: expected make_model to be a function that makes a module, such as "
                     f"lambda: nn.Linear(2, 1), got {made!r}."
+                )
+            if any(map(is_lazy, made.parameters())) or any(getattr(part, "sparse", False) for part in made.modules()):
+                raise ValueError(
+                    f"{self.name}: its module must have parameters of known shapes (nn.Linear, not nn.LazyLinear) and "
+                    f"dense gradients (no sparse=True), got {made!r}."
                 )
             if any(map(_keeps_statistics, made.modules())):
                 made = copy.deepcopy(made)
