@@ -53,6 +53,8 @@ class _OneLineErrors(TyperGroup):
         """Run the command that was chosen."""
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:  # whoever reads the output, such as head, has enough of it, which click knows to bear
+            raise
         except (ValueError, ArithmeticError, OSError, ImportError) as error:
             text = _explained(error) if isinstance(error, OSError) and error.errno else str(error)
             complaints.print(Text("error:", "red"), text)

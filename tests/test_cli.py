@@ -1,5 +1,6 @@
 """The command line as a user meets it: real commands on small problems, and errors of one line."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -301,3 +302,13 @@ def test_ctrl_c_and_a_missing_package_are_one_line_too(monkeypatch, raised, code
 
     monkeypatch.setattr(zoo, "names", raises)
     assert l2l("zoo", code=code).stderr == f"{said}\n"
+
+
+def test_a_reader_that_has_enough_is_no_error(monkeypatch) -> None:
+    """Such as head."""
+
+    def raises() -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(zoo, "names", raises)
+    assert l2l("zoo", code=1).stderr == ""
