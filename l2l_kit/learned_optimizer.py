@@ -21,8 +21,6 @@ from l2l_kit.optimizers.base import Memory, check_network, map_state
 
 CHUNK = 2**16
 """Coordinates that are updated at once. It bounds the memory that a large parameter needs in addition to its state."""
-SMALL = 2**12
-"""Parameters of at most so many coordinates are updated together, because one alone takes as long as a thousand."""
 
 _OPTIONS = {"params", "lr", "weight_decay", "kind", "fingerprint"}
 # Entries that torch's schedulers, Lightning and timm write into groups, and read there themselves.
@@ -122,14 +120,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for param in group["params"]:
                 network = self._network(param, group)
-                if not network.coordinatewise or (param.grad is not None and param.numel() <= SMALL):
+                if not network.coordinatewise:
                     together.setdefault(network, []).append((param, group))
                 elif param.grad is not None:
                     self._move(param, network, group)
         for network, params in together.items():
-            at_once = max(1, CHUNK // SMALL) if network.coordinatewise else len(params)
-            for first in range(0, len(params), at_once):
-                self._move_together(params[first : first + at_once], network)
+            self._move_together(params, network)
         return loss
 
     def _move(self, param: Tensor, network: LSTMRule, group: dict[str, Any]) -> None:
@@ -144,7 +140,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         _add(param, updates, group)
 
     def _move_together(self, params: list[tuple[Tensor, dict[str, Any]]], network: LSTMRule) -> None:
-        """Update parameters whose coordinates depend on each other, all of them or none, or which are small."""
+        """Update parameters whose coordinates depend on each other: all of them, or none."""
         if (without := sum(param.grad is None for param, _ in params)) == len(params):
             return
         if without:
@@ -158,13 +154,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         joined = (_side_by_side(parts).to(gradients[0].dtype) for parts in zip(*states, strict=True))
         updates, state = _advanced(network, torch.cat(gradients), type(states[0])(*joined))
         pieces = zip(*(values.split_with_sizes(sizes, dim=-1) for values in state), strict=True)
-        split = zip(params, states, updates.split_with_sizes(sizes), pieces, strict=True)
-        for (param, group), before, update, piece in split:
-            if network.coordinatewise:
-                for values, new in zip(before, piece, strict=True):
-                    values.copy_(new)
-            else:  # a memory grows
-                self.state[param] = self._kept(param, network, dict(zip(self.state[param], piece, strict=True)))
+        for (param, group), update, piece in zip(params, updates.split_with_sizes(sizes), pieces, strict=True):
+            self.state[param] = self._kept(param, network, dict(zip(self.state[param], piece, strict=True)))
             _add(param, update, group)
 
     def _network(self, param: Tensor, group: dict[str, Any]) -> LSTMRule:

@@ -182,34 +182,12 @@ def vector(steps, optimizer_of, size=40):
 
 @pytest.mark.parametrize("chunk", [1, 7, 8, 100])
 def test_a_parameter_larger_than_a_chunk_moves_as_in_one(monkeypatch, chunk):
-    monkeypatch.setattr(learned_optimizer, "SMALL", 1)
     whole, optimizer = vector(4, lambda params: LearnedOptimizer(params, RULES["LSTM"]))
     monkeypatch.setattr(learned_optimizer, "CHUNK", chunk)
     chunked, other = vector(4, lambda params: LearnedOptimizer(params, RULES["LSTM"]))
     assert_close([chunked], [whole], rtol=1e-6, atol=1e-6)
     for one, two in zip(other.state.values(), optimizer.state.values(), strict=True):
         assert_close(one.values(), two.values(), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("together", [1, 3, 100])
-@pytest.mark.parametrize("state_dtype", [None, torch.bfloat16], ids=str)
-def test_small_parameters_that_are_moved_together_go_where_each_goes_alone(monkeypatch, state_dtype, together):
-    """Two groups with options of their own, one of the parameters large, one without a gradient at every other step."""
-    torch.manual_seed(0)
-    shapes, run = [(3,), (), (2, 5), (70,), (0,), (4, 1)], []
-    starts, gradients = ([torch.randn(times, *shape) for shape in shapes] for times in (1, 4))
-    monkeypatch.setattr(learned_optimizer, "CHUNK", 64 * together)
-    for small in (1, 64):
-        monkeypatch.setattr(learned_optimizer, "SMALL", small)
-        params = [nn.Parameter(start[0].clone()) for start in starts]
-        groups = [{"params": params[:2], "lr": 0.5}, {"params": params[2:], "weight_decay": 0.1}]
-        optimizer = LearnedOptimizer(groups, RULES["LSTM"], state_dtype=state_dtype)
-        for step in range(4):
-            for number, (param, gradient) in enumerate(zip(params, gradients, strict=True)):
-                param.grad = None if number == 0 and step % 2 else gradient[step].clone()
-            optimizer.step()
-        run.append([*params, *(values for param in params for values in optimizer.state[param].values())])
-    assert_close(*run, rtol=1e-5, atol=1e-6)
 
 
 def test_a_rule_comes_by_itself_by_path_and_by_name_and_is_a_copy(tmp_path, monkeypatch):
