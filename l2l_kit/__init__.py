@@ -27,7 +27,8 @@ from l2l_kit.training import MetaTrainer, MetaTraining, meta_train
 from l2l_kit.zoo import load, save
 
 if TYPE_CHECKING:
-    from l2l_kit import plots, widgets
+    from l2l_kit import plots as plots
+    from l2l_kit import widgets as widgets
 
 __all__ = [
     "GroupedRule",
@@ -44,13 +45,11 @@ __all__ = [
     "meta_train",
     "optimizers",
     "parameter_groups",
-    "plots",
     "problems",
     "save",
     "training",
     "tune",
     "tuned_baselines",
-    "widgets",
     "zoo",
 ]
 

@@ -98,7 +98,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
             number = float(value) if isinstance(value, numbers.Real | Tensor) else value
             check_number("LearnedOptimizer", name, number, NotNegative)
         network = self._rule.network_for(group.setdefault("kind", None))
-        check_network(network)
+        if any(part.any() for part in check_network(network, 3)):
+            raise TypeError(
+                f"{type(network).__name__}.initial_state: expected zeros, with which LearnedOptimizer begins."
+            )
         if not network.coordinatewise and any(map(_is_sharded, group["params"])):
             raise ValueError(
                 "LearnedOptimizer: this rule moves all coordinates together, but several processes share these "

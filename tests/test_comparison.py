@@ -165,6 +165,19 @@ def test_quantiles_are_numbers_from_0_to_1(at):
         synthetic(me=lognormal(3)).quantiles("me", at)
 
 
+@pytest.mark.parametrize("at", [np.linspace(0.1, 0.9, 3), torch.tensor([0.1, 0.5, 0.9]), (np.float32(0.5),)])
+def test_quantiles_may_be_numpys_or_torchs(at):
+    assert synthetic(me=torch.arange(11.0)[:, None]).quantiles("me", at)[:, 0].tolist() == pytest.approx(
+        [10 * float(each) for each in at]
+    )
+
+
+def test_a_ratio_that_one_task_decides_has_no_narrow_interval():
+    ours, theirs = (torch.tensor([1.0] + [small] * 7, dtype=torch.float64)[:, None] for small in (1e-20, 7e-20))
+    value, low, high = paired_ratio(ours, theirs)
+    assert (value.item(), low.item(), high.item()) == (1.0, 0.0, math.inf)
+
+
 @pytest.mark.parametrize("statistic", ["mean", "median"])
 @pytest.mark.parametrize(
     ("ours", "theirs", "ratio"),

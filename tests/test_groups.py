@@ -53,7 +53,7 @@ def test_shared_parameters_come_once_and_frozen_ones_never():
     ],
 )
 def test_no_kinds_and_kinds_that_the_rule_lacks_are_refused(groups, message):
-    with pytest.raises(ValueError, match=r"an LSTM for each.* 'theta'. Known: 'conv', 'fc'"):
+    with pytest.raises(ValueError, match=r"'conv.weight', for this optimizer: 'theta'. Known: 'conv', 'fc'"):
         compare({"LSTM": RULE}, l2l.problems.Quadratics(dim=2), steps=1, num_tasks=1)
     with pytest.raises(TypeError, match="parameter_groups: expected a model, not its parameters"):
         l2l.parameter_groups(nn.Linear(1, 1).parameters())

@@ -314,7 +314,7 @@ class TestRefusals:
             LearnedOptimizer([nn.Parameter(torch.ones(3))], RULES["LSTM"], **wrong)
 
     @pytest.mark.parametrize("lr", [torch.tensor([0.5]), torch.tensor(0.5, requires_grad=True)], ids=["one", "graph"])
-    def test_no_learning_rate_that_is_a_tensor(self, lr):
+    def test_a_learning_rate_may_be_a_tensor(self, lr):
         moved = []
         for each in (lr, 0.5):
             param = nn.Parameter(torch.ones(3))

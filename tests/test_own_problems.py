@@ -14,6 +14,7 @@ import torch
 from small import rosenbrock, valley
 from torch import nn
 from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
 from typer.testing import CliRunner
 
 from l2l_kit import LearnedOptimizer, cli, parameter_groups, problems, widgets, zoo
@@ -491,6 +492,60 @@ def test_draws_from_another_generator_are_refused_wherever_it_is_used(problem):
     ):
         with pytest.raises(ValueError, match="drew from torch's global generator"):
             use()
+
+
+def test_a_draw_that_changes_nothing_or_of_another_thread_is_none_of_its(monkeypatch):
+    """Such as a data loader's, which draws a number that it does not use, or dropout in a loop beside a training."""
+
+    def batches(draws):
+        order = torch.randperm(8, generator=draws).tolist()
+        loader = DataLoader(TensorDataset(torch.arange(8.0)[:, None], torch.zeros(8, 1)), 4, sampler=order)
+        torch.randn(1)
+        return tuple(next(iter(loader)))
+
+    def init(draws):
+        torch.manual_seed(int(torch.randint(2**31, (), generator=draws)))
+        return {"x": torch.randn(2)}, {}
+
+    for problem in (
+        ModuleProblem("loaded", lambda: nn.Linear(1, 1), batches, functional.mse_loss),
+        Problem.from_functions("seeded", init, lambda params, data: params["x"].square().sum()),
+    ):
+        found = [compare({"SGD": baseline("sgd", 0.1)}, problem, steps=2, num_tasks=2)["SGD"] for _ in range(2)]
+        assert torch.equal(*found)
+
+
+class Odd(nn.Module):
+    """What a module may have and the check of modules must bear."""
+
+    def __init__(self):
+        super().__init__()
+        self.sparse = nn.Parameter(torch.randn(1))
+
+    def extra_repr(self):
+        return f"{self.sparse.item()} {id(self)}"
+
+    def get_extra_state(self):
+        return {}
+
+    def set_extra_state(self, state):
+        pass
+
+    def forward(self, inputs):
+        return self.sparse * inputs
+
+
+def test_a_module_may_show_its_weights_and_keep_what_is_no_tensor():
+    problem = ModuleProblem("odd", Odd, lambda _: (torch.ones(2), torch.ones(2)), functional.mse_loss)
+    assert problem.sample(2, generator(0, "test")).initial_params["fc.sparse"].shape == (2, 1)
+
+
+def test_a_subclass_may_have_fields():
+    @dataclass(frozen=True)
+    class Sized(ModuleProblem):
+        width: int = 3
+
+    assert Sized("sized", nn.ReLU, len, len).width == 3
 
 
 def test_batch_normalisation_in_evaluation_mode_keeps_its_statistics():

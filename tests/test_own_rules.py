@@ -74,10 +74,13 @@ def test_its_memory_is_kept_and_coordinates_without_a_gradient_stay():
     [
         ({"initial_state": lambda self, *shape: (torch.zeros(shape),)}, "expected a named tuple of floating-point"),
         ({"initial_state": lambda self, *shape: ()}, "expected a named tuple of floating-point"),
-        ({"initial_state": lambda self, *shape: Ball(torch.zeros(()), torch.zeros(shape))}, "a last axis of 3"),
+        ({"initial_state": lambda self, *shape: Ball(torch.zeros(()), torch.zeros(shape))}, "whose last axes are"),
         ({"initial_state": lambda self, *shape: Ball(*torch.zeros(2, *shape).int())}, "floating-point tensors"),
-        ({"step": lambda self, gradients, state: (gradients[:1], state)}, r"expected updates of shape \(3,\)"),
-        ({"step": lambda self, gradients, state: (gradients, tuple(state))}, "and a Ball, got"),
+        ({"step": lambda self, gradients, state: (gradients[..., :1], state)}, r"expected updates of shape \("),
+        ({"step": lambda self, gradients, state: (gradients, tuple(state))}, "and a Ball with these last axes, got"),
+        ({"step": lambda self, gradients, state: gradients}, "expected updates and the state after them"),
+        ({"step": lambda self, gradients, state: (gradients, Ball(state.last[..., :1], state.momentum))}, "these last"),
+        ({"initial_state": lambda self, *shape: Ball(0, torch.zeros(shape))}, "floating-point tensors"),
     ],
 )
 def test_a_network_that_cannot_be_run_is_refused_at_once(broken, message):
@@ -92,6 +95,29 @@ def test_a_network_that_cannot_be_run_is_refused_at_once(broken, message):
             Quadratics(dim=3),
             MetaTraining(horizon=2, unroll=2, epochs=1, episodes_per_epoch=1, batch_size=2, validation_tasks=2),
         )
+
+
+def test_a_state_that_does_not_begin_with_zeros_is_not_for_learned_optimizer():
+    rule = type("Ones", (HeavyBall,), {"initial_state": lambda self, *shape: Ball(*torch.ones(2, *shape))})()
+    with pytest.raises(TypeError, match=r"Ones.initial_state: expected zeros, with which LearnedOptimizer begins"):
+        LearnedOptimizer([nn.Parameter(torch.zeros(3))], rule)
+
+
+def test_a_rule_may_have_a_weight_for_each_coordinate():
+    class Rates(HeavyBall):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rates = nn.Parameter(torch.full((3,), 0.01))
+
+        def parts(self, layout):
+            return [Part("", self, slice(None), layout.sizes)]
+
+        def forward(self, gradients, state):
+            return -self.rates * gradients, state
+
+        step = torch.no_grad()(forward)
+
+    assert compare({"Rates": Rates()}, Quadratics(dim=3), steps=2, num_tasks=2)["Rates"].isfinite().all()
 
 
 class MomentumMLP(UpdateRule):

@@ -26,8 +26,8 @@ GROUPS: dict[Group, tuple[str, str]] = {
     ),
     "recipe": (
         "The paper's claims, asked of the paper's own recipe",
-        "The same claims for optimizers that were trained as the paper says, but for less long than by the authors' "
-        "code. The conditions say for how long.",
+        "The same claims for optimizers that were trained as the paper says, but not for as long as the authors' "
+        "code trains them. The conditions say for how long.",
     ),
     "stricter": ("Stricter versions", "More than the paper says: other scales, every number of steps, harder tuning."),
     "ours": ("Our own questions", "Asked in the lessons; the paper does not answer them."),

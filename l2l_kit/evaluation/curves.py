@@ -65,9 +65,13 @@ class Curves:
 
     def quantiles(self, name: str, at: Sequence[float] = QUANTILES) -> Tensor:
         """Quantiles over the optimizees at each step, shape ``(len(at), steps + 1)``; they are numbers from 0 to 1."""
-        if not (isinstance(at, Sequence) and all(isinstance(each, int | float) and 0 <= each <= 1 for each in at)):
+        try:
+            wanted = [float(each) for each in at]
+        except (TypeError, ValueError):
+            wanted = []
+        if not wanted or not all(0 <= each <= 1 for each in wanted):
             raise ValueError(f"quantiles: expected numbers from 0 to 1, such as (0.25, 0.75), got {at!r}.")
-        return _quantiles(self[name], at)
+        return _quantiles(self[name], wanted)
 
     def interval(
         self,
@@ -146,7 +150,8 @@ def paired_ratio(losses: Tensor, others: Tensor, *, typical: bool = False, avera
         value = values.mean(dim=0)
     else:
         value = _ratio(ours.mean(dim=0), theirs.mean(dim=0)).log()
-        left_out = _ratio(ours.sum(dim=0) - ours, theirs.sum(dim=0) - theirs).log()
+        left_out = ((ours.sum(dim=0) - ours) / (theirs.sum(dim=0) - theirs)).log()
+        left_out = left_out.masked_fill((losses == others).all(dim=0), 0.0)  # also where all are zero
         values = number * value - (number - 1) * left_out  # the jackknife's pseudo-values
     if average:
         value, values, diverged = value.mean(dim=0, keepdim=True), values.mean(dim=1, keepdim=True), diverged.any()

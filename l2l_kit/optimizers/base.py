@@ -86,7 +86,7 @@ class UpdateRule(nn.Module, ABC):
         """As in `Optimizer`; the states of the networks. A TypeError for a network that cannot be run."""
         n, parts = len(next(iter(params.values()))), self.parts(Layout.of(params))
         for part in parts:
-            check_network(part.network)
+            check_network(part.network, 1, sum(part.sizes))
         return [part.network.initial_state(n, sum(part.sizes)) for part in parts]
 
     @torch.no_grad()
@@ -99,21 +99,30 @@ class UpdateRule(nn.Module, ABC):
         return layout.unravel(updates), after
 
 
-def check_network(network: LSTMRule) -> None:
-    """Refuse by a TypeError a network of one's own that is not what runs, trainings and `LearnedOptimizer` need."""
-    name, state = type(network).__name__, network.initial_state(3)
+@torch.no_grad()
+def check_network(network: LSTMRule, *shape: int) -> Memory:
+    """The state before gradients of that shape, or a TypeError for a network of one's own that does not fit to it."""
+    name, state = type(network).__name__, network.initial_state(*shape)
+    if type(network).__module__.startswith("l2l_kit."):
+        return state
     named = isinstance(state, tuple) and bool(getattr(state, "_fields", ()))
-    if not named or not all(part.is_floating_point() and part.shape[-1:] == (3,) for part in state):
+    if not named or not all(
+        isinstance(part, Tensor) and part.is_floating_point() and part.shape[-len(shape) :] == shape for part in state
+    ):
         raise TypeError(
-            f"{name}.initial_state(3): expected a named tuple of floating-point tensors, each with a last axis of 3 "
-            f"coordinates, got {state!r}."
+            f"{name}.initial_state: expected a named tuple of floating-point tensors whose last axes are those of the "
+            f"gradients, {shape}, got {state!r}."
         )
-    update, after = network.step(state[0].new_zeros(3), state)
-    if update.shape != (3,) or type(after) is not type(state):
+    stepped = network.step(state[0].new_zeros(shape), state)
+    if not (isinstance(stepped, tuple) and len(stepped) == 2 and isinstance(stepped[0], Tensor)):
+        raise TypeError(f"{name}.step: expected updates and the state after them, got {stepped!r}.")
+    update, after = stepped
+    if update.shape != shape or type(after) is not type(state) or any(p.shape[-len(shape) :] != shape for p in after):
         raise TypeError(
-            f"{name}.step: expected updates of shape (3,) for 3 gradients, and a {type(state).__name__}, got "
-            f"{tuple(update.shape)} and a {type(after).__name__}."
+            f"{name}.step: expected updates of shape {shape}, that of the gradients, and a {type(state).__name__} with "
+            f"these last axes, got {tuple(update.shape)} and {after!r}."
         )
+    return state
 
 
 def map_state(state: Memory, change: Callable[[Tensor], Tensor]) -> Memory:

@@ -60,7 +60,8 @@ class GroupedRule(UpdateRule):
         every = torch.arange(sum(layout.sizes), device=device).split_with_sizes(layout.sizes)
         columns = by_kind({name: piece for (name, _), piece in zip(layout.shapes, every, strict=True)})
         if others := [kind for kind in columns if kind not in self.groups]:
-            what = "kind of parameter (the optimizer has an LSTM for each, and names begin with it, as in 'fc.weight')"
+            first = next(iter(self.groups))
+            what = f"kind of parameter, with which a name must begin, as in '{first}.weight', for this optimizer:"
             raise UnknownNameError(what, others[0], self.groups)
         return [
             Part(f"groups.{kind}.", self.network_for(kind), torch.cat([*pieces.values()]), [*map(len, pieces.values())])

@@ -8,10 +8,9 @@ from __future__ import annotations
 import inspect
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -175,27 +174,36 @@ def check_problem(problem: object) -> None:
         ) from error
 
 
-@contextmanager
-def _own_draws(name: str) -> Iterator[None]:
-    """Refuse by a ValueError what draws from torch's global generator: no two runs would meet the same tasks."""
+T = TypeVar("T")
+
+
+def _repeatable(name: str, make: Callable[[], T], values: Callable[[T], Iterable[Tensor]]) -> T:
+    """What is made, or a ValueError if torch's global generator decides what: no two runs would meet the same tasks."""
     before = torch.get_rng_state()
-    yield
-    if not torch.equal(before, torch.get_rng_state()):
+    made = make()
+    if torch.equal(before, torch.get_rng_state()):  # else another thread may have drawn, or it had no effect
+        return made
+    if not all(map(torch.equal, values(made), values(make()))):
         raise ValueError(
-            f"{name}: drew from torch's global generator, or seeded it, so that no two runs would meet the same tasks. "
-            "Whatever draws tasks or minibatches must use the generator that it is given, as in "
-            "torch.randn(3, generator=generator)."
+            f"{name}: drew from torch's global generator, so that no two runs would meet the same tasks. Whatever "
+            "draws tasks or minibatches must use the generator that it is given, as in torch.randn(3, generator=g), "
+            "or stand inside `with torch.random.fork_rng():`, after a torch.manual_seed that is drawn from it."
         )
+    return made
 
 
 def draw(problem: Problem, num_tasks: int, generator: torch.Generator, device: torch.device | None = None) -> TaskBatch:
     """What a problem samples, or a TypeError or ValueError if it is no problem or gives not what was asked for."""
     check_problem(problem)
-    with _own_draws(problem.name):
-        tasks = problem.sample(num_tasks, generator, device)
-    expected = f"{type(problem).__name__}.sample: expected"
-    if not isinstance(tasks, TaskBatch):
-        raise TypeError(f"{expected} TaskBatch, got {type(tasks).__name__}.")
+    expected, start = f"{type(problem).__name__}.sample: expected", generator.get_state()
+
+    def sample() -> TaskBatch:
+        tasks = problem.sample(num_tasks, generator.set_state(start), device)
+        if not isinstance(tasks, TaskBatch):
+            raise TypeError(f"{expected} TaskBatch, got {type(tasks).__name__}.")
+        return tasks
+
+    tasks = _repeatable(problem.name, sample, lambda tasks: _start(tasks).values())
     first = next(iter(_start(tasks).values()))
     if len(first) != num_tasks:
         raise ValueError(f"{expected} {num_tasks} tasks, got {len(first)}.")
@@ -216,8 +224,9 @@ def first_evaluation(tasks: TaskBatch) -> tuple[Layout, Tensor, Tensor, Tensor]:
     if not rows.is_meta and not rows.isfinite().all():
         raise ValueError(f"{_name(tasks)}.initial_params: expected numbers, got NaN or infinity.")
     before = rows.clone()
-    with _own_draws(f"{_name(tasks)}.losses"):
-        losses, gradients = tasks.losses_and_gradients(rows, layout, 0)
+    losses, gradients = _repeatable(
+        f"{_name(tasks)}.losses", lambda: tasks.losses_and_gradients(rows, layout, 0), lambda found: found[:1]
+    )
     if not rows.is_meta and not torch.equal(before, rows):
         raise ValueError(f"{_name(tasks)}.losses: expected to leave `params` as they are, but changed them in place.")
     return layout, rows, losses, gradients

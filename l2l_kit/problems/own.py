@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import zip_longest
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +21,7 @@ from l2l_kit.problems.base import Problem, StoredTasks
 from l2l_kit.randomness import generator as make_generator
 from l2l_kit.tensors import Tensors, parameter_kinds
 
+_ONE_AT_A_TIME = threading.Lock()  # the kernel of attention is chosen for all threads
 Batches = Callable[[torch.Generator], tuple[Tensor, Tensor]]
 
 
@@ -42,7 +48,10 @@ class FunctionTasks(StoredTasks):
                 raise ValueError(f"{self.name}: batches gave minibatches of different shapes, {first} and {other}.")
             minibatch = [torch.stack(each).to(device) for each in zip(*drawn, strict=True)]
         try:
-            with sdpa_kernel(SDPBackend.MATH):  # vmap would run any other kernel of attention task by task
+            with (
+                _ONE_AT_A_TIME,
+                sdpa_kernel(SDPBackend.MATH),
+            ):  # vmap would run any other kernel of attention task by task
                 return vmap(self.loss)(params, self.data, *minibatch)
         except Exception as error:  # a loss can fail in any way
             if isinstance(error, RuntimeError) and "randomness" in str(error):
@@ -68,9 +77,11 @@ class _Named(Problem):
 
     name: str  # type: ignore[misc]  # of each problem, and not of the class
 
+    functions: ClassVar[tuple[str, ...]]
+
     def __post_init__(self) -> None:
-        for field, value in vars(self).items():
-            if field != "name" and not callable(value):
+        for field in self.functions:
+            if not callable(value := getattr(self, field)):
                 raise TypeError(f"{self.name}: {field} must be a function, got {value!r}.")
 
     def config(self) -> dict[str, object]:
@@ -81,14 +92,18 @@ class _Named(Problem):
 class FunctionProblem(_Named):
     """See `Problem.from_functions`."""
 
+    functions = "init", "loss"
+
     init: Callable[[torch.Generator], tuple[Tensors, Tensors]]
     loss: Callable[[Tensors, Tensors], Tensor]
 
     def sample(self, num_tasks: int, generator: torch.Generator, device: torch.device | None = None) -> FunctionTasks:
         try:
-            drawn = [self.init(generator) for _ in range(num_tasks)]
+            with suppress(ValueError):  # functions of C have no signature
+                inspect.signature(self.init).bind(generator)
         except TypeError as error:
-            raise TypeError(f"{self.name}: init must be a function of one generator. It failed: {error}") from error
+            raise TypeError(f"{self.name}: init must be a function of one generator: {error}.") from error
+        drawn = [self.init(generator) for _ in range(num_tasks)]
         for task in drawn:
             if not isinstance(task, tuple) or [*map(type, task)] != [dict, dict]:
                 raise TypeError(f"{self.name}: expected init to give two dicts, params and data, got {task!r}.")
@@ -127,6 +142,8 @@ class ModuleProblem(_Named):
         loss: ``loss(model(inputs), targets)``, a scalar tensor, such as `torch.nn.functional.cross_entropy`.
     """
 
+    functions = "make_model", "batches", "loss"
+
     make_model: Callable[[], nn.Module]
     batches: Batches
     loss: Callable[[Tensor, Tensor], Tensor]
@@ -143,7 +160,8 @@ class ModuleProblem(_Named):
                     f"{self.name}: expected make_model to be a function that makes a module, such as "
                     f"lambda: nn.Linear(2, 1), got {made!r}."
                 )
-            if any(map(is_lazy, made.parameters())) or any(getattr(part, "sparse", False) for part in made.modules()):
+            sparse = (isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse for part in made.modules())
+            if any(map(is_lazy, (*made.parameters(), *made.buffers()))) or any(sparse):
                 raise ValueError(
                     f"{self.name}: its module must have parameters of known shapes (nn.Linear, not nn.LazyLinear) and "
                     f"dense gradients (no sparse=True), got {made!r}."
@@ -174,12 +192,25 @@ class ModuleProblem(_Named):
 
     def _check_alike(self, models: Sequence[nn.Module]) -> None:
         """Refuse modules that differ in more than their weights: all tasks are run by the first one's code."""
-        first, *others = ([repr(model), [(n, t.shape) for n, t in model.state_dict().items()]] for model in models)
-        if other := next((each for each in others if each != first), None):
-            raise ValueError(
-                f"{self.name}: make_model gave different modules to two tasks, {first[0]} and {other[0]}. Only their "
-                "weights may differ."
-            )
+        first, *others = map(_anatomy, models)
+        for pair in (pair for other in others for pair in zip_longest(first, other)):
+            if pair[0] != pair[1]:
+                raise ValueError(
+                    f"{self.name}: make_model gave different modules to two tasks: {pair[0]} and {pair[1]}. Only their "
+                    "weights may differ."
+                )
+
+
+def _anatomy(model: nn.Module) -> list[str]:
+    """What a module is made of, a text for each part: its modules, torch's with their settings, and its tensors."""
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    return [
+        *(
+            f"{name} {part if type(part).__module__.startswith('torch.nn.') and not [*part.children()] else type(part)}"
+            for name, part in model.named_modules()
+        ),
+        *(f"{name} of shape {tuple(tensor.shape)}" for name, tensor in tensors),
+    ]
 
 
 def _keeps_statistics(module: nn.Module) -> bool:

@@ -264,7 +264,7 @@ class MetaTrainer:
         except MetaTrainingDivergedError as error:
             history.stopped = "diverged"
             untrained = self.rule.fingerprint() == self._start
-            usually = "A lower output_scale of the rule, or of the losses," if untrained else "A lower meta_lr"
+            usually = "Smaller losses, or a lower output_scale of the rule," if untrained else "A lower meta_lr"
             raise MetaTrainingDivergedError(
                 f"{error} of episode {episode} (epoch {epoch}, meta_lr {settings.meta_lr:g}). The optimizer now holds "
                 f"the best weights so far, those of epoch {history.best.epoch}. {usually} usually helps."
