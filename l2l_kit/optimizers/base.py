@@ -101,7 +101,7 @@ class UpdateRule(nn.Module, ABC):
 
 @torch.no_grad()
 def check_network(network: LSTMRule, *shape: int) -> Memory:
-    """The state before gradients of that shape, or a TypeError for a network of one's own that does not fit to it."""
+    """The state before gradients of that shape, or a TypeError for a network of one's own that does not fit it."""
     name, state = type(network).__name__, network.initial_state(*shape)
     if type(network).__module__.startswith("l2l_kit."):
         return state

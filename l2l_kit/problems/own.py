@@ -48,10 +48,8 @@ class FunctionTasks(StoredTasks):
                 raise ValueError(f"{self.name}: batches gave minibatches of different shapes, {first} and {other}.")
             minibatch = [torch.stack(each).to(device) for each in zip(*drawn, strict=True)]
         try:
-            with (
-                _ONE_AT_A_TIME,
-                sdpa_kernel(SDPBackend.MATH),
-            ):  # vmap would run any other kernel of attention task by task
+            # vmap would run any other kernel of attention task by task.
+            with _ONE_AT_A_TIME, sdpa_kernel(SDPBackend.MATH):
                 return vmap(self.loss)(params, self.data, *minibatch)
         except Exception as error:  # a loss can fail in any way
             if isinstance(error, RuntimeError) and "randomness" in str(error):
