@@ -98,7 +98,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             number = float(value) if isinstance(value, numbers.Real | Tensor) else value
             check_number("LearnedOptimizer", name, number, NotNegative)
         network = self._rule.network_for(group.setdefault("kind", None))
-        if any(part.any() for part in check_network(network, 3)):
+        check_network(network, 3)
+        if any(part.any() for part in network.initial_state(3)):
             raise TypeError(
                 f"{type(network).__name__}.initial_state: expected zeros, with which LearnedOptimizer begins."
             )

@@ -100,11 +100,11 @@ class UpdateRule(nn.Module, ABC):
 
 
 @torch.no_grad()
-def check_network(network: LSTMRule, *shape: int) -> Memory:
-    """The state before gradients of that shape, or a TypeError for a network of one's own that does not fit it."""
-    name, state = type(network).__name__, network.initial_state(*shape)
+def check_network(network: LSTMRule, *shape: int) -> None:
+    """Refuse by a TypeError a network of one's own that does not fit gradients of that shape."""
     if type(network).__module__.startswith("l2l_kit."):
-        return state
+        return
+    name, state = type(network).__name__, network.initial_state(*shape)
     named = isinstance(state, tuple) and bool(getattr(state, "_fields", ()))
     if not named or not all(
         isinstance(part, Tensor) and part.is_floating_point() and part.shape[-len(shape) :] == shape for part in state
@@ -122,7 +122,6 @@ def check_network(network: LSTMRule, *shape: int) -> Memory:
             f"{name}.step: expected updates of shape {shape}, that of the gradients, and a {type(state).__name__} with "
             f"these last axes, got {tuple(update.shape)} and {after!r}."
         )
-    return state
 
 
 def map_state(state: Memory, change: Callable[[Tensor], Tensor]) -> Memory:
